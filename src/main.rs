@@ -1,0 +1,3 @@
+//! The `ankipi` binary.
+
+fn main() {}
