@@ -13,8 +13,10 @@ pub type Result<T> = std::result::Result<T, Error>;
 /// Why a request, or the start of the server, failed.
 #[derive(Debug)]
 pub enum Error {
-    /// The client sent what the protocol does not allow, or what cannot be applied: 400.
+    /// The client sent what the protocol does not allow: 400. An open session survives it.
     BadRequest(String),
+    /// Well-formed, but it cannot be applied to this collection: 400, and the session is rolled back.
+    Refused(String),
     /// Unknown host key, unknown user or wrong password: 403. Clients log out on it, so nothing else may use it.
     Forbidden(String),
     /// No such page: 404.
@@ -43,7 +45,7 @@ impl Error {
     /// The HTTP status that clients see (spec, sync-protocol.md 2.2).
     pub fn status(&self) -> u16 {
         match self {
-            Error::BadRequest(_) => 400,
+            Error::BadRequest(_) | Error::Refused(_) => 400,
             Error::Forbidden(_) => 403,
             Error::NotFound => 404,
             Error::MethodNotAllowed => 405,
@@ -71,6 +73,7 @@ impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Error::BadRequest(text)
+            | Error::Refused(text)
             | Error::Forbidden(text)
             | Error::TooLarge(text)
             | Error::Busy(text)

@@ -1,4 +1,6 @@
 //! ankipi: a self-hosted Anki sync server for small boards.
 
+pub mod cli;
+pub mod config;
 pub mod error;
 pub mod sys;

@@ -3,7 +3,9 @@
 #![allow(unsafe_code)]
 
 use std::io;
-use std::os::fd::RawFd;
+use std::os::fd::{IntoRawFd, RawFd};
+use std::os::unix::net::UnixStream;
+use std::sync::atomic::{AtomicI32, Ordering};
 
 /// One descriptor that `poll` watches; the layout of `struct pollfd`.
 pub type PollFd = libc::pollfd;
@@ -34,4 +36,63 @@ pub fn poll(fds: &mut [PollFd], timeout_ms: i32) -> io::Result<usize> {
         err if err.kind() == io::ErrorKind::Interrupted => Ok(0),
         err => Err(err),
     }
+}
+
+/// Fills the buffer with random bytes from the kernel. Waits for entropy where a board has just booted.
+pub fn random(buffer: &mut [u8]) -> io::Result<()> {
+    let mut filled = 0;
+    while filled < buffer.len() {
+        let rest = &mut buffer[filled..];
+        // SAFETY: the pointer and the length describe the live, exclusively borrowed rest of the buffer.
+        let got = unsafe { libc::getrandom(rest.as_mut_ptr().cast(), rest.len(), 0) };
+        match usize::try_from(got) {
+            Ok(n) => filled += n,
+            Err(_) => match io::Error::last_os_error() {
+                err if err.kind() == io::ErrorKind::Interrupted => {}
+                err => return Err(err),
+            },
+        }
+    }
+    Ok(())
+}
+
+/// Prepares the process before its first thread: files for the owner's eyes only, small thread stacks, and an
+/// allocator that gives memory back.
+pub fn prepare_process() {
+    // SAFETY: umask only sets a number of the process.
+    unsafe { libc::umask(0o077) };
+    // tiny_http makes threads of its own with std's default stack; 2 MiB each would be most of a router's address
+    // space. SAFETY: called first thing in main, while there is one thread.
+    unsafe { std::env::set_var("RUST_MIN_STACK", "131072") };
+    #[cfg(target_env = "gnu")]
+    // SAFETY: mallopt only sets numbers of the allocator. One arena and early give-back keep the peak of one bulk
+    // transfer from staying for ever (facts measured in benches/README.md).
+    unsafe {
+        libc::mallopt(libc::M_ARENA_MAX, 1);
+        libc::mallopt(libc::M_MMAP_THRESHOLD, 64 * 1024);
+        libc::mallopt(libc::M_TRIM_THRESHOLD, 64 * 1024);
+    }
+}
+
+/// The write end of the pipe that `stop_on_signals` made; -1 before.
+static STOP_PIPE: AtomicI32 = AtomicI32::new(-1);
+
+extern "C" fn wake_stop_pipe(_signal: libc::c_int) {
+    let byte = 1u8;
+    // SAFETY: write(2) is async-signal-safe and the byte lives on this stack.
+    unsafe { libc::write(STOP_PIPE.load(Ordering::Relaxed), (&raw const byte).cast(), 1) };
+}
+
+/// Turns SIGTERM and SIGINT into a byte on the returned socket. Call once.
+pub fn stop_on_signals() -> io::Result<UnixStream> {
+    let (reader, writer) = UnixStream::pair()?;
+    writer.set_nonblocking(true)?;
+    STOP_PIPE.store(writer.into_raw_fd(), Ordering::Relaxed);
+    for signal in [libc::SIGTERM, libc::SIGINT] {
+        // SAFETY: the handler only writes to a descriptor that stays open for the life of the process.
+        if unsafe { libc::signal(signal, wake_stop_pipe as *const () as libc::sighandler_t) } == libc::SIG_ERR {
+            return Err(io::Error::last_os_error());
+        }
+    }
+    Ok(reader)
 }
