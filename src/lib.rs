@@ -1,6 +1,9 @@
 //! ankipi: a self-hosted Anki sync server for small boards.
 
+pub mod accounts;
 pub mod cli;
 pub mod config;
 pub mod error;
+pub mod fsutil;
+pub mod spool;
 pub mod sys;
