@@ -52,15 +52,18 @@ pub fn parse(mut args: pico_args::Arguments) -> Result<Command> {
         return Ok(Command::Version);
     }
     let flags = Flags {
-        base: args.opt_value_from_os_str("--base", |dir| Ok::<_, pico_args::Error>(dir.into())).map_err(usage)?,
+        base: args
+            .opt_value_from_os_str("--base", |dir| Ok::<_, pico_args::Error>(dir.into()))
+            .map_err(usage)?,
         host: args.opt_value_from_str("--host").map_err(usage)?,
         port: args.opt_value_from_str("--port").map_err(usage)?,
     };
     match args.finish().first() {
         None => Ok(Command::Serve(flags)),
-        Some(extra) => {
-            Err(Error::Broken(format!("{} is not an option of ankipi; see ankipi --help", extra.to_string_lossy())))
-        }
+        Some(extra) => Err(Error::Broken(format!(
+            "{} is not an option of ankipi; see ankipi --help",
+            extra.to_string_lossy()
+        ))),
     }
 }
 

@@ -70,7 +70,11 @@ impl Config {
     /// Reads the settings from these variables and flags.
     pub fn load(vars: impl Iterator<Item = (String, String)>, flags: Flags) -> Result<Config> {
         let vars: BTreeMap<String, String> = vars.filter(|(key, _)| is_ours(key)).collect();
-        let var = |key: &str| vars.get(key).map(String::as_str).filter(|value| !value.is_empty());
+        let var = |key: &str| {
+            vars.get(key)
+                .map(String::as_str)
+                .filter(|value| !value.is_empty())
+        };
         let config = Config {
             base: match (flags.base, var("SYNC_BASE")) {
                 (Some(dir), _) => dir,
@@ -117,22 +121,27 @@ fn is_ours(key: &str) -> bool {
 fn default_base(home: Option<&str>) -> Result<PathBuf> {
     match home {
         Some(home) => Ok(PathBuf::from(home).join(".syncserver")),
-        None => {
-            Err(Error::Broken("neither SYNC_BASE nor HOME is set: say where the data lives with --base DIR".to_owned()))
-        }
+        None => Err(Error::Broken(
+            "neither SYNC_BASE nor HOME is set: say where the data lives with --base DIR".to_owned(),
+        )),
     }
 }
 
 fn parse<T: std::str::FromStr>(key: &str, value: Option<&str>, default: T) -> Result<T> {
     match value {
         None => Ok(default),
-        Some(text) => text.trim().parse().map_err(|_| Error::Broken(format!("{key}={text} is not understood"))),
+        Some(text) => text
+            .trim()
+            .parse()
+            .map_err(|_| Error::Broken(format!("{key}={text} is not understood"))),
     }
 }
 
 fn megs(key: &str, value: Option<&str>, default: u64) -> Result<u64> {
     match parse(key, value, default)? {
-        0 => Err(Error::Broken(format!("{key}=0 would refuse everything: give a number of MiB"))),
+        0 => Err(Error::Broken(format!(
+            "{key}=0 would refuse everything: give a number of MiB"
+        ))),
         megs => Ok(megs.saturating_mul(MIB)),
     }
 }
@@ -146,14 +155,20 @@ fn user_settings(vars: &BTreeMap<String, String>) -> Result<Vec<UserSetting>> {
     numbered.sort();
     let mut users: Vec<UserSetting> = Vec::with_capacity(numbered.len());
     for (_, key, value) in numbered {
-        let Some((name, password)) = value.split_once(':').filter(|(_, password)| !password.is_empty()) else {
+        let Some((name, password)) = value.split_once(':').filter(|(_, password)| !password.is_empty())
+        else {
             return Err(Error::Broken(format!("{key} must read name:password")));
         };
         check_user_name(key, name)?;
         if users.iter().any(|user| user.name == name) {
-            return Err(Error::Broken(format!("{key}: there is an account '{name}' already")));
+            return Err(Error::Broken(format!(
+                "{key}: there is an account '{name}' already"
+            )));
         }
-        users.push(UserSetting { name: name.to_owned(), password: password.to_owned() });
+        users.push(UserSetting {
+            name: name.to_owned(),
+            password: password.to_owned(),
+        });
     }
     Ok(users)
 }
@@ -175,7 +190,9 @@ mod tests {
     use super::*;
 
     fn load(vars: &[(&str, &str)]) -> Result<Config> {
-        let owned = vars.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned()));
+        let owned = vars
+            .iter()
+            .map(|(key, value)| ((*key).to_owned(), (*value).to_owned()));
         Config::load(owned, Flags::default())
     }
 
@@ -191,7 +208,11 @@ mod tests {
     #[test]
     fn a_gap_in_the_numbers_does_not_drop_the_rest() {
         let config = load(&[("HOME", "/"), ("SYNC_USER10", "c:d:e"), ("SYNC_USER2", "a:b")]).unwrap();
-        let users: Vec<_> = config.users.iter().map(|user| (user.name.as_str(), user.password.as_str())).collect();
+        let users: Vec<_> = config
+            .users
+            .iter()
+            .map(|user| (user.name.as_str(), user.password.as_str()))
+            .collect();
         assert_eq!(users, [("a", "b"), ("c", "d:e")]);
     }
 
@@ -199,11 +220,27 @@ mod tests {
     fn bad_settings_are_named() {
         let cases = [
             (vec![("HOME", "/")], "no account"),
-            (vec![("HOME", "/"), ("SYNC_USER1", "justname")], "SYNC_USER1 must read"),
+            (
+                vec![("HOME", "/"), ("SYNC_USER1", "justname")],
+                "SYNC_USER1 must read",
+            ),
             (vec![("HOME", "/"), ("SYNC_USER1", "../up:x")], "folder's name"),
-            (vec![("HOME", "/"), ("SYNC_USER1", "a:x"), ("SYNC_USER2", "a:y")], "already"),
-            (vec![("HOME", "/"), ("SYNC_USER1", "a:x"), ("SYNC_PORT", "http")], "SYNC_PORT=http"),
-            (vec![("HOME", "/"), ("SYNC_USER1", "a:x"), ("MAX_SYNC_PAYLOAD_MEGS", "0")], "MAX_SYNC_PAYLOAD_MEGS=0"),
+            (
+                vec![("HOME", "/"), ("SYNC_USER1", "a:x"), ("SYNC_USER2", "a:y")],
+                "already",
+            ),
+            (
+                vec![("HOME", "/"), ("SYNC_USER1", "a:x"), ("SYNC_PORT", "http")],
+                "SYNC_PORT=http",
+            ),
+            (
+                vec![
+                    ("HOME", "/"),
+                    ("SYNC_USER1", "a:x"),
+                    ("MAX_SYNC_PAYLOAD_MEGS", "0"),
+                ],
+                "MAX_SYNC_PAYLOAD_MEGS=0",
+            ),
             (vec![("SYNC_USER1", "a:x")], "--base DIR"),
         ];
         for (vars, expected) in cases {

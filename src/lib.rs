@@ -7,3 +7,4 @@ pub mod error;
 pub mod fsutil;
 pub mod spool;
 pub mod sys;
+pub mod wire;

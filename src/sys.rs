@@ -90,7 +90,8 @@ pub fn stop_on_signals() -> io::Result<UnixStream> {
     STOP_PIPE.store(writer.into_raw_fd(), Ordering::Relaxed);
     for signal in [libc::SIGTERM, libc::SIGINT] {
         // SAFETY: the handler only writes to a descriptor that stays open for the life of the process.
-        if unsafe { libc::signal(signal, wake_stop_pipe as *const () as libc::sighandler_t) } == libc::SIG_ERR {
+        if unsafe { libc::signal(signal, wake_stop_pipe as *const () as libc::sighandler_t) } == libc::SIG_ERR
+        {
             return Err(io::Error::last_os_error());
         }
     }

@@ -1,0 +1,289 @@
+//! Unchunked changes on the wire (sync-protocol.md 6.5):
+//! `{"changes":{"models":[..],"decks":[[decks],[options]],"tags":[..],"conf":{..},"crt":n}}`.
+//!
+//! Objects are handed on as JSON text; `translate` knows what is inside.
+
+use std::fmt;
+use std::io::Read;
+
+use serde::de::{DeserializeSeed, Deserializer, Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde_json::value::RawValue;
+
+use super::int::Int;
+use super::stream::{Context, List, end_of_row, parse};
+use crate::error::Result;
+
+/// Takes the changes as they are parsed.
+pub trait ChangeSink {
+    /// A notetype in schema-11 JSON.
+    fn notetype(&mut self, json: &str) -> Result<()>;
+    /// A deck in schema-11 JSON.
+    fn deck(&mut self, json: &str) -> Result<()>;
+    /// Deck options in schema-11 JSON.
+    fn deck_config(&mut self, json: &str) -> Result<()>;
+    /// A tag's name.
+    fn tag(&mut self, name: &str) -> Result<()>;
+    /// The client's config follows, whole.
+    fn replace_config(&mut self) -> Result<()>;
+    /// An entry of the client's config.
+    fn config_entry(&mut self, key: &str, json: &str) -> Result<()>;
+    /// The collection's creation stamp, seconds.
+    fn created(&mut self, stamp: i64) -> Result<()>;
+}
+
+/// Reads the body of `applyChanges`. One object at a time is in memory, of at most `max_object_bytes`.
+pub fn read(input: impl Read, max_object_bytes: u64, sink: &mut impl ChangeSink) -> Result<()> {
+    parse(input, max_object_bytes, |context| Envelope { context, sink })
+}
+
+struct Envelope<'a, S> {
+    context: Context,
+    sink: &'a mut S,
+}
+
+impl<'de, S: ChangeSink> DeserializeSeed<'de> for Envelope<'_, S> {
+    type Value = ();
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> std::result::Result<(), D::Error> {
+        deserializer.deserialize_map(self)
+    }
+}
+
+impl<'de, S: ChangeSink> Visitor<'de> for Envelope<'_, S> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object with changes")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> std::result::Result<(), A::Error> {
+        let mut found = false;
+        while let Some(key) = map.next_key::<String>()? {
+            match key.as_str() {
+                "changes" => {
+                    found = true;
+                    map.next_value_seed(Changes {
+                        context: &self.context,
+                        sink: self.sink,
+                    })?;
+                }
+                _ => drop(map.next_value::<IgnoredAny>()?),
+            }
+            self.context.element_done();
+        }
+        match found {
+            true => Ok(()),
+            false => Err(A::Error::custom("missing key changes")),
+        }
+    }
+}
+
+struct Changes<'a, S> {
+    context: &'a Context,
+    sink: &'a mut S,
+}
+
+impl<'de, S: ChangeSink> DeserializeSeed<'de> for Changes<'_, S> {
+    type Value = ();
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> std::result::Result<(), D::Error> {
+        deserializer.deserialize_map(self)
+    }
+}
+
+impl<'de, S: ChangeSink> Visitor<'de> for Changes<'_, S> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object with models, decks and tags")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> std::result::Result<(), A::Error> {
+        let (context, sink) = (self.context, self.sink);
+        let mut required = 0;
+        while let Some(key) = map.next_key::<String>()? {
+            match key.as_str() {
+                "models" => {
+                    required += 1;
+                    map.next_value_seed(List::new(context, |json: Box<RawValue>| {
+                        sink.notetype(json.get())
+                    }))?;
+                }
+                "decks" => {
+                    required += 1;
+                    map.next_value_seed(Decks { context, sink })?;
+                }
+                "tags" => {
+                    required += 1;
+                    map.next_value_seed(List::new(context, |name: String| sink.tag(&name)))?;
+                }
+                "conf" => map.next_value_seed(Config { context, sink })?,
+                "crt" => {
+                    if let Some(stamp) = map.next_value::<Option<Int>>()? {
+                        context.check::<(), A::Error>(sink.created(stamp.0))?;
+                    }
+                }
+                _ => drop(map.next_value::<IgnoredAny>()?),
+            }
+            context.element_done();
+        }
+        match required >= 3 {
+            true => Ok(()),
+            false => Err(A::Error::custom("changes need models, decks and tags")),
+        }
+    }
+}
+
+struct Decks<'a, S> {
+    context: &'a Context,
+    sink: &'a mut S,
+}
+
+impl<'de, S: ChangeSink> DeserializeSeed<'de> for Decks<'_, S> {
+    type Value = ();
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> std::result::Result<(), D::Error> {
+        deserializer.deserialize_seq(self)
+    }
+}
+
+impl<'de, S: ChangeSink> Visitor<'de> for Decks<'_, S> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a pair of lists: decks and options")
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut pair: A) -> std::result::Result<(), A::Error> {
+        let (context, sink) = (self.context, self.sink);
+        let decks =
+            pair.next_element_seed(List::new(context, |json: Box<RawValue>| sink.deck(json.get())))?;
+        let configs = pair.next_element_seed(List::new(context, |json: Box<RawValue>| {
+            sink.deck_config(json.get())
+        }))?;
+        if decks.is_none() || configs.is_none() {
+            return Err(A::Error::custom(
+                "decks need a list of decks and a list of options",
+            ));
+        }
+        end_of_row(&mut pair)
+    }
+}
+
+struct Config<'a, S> {
+    context: &'a Context,
+    sink: &'a mut S,
+}
+
+impl<'de, S: ChangeSink> DeserializeSeed<'de> for Config<'_, S> {
+    type Value = ();
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> std::result::Result<(), D::Error> {
+        deserializer.deserialize_any(self)
+    }
+}
+
+impl<'de, S: ChangeSink> Visitor<'de> for Config<'_, S> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object of config entries")
+    }
+
+    fn visit_unit<E>(self) -> std::result::Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> std::result::Result<(), A::Error> {
+        self.context.check::<(), A::Error>(self.sink.replace_config())?;
+        while let Some((key, value)) = map.next_entry::<String, Box<RawValue>>()? {
+            self.context
+                .check::<(), A::Error>(self.sink.config_entry(&key, value.get()))?;
+            self.context.element_done();
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Default)]
+    struct Seen(Vec<String>);
+
+    impl ChangeSink for Seen {
+        fn notetype(&mut self, json: &str) -> Result<()> {
+            self.0.push(format!("notetype {json}"));
+            Ok(())
+        }
+        fn deck(&mut self, json: &str) -> Result<()> {
+            self.0.push(format!("deck {json}"));
+            Ok(())
+        }
+        fn deck_config(&mut self, json: &str) -> Result<()> {
+            self.0.push(format!("options {json}"));
+            Ok(())
+        }
+        fn tag(&mut self, name: &str) -> Result<()> {
+            self.0.push(format!("tag {name}"));
+            Ok(())
+        }
+        fn replace_config(&mut self) -> Result<()> {
+            self.0.push("config".to_owned());
+            Ok(())
+        }
+        fn config_entry(&mut self, key: &str, json: &str) -> Result<()> {
+            self.0.push(format!("{key} = {json}"));
+            Ok(())
+        }
+        fn created(&mut self, stamp: i64) -> Result<()> {
+            self.0.push(format!("crt {stamp}"));
+            Ok(())
+        }
+    }
+
+    fn seen(body: &str) -> Result<Vec<String>> {
+        let mut sink = Seen::default();
+        read(body.as_bytes(), 1 << 20, &mut sink)?;
+        Ok(sink.0)
+    }
+
+    #[test]
+    fn objects_are_handed_on_as_the_text_they_came_in() {
+        let body = r#"{"changes":{"models":[{"id":1.50}],"decks":[[{"a":1}],[{"b":2}]],"tags":["x::y"],
+            "conf":{"k":[1,2.50],"n":null},"crt":7,"new":1}}"#;
+        let expected = [
+            r#"notetype {"id":1.50}"#,
+            r#"deck {"a":1}"#,
+            r#"options {"b":2}"#,
+            "tag x::y",
+            "config",
+            "k = [1,2.50]",
+            "n = null",
+            "crt 7",
+        ];
+        assert_eq!(seen(body).unwrap(), expected);
+    }
+
+    #[test]
+    fn config_and_stamp_may_be_null_or_missing() {
+        let body = r#"{"changes":{"models":[],"decks":[[],[]],"tags":[],"conf":null,"crt":null}}"#;
+        assert!(seen(body).unwrap().is_empty());
+    }
+
+    #[test]
+    fn other_shapes_are_bad_requests() {
+        for body in [
+            "{}",
+            r#"{"changes":{}}"#,
+            r#"{"changes":{"models":[],"decks":[[]],"tags":[]}}"#,
+            r#"{"changes":{"models":[],"decks":[[],[],[]],"tags":[]}}"#,
+            r#"{"changes":{"models":{},"decks":[[],[]],"tags":[]}}"#,
+            r#"{"changes":{"models":[],"decks":[[],[]],"tags":[1]}}"#,
+            r#"{"changes":{"models":[],"decks":[[],[]],"tags":[],"conf":[]}}"#,
+        ] {
+            assert_eq!(seen(body).unwrap_err().status(), 400, "{body}");
+        }
+    }
+}

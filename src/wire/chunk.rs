@@ -1,0 +1,417 @@
+//! Rows of cards, notes and reviews on the wire (collection-format.md 11): positional arrays in
+//! `{"done":bool,"revlog":[..],"cards":[..],"notes":[..]}`.
+
+use std::fmt;
+use std::io::{self, Read, Write};
+
+use serde::de::{
+    Deserialize, DeserializeSeed, Deserializer, Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor,
+};
+
+use super::int::{Int, Text};
+use super::stream::{Context, List, end_of_row, parse, required};
+use crate::error::Result;
+
+/// The integer columns of a card, in the order of the wire and of the table.
+pub const CARD_INTS: usize = 17;
+
+/// A row of `cards`: 17 integers (id, nid, did, ord, mod, usn, type, queue, due, ivl, factor, reps, lapses, left,
+/// odue, odid, flags) and the data text. The integers are in the range of their column.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Card {
+    /// The integer columns.
+    pub ints: [i64; CARD_INTS],
+    /// The `data` column, kept as it came.
+    pub data: String,
+}
+
+impl Card {
+    /// Position of `id` in `ints`.
+    pub const ID: usize = 0;
+    /// Position of `mod` in `ints`.
+    pub const MODIFIED: usize = 4;
+    /// Position of `usn` in `ints`.
+    pub const USN: usize = 5;
+
+    /// Brings numbers that clients could not read into their range, as the official server does where it accepts
+    /// them (due dates keep their low 32 bits) and by the nearest value where it refuses.
+    pub fn fit(ints: [i64; CARD_INTS]) -> [i64; CARD_INTS] {
+        let [
+            id,
+            nid,
+            did,
+            ord,
+            modified,
+            usn,
+            kind,
+            queue,
+            due,
+            ivl,
+            factor,
+            reps,
+            lapses,
+            left,
+            odue,
+            odid,
+            flags,
+        ] = ints;
+        [
+            id,
+            nid,
+            did,
+            ord.clamp(0, u16::MAX.into()),
+            modified,
+            fit_i32(usn),
+            kind.clamp(0, 3),
+            queue.clamp(-3, 4),
+            low_i32(due),
+            low_u32(ivl),
+            factor.clamp(0, u16::MAX.into()),
+            fit_u32(reps),
+            fit_u32(lapses),
+            fit_u32(left),
+            low_i32(odue),
+            odid,
+            flags.clamp(0, u8::MAX.into()),
+        ]
+    }
+}
+
+/// A row of `revlog`: id, cid, usn, ease, ivl, lastIvl, factor, time, type.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Revlog {
+    /// The columns, each in its range.
+    pub ints: [i64; 9],
+}
+
+impl Revlog {
+    /// Position of `usn` in `ints`.
+    pub const USN: usize = 2;
+
+    /// As `Card::fit`.
+    pub fn fit(ints: [i64; 9]) -> [i64; 9] {
+        let [id, cid, usn, ease, ivl, last_ivl, factor, time, kind] = ints;
+        [
+            id,
+            cid,
+            fit_i32(usn),
+            ease.clamp(0, u8::MAX.into()),
+            low_i32(ivl),
+            low_i32(last_ivl),
+            low_u32(factor),
+            low_u32(time),
+            if (0..=5).contains(&kind) { kind } else { 0 },
+        ]
+    }
+}
+
+/// A row of `notes` without the columns that the receiver computes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Note {
+    /// Note id.
+    pub id: i64,
+    /// Globally unique id.
+    pub guid: String,
+    /// Notetype id.
+    pub notetype_id: i64,
+    /// Modified stamp, seconds.
+    pub modified: i64,
+    /// Update sequence number.
+    pub usn: i64,
+    /// Tags, separated by spaces.
+    pub tags: String,
+    /// Fields, separated by U+001F.
+    pub fields: String,
+}
+
+fn fit_i32(value: i64) -> i64 {
+    value.clamp(i32::MIN.into(), i32::MAX.into())
+}
+
+fn fit_u32(value: i64) -> i64 {
+    value.clamp(0, u32::MAX.into())
+}
+
+fn low_i32(value: i64) -> i64 {
+    i64::from(value as i32)
+}
+
+fn low_u32(value: i64) -> i64 {
+    i64::from(value.max(0) as u32)
+}
+
+/// Takes the rows of a chunk as they are parsed, in whatever order the client sent them.
+pub trait RowSink {
+    /// A review.
+    fn revlog(&mut self, row: Revlog) -> Result<()>;
+    /// A card.
+    fn card(&mut self, row: Card) -> Result<()>;
+    /// A note.
+    fn note(&mut self, row: Note) -> Result<()>;
+}
+
+/// Reads the body of `applyChunk`: `{"chunk": chunk}`. One row at a time is in memory, of at most `max_row_bytes`.
+pub fn read(input: impl Read, max_row_bytes: u64, sink: &mut impl RowSink) -> Result<()> {
+    parse(input, max_row_bytes, |context| Envelope { context, sink })
+}
+
+struct Envelope<'a, S> {
+    context: Context,
+    sink: &'a mut S,
+}
+
+impl<'de, S: RowSink> DeserializeSeed<'de> for Envelope<'_, S> {
+    type Value = ();
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> std::result::Result<(), D::Error> {
+        deserializer.deserialize_map(self)
+    }
+}
+
+impl<'de, S: RowSink> Visitor<'de> for Envelope<'_, S> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object with chunk")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> std::result::Result<(), A::Error> {
+        let mut found = false;
+        while let Some(key) = map.next_key::<String>()? {
+            match key.as_str() {
+                "chunk" => {
+                    found = true;
+                    map.next_value_seed(Rows {
+                        context: &self.context,
+                        sink: self.sink,
+                    })?;
+                }
+                _ => drop(map.next_value::<IgnoredAny>()?),
+            }
+            self.context.element_done();
+        }
+        match found {
+            true => Ok(()),
+            false => Err(A::Error::custom("missing key chunk")),
+        }
+    }
+}
+
+struct Rows<'a, S> {
+    context: &'a Context,
+    sink: &'a mut S,
+}
+
+impl<'de, S: RowSink> DeserializeSeed<'de> for Rows<'_, S> {
+    type Value = ();
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> std::result::Result<(), D::Error> {
+        deserializer.deserialize_map(self)
+    }
+}
+
+impl<'de, S: RowSink> Visitor<'de> for Rows<'_, S> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("lists of reviews, cards and notes")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> std::result::Result<(), A::Error> {
+        let (context, sink) = (self.context, self.sink);
+        while let Some(key) = map.next_key::<String>()? {
+            match key.as_str() {
+                "revlog" => map.next_value_seed(List::new(context, |row| sink.revlog(row)))?,
+                "cards" => map.next_value_seed(List::new(context, |row| sink.card(row)))?,
+                "notes" => map.next_value_seed(List::new(context, |row| sink.note(row)))?,
+                _ => drop(map.next_value::<IgnoredAny>()?),
+            }
+            context.element_done();
+        }
+        Ok(())
+    }
+}
+
+fn ints<'de, const N: usize, A: SeqAccess<'de>>(row: &mut A) -> std::result::Result<[i64; N], A::Error> {
+    let mut ints = [0; N];
+    for int in &mut ints {
+        *int = required::<Int, A>(row)?.0;
+    }
+    Ok(ints)
+}
+
+/// Implements Deserialize for a row type by a function over its elements.
+macro_rules! row {
+    ($row:ident, $what:literal, $read:expr) => {
+        impl<'de> Deserialize<'de> for $row {
+            fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<$row, D::Error> {
+                struct RowVisitor;
+                impl<'de> Visitor<'de> for RowVisitor {
+                    type Value = $row;
+                    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                        f.write_str($what)
+                    }
+                    fn visit_seq<A: SeqAccess<'de>>(self, mut row: A) -> std::result::Result<$row, A::Error> {
+                        let read: fn(&mut A) -> std::result::Result<$row, A::Error> = $read;
+                        let parsed = read(&mut row)?;
+                        end_of_row(&mut row)?;
+                        Ok(parsed)
+                    }
+                }
+                deserializer.deserialize_seq(RowVisitor)
+            }
+        }
+    };
+}
+
+row!(Card, "the row of a card", |row| {
+    Ok(Card {
+        ints: Card::fit(ints(row)?),
+        data: required::<Text, A>(row)?.0,
+    })
+});
+
+row!(Revlog, "the row of a review", |row| {
+    let [id, cid, usn, ease, ivl, last_ivl, factor, time] = ints(row)?;
+    let kind = row.next_element::<Int>()?.unwrap_or_default().0;
+    Ok(Revlog {
+        ints: Revlog::fit([id, cid, usn, ease, ivl, last_ivl, factor, time, kind]),
+    })
+});
+
+row!(Note, "the row of a note", |row| {
+    let note = Note {
+        id: required::<Int, A>(row)?.0,
+        guid: required::<Text, A>(row)?.0,
+        notetype_id: required::<Int, A>(row)?.0,
+        modified: required::<Int, A>(row)?.0,
+        usn: fit_i32(required::<Int, A>(row)?.0),
+        tags: required::<Text, A>(row)?.0,
+        fields: required::<Text, A>(row)?.0,
+    };
+    for _computed_by_the_receiver in ["sfld", "csum", "flags", "data"] {
+        required::<IgnoredAny, A>(row)?;
+    }
+    Ok(note)
+});
+
+/// Writes one row of integers, without and with a text at the end.
+fn write_ints(out: &mut impl Write, ints: &[i64], text: Option<&str>) -> io::Result<()> {
+    for (i, int) in ints.iter().enumerate() {
+        write!(out, "{}{int}", if i == 0 { '[' } else { ',' })?;
+    }
+    if let Some(text) = text {
+        out.write_all(b",")?;
+        serde_json::to_writer(&mut *out, text)?;
+    }
+    out.write_all(b"]")
+}
+
+/// Writes a card's row.
+pub fn write_card(out: &mut impl Write, ints: &[i64; CARD_INTS], data: &str) -> io::Result<()> {
+    write_ints(out, ints, Some(data))
+}
+
+/// Writes a review's row.
+pub fn write_revlog(out: &mut impl Write, row: &Revlog) -> io::Result<()> {
+    write_ints(out, &row.ints, None)
+}
+
+/// Writes a note's row; sort field and checksum are always sent empty.
+pub fn write_note(
+    out: &mut impl Write,
+    [id, notetype_id, modified, usn]: [i64; 4],
+    [guid, tags, fields]: [&str; 3],
+) -> io::Result<()> {
+    write!(out, "[{id},")?;
+    serde_json::to_writer(&mut *out, guid)?;
+    write!(out, ",{notetype_id},{modified},{usn},")?;
+    serde_json::to_writer(&mut *out, tags)?;
+    out.write_all(b",")?;
+    serde_json::to_writer(&mut *out, fields)?;
+    out.write_all(br#","","",0,""]"#)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Default)]
+    struct Seen(Vec<String>);
+
+    impl RowSink for Seen {
+        fn revlog(&mut self, row: Revlog) -> Result<()> {
+            let mut out = Vec::new();
+            write_revlog(&mut out, &row).unwrap();
+            self.0.push(String::from_utf8(out).unwrap());
+            Ok(())
+        }
+        fn card(&mut self, row: Card) -> Result<()> {
+            let mut out = Vec::new();
+            write_card(&mut out, &row.ints, &row.data).unwrap();
+            self.0.push(String::from_utf8(out).unwrap());
+            Ok(())
+        }
+        fn note(&mut self, row: Note) -> Result<()> {
+            let mut out = Vec::new();
+            let ints = [row.id, row.notetype_id, row.modified, row.usn];
+            write_note(&mut out, ints, [&row.guid, &row.tags, &row.fields]).unwrap();
+            self.0.push(String::from_utf8(out).unwrap());
+            Ok(())
+        }
+    }
+
+    fn seen(body: &str) -> Result<Vec<String>> {
+        let mut sink = Seen::default();
+        read(body.as_bytes(), 1 << 20, &mut sink)?;
+        Ok(sink.0)
+    }
+
+    const CARD: &str = r#"[1,2,3,0,4,5,2,1,6,7,0,1,0,1,0,0,0,"{\"pos\":2}"]"#;
+    const REVLOG: &str = "[1,2,2,3,-600,0,0,0,0]";
+    const NOTE: &str = r#"[1,"A^Tw",2,3,4," t2 ","a\u001fb","","",0,""]"#;
+
+    #[test]
+    fn rows_survive_unchanged() {
+        let body =
+            format!(r#"{{"chunk":{{"done":true,"revlog":[{REVLOG}],"cards":[{CARD}],"notes":[{NOTE}]}}}}"#);
+        assert_eq!(seen(&body).unwrap(), [REVLOG, CARD, NOTE]);
+    }
+
+    #[test]
+    fn numbers_of_old_clients_are_understood_and_brought_into_range() {
+        let card = r#"["1",2,3,70000,4.9,5,9,-9,99999999999,-1,-5,null,0,1,0,0,300,null]"#;
+        let body = format!(r#"{{"chunk":{{"cards":[{card}],"revlog":[[1,2,3,4,5,6,7.5,-8]]}}}}"#);
+        let expected = [
+            r#"[1,2,3,65535,4,5,3,-3,1215752191,0,0,0,0,1,0,0,255,""]"#,
+            "[1,2,3,4,5,6,7,0,0]",
+        ];
+        assert_eq!(seen(&body).unwrap(), expected);
+    }
+
+    #[test]
+    fn other_shapes_are_bad_requests() {
+        for body in [
+            "",
+            "null",
+            "{}",
+            r#"{"chunk":[]}"#,
+            r#"{"chunk":{"cards":{}}}"#,
+            r#"{"chunk":{"cards":[[1,2,3]]}}"#,
+            r#"{"chunk":{"cards":[[1,2,3,0,4,5,2,1,6,7,0,1,0,1,0,0,0,"",1]]}}"#,
+            r#"{"chunk":{"cards":[[1,2,3,0,4,5,2,1,6,7,0,1,0,1,0,0,0,{}]]}}"#,
+            r#"{"chunk":{"revlog":[[1,2,2,3,-600,0,0,0,0,0]]}}"#,
+            r#"{"chunk":{"notes":[[1,"A",2,3,4,"",5,"","",0,""]]}}"#,
+            r#"{"chunk":{"notes":[[1,"A",2,3,4,"","f","","",0,""]"#,
+        ] {
+            assert_eq!(seen(body).unwrap_err().status(), 400, "{body}");
+        }
+    }
+
+    #[test]
+    fn a_row_over_the_limit_is_refused() {
+        let long = "x".repeat(2 << 20);
+        let body = format!(r#"{{"chunk":{{"notes":[[1,"A",2,3,4,"","{long}","","",0,""]]}}}}"#);
+        assert_eq!(seen(&body).unwrap_err().status(), 413);
+    }
+}

@@ -1,0 +1,207 @@
+//! Deletions on the wire: `{"cards":[id],"notes":[id],"decks":[id]}` (collection-format.md 11).
+
+use std::fmt;
+use std::io::Read;
+
+use serde::de::{DeserializeSeed, Deserializer, Error as _, IgnoredAny, MapAccess, Visitor};
+
+use super::int::Int;
+use super::stream::{Context, List, parse};
+use crate::error::Result;
+
+/// What was deleted; the numbers are those of the `graves` table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum GraveKind {
+    /// A card.
+    Card = 0,
+    /// A note.
+    Note = 1,
+    /// A deck.
+    Deck = 2,
+}
+
+impl GraveKind {
+    /// The kinds with their keys.
+    pub const ALL: [(GraveKind, &'static str); 3] = [
+        (GraveKind::Card, "cards"),
+        (GraveKind::Note, "notes"),
+        (GraveKind::Deck, "decks"),
+    ];
+
+    fn of_key(key: &str) -> Option<GraveKind> {
+        GraveKind::ALL
+            .iter()
+            .find(|(_, name)| *name == key)
+            .map(|(kind, _)| *kind)
+    }
+}
+
+/// A list of deletions is short for each element; the bound only has to stop endless numbers.
+const MAX_ELEMENT_BYTES: u64 = 64 * 1024;
+
+/// Reads the body of `applyGraves`: `{"chunk": graves}`. Each id goes to `each`.
+pub fn read_chunk(input: impl Read, each: impl FnMut(GraveKind, i64) -> Result<()>) -> Result<()> {
+    read(input, "chunk", true, each)
+}
+
+/// Reads the graves inside the body of `start`, where old clients put them; they may be missing or null.
+pub fn read_in_start(input: impl Read, each: impl FnMut(GraveKind, i64) -> Result<()>) -> Result<()> {
+    read(input, "graves", false, each)
+}
+
+fn read(
+    input: impl Read,
+    key: &'static str,
+    required: bool,
+    mut each: impl FnMut(GraveKind, i64) -> Result<()>,
+) -> Result<()> {
+    parse(input, MAX_ELEMENT_BYTES, |context| Envelope {
+        context,
+        key,
+        required,
+        each: &mut each,
+    })
+}
+
+struct Envelope<'a, F> {
+    context: Context,
+    key: &'static str,
+    required: bool,
+    each: &'a mut F,
+}
+
+impl<'de, F: FnMut(GraveKind, i64) -> Result<()>> DeserializeSeed<'de> for Envelope<'_, F> {
+    type Value = ();
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> std::result::Result<(), D::Error> {
+        deserializer.deserialize_map(self)
+    }
+}
+
+impl<'de, F: FnMut(GraveKind, i64) -> Result<()>> Visitor<'de> for Envelope<'_, F> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "an object with {}", self.key)
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> std::result::Result<(), A::Error> {
+        let mut found = false;
+        while let Some(key) = map.next_key::<String>()? {
+            if key == self.key {
+                found = true;
+                map.next_value_seed(Graves {
+                    context: &self.context,
+                    required: self.required,
+                    each: self.each,
+                })?;
+            } else {
+                map.next_value::<IgnoredAny>()?;
+            }
+            self.context.element_done();
+        }
+        match found || !self.required {
+            true => Ok(()),
+            false => Err(A::Error::custom(format_args!("missing key {}", self.key))),
+        }
+    }
+}
+
+struct Graves<'a, F> {
+    context: &'a Context,
+    required: bool,
+    each: &'a mut F,
+}
+
+impl<'de, F: FnMut(GraveKind, i64) -> Result<()>> DeserializeSeed<'de> for Graves<'_, F> {
+    type Value = ();
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> std::result::Result<(), D::Error> {
+        deserializer.deserialize_any(self)
+    }
+}
+
+impl<'de, F: FnMut(GraveKind, i64) -> Result<()>> Visitor<'de> for Graves<'_, F> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("lists of deleted cards, notes and decks")
+    }
+
+    fn visit_unit<E: serde::de::Error>(self) -> std::result::Result<(), E> {
+        match self.required {
+            true => Err(E::custom("no graves")),
+            false => Ok(()),
+        }
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> std::result::Result<(), A::Error> {
+        let each = self.each;
+        let mut lists = 0;
+        while let Some(key) = map.next_key::<String>()? {
+            match GraveKind::of_key(&key) {
+                Some(kind) => {
+                    lists += 1;
+                    map.next_value_seed(List::new(self.context, |id: Int| each(kind, id.0)))?;
+                }
+                None => drop(map.next_value::<IgnoredAny>()?),
+            }
+            self.context.element_done();
+        }
+        match lists >= GraveKind::ALL.len() {
+            true => Ok(()),
+            false => Err(A::Error::custom("graves need cards, notes and decks")),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn graves(text: &str) -> Result<Vec<(GraveKind, i64)>> {
+        let mut found = Vec::new();
+        read_chunk(text.as_bytes(), |kind, id| {
+            found.push((kind, id));
+            Ok(())
+        })?;
+        Ok(found)
+    }
+
+    #[test]
+    fn ids_come_as_numbers_or_strings_in_any_order() {
+        let found = graves(r#"{"x":[1],"chunk":{"decks":["7"],"notes":[],"cards":[1,2],"new":{}}}"#).unwrap();
+        assert_eq!(
+            found,
+            [(GraveKind::Deck, 7), (GraveKind::Card, 1), (GraveKind::Card, 2)]
+        );
+    }
+
+    #[test]
+    fn other_shapes_are_bad_requests() {
+        for text in [
+            "",
+            "[]",
+            "{}",
+            r#"{"chunk":null}"#,
+            r#"{"chunk":{"cards":[]}}"#,
+            r#"{"chunk":{"cards":[{}],"notes":[],"decks":[]}}"#,
+            r#"{"chunk":{"cards":[],"notes":[],"decks":[]}} x"#,
+        ] {
+            assert_eq!(graves(text).unwrap_err().status(), 400, "{text}");
+        }
+    }
+
+    #[test]
+    fn start_may_lack_graves() {
+        for text in [r#"{"minUsn":1}"#, r#"{"minUsn":1,"graves":null}"#] {
+            read_in_start(text.as_bytes(), |_, _| panic!("no grave was sent")).unwrap();
+        }
+    }
+
+    #[test]
+    fn an_endless_number_is_refused_in_bounded_memory() {
+        let text = format!(r#"{{"chunk":{{"cards":["{}"]}}}}"#, "1".repeat(1 << 20));
+        assert_eq!(graves(&text).unwrap_err().status(), 413);
+    }
+}

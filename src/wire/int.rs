@@ -1,0 +1,58 @@
+//! Numbers and texts as clients really send them: old ones copy REAL and NULL straight from SQLite, and write ids as
+//! strings (sync-protocol.md 6.3, 6.7). What was meant is clear, so it is taken.
+
+use std::fmt;
+
+use serde::de::{Deserialize, Deserializer, Error, Visitor};
+
+/// An integer; fractions are cut off, `null` is 0, decimal strings are read.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Int(pub i64);
+
+impl<'de> Deserialize<'de> for Int {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Int, D::Error> {
+        deserializer.deserialize_any(IntVisitor)
+    }
+}
+
+struct IntVisitor;
+
+impl Visitor<'_> for IntVisitor {
+    type Value = Int;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a number")
+    }
+
+    fn visit_i64<E>(self, value: i64) -> Result<Int, E> {
+        Ok(Int(value))
+    }
+
+    fn visit_u64<E>(self, value: u64) -> Result<Int, E> {
+        Ok(Int(i64::try_from(value).unwrap_or(i64::MAX)))
+    }
+
+    fn visit_f64<E>(self, value: f64) -> Result<Int, E> {
+        Ok(Int(value as i64)) // saturates
+    }
+
+    fn visit_unit<E>(self) -> Result<Int, E> {
+        Ok(Int(0))
+    }
+
+    fn visit_str<E: Error>(self, text: &str) -> Result<Int, E> {
+        text.parse()
+            .map(Int)
+            .map_err(|_| E::custom("a text where a number is due"))
+    }
+}
+
+/// A string; `null` is the empty one.
+#[derive(Clone, Debug, Default)]
+pub struct Text(pub String);
+
+impl<'de> Deserialize<'de> for Text {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Text, D::Error> {
+        Option::<String>::deserialize(deserializer).map(|text| Text(text.unwrap_or_default()))
+    }
+}

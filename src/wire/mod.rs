@@ -1,0 +1,192 @@
+//! The JSON shapes of the protocol, and nothing else: no I/O of its own, no SQL, no HTTP.
+//!
+//! Lists whose length a client chooses are never collected: the readers here hand each element to a sink as it is
+//! parsed. Shapes follow spec sync-protocol.md 6 and collection-format.md 11.
+
+pub mod changes;
+pub mod chunk;
+pub mod graves;
+mod int;
+mod stream;
+
+use serde::{Deserialize, Serialize};
+
+/// The `anki-sync` request header of protocol 11 (sync-protocol.md 4).
+#[derive(Deserialize)]
+pub struct SyncHeader {
+    /// The sync version of the encoding.
+    #[serde(rename = "v")]
+    pub sync_version: u64,
+    /// Host key; empty for `hostKey`.
+    #[serde(rename = "k")]
+    pub hkey: String,
+    /// Client version, short form.
+    #[serde(rename = "c")]
+    pub client: String,
+    /// Session key.
+    #[serde(rename = "s")]
+    pub skey: String,
+}
+
+/// `hostKey` request.
+#[derive(Deserialize)]
+pub struct LoginRequest {
+    /// User name.
+    #[serde(rename = "u")]
+    pub user: String,
+    /// Password as typed.
+    #[serde(rename = "p")]
+    pub password: String,
+}
+
+/// `hostKey` reply.
+#[derive(Serialize)]
+pub struct LoginReply {
+    /// The host key.
+    pub key: String,
+}
+
+/// `meta` request.
+#[derive(Deserialize)]
+pub struct MetaRequest {
+    /// Sync version of the client.
+    #[serde(rename = "v")]
+    pub sync_version: u64,
+    /// Client version, long form.
+    #[serde(rename = "cv")]
+    pub client: String,
+}
+
+/// `meta` reply; every key is required by some client (sync-protocol.md 6.2).
+#[derive(Serialize)]
+pub struct MetaReply {
+    /// Modified stamp, ms.
+    #[serde(rename = "mod")]
+    pub modified: i64,
+    /// Schema stamp, ms.
+    #[serde(rename = "scm")]
+    pub schema: i64,
+    /// The usn that objects of the coming sync will carry.
+    pub usn: i32,
+    /// Server clock, seconds; clients refuse more than 300 s of difference.
+    #[serde(rename = "ts")]
+    pub now: i64,
+    /// A text for the user.
+    #[serde(rename = "msg")]
+    pub message: &'static str,
+    /// Whether the client may go on.
+    #[serde(rename = "cont")]
+    pub go_on: bool,
+    /// AnkiWeb's host number; must be 0 elsewhere.
+    #[serde(rename = "hostNum")]
+    pub host_number: u32,
+    /// Whether the collection has no cards.
+    pub empty: bool,
+    /// The last usn of the media store.
+    pub media_usn: i32,
+}
+
+/// `start` request without its graves, which `graves::read_in_start` streams.
+#[derive(Deserialize)]
+pub struct StartRequest {
+    /// Everything on the server from this usn on is news to the client.
+    #[serde(rename = "minUsn")]
+    pub client_usn: i32,
+    /// Whether the client's collection was modified last; then its config wins.
+    #[serde(rename = "lnewer")]
+    pub client_is_newer: bool,
+}
+
+/// `sanityCheck2` request. The list is kept as it came: old clients send a text when their own check failed.
+#[derive(Deserialize)]
+pub struct SanityRequest {
+    /// `[[new, lrn, rev], cards, notes, revlog, graves, notetypes, decks, options]`
+    pub client: SanitySide,
+}
+
+/// One side of a sanity check.
+#[derive(Deserialize)]
+#[serde(untagged)]
+pub enum SanitySide {
+    /// Counts; the due counts and the graves are not compared.
+    Counts(([u32; 3], u32, u32, u32, u32, u32, u32, u32)),
+    /// What the client itself found wrong.
+    Complaint(String),
+}
+
+/// The counts that a sanity check compares.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SanityCounts {
+    /// Rows of `cards`.
+    pub cards: u32,
+    /// Rows of `notes`.
+    pub notes: u32,
+    /// Rows of `revlog`.
+    pub revlog: u32,
+    /// Rows of `notetypes`.
+    pub notetypes: u32,
+    /// Rows of `decks`.
+    pub decks: u32,
+    /// Rows of `deck_config`.
+    pub deck_configs: u32,
+}
+
+impl SanitySide {
+    /// The counts that are compared, if the client sent any.
+    pub fn counts(&self) -> Option<SanityCounts> {
+        match *self {
+            SanitySide::Counts((_, cards, notes, revlog, _, notetypes, decks, deck_configs)) => {
+                Some(SanityCounts {
+                    cards,
+                    notes,
+                    revlog,
+                    notetypes,
+                    decks,
+                    deck_configs,
+                })
+            }
+            SanitySide::Complaint(_) => None,
+        }
+    }
+}
+
+/// `sanityCheck2` reply.
+#[derive(Serialize)]
+pub struct SanityReply {
+    status: &'static str,
+    #[serde(rename = "c")]
+    client: Option<SanityList>,
+    #[serde(rename = "s")]
+    server: Option<SanityList>,
+}
+
+type SanityList = ([u32; 3], u32, u32, u32, u32, u32, u32, u32);
+
+impl SanityReply {
+    /// `ok` if both sides counted the same; `server` is none where its rows are not in order.
+    pub fn new(client: Option<SanityCounts>, server: Option<SanityCounts>) -> SanityReply {
+        let list = |c: SanityCounts| {
+            (
+                [0; 3],
+                c.cards,
+                c.notes,
+                c.revlog,
+                0,
+                c.notetypes,
+                c.decks,
+                c.deck_configs,
+            )
+        };
+        let agreed = client.is_some() && client == server;
+        SanityReply {
+            status: if agreed { "ok" } else { "bad" },
+            client: client.map(list),
+            server: server.map(list),
+        }
+    }
+
+    /// Whether the sync may be finished.
+    pub fn is_ok(&self) -> bool {
+        self.status == "ok"
+    }
+}

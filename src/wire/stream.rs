@@ -1,0 +1,145 @@
+//! Parsing without collecting: list elements go to a closure one by one, and no element may grow beyond a bound.
+
+use std::cell::Cell;
+use std::fmt;
+use std::io::{self, BufReader, Read};
+use std::marker::PhantomData;
+use std::rc::Rc;
+
+use serde::de::{DeserializeOwned, DeserializeSeed, Deserializer, Error as _, SeqAccess, Visitor};
+
+use crate::error::{Error, Result};
+
+/// What the seeds of one parse share: the bound on a single element, which is the one thing that is held in memory,
+/// and a place where an error of ours waits while serde unwinds with one of its own.
+#[derive(Clone)]
+pub struct Context {
+    left: Rc<Cell<u64>>,
+    max_element_bytes: u64,
+    error: Rc<Cell<Option<Error>>>,
+}
+
+impl Context {
+    /// An element is done with: the next one may be as long again.
+    pub fn element_done(&self) {
+        self.left.set(self.max_element_bytes);
+    }
+
+    /// Stops the parser if applying an element failed.
+    pub fn check<T, E: serde::de::Error>(&self, result: Result<T>) -> std::result::Result<T, E> {
+        result.map_err(|err| {
+            let text = err.to_string();
+            self.error.set(Some(err));
+            E::custom(text)
+        })
+    }
+}
+
+struct BudgetReader<R> {
+    inner: R,
+    left: Rc<Cell<u64>>,
+}
+
+impl<R: Read> Read for BudgetReader<R> {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        let count = self.inner.read(buf)?;
+        let left = self
+            .left
+            .get()
+            .checked_sub(count as u64)
+            .ok_or(io::ErrorKind::FileTooLarge)?;
+        self.left.set(left);
+        Ok(count)
+    }
+}
+
+/// Parses all of `input`, one JSON value, with the seed that `seed` makes.
+///
+/// Errors: `BadRequest` for JSON of another shape, `TooLarge` for an element over the bound, and whatever a closure
+/// of the seed reported.
+pub fn parse<S, T>(input: impl Read, max_element_bytes: u64, seed: impl FnOnce(Context) -> S) -> Result<T>
+where
+    S: for<'de> DeserializeSeed<'de, Value = T>,
+{
+    let left = Rc::new(Cell::new(max_element_bytes));
+    let context = Context {
+        left: left.clone(),
+        max_element_bytes,
+        error: Rc::default(),
+    };
+    let reader = BufReader::new(BudgetReader { inner: input, left });
+    let mut json = serde_json::Deserializer::from_reader(reader);
+    let parsed = seed(context.clone())
+        .deserialize(&mut json)
+        .and_then(|value| json.end().map(|()| value));
+    parsed.map_err(|err| match context.error.take() {
+        Some(err) => err,
+        None if err.io_error_kind() == Some(io::ErrorKind::FileTooLarge) => Error::TooLarge(format!(
+            "one element is over the limit of {max_element_bytes} bytes; MAX_SYNC_ROW_MEGS raises it"
+        )),
+        None if err.is_io() => Error::Io("reading", "spooled request".into(), err.into()),
+        None => Error::bad(format!("unexpected JSON: {err}")),
+    })
+}
+
+/// A list whose elements, of type T, go to `each`. `null` counts as an empty list.
+pub struct List<'c, T, F> {
+    context: &'c Context,
+    each: F,
+    element: PhantomData<T>,
+}
+
+impl<'c, T, F> List<'c, T, F> {
+    /// The seed for one list.
+    pub fn new(context: &'c Context, each: F) -> List<'c, T, F> {
+        List {
+            context,
+            each,
+            element: PhantomData,
+        }
+    }
+}
+
+impl<'de, T: DeserializeOwned, F: FnMut(T) -> Result<()>> DeserializeSeed<'de> for List<'_, T, F> {
+    type Value = ();
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> std::result::Result<(), D::Error> {
+        deserializer.deserialize_any(self)
+    }
+}
+
+impl<'de, T: DeserializeOwned, F: FnMut(T) -> Result<()>> Visitor<'de> for List<'_, T, F> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a list")
+    }
+
+    fn visit_unit<E>(self) -> std::result::Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(mut self, mut list: A) -> std::result::Result<(), A::Error> {
+        while let Some(element) = list.next_element::<T>()? {
+            self.context.check::<(), A::Error>((self.each)(element))?;
+            self.context.element_done();
+        }
+        Ok(())
+    }
+}
+
+/// The next element of a row, which must be there.
+pub fn required<'de, T: serde::Deserialize<'de>, A: SeqAccess<'de>>(
+    row: &mut A,
+) -> std::result::Result<T, A::Error> {
+    row.next_element()?
+        .ok_or_else(|| A::Error::custom("too few elements in a row"))
+}
+
+/// Fails if the row goes on.
+pub fn end_of_row<'de, A: SeqAccess<'de>>(row: &mut A) -> std::result::Result<(), A::Error> {
+    match row.next_element::<serde::de::IgnoredAny>()? {
+        None => Ok(()),
+        Some(_) => Err(A::Error::custom("too many elements in a row")),
+    }
+}
