@@ -2,6 +2,8 @@
 
 pub mod accounts;
 pub mod cli;
+pub mod clock;
+pub mod collection;
 pub mod config;
 pub mod error;
 pub mod fsutil;

@@ -1,0 +1,423 @@
+//! Unchunked changes: notetypes, decks, deck options, tags, config (collection-format.md 12.4).
+
+use std::io::{Read, Write};
+
+use rusqlite::{Connection, OptionalExtension, Row, Statement, params};
+use serde_json::value::RawValue;
+
+use super::start::spooling;
+use super::{Collection, Range};
+use crate::clock;
+use crate::error::{Error, Result};
+use crate::text::tag;
+use crate::translate::{self, DeckConfigRow, DeckRow, FieldRow, NotetypeRow, Refused, TemplateRow};
+use crate::wire::changes::{self, ChangeSink};
+
+impl Collection {
+    /// Writes what the client has not seen, and the config if the server's is the newer one. Must run before the
+    /// client's own changes are applied.
+    pub fn write_changes(&self, unseen: Range, with_config: bool, out: &mut impl Write) -> Result<()> {
+        let mut objects = ObjectWriter { out, json: Vec::new() };
+        objects.raw("{\"models\":[")?;
+        self.write_notetypes(unseen, &mut objects)?;
+        objects.raw("],\"decks\":[[")?;
+        self.write_decks(unseen, &mut objects)?;
+        objects.raw("],[")?;
+        self.write_deck_configs(unseen, &mut objects)?;
+        objects.raw("]],\"tags\":[")?;
+        self.write_tags(unseen, &mut objects)?;
+        objects.raw("]")?;
+        if with_config {
+            objects.raw(",\"conf\":{")?;
+            self.write_config(&mut objects)?;
+            let created: i64 = self.db.query_row("SELECT crt FROM col", [], |row| row.get(0))?;
+            objects.raw(&format!("}},\"crt\":{created}"))?;
+        }
+        objects.raw("}")
+    }
+
+    fn write_notetypes(&self, unseen: Range, out: &mut ObjectWriter<impl Write>) -> Result<()> {
+        let mut children = NotetypeChildren::new(&self.db)?;
+        let mut select = self.db.prepare(
+            "SELECT id, name, mtime_secs, usn, config FROM notetypes WHERE usn BETWEEN ?1 AND ?2 ORDER BY id",
+        )?;
+        let mut rows = select.query([unseen.from, unseen.to])?;
+        let mut first = true;
+        while let Some(row) = rows.next()? {
+            let notetype = children.complete(row)?;
+            out.object(&mut first, |json| notetype.write_json(json)).map_err(unreadable("notetype", notetype.id))?;
+        }
+        Ok(())
+    }
+
+    fn write_decks(&self, unseen: Range, out: &mut ObjectWriter<impl Write>) -> Result<()> {
+        let mut select = self.db.prepare(
+            "SELECT id, name, mtime_secs, usn, common, kind FROM decks WHERE usn BETWEEN ?1 AND ?2 ORDER BY id",
+        )?;
+        let mut rows = select.query([unseen.from, unseen.to])?;
+        let mut first = true;
+        while let Some(row) = rows.next()? {
+            let deck = deck_row(row)?;
+            out.object(&mut first, |json| deck.write_json(json)).map_err(unreadable("deck", deck.id))?;
+        }
+        Ok(())
+    }
+
+    fn write_deck_configs(&self, unseen: Range, out: &mut ObjectWriter<impl Write>) -> Result<()> {
+        let mut select = self.db.prepare(
+            "SELECT id, name, mtime_secs, usn, config FROM deck_config WHERE usn BETWEEN ?1 AND ?2 ORDER BY id",
+        )?;
+        let mut rows = select.query([unseen.from, unseen.to])?;
+        let mut first = true;
+        while let Some(row) = rows.next()? {
+            let config = deck_config_row(row)?;
+            out.object(&mut first, |json| config.write_json(json)).map_err(unreadable("deck options", config.id))?;
+        }
+        Ok(())
+    }
+
+    fn write_tags(&self, unseen: Range, out: &mut ObjectWriter<impl Write>) -> Result<()> {
+        let mut select = self.db.prepare("SELECT tag FROM tags WHERE usn BETWEEN ?1 AND ?2")?;
+        let mut rows = select.query([unseen.from, unseen.to])?;
+        let mut first = true;
+        while let Some(row) = rows.next()? {
+            let name = row.get_ref(0)?.as_str().unwrap_or_default();
+            out.separate(&mut first)?;
+            serde_json::to_writer(&mut out.out, name).map_err(|err| spooling(err.into()))?;
+        }
+        Ok(())
+    }
+
+    fn write_config(&self, out: &mut ObjectWriter<impl Write>) -> Result<()> {
+        let mut select = self.db.prepare("SELECT KEY, val FROM config")?;
+        let mut rows = select.query([])?;
+        let mut first = true;
+        while let Some(row) = rows.next()? {
+            let key = row.get_ref(0)?.as_str().unwrap_or_default();
+            let value = row.get_ref(1)?.as_bytes().ok().and_then(|json| serde_json::from_slice::<&RawValue>(json).ok());
+            let Some(value) = value else {
+                log::warn!("config entry {key:?} is not JSON and is not sent");
+                continue;
+            };
+            out.separate(&mut first)?;
+            serde_json::to_writer(&mut out.out, key).map_err(|err| spooling(err.into()))?;
+            out.raw(":")?;
+            out.raw(value.get())?;
+        }
+        Ok(())
+    }
+
+    /// Applies the body of `applyChanges`.
+    pub fn apply_changes(&self, body: impl Read, server_usn: i32, max_object_bytes: u64) -> Result<()> {
+        changes::read(body, max_object_bytes, &mut Merge { db: &self.db, server_usn })
+    }
+
+    /// Reads every object as a sync would send it, so that an upload that no device could read is refused at once.
+    pub(super) fn check_objects(&self) -> Result<()> {
+        let mut nowhere = ObjectWriter { out: std::io::sink(), json: Vec::new() };
+        let everything = Range { from: i32::MIN, to: i32::MAX };
+        self.write_notetypes(everything, &mut nowhere)?;
+        self.write_decks(everything, &mut nowhere)?;
+        self.write_deck_configs(everything, &mut nowhere)
+    }
+}
+
+fn unreadable(what: &'static str, id: i64) -> impl FnOnce(WriteError) -> Error {
+    move |err| match err {
+        WriteError::Object(Refused(reason)) => Error::Refused(format!("{what} {id} cannot be read: {reason}")),
+        WriteError::Spool(err) => err,
+    }
+}
+
+enum WriteError {
+    Object(Refused),
+    Spool(Error),
+}
+
+/// Writes a list of objects through a buffer that holds one of them.
+struct ObjectWriter<W> {
+    out: W,
+    json: Vec<u8>,
+}
+
+impl<W: Write> ObjectWriter<W> {
+    fn raw(&mut self, text: &str) -> Result<()> {
+        self.out.write_all(text.as_bytes()).map_err(spooling)
+    }
+
+    fn separate(&mut self, first: &mut bool) -> Result<()> {
+        match std::mem::replace(first, false) {
+            true => Ok(()),
+            false => self.raw(","),
+        }
+    }
+
+    fn object(
+        &mut self,
+        first: &mut bool,
+        write: impl FnOnce(&mut Vec<u8>) -> std::result::Result<(), Refused>,
+    ) -> std::result::Result<(), WriteError> {
+        self.json.clear();
+        write(&mut self.json).map_err(WriteError::Object)?;
+        self.separate(first).map_err(WriteError::Spool)?;
+        self.out.write_all(&self.json).map_err(|err| WriteError::Spool(spooling(err)))
+    }
+}
+
+fn deck_row(row: &Row<'_>) -> Result<DeckRow> {
+    Ok(DeckRow {
+        id: row.get(0)?,
+        name: row.get(1)?,
+        mtime_secs: row.get(2)?,
+        usn: row.get(3)?,
+        common: row.get(4)?,
+        kind: row.get(5)?,
+    })
+}
+
+fn deck_config_row(row: &Row<'_>) -> Result<DeckConfigRow> {
+    Ok(DeckConfigRow {
+        id: row.get(0)?,
+        name: row.get(1)?,
+        mtime_secs: row.get(2)?,
+        usn: row.get(3)?,
+        config: row.get(4)?,
+    })
+}
+
+/// The statements that read what belongs to one notetype.
+struct NotetypeChildren<'c> {
+    fields: Statement<'c>,
+    templates: Statement<'c>,
+}
+
+impl<'c> NotetypeChildren<'c> {
+    fn new(db: &'c Connection) -> Result<NotetypeChildren<'c>> {
+        Ok(NotetypeChildren {
+            fields: db.prepare("SELECT name, config FROM fields WHERE ntid = ?1 ORDER BY ord")?,
+            templates: db.prepare("SELECT name, mtime_secs, usn, config FROM templates WHERE ntid = ?1 ORDER BY ord")?,
+        })
+    }
+
+    fn complete(&mut self, row: &Row<'_>) -> Result<NotetypeRow> {
+        let id: i64 = row.get(0)?;
+        let fields = self
+            .fields
+            .query_map([id], |row| Ok(FieldRow { name: row.get(0)?, config: row.get(1)? }))?
+            .collect::<rusqlite::Result<_>>()?;
+        let templates = self
+            .templates
+            .query_map([id], |row| {
+                Ok(TemplateRow {
+                    name: row.get(0)?,
+                    mtime_secs: row.get(1)?,
+                    usn: row.get(2)?,
+                    config: row.get(3)?,
+                })
+            })?
+            .collect::<rusqlite::Result<_>>()?;
+        Ok(NotetypeRow {
+            id,
+            name: row.get(1)?,
+            mtime_secs: row.get(2)?,
+            usn: row.get(3)?,
+            config: row.get(4)?,
+            fields,
+            templates,
+        })
+    }
+}
+
+/// The two tables whose names must differ within the collection.
+#[derive(Clone, Copy)]
+enum Named {
+    Decks,
+    Notetypes,
+}
+
+/// Merges a client's objects into the collection, one after another.
+struct Merge<'c> {
+    db: &'c Connection,
+    server_usn: i32,
+}
+
+impl Merge<'_> {
+    /// Whether an object that was modified then replaces ours: also on a tie, as on the official server.
+    fn is_news(&self, table: &'static str, id: i64, modified: i64) -> Result<bool> {
+        let ours: Option<i64> = self
+            .db
+            .query_row(&format!("SELECT mtime_secs FROM {table} WHERE id = ?1"), [id], |row| row.get(0))
+            .optional()?;
+        Ok(ours.is_none_or(|ours| ours <= modified))
+    }
+
+    /// Appends `+` until no other row has the name. The changed row gets the next session's usn: with this one's, the
+    /// device that caused it would never hear of its new name.
+    fn make_unique(&self, named: Named, id: i64, name: &mut String, modified: &mut i64, usn: &mut i32) -> Result<()> {
+        let mut taken = self.db.prepare(match named {
+            Named::Decks => "SELECT 1 FROM decks WHERE name = ?1 AND id != ?2",
+            Named::Notetypes => "SELECT 1 FROM notetypes WHERE name = ?1 AND id != ?2",
+        })?;
+        while taken.exists(params![name, id])? {
+            name.push('+');
+            *modified = clock::now_secs();
+            *usn = self.server_usn + 1;
+        }
+        Ok(())
+    }
+
+    fn check_same_shape(&self, notetype: &NotetypeRow) -> Result<()> {
+        let known = self.db.query_row("SELECT 1 FROM notetypes WHERE id = ?1", [notetype.id], |_| Ok(()));
+        if known.optional()?.is_none() {
+            return Ok(());
+        }
+        let count = |table: &str| -> Result<usize> {
+            let sql = format!("SELECT count(*) FROM {table} WHERE ntid = ?1");
+            Ok(self.db.query_row(&sql, [notetype.id], |row| row.get::<_, i64>(0)).map(|count| count as usize)?)
+        };
+        if count("fields")? == notetype.fields.len() && count("templates")? == notetype.templates.len() {
+            return Ok(());
+        }
+        Err(Error::Refused(format!(
+            "notetype {} has another number of fields or templates here: a full sync is needed",
+            notetype.id
+        )))
+    }
+
+    fn write_notetype(&self, row: &NotetypeRow, usn: i32) -> Result<()> {
+        self.db.execute(
+            "INSERT INTO notetypes (id, name, mtime_secs, usn, config) VALUES (?1, ?2, ?3, ?4, ?5)
+             ON CONFLICT (id) DO UPDATE SET name = excluded.name, mtime_secs = excluded.mtime_secs,
+               usn = excluded.usn, config = excluded.config",
+            params![row.id, row.name, row.mtime_secs, usn, row.config],
+        )?;
+        self.db.execute("DELETE FROM fields WHERE ntid = ?1", [row.id])?;
+        self.db.execute("DELETE FROM templates WHERE ntid = ?1", [row.id])?;
+        let mut put = self.db.prepare("INSERT INTO fields (ntid, ord, name, config) VALUES (?1, ?2, ?3, ?4)")?;
+        for (ord, field) in row.fields.iter().enumerate() {
+            put.execute(params![row.id, ord as i64, field.name, field.config])?;
+        }
+        let mut put = self.db.prepare(
+            "INSERT INTO templates (ntid, ord, name, mtime_secs, usn, config) VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
+        )?;
+        for (ord, template) in row.templates.iter().enumerate() {
+            let TemplateRow { name, mtime_secs, usn, config } = template;
+            put.execute(params![row.id, ord as i64, name, mtime_secs, usn, config])?;
+        }
+        Ok(())
+    }
+
+    /// The spelling that an existing tag above this one asks for, or the name as it is.
+    fn under_existing_parent(&self, name: String) -> Result<String> {
+        let mut parent = name.as_str();
+        while let Some((above, _)) = parent.rsplit_once("::") {
+            if let Some(spelling) = self.existing_tag(above)? {
+                return Ok(format!("{spelling}{}", &name[above.len()..]));
+            }
+            parent = above;
+        }
+        Ok(name)
+    }
+
+    fn existing_tag(&self, name: &str) -> Result<Option<String>> {
+        Ok(self.db.query_row("SELECT tag FROM tags WHERE tag = ?1", [name], |row| row.get(0)).optional()?)
+    }
+}
+
+impl ChangeSink for Merge<'_> {
+    fn notetype(&mut self, json: &str) -> Result<()> {
+        let mut row = NotetypeRow::from_json(json).map_err(bad("notetype"))?;
+        check_id("notetype", row.id)?;
+        if !self.is_news("notetypes", row.id, row.mtime_secs)? {
+            return Ok(());
+        }
+        self.check_same_shape(&row)?;
+        let mut usn = self.server_usn;
+        self.make_unique(Named::Notetypes, row.id, &mut row.name, &mut row.mtime_secs, &mut usn)?;
+        self.write_notetype(&row, usn).map_err(clash)
+    }
+
+    fn deck(&mut self, json: &str) -> Result<()> {
+        let mut row = DeckRow::from_json(json).map_err(bad("deck"))?;
+        check_id("deck", row.id)?;
+        if !self.is_news("decks", row.id, row.mtime_secs)? {
+            return Ok(());
+        }
+        let mut usn = self.server_usn;
+        self.make_unique(Named::Decks, row.id, &mut row.name, &mut row.mtime_secs, &mut usn)?;
+        self.db.execute(
+            "INSERT INTO decks (id, name, mtime_secs, usn, common, kind) VALUES (?1, ?2, ?3, ?4, ?5, ?6)
+             ON CONFLICT (id) DO UPDATE SET name = excluded.name, mtime_secs = excluded.mtime_secs,
+               usn = excluded.usn, common = excluded.common, kind = excluded.kind",
+            params![row.id, row.name, row.mtime_secs, usn, row.common, row.kind],
+        )?;
+        Ok(())
+    }
+
+    fn deck_config(&mut self, json: &str) -> Result<()> {
+        let row = DeckConfigRow::from_json(json).map_err(bad("deck options"))?;
+        check_id("deck options", row.id)?;
+        if !self.is_news("deck_config", row.id, row.mtime_secs)? {
+            return Ok(());
+        }
+        self.db.execute(
+            "INSERT OR REPLACE INTO deck_config (id, name, mtime_secs, usn, config) VALUES (?1, ?2, ?3, ?4, ?5)",
+            params![row.id, row.name, row.mtime_secs, self.server_usn, row.config],
+        )?;
+        Ok(())
+    }
+
+    fn tag(&mut self, name: &str) -> Result<()> {
+        let name = tag::normalize_name(name);
+        if self.existing_tag(&name)?.is_some() {
+            return Ok(());
+        }
+        let name = self.under_existing_parent(name)?;
+        self.db.execute(
+            "INSERT OR IGNORE INTO tags (tag, usn, collapsed) VALUES (?1, ?2, TRUE)",
+            params![name, self.server_usn],
+        )?;
+        Ok(())
+    }
+
+    fn replace_config(&mut self) -> Result<()> {
+        self.db.execute("DELETE FROM config", [])?;
+        Ok(())
+    }
+
+    fn config_entry(&mut self, key: &str, json: &str) -> Result<()> {
+        self.db.execute(
+            "INSERT OR REPLACE INTO config (KEY, usn, mtime_secs, val) VALUES (?1, ?2, ?3, ?4)",
+            params![key, self.server_usn, clock::now_secs(), json.as_bytes()],
+        )?;
+        Ok(())
+    }
+
+    fn created(&mut self, stamp: i64) -> Result<()> {
+        self.db.execute("UPDATE col SET crt = ?1", [stamp])?;
+        Ok(())
+    }
+}
+
+fn bad(what: &'static str) -> impl FnOnce(translate::Refused) -> Error {
+    move |Refused(reason)| Error::BadRequest(format!("{what}: {reason}"))
+}
+
+fn check_id(what: &str, id: i64) -> Result<()> {
+    match id {
+        0 => Err(Error::Refused(format!("{what} with id 0"))),
+        _ => Ok(()),
+    }
+}
+
+/// Two fields or two templates of one notetype with the same name: the client's fault, not the database's.
+fn clash(err: Error) -> Error {
+    match err {
+        Error::Db(rusqlite::Error::SqliteFailure(code, text))
+            if code.code == rusqlite::ErrorCode::ConstraintViolation =>
+        {
+            Error::Refused(format!("names clash inside a notetype: {}", text.unwrap_or_default()))
+        }
+        other => other,
+    }
+}

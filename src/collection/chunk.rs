@@ -1,0 +1,355 @@
+//! Cards, notes and reviews in chunks, both ways (collection-format.md 12.5, 12.6).
+
+use std::collections::HashMap;
+use std::io::{Read, Write};
+
+use rusqlite::types::ValueRef;
+use rusqlite::{Connection, OptionalExtension, Row, Statement, params};
+
+use super::start::spooling;
+use super::{Collection, Range};
+use crate::error::{Error, Result};
+use crate::text::note;
+use crate::translate;
+use crate::wire::chunk::{self, CARD_INTS, Card, Note, Revlog, RowSink};
+
+/// Rows of one chunk, as clients and the official server have it.
+const CHUNK_ROWS: usize = 250;
+
+/// A chunk is closed early once it is so long, which keeps it in the memory part of its spool. Clients take any size.
+const CHUNK_BYTES: u64 = 384 * 1024;
+
+/// How far the chunks of a session have come: the last row sent of each table, in (usn, id) order.
+///
+/// The official server remembers the ids of all rows at the first call, 1.6 MB for 200 000 reviews. The order of the
+/// usn index needs no list: rows change only through this same session, which sends its own after it has read all.
+#[derive(Default)]
+pub struct ChunkCursor {
+    position: [Option<(i64, i64)>; 3],
+    finished: [bool; 3],
+}
+
+/// What a note needs to know of its notetype, by id: the number of fields and which one sorts. Kept for one session.
+pub type NotetypeShapes = HashMap<i64, NotetypeShape>;
+
+/// See `NotetypeShapes`.
+#[derive(Clone, Copy)]
+pub struct NotetypeShape {
+    fields: usize,
+    sort_field: u32,
+}
+
+/// Counts for the log.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct RowCounts {
+    /// Reviews.
+    pub revlog: usize,
+    /// Cards.
+    pub cards: usize,
+    /// Notes.
+    pub notes: usize,
+}
+
+impl RowCounts {
+    fn total(self) -> usize {
+        self.revlog + self.cards + self.notes
+    }
+}
+
+/// A sink that knows how much it has been given.
+pub trait CountedWrite: Write {
+    /// Bytes written so far.
+    fn written(&self) -> u64;
+}
+
+impl CountedWrite for crate::spool::Spool {
+    fn written(&self) -> u64 {
+        self.len()
+    }
+}
+
+#[derive(Clone, Copy)]
+enum Table {
+    Revlog,
+    Cards,
+    Notes,
+}
+
+impl Table {
+    const ALL: [Table; 3] = [Table::Revlog, Table::Cards, Table::Notes];
+
+    fn key(self) -> &'static str {
+        match self {
+            Table::Revlog => "revlog",
+            Table::Cards => "cards",
+            Table::Notes => "notes",
+        }
+    }
+
+    /// Column 0 must be the id, and column `USN` the usn. Walks the index on usn, whose entries end in the row id.
+    fn select(self) -> String {
+        let columns = match self {
+            Table::Revlog => "id, cid, usn, ease, ivl, lastIvl, factor, time, type",
+            Table::Cards => {
+                "id, nid, did, ord, mod, usn, type, queue, due, ivl, factor, reps, lapses, left, odue, odid, flags, data"
+            }
+            Table::Notes => "id, guid, mid, mod, usn, tags, flds",
+        };
+        let table = self.key();
+        format!(
+            "SELECT {columns} FROM {table} WHERE usn BETWEEN ?1 AND ?2 AND (usn > ?1 OR id > ?3) ORDER BY usn, id"
+        )
+    }
+
+    fn usn_column(self) -> usize {
+        match self {
+            Table::Revlog => Revlog::USN,
+            Table::Cards => Card::USN,
+            Table::Notes => 4,
+        }
+    }
+}
+
+impl Collection {
+    /// Writes the next chunk of what the client has not seen.
+    pub fn write_chunk(
+        &self,
+        unseen: Range,
+        cursor: &mut ChunkCursor,
+        out: &mut impl CountedWrite,
+    ) -> Result<RowCounts> {
+        let mut counts = RowCounts::default();
+        out.write_all(b"{").map_err(spooling)?;
+        for table in Table::ALL {
+            if !cursor.finished[table as usize] && !is_full(counts, out) {
+                self.write_rows(table, unseen, cursor, out, &mut counts)?;
+            }
+        }
+        let done = cursor.finished.iter().all(|finished| *finished);
+        write!(out, "\"done\":{done}}}").map_err(spooling)?;
+        Ok(counts)
+    }
+
+    fn write_rows(
+        &self,
+        table: Table,
+        unseen: Range,
+        cursor: &mut ChunkCursor,
+        out: &mut impl CountedWrite,
+        counts: &mut RowCounts,
+    ) -> Result<()> {
+        let slot = table as usize;
+        let (from_usn, after_id) = cursor.position[slot].unwrap_or((unseen.from.into(), i64::MIN));
+        let mut select = self.db.prepare(&table.select())?;
+        let mut rows = select.query(params![from_usn, unseen.to, after_id])?;
+        let mut opening = format!("\"{}\":[", table.key());
+        let separator = ",";
+        loop {
+            if is_full(*counts, out) {
+                break;
+            }
+            let Some(row) = rows.next()? else {
+                cursor.finished[slot] = true;
+                break;
+            };
+            out.write_all(opening.as_bytes()).map_err(spooling)?;
+            separator.clone_into(&mut opening);
+            write_row(table, row, out)?;
+            cursor.position[slot] = Some((int(row, table.usn_column())?, int(row, 0)?));
+            match table {
+                Table::Revlog => counts.revlog += 1,
+                Table::Cards => counts.cards += 1,
+                Table::Notes => counts.notes += 1,
+            }
+        }
+        match opening == separator {
+            true => out.write_all(b"],").map_err(spooling),
+            false => Ok(()),
+        }
+    }
+
+    /// Applies the body of `applyChunk`.
+    pub fn apply_chunk(
+        &self,
+        body: impl Read,
+        client_usn: i32,
+        server_usn: i32,
+        shapes: &mut NotetypeShapes,
+        max_row_bytes: u64,
+    ) -> Result<RowCounts> {
+        let mut merge = Merge::new(&self.db, client_usn, server_usn, shapes)?;
+        chunk::read(body, max_row_bytes, &mut merge)?;
+        Ok(merge.counts)
+    }
+}
+
+fn is_full(counts: RowCounts, out: &impl CountedWrite) -> bool {
+    counts.total() >= CHUNK_ROWS || out.written() >= CHUNK_BYTES
+}
+
+fn write_row(table: Table, row: &Row<'_>, out: &mut impl Write) -> Result<()> {
+    match table {
+        Table::Revlog => chunk::write_revlog(out, &Revlog { ints: Revlog::fit(ints(row)?) }),
+        Table::Cards => chunk::write_card(out, &Card::fit(ints(row)?), text(row, CARD_INTS)?),
+        Table::Notes => chunk::write_note(
+            out,
+            [int(row, 0)?, int(row, 2)?, int(row, 3)?, int(row, 4)?],
+            [text(row, 1)?, text(row, 5)?, text(row, 6)?],
+        ),
+    }
+    .map_err(spooling)
+}
+
+/// A number as clients of every age left it in the file: REAL is cut, anything else is 0 (collection-format.md 15).
+fn int(row: &Row<'_>, column: usize) -> Result<i64> {
+    Ok(match row.get_ref(column)? {
+        ValueRef::Integer(value) => value,
+        ValueRef::Real(value) => value as i64,
+        _ => 0,
+    })
+}
+
+fn ints<const N: usize>(row: &Row<'_>) -> Result<[i64; N]> {
+    let mut ints = [0; N];
+    for (column, value) in ints.iter_mut().enumerate() {
+        *value = int(row, column)?;
+    }
+    Ok(ints)
+}
+
+fn text<'r>(row: &'r Row<'_>, column: usize) -> Result<&'r str> {
+    match row.get_ref(column)? {
+        ValueRef::Text(text) => std::str::from_utf8(text)
+            .map_err(|_| Error::Refused(format!("row {} holds text that is not UTF-8", int(row, 0).unwrap_or(0)))),
+        _ => Ok(""),
+    }
+}
+
+/// Merges a client's rows.
+struct Merge<'c, 's> {
+    db: &'c Connection,
+    client_usn: i32,
+    server_usn: i32,
+    shapes: &'s mut NotetypeShapes,
+    add_revlog: Statement<'c>,
+    our_card: Statement<'c>,
+    put_card: Statement<'c>,
+    our_note: Statement<'c>,
+    put_note: Statement<'c>,
+    counts: RowCounts,
+}
+
+impl<'c, 's> Merge<'c, 's> {
+    fn new(
+        db: &'c Connection,
+        client_usn: i32,
+        server_usn: i32,
+        shapes: &'s mut NotetypeShapes,
+    ) -> Result<Merge<'c, 's>> {
+        Ok(Merge {
+            db,
+            client_usn,
+            server_usn,
+            shapes,
+            add_revlog: db.prepare("INSERT OR IGNORE INTO revlog VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)")?,
+            our_card: db.prepare("SELECT usn, mod FROM cards WHERE id = ?1")?,
+            put_card: db.prepare(
+                "INSERT OR REPLACE INTO cards VALUES
+                 (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18)",
+            )?,
+            our_note: db.prepare("SELECT usn, mod FROM notes WHERE id = ?1")?,
+            put_note: db
+                .prepare("INSERT OR REPLACE INTO notes VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, 0, '')")?,
+            counts: RowCounts::default(),
+        })
+    }
+
+    fn shape(&mut self, notetype_id: i64) -> Result<NotetypeShape> {
+        if let Some(shape) = self.shapes.get(&notetype_id) {
+            return Ok(*shape);
+        }
+        let found: Option<(Vec<u8>, i64)> = self
+            .db
+            .query_row(
+                "SELECT config, (SELECT count(*) FROM fields WHERE ntid = ?1) FROM notetypes WHERE id = ?1",
+                [notetype_id],
+                |row| Ok((row.get(0)?, row.get(1)?)),
+            )
+            .optional()?;
+        let Some((config, fields)) = found else {
+            return Err(Error::Refused(format!("a note of the unknown notetype {notetype_id}")));
+        };
+        let sort_field = translate::notetype_sort_field(&config)
+            .map_err(|err| Error::Refused(format!("notetype {notetype_id} cannot be read: {}", err.0)))?;
+        let shape = NotetypeShape { fields: (fields as usize).max(1), sort_field };
+        self.shapes.insert(notetype_id, shape);
+        Ok(shape)
+    }
+}
+
+/// Whether an incoming row replaces ours: always if ours did not change since the client's last sync, else only if it
+/// is newer. On a tie ours stays.
+fn is_news(ours: &mut Statement<'_>, id: i64, modified: i64, client_usn: i32) -> Result<bool> {
+    let ours = ours.query_row([id], |row| Ok((int_of(row, 0)?, int_of(row, 1)?))).optional()?;
+    Ok(ours.is_none_or(|(usn, ours_modified)| {
+        let changed_since = if client_usn == -1 { usn == -1 } else { usn >= client_usn.into() };
+        !changed_since || ours_modified < modified
+    }))
+}
+
+fn int_of(row: &Row<'_>, column: usize) -> rusqlite::Result<i64> {
+    Ok(match row.get_ref(column)? {
+        ValueRef::Integer(value) => value,
+        ValueRef::Real(value) => value as i64,
+        _ => 0,
+    })
+}
+
+impl RowSink for Merge<'_, '_> {
+    fn revlog(&mut self, mut row: Revlog) -> Result<()> {
+        row.ints[Revlog::USN] = self.server_usn.into();
+        self.add_revlog.execute(rusqlite::params_from_iter(row.ints))?;
+        self.counts.revlog += 1;
+        Ok(())
+    }
+
+    fn card(&mut self, mut row: Card) -> Result<()> {
+        self.counts.cards += 1;
+        if !is_news(&mut self.our_card, row.ints[Card::ID], row.ints[Card::MODIFIED], self.client_usn)? {
+            return Ok(());
+        }
+        row.ints[Card::USN] = self.server_usn.into();
+        for (i, value) in row.ints.iter().enumerate() {
+            self.put_card.raw_bind_parameter(i + 1, value)?;
+        }
+        self.put_card.raw_bind_parameter(CARD_INTS + 1, &row.data)?;
+        self.put_card.raw_execute()?;
+        Ok(())
+    }
+
+    fn note(&mut self, row: Note) -> Result<()> {
+        self.counts.notes += 1;
+        let shape = self.shape(row.notetype_id)?;
+        let prepared = note::prepare(&row.fields, shape.fields, shape.sort_field).map_err(|wrong| {
+            Error::Refused(format!(
+                "note {} has {} fields, its notetype {}",
+                row.id, wrong.found, wrong.expected
+            ))
+        })?;
+        if !is_news(&mut self.our_note, row.id, row.modified, self.client_usn)? {
+            return Ok(());
+        }
+        self.put_note.execute(params![
+            row.id,
+            row.guid,
+            row.notetype_id,
+            row.modified,
+            self.server_usn,
+            note::normalize_tags(&row.tags),
+            prepared.fields,
+            prepared.sort_field,
+            prepared.checksum,
+        ])?;
+        Ok(())
+    }
+}

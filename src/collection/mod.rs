@@ -1,0 +1,217 @@
+//! One user's `collection.anki2`, schema 18 (collection-format.md).
+//!
+//! A `Collection` is an open file. It knows SQL and merge rules, and neither users nor sessions nor HTTP. The steps of
+//! a sync are in a file each: `start`, `graves`, `changes`, `chunk`, `sanity` (with finish); full syncs are `upload`
+//! and `download`.
+//!
+//! Journal: WAL with `synchronous=FULL`, so that a download reads one state while another device's sync writes the
+//! next, and a commit is on disk when it returns. The last connection to close folds the WAL into the file.
+
+mod changes;
+mod chunk;
+pub mod download;
+mod graves;
+mod new;
+mod sanity;
+pub mod schema;
+mod start;
+pub mod upload;
+
+use std::path::Path;
+use std::time::Duration;
+
+use rusqlite::config::DbConfig;
+use rusqlite::{Connection, OpenFlags, OptionalExtension, Row};
+
+use crate::error::{Error, Result};
+use crate::text::unicase;
+
+pub use chunk::{ChunkCursor, NotetypeShapes};
+pub use new::create as create_new;
+
+/// The name of the collection in a user's folder, as on the official server.
+pub const FILE_NAME: &str = "collection.anki2";
+
+/// The schema version we keep and send.
+pub const SCHEMA_VERSION: i64 = 18;
+
+/// Page cache of a connection that writes, in KiB. One MiB holds the upper levels of the indexes of a 300 MB
+/// collection, so that inserting 10 000 notes rewrites few pages.
+const CACHE_KIB: i64 = 1024;
+
+/// Page cache of a connection that reads from end to end, in KiB: nothing is read twice.
+const SCAN_CACHE_KIB: i64 = 256;
+
+/// An open collection file.
+pub struct Collection {
+    db: Connection,
+}
+
+/// The stamps that decide what kind of sync there is to do (sync-protocol.md 6.2).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stamps {
+    /// `col.mod`, ms.
+    pub modified: i64,
+    /// `col.scm`, ms.
+    pub schema: i64,
+    /// `col.usn`.
+    pub usn: i32,
+}
+
+/// What `meta` tells of a collection.
+#[derive(Clone, Copy, Debug)]
+pub struct Meta {
+    /// The stamps.
+    pub stamps: Stamps,
+    /// Whether there is no card.
+    pub is_empty: bool,
+    /// Whether the config names the v2 scheduler, which clients before protocol 9 would damage.
+    pub needs_v2_scheduler: bool,
+    /// Whether the config has the new timezone key, which clients before protocol 10 would ignore.
+    pub needs_timezones: bool,
+}
+
+/// How two usns bound what a client has not seen.
+#[derive(Clone, Copy, Debug)]
+pub struct Range {
+    /// The first usn of interest.
+    pub from: i32,
+    /// The last one.
+    pub to: i32,
+}
+
+impl Range {
+    /// Everything from the client's usn on; -1 means "only what is pending" (collection-format.md 12.2).
+    pub fn unseen_by(client_usn: i32) -> Range {
+        Range { from: client_usn, to: if client_usn == -1 { -1 } else { i32::MAX } }
+    }
+}
+
+impl Collection {
+    /// Opens for a sync session.
+    pub fn open(path: &Path) -> Result<Collection> {
+        let collection = Collection::connect(path, OpenFlags::SQLITE_OPEN_READ_WRITE, CACHE_KIB)?;
+        // A device's acknowledged sync must survive the power: FULL syncs the WAL at every commit.
+        collection.db.execute_batch("PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL")?;
+        collection.check_schema()?;
+        Ok(collection)
+    }
+
+    /// Opens for reading the last committed state.
+    pub fn open_to_read(path: &Path) -> Result<Collection> {
+        let collection = if has_side_files(path) {
+            // A session is open, or a crash left its WAL behind: the ordinary way, which heals the latter.
+            Collection::connect(path, OpenFlags::SQLITE_OPEN_READ_WRITE, SCAN_CACHE_KIB)?
+        } else {
+            // Nobody writes: leave no trace on the SD card, not even the side files of a reader.
+            Collection::connect_uri(&immutable_uri(path), path, OpenFlags::SQLITE_OPEN_READ_ONLY, SCAN_CACHE_KIB)?
+        };
+        collection.check_schema()?;
+        Ok(collection)
+    }
+
+    fn connect(path: &Path, flags: OpenFlags, cache_kib: i64) -> Result<Collection> {
+        let db = Connection::open_with_flags(path, flags | OpenFlags::SQLITE_OPEN_NO_MUTEX)?;
+        Collection::prepare(db, cache_kib)
+    }
+
+    fn connect_uri(uri: &str, path: &Path, flags: OpenFlags, cache_kib: i64) -> Result<Collection> {
+        let flags = flags | OpenFlags::SQLITE_OPEN_NO_MUTEX | OpenFlags::SQLITE_OPEN_URI;
+        let db = Connection::open_with_flags(uri, flags)
+            .map_err(|err| Error::Broken(format!("opening {}: {err}", path.display())))?;
+        Collection::prepare(db, cache_kib)
+    }
+
+    /// The settings that every connection shares; each says why.
+    fn prepare(db: Connection, cache_kib: i64) -> Result<Collection> {
+        db.create_collation("unicase", unicase::compare)?;
+        // The file came from a client: nothing in it may run.
+        db.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_TRIGGER, false)?;
+        db.set_db_config(DbConfig::SQLITE_DBCONFIG_TRUSTED_SCHEMA, false)?;
+        // The owner may be looking at the file with a tool of theirs.
+        db.busy_timeout(Duration::from_secs(5))?;
+        // Mapped pages count as our memory; sorting goes to a file for the same reason.
+        let pragmas =
+            format!("PRAGMA mmap_size = 0; PRAGMA temp_store = FILE; PRAGMA cache_size = -{cache_kib}; PRAGMA foreign_keys = OFF");
+        db.execute_batch(&pragmas)?;
+        Ok(Collection { db })
+    }
+
+    fn check_schema(&self) -> Result<()> {
+        match self.db.query_row("SELECT ver FROM col", [], |row| row.get::<_, i64>(0))? {
+            SCHEMA_VERSION => Ok(()),
+            other => Err(Error::Broken(format!("the collection has schema {other}; ankipi keeps schema {SCHEMA_VERSION}"))),
+        }
+    }
+
+    /// The stamps of the collection.
+    pub fn stamps(&self) -> Result<Stamps> {
+        let read = |row: &Row<'_>| Ok(Stamps { modified: row.get(0)?, schema: row.get(1)?, usn: row.get(2)? });
+        Ok(self.db.query_row("SELECT mod, scm, usn FROM col", [], read)?)
+    }
+
+    /// What `meta` tells (collection-format.md 12.1).
+    pub fn meta(&self) -> Result<Meta> {
+        Ok(Meta {
+            stamps: self.stamps()?,
+            is_empty: self.db.query_row("SELECT 1 FROM cards LIMIT 1", [], |_| Ok(())).optional()?.is_none(),
+            needs_v2_scheduler: self.config("schedVer")? == Some(2),
+            needs_timezones: self.config::<serde_json::Value>("creationOffset")?.is_some_and(|value| !value.is_null()),
+        })
+    }
+
+    /// A config value, or none if it is missing or of another type.
+    fn config<T: serde::de::DeserializeOwned>(&self, key: &str) -> Result<Option<T>> {
+        let value: Option<Option<T>> = self
+            .db
+            .query_row("SELECT val FROM config WHERE KEY = ?1", [key], |row| {
+                Ok(row.get_ref(0)?.as_bytes().ok().and_then(|json| serde_json::from_slice(json).ok()))
+            })
+            .optional()?;
+        Ok(value.flatten())
+    }
+
+    /// Starts the one transaction of a sync session.
+    pub fn begin(&self) -> Result<()> {
+        Ok(self.db.execute_batch("BEGIN IMMEDIATE")?)
+    }
+
+    /// Makes the transaction durable.
+    pub fn commit(&self) -> Result<()> {
+        Ok(self.db.execute_batch("COMMIT")?)
+    }
+
+    /// Runs one step of a session; if it fails, what it changed is undone and the session's earlier steps stay.
+    pub fn step<T>(&self, work: impl FnOnce(&Collection) -> Result<T>) -> Result<T> {
+        self.db.execute_batch("SAVEPOINT step")?;
+        let outcome = work(self);
+        self.db.execute_batch(match outcome {
+            Ok(_) => "RELEASE step",
+            Err(_) => "ROLLBACK TO step; RELEASE step",
+        })?;
+        outcome
+    }
+}
+
+fn has_side_files(path: &Path) -> bool {
+    ["-wal", "-journal"].iter().any(|suffix| {
+        let mut name = path.as_os_str().to_owned();
+        name.push(suffix);
+        Path::new(&name).exists()
+    })
+}
+
+/// `file:` URI of a file that nobody writes to.
+fn immutable_uri(path: &Path) -> String {
+    use std::fmt::Write as _;
+    use std::os::unix::ffi::OsStrExt;
+    let mut uri = String::from("file:");
+    for byte in path.as_os_str().as_bytes() {
+        match byte {
+            b'/' | b'.' | b'-' | b'_' | b'0'..=b'9' | b'a'..=b'z' | b'A'..=b'Z' => uri.push(char::from(*byte)),
+            _ => write!(uri, "%{byte:02x}").expect("writing to a string does not fail"),
+        }
+    }
+    uri.push_str("?immutable=1");
+    uri
+}
