@@ -9,4 +9,5 @@ pub mod error;
 pub mod fsutil;
 pub mod spool;
 pub mod sys;
+pub mod text;
 pub mod wire;

@@ -1,0 +1,12 @@
+//! The text rules that a client and its server must apply alike, to the bit: what is stored and compared is the result.
+//!
+//! Pure functions: no SQL, no I/O. Rules and vectors are in the spec, collection-format.md 2.1, 10 and 12.4.
+
+pub mod note;
+pub mod tag;
+pub mod unicase;
+
+mod caseless;
+mod entities;
+mod markup;
+mod media_tags;

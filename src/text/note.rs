@@ -1,0 +1,274 @@
+//! What the server derives from the text of a note that arrives by sync (spec, collection-format.md 10).
+//!
+//! Anything here may be a megabyte of hostile text, so every step is linear in its length.
+
+use std::borrow::Cow;
+use std::error::Error;
+use std::fmt;
+
+use sha1::{Digest, Sha1};
+
+use super::{entities, markup, media_tags, tag};
+
+/// Parts the fields of a note.
+const FIELD_SEPARATOR: char = '\u{1f}';
+
+/// The text of a field without its markup (spec 10.3, steps A, B and C). Borrowed if that changes nothing.
+pub fn strip(field: &str) -> Cow<'_, str> {
+    let mut text = Cow::Borrowed(field);
+    for step in [media_tags::keep_names, markup::remove, entities::decode] {
+        if let Some(changed) = step(&text) {
+            text = Cow::Owned(changed);
+        }
+    }
+    text
+}
+
+/// The checksum by which clients look for duplicates, of a first field that has been stripped (spec 10.3).
+pub fn checksum(stripped: &str) -> u32 {
+    let digest = Sha1::digest(stripped.as_bytes());
+    u32::from_be_bytes([digest[0], digest[1], digest[2], digest[3]])
+}
+
+/// A field without the control characters that are not stored: all of ASCII but newline and tab (spec 10.2).
+pub fn clean_field(field: &str) -> Cow<'_, str> {
+    let dropped = |c: char| c.is_ascii_control() && c != '\n' && c != '\t';
+    if field.contains(dropped) {
+        Cow::Owned(field.replace(dropped, ""))
+    } else {
+        Cow::Borrowed(field)
+    }
+}
+
+/// The tags of a note in their stored form: a space before, between and behind them, or nothing (spec 10.1).
+///
+/// Clients have sorted and matched them with the `tags` table before; the server must not.
+pub fn normalize_tags(tags: &str) -> String {
+    let mut normal = String::with_capacity(tags.len() + 2);
+    for tag in tags.split(tag::is_separator).filter(|tag| !tag.is_empty()) {
+        normal.push(' ');
+        normal.push_str(tag);
+    }
+    if !normal.is_empty() {
+        normal.push(' ');
+    }
+    normal
+}
+
+/// The columns of a note that follow from its fields (spec 10.2 to 10.5).
+#[derive(Debug, PartialEq, Eq)]
+pub struct Prepared {
+    /// Column `flds`.
+    pub fields: String,
+    /// Column `sfld`. To be bound as text: SQLite makes numbers of what looks like one.
+    pub sort_field: String,
+    /// Column `csum`.
+    pub checksum: u32,
+}
+
+/// A note that does not have as many fields as its notetype.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct WrongFieldCount {
+    /// How many the note has.
+    pub found: usize,
+    /// How many its notetype has, at least 1.
+    pub expected: usize,
+}
+
+impl fmt::Display for WrongFieldCount {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "note has {} fields, its notetype {}",
+            self.found, self.expected
+        )
+    }
+}
+
+impl Error for WrongFieldCount {}
+
+/// Checks and cleans the fields of a note, and derives its sort field and checksum (spec 10.2 to 10.5).
+///
+/// `field_count` and `sort_field` are those of the notetype; a sort field that does not exist is empty.
+pub fn prepare(fields: &str, field_count: usize, sort_field: u32) -> Result<Prepared, WrongFieldCount> {
+    let found = fields.split(FIELD_SEPARATOR).count();
+    let expected = field_count.max(1);
+    if found != expected {
+        return Err(WrongFieldCount { found, expected });
+    }
+    let mut prepared = Prepared {
+        fields: String::with_capacity(fields.len()),
+        sort_field: String::new(),
+        checksum: 0,
+    };
+    for (index, field) in (0_u32..).zip(fields.split(FIELD_SEPARATOR)) {
+        let field = clean_field(field);
+        if index > 0 {
+            prepared.fields.push(FIELD_SEPARATOR);
+        }
+        if index == 0 || index == sort_field {
+            let stripped = strip(&field);
+            if index == 0 {
+                prepared.checksum = checksum(&stripped);
+            }
+            if index == sort_field {
+                prepared.sort_field = stripped.into_owned();
+            }
+        }
+        prepared.fields.push_str(&field);
+    }
+    Ok(prepared)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn stripping_takes_its_steps_in_order() {
+        let cases = [
+            ("", ""),
+            ("<b>a</b>&nbsp;<img src=\"a&amp;b.png\">", "a  a&b.png "),
+            // Decoding comes last, and nothing is stripped from what it yields.
+            ("&lt;b&gt;", "<b>"),
+            ("&lt;img src=a&gt;", "<img src=a>"),
+            // A name may hold markup, which goes.
+            ("<img src='a<b>c'>", " ac "),
+            // Comments and scripts do not hide media tags.
+            ("<!-- <img src=a.png> -->", ""),
+            ("<!-- <img src=\"-->\"> -->", "  -->"),
+            // Not a word about sounds, clozes and blanks.
+            (" [sound:a.mp3] {{c1::b}} ", " [sound:a.mp3] {{c1::b}} "),
+            ("\u{a0}", "\u{a0}"),
+            ("\u{a0}&amp;", " &"),
+            ("e\u{301}", "e\u{301}"),
+        ];
+        for (field, stripped) in cases {
+            assert_eq!(strip(field), stripped, "{field:?}");
+        }
+    }
+
+    #[test]
+    fn plain_text_is_not_copied() {
+        for field in ["", "plain", "a > b; \"c\" \u{e9}\u{a0}", "1\n2"] {
+            assert!(matches!(strip(field), Cow::Borrowed(_)), "{field:?}");
+            assert!(matches!(clean_field(field), Cow::Borrowed(_)), "{field:?}");
+        }
+    }
+
+    #[test]
+    fn control_characters_go_except_newline_and_tab() {
+        assert_eq!(
+            clean_field("\0a\r\nb\tc\u{1b}\u{7f}\u{80}\u{85}\u{2028}"),
+            "a\nb\tc\u{80}\u{85}\u{2028}"
+        );
+    }
+
+    #[test]
+    fn tags_are_parted_by_two_kinds_of_space_only() {
+        let cases = [
+            ("", ""),
+            (" \u{3000} ", ""),
+            ("a", " a "),
+            ("  b   a\u{3000}b ", " b a b "),
+            ("a\tb \u{a0}", " a\tb \u{a0} "),
+        ];
+        for (tags, normal) in cases {
+            assert_eq!(normalize_tags(tags), normal, "{tags:?}");
+        }
+    }
+
+    #[test]
+    fn fields_are_counted_and_cleaned() {
+        let wrong = [
+            ("a", 2, 1, 2),
+            ("a\u{1f}b", 1, 2, 1),
+            ("a\u{1f}b", 0, 2, 1),
+            ("\u{1f}\u{1f}", 2, 3, 2),
+        ];
+        for (fields, count, found, expected) in wrong {
+            assert_eq!(
+                prepare(fields, count, 0),
+                Err(WrongFieldCount { found, expected }),
+                "{fields:?}"
+            );
+        }
+        let first = checksum("a");
+        let cases = [
+            ("<b>a\u{1f}\rb", 2, 0, "<b>a\u{1f}b", "a", first),
+            ("a\u{1f}<b>b", 2, 1, "a\u{1f}<b>b", "b", first),
+            ("a\u{1f}b", 2, 2, "a\u{1f}b", "", first),
+            ("a\u{1f}b", 2, u32::MAX, "a\u{1f}b", "", first),
+            // Control characters go first, and may leave a tag behind.
+            ("<\0b>a", 0, 0, "<b>a", "a", first),
+            ("", 1, 0, "", "", 0xda39a3ee),
+            ("\u{1f}", 2, 1, "\u{1f}", "", 0xda39a3ee),
+        ];
+        for (fields, count, sort, stored, sort_field, checksum) in cases {
+            let expected = Prepared {
+                fields: stored.to_owned(),
+                sort_field: sort_field.to_owned(),
+                checksum,
+            };
+            assert_eq!(prepare(fields, count, sort), Ok(expected), "{fields:?}");
+        }
+    }
+
+    /// A step that were quadratic in any of these would take minutes to hours, not well under a second.
+    #[test]
+    fn a_megabyte_of_hostile_text_is_stripped_promptly() {
+        let pieces = [
+            "<",
+            ">",
+            "&",
+            "\"",
+            "'",
+            "<>",
+            "<!--",
+            "<!-->",
+            "<img ",
+            "<img src",
+            "<img src=",
+            "<img src=>",
+            "<img src=\"",
+            "<img src='\"",
+            "<img src=\">",
+            "<img \"",
+            "<img \">",
+            "<img \"'>",
+            "<img '>\">",
+            "\"'>",
+            "'>\"<img >",
+            "<img src=\"\"",
+            "<img data=\u{17f}",
+            " src=",
+            "src=>",
+            "\"src=>",
+            "<style",
+            "<style>",
+            "<script><style>",
+            "</style>",
+            "</styl>",
+            "<style></script",
+            "&#",
+            "&#x",
+            "&#0",
+            "&amp;",
+            "&amp",
+            "&nbsp;",
+            "\u{e9}<img \u{e9}",
+        ];
+        // What comes first, and what comes last, may make the search for an end long, and in vain.
+        let prefixes = ["", "<img ", "<img \"'", "<style>", "&#"];
+        let suffixes = ["", ">", "\"", "\">", "src=a>", ";", "-->"];
+        for piece in pieces {
+            let body = piece.repeat((1 << 20) / piece.len());
+            for prefix in prefixes {
+                for suffix in suffixes {
+                    let text = format!("{prefix}{body}{suffix}");
+                    assert!(strip(&text).len() <= text.len() + text.len() / 4);
+                }
+            }
+        }
+    }
+}
