@@ -96,8 +96,11 @@ impl Table {
             Table::Notes => "id, guid, mid, mod, usn, tags, flds",
         };
         let table = self.key();
+        // The rest of one usn, then the later ones: as one condition SQLite would walk the first usn from its start
+        // for every chunk.
         format!(
-            "SELECT {columns} FROM {table} WHERE usn BETWEEN ?1 AND ?2 AND (usn > ?1 OR id > ?3) ORDER BY usn, id"
+            "SELECT {columns} FROM {table} WHERE usn = ?1 AND id > ?3
+             UNION ALL SELECT {columns} FROM {table} WHERE usn > ?1 AND usn <= ?2 ORDER BY usn, id"
         )
     }
 
@@ -201,7 +204,7 @@ fn write_row(table: Table, row: &Row<'_>, out: &mut impl Write) -> Result<()> {
 }
 
 /// A number as clients of every age left it in the file: REAL is cut, anything else is 0 (collection-format.md 15).
-fn int(row: &Row<'_>, column: usize) -> Result<i64> {
+fn int(row: &Row<'_>, column: usize) -> rusqlite::Result<i64> {
     Ok(match row.get_ref(column)? {
         ValueRef::Integer(value) => value,
         ValueRef::Real(value) => value as i64,
@@ -290,19 +293,11 @@ impl<'c, 's> Merge<'c, 's> {
 /// Whether an incoming row replaces ours: always if ours did not change since the client's last sync, else only if it
 /// is newer. On a tie ours stays.
 fn is_news(ours: &mut Statement<'_>, id: i64, modified: i64, client_usn: i32) -> Result<bool> {
-    let ours = ours.query_row([id], |row| Ok((int_of(row, 0)?, int_of(row, 1)?))).optional()?;
+    let ours = ours.query_row([id], |row| Ok((int(row, 0)?, int(row, 1)?))).optional()?;
     Ok(ours.is_none_or(|(usn, ours_modified)| {
         let changed_since = if client_usn == -1 { usn == -1 } else { usn >= client_usn.into() };
         !changed_since || ours_modified < modified
     }))
-}
-
-fn int_of(row: &Row<'_>, column: usize) -> rusqlite::Result<i64> {
-    Ok(match row.get_ref(column)? {
-        ValueRef::Integer(value) => value,
-        ValueRef::Real(value) => value as i64,
-        _ => 0,
-    })
 }
 
 impl RowSink for Merge<'_, '_> {

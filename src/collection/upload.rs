@@ -1,0 +1,388 @@
+//! Full upload: is this file a collection that every device can live with? (collection-format.md 13)
+//!
+//! `PRAGMA integrity_check` looks each row up in each index and takes minutes on a board. This asks the same in one
+//! pass over each table and index: `quick_check` for the structure, sums over tables and indexes for their agreement,
+//! and the full check for the small tables, whose indexes depend on the collation. Then every object is read as a sync
+//! would send it. What is wrong is said in a sentence for the user, who can mend it in the client.
+
+use std::fs::{File, OpenOptions};
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::io::Read;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+
+use rusqlite::types::ValueRef;
+use rusqlite::{Connection, OpenFlags, Row};
+
+use super::download::JOURNAL_BYTES;
+use super::schema::{self, INDEXES, Index, LARGE_TABLES, TABLES, TABLES_WITH_USN};
+use super::{Collection, SCAN_CACHE_KIB, SCHEMA_VERSION};
+use crate::error::{Error, Result};
+
+/// Why a file is refused: the end of a sentence that begins with what happened to it.
+#[derive(Debug)]
+pub struct Unfit(pub String);
+
+/// What the check of a file ends with; the outer errors are the server's own.
+pub type Verdict = std::result::Result<(), Unfit>;
+
+/// The 16 bytes every SQLite 3 file begins with.
+const MAGIC: &[u8; 16] = b"SQLite format 3\0";
+
+/// Bytes of the file header.
+const HEADER_BYTES: usize = 100;
+
+/// Checks an uploaded file and readies it for use: missing indexes are made, rows marked as pending get usn 0. The
+/// file is on disk when this returns.
+pub fn check(path: &Path) -> Result<Verdict> {
+    let file = OpenOptions::new().read(true).write(true).open(path).map_err(Error::io("opening", path))?;
+    if let Err(unfit) = check_header(&file).map_err(Error::io("reading", path))? {
+        return Ok(Err(unfit));
+    }
+    // In rollback mode while it is checked, so that SQLite makes no side files; then in WAL, as it is used.
+    set_journal_bytes(&file, [1, 1]).map_err(Error::io("writing", path))?;
+    let verdict = check_contents(path)?;
+    if verdict.is_ok() {
+        set_journal_bytes(&file, [2, 2]).map_err(Error::io("writing", path))?;
+        file.sync_all().map_err(Error::io("syncing", path))?;
+    }
+    Ok(verdict)
+}
+
+fn set_journal_bytes(file: &File, bytes: [u8; 2]) -> std::io::Result<()> {
+    file.write_all_at(&bytes, JOURNAL_BYTES.start as u64)
+}
+
+fn check_header(mut file: &File) -> std::io::Result<Verdict> {
+    let len = file.metadata()?.len();
+    let mut header = [0; HEADER_BYTES];
+    if len == 0 {
+        return Ok(unfit("it is empty"));
+    }
+    if len < HEADER_BYTES as u64 || file.read_exact(&mut header).is_err() || &header[..16] != MAGIC {
+        return Ok(unfit("it is not an Anki collection (not an SQLite file)"));
+    }
+    let page_bytes = match u64::from(u16::from_be_bytes([header[16], header[17]])) {
+        1 => 65_536,
+        bytes => bytes,
+    };
+    let pages = u64::from(u32::from_be_bytes([header[28], header[29], header[30], header[31]]));
+    if len < pages * page_bytes {
+        return Ok(unfit(&format!("it is cut off: {len} of {} bytes arrived", pages * page_bytes)));
+    }
+    Ok(Ok(()))
+}
+
+fn unfit(reason: &str) -> Verdict {
+    Err(Unfit(reason.to_owned()))
+}
+
+/// Errors that SQLite has with a file are the file's fault, unless they are about the disk or memory.
+fn check_contents(path: &Path) -> Result<Verdict> {
+    use rusqlite::ErrorCode::{CannotOpen, DiskFull, OutOfMemory, PermissionDenied, ReadOnly, SystemIoFailure};
+    match read_contents(path) {
+        Ok(()) => Ok(Ok(())),
+        Err(Failure::Unfit(unfit)) => Ok(Err(unfit)),
+        Err(Failure::Ours(Error::Db(rusqlite::Error::SqliteFailure(code, text)))) => match code.code {
+            CannotOpen | DiskFull | OutOfMemory | PermissionDenied | ReadOnly | SystemIoFailure => {
+                Err(Error::Db(rusqlite::Error::SqliteFailure(code, text)))
+            }
+            _ => Ok(unfit(&format!("SQLite cannot read it: {}", text.unwrap_or_else(|| code.to_string())))),
+        },
+        Err(Failure::Ours(Error::Db(err))) => Ok(unfit(&format!("SQLite cannot read it: {err}"))),
+        Err(Failure::Ours(Error::Refused(reason))) => Ok(unfit(&reason)),
+        Err(Failure::Ours(err)) => Err(err),
+    }
+}
+
+enum Failure {
+    Unfit(Unfit),
+    Ours(Error),
+}
+
+impl<E: Into<Error>> From<E> for Failure {
+    fn from(err: E) -> Failure {
+        Failure::Ours(err.into())
+    }
+}
+
+fn refuse<T>(reason: impl Into<String>) -> std::result::Result<T, Failure> {
+    Err(Failure::Unfit(Unfit(reason.into())))
+}
+
+fn read_contents(path: &Path) -> std::result::Result<(), Failure> {
+    let collection = Collection::connect(path, OpenFlags::SQLITE_OPEN_READ_WRITE, SCAN_CACHE_KIB)?;
+    let db = &collection.db;
+    // If the power goes, the file is thrown away.
+    db.execute_batch("PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF; PRAGMA locking_mode = EXCLUSIVE")?;
+    check_nothing_runs(db)?;
+    check_tables(db)?;
+    check_structure(db, "PRAGMA quick_check(1)")?;
+    check_col(db)?;
+    for index in INDEXES {
+        db.execute_batch(&index.create_sql())?;
+    }
+    for (table, _) in TABLES.iter().filter(|(table, _)| !LARGE_TABLES.contains(table)) {
+        check_structure(db, &format!("PRAGMA integrity_check({table})"))?;
+    }
+    for table in LARGE_TABLES {
+        check_rows(db, table)?;
+    }
+    collection.check_objects()?;
+    for table in TABLES_WITH_USN {
+        // Otherwise every sanity check to come would fail on them.
+        db.execute(&format!("UPDATE {table} SET usn = 0 WHERE usn = -1"), [])?;
+    }
+    Ok(())
+}
+
+/// Triggers, views and virtual tables would run inside our process.
+fn check_nothing_runs(db: &Connection) -> std::result::Result<(), Failure> {
+    let mut select = db.prepare("SELECT type, name, ifnull(sql, '') FROM sqlite_schema")?;
+    let mut rows = select.query([])?;
+    while let Some(row) = rows.next()? {
+        let (kind, name, sql): (String, String, String) = (row.get(0)?, row.get(1)?, row.get(2)?);
+        let words: Vec<_> = sql.split_ascii_whitespace().take(2).map(str::to_ascii_lowercase).collect();
+        let kind = if words.iter().any(|word| word == "virtual") { "virtual table".to_owned() } else { kind };
+        if kind != "table" && kind != "index" {
+            return refuse(format!("it contains the {kind} '{name}', which collections must not"));
+        }
+    }
+    Ok(())
+}
+
+fn check_tables(db: &Connection) -> std::result::Result<(), Failure> {
+    let mut select = db.prepare("SELECT name FROM pragma_table_xinfo(?1) ORDER BY cid")?;
+    let mut columns_of = |table: &str| {
+        select.query_map([table], |row| row.get::<_, String>(0)).and_then(Iterator::collect::<rusqlite::Result<Vec<_>>>)
+    };
+    if columns_of("col")?.is_empty() {
+        return refuse("it is not an Anki collection (no table 'col')");
+    }
+    let version: Option<i64> = db.query_row("SELECT max(ver) FROM col", [], |row| row.get(0))?;
+    if version != Some(SCHEMA_VERSION) {
+        return refuse(format!(
+            "it has collection format {}, and this server takes format {SCHEMA_VERSION}: please update Anki on this device",
+            version.unwrap_or_default()
+        ));
+    }
+    for (table, columns) in TABLES {
+        if columns_of(table)? != *columns {
+            return refuse(format!("its table '{table}' is missing or has other columns"));
+        }
+    }
+    Ok(())
+}
+
+fn check_structure(db: &Connection, pragma: &str) -> std::result::Result<(), Failure> {
+    let finding: String = db.query_row(pragma, [], |row| row.get(0))?;
+    match finding.as_str() {
+        "ok" => Ok(()),
+        _ => refuse(format!("it is damaged: {}", finding.replace('\n', " "))),
+    }
+}
+
+fn check_col(db: &Connection) -> std::result::Result<(), Failure> {
+    let whole = "SELECT count(*), sum(typeof(crt) = 'integer' AND typeof(mod) = 'integer' AND typeof(scm) = 'integer'
+                 AND typeof(usn) = 'integer' AND usn BETWEEN 0 AND 2147483000) FROM col";
+    match db.query_row(whole, [], |row| Ok((row.get::<_, i64>(0)?, row.get::<_, Option<i64>>(1)?)))? {
+        (1, Some(1)) => Ok(()),
+        (1, _) => refuse("its table 'col' holds other things than numbers"),
+        (count, _) => refuse(format!("its table 'col' has {count} rows instead of one")),
+    }
+}
+
+/// How an index and its table are compared: how many entries, and a sum over them in which the order has no weight.
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+struct Tally {
+    entries: u64,
+    sum: u64,
+}
+
+impl Tally {
+    fn add<'r>(&mut self, entry: impl Iterator<Item = rusqlite::Result<ValueRef<'r>>>) -> rusqlite::Result<()> {
+        // Keys are fixed: whoever builds a file to deceive this only harms their own collection.
+        let mut hasher = DefaultHasher::new();
+        for value in entry {
+            match value? {
+                ValueRef::Null => 0.hash(&mut hasher),
+                ValueRef::Integer(value) => value.hash(&mut hasher),
+                ValueRef::Real(value) => value.to_bits().hash(&mut hasher),
+                ValueRef::Text(bytes) | ValueRef::Blob(bytes) => bytes.hash(&mut hasher),
+            }
+        }
+        self.entries += 1;
+        self.sum = self.sum.wrapping_add(hasher.finish());
+        Ok(())
+    }
+}
+
+/// Reads each row of a large table once: its texts must be texts, and its indexes must hold what it holds.
+fn check_rows(db: &Connection, table: &str) -> std::result::Result<(), Failure> {
+    let indexes: Vec<&Index> = INDEXES.iter().filter(|index| index.table == table).collect();
+    let texts: &[&str] = if table == "notes" { &["guid", "tags", "flds"] } else { &[] };
+    // id, the texts, then for each index its condition and its columns.
+    let mut columns = vec!["id"];
+    columns.extend(texts);
+    for index in &indexes {
+        columns.push(index.only_if.unwrap_or("1"));
+        columns.extend(index.columns);
+    }
+    let mut tallies = vec![Tally::default(); indexes.len()];
+    let mut select = db.prepare(&format!("SELECT {} FROM {table} NOT INDEXED", columns.join(", ")))?;
+    let mut rows = select.query([])?;
+    while let Some(row) = rows.next()? {
+        check_texts(table, row, texts.len())?;
+        let mut column = 1 + texts.len();
+        for (index, tally) in indexes.iter().zip(&mut tallies) {
+            let (condition, from) = (row.get_ref(column)?, column + 1);
+            column = from + index.columns.len();
+            if condition == ValueRef::Integer(1) {
+                tally.add((from..column).chain([0]).map(|column| row.get_ref(column)))?;
+            }
+        }
+    }
+    for (index, expected) in indexes.iter().zip(tallies) {
+        if tally_of_index(db, index)? != expected {
+            return refuse(format!("it is damaged: index {} does not match table {table}", index.name));
+        }
+    }
+    Ok(())
+}
+
+fn check_texts(table: &str, row: &Row<'_>, texts: usize) -> std::result::Result<(), Failure> {
+    for column in 1..=texts {
+        match row.get_ref(column)? {
+            ValueRef::Text(text) if std::str::from_utf8(text).is_ok() => {}
+            _ => return refuse(format!("row {} of table {table} holds something that is not text", row.get::<_, i64>(0)?)),
+        }
+    }
+    Ok(())
+}
+
+fn tally_of_index(db: &Connection, index: &Index) -> std::result::Result<Tally, Failure> {
+    let mut tally = Tally::default();
+    let condition = index.only_if.unwrap_or("1");
+    let sql = format!(
+        "SELECT {}, id FROM {} INDEXED BY {} WHERE {condition} ORDER BY {}",
+        index.columns.join(", "),
+        index.table,
+        index.name,
+        index.columns[0]
+    );
+    let mut select = db.prepare(&sql)?;
+    let mut rows = select.query([])?;
+    while let Some(row) = rows.next()? {
+        tally.add((0..=index.columns.len()).map(|column| row.get_ref(column)))?;
+    }
+    Ok(tally)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+
+    /// A fresh collection with some notes and cards, and what to do to it.
+    fn verdict_after(damage: impl FnOnce(&Path, &Connection)) -> Verdict {
+        let dir = tempfile::tempdir().unwrap();
+        super::super::create_new(dir.path()).unwrap();
+        let path = dir.path().join(super::super::FILE_NAME);
+        let db = Connection::open(&path).unwrap();
+        db.create_collation("unicase", crate::text::unicase::compare).unwrap();
+        db.execute_batch(
+            "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 500)
+             INSERT INTO notes SELECT i, 'g' || i, 1600000000000, i, -1, '', 'front ' || i || char(31) || 'back', 'x', i, 0, ''
+             FROM n;
+             INSERT INTO cards SELECT id, id, 1, 0, 0, 0, 0, 0, id, 0, 0, 0, 0, 0, 0, id % 2, 0, '' FROM notes;",
+        )
+        .unwrap();
+        damage(&path, &db);
+        drop(db);
+        check(&path).unwrap()
+    }
+
+    fn sql(statements: &'static str) -> impl FnOnce(&Path, &Connection) {
+        move |_, db| db.execute_batch(statements).unwrap()
+    }
+
+    #[test]
+    fn a_sound_collection_is_taken() {
+        verdict_after(|_, _| {}).unwrap();
+    }
+
+    #[test]
+    fn what_no_device_could_use_is_refused_with_a_reason() {
+        let cases: Vec<(Box<dyn FnOnce(&Path, &Connection)>, &str)> = vec![
+            (Box::new(|path, _| fs::write(path, "").unwrap()), "empty"),
+            (Box::new(|path, _| fs::write(path, "x").unwrap()), "not an SQLite file"),
+            (Box::new(|path, _| fs::write(path, "hello ".repeat(999)).unwrap()), "not an SQLite file"),
+            (
+                Box::new(|path, _| OpenOptions::new().write(true).open(path).unwrap().set_len(8192).unwrap()),
+                "cut off",
+            ),
+            (Box::new(|path, _| overwrite(path, 4)), "damaged"),
+            (Box::new(sql("CREATE TRIGGER t AFTER INSERT ON notes BEGIN DELETE FROM cards; END")), "trigger 't'"),
+            (Box::new(sql("CREATE VIEW v AS SELECT 1")), "view 'v'"),
+            (Box::new(sql("CREATE VIRTUAL TABLE v USING sqlite_dbpage")), "virtual table 'v'"),
+            (Box::new(sql("DROP TABLE col")), "no table 'col'"),
+            (Box::new(sql("UPDATE col SET ver = 11")), "format 11"),
+            (Box::new(sql("DELETE FROM col")), "format 0"),
+            (Box::new(sql("INSERT INTO col SELECT 2,crt,mod,scm,ver,dty,usn,ls,'','','','','' FROM col")), "2 rows"),
+            (Box::new(sql("UPDATE col SET scm = 'soon'")), "other things than numbers"),
+            (Box::new(sql("ALTER TABLE notes ADD COLUMN extra")), "'notes'"),
+            (Box::new(sql("DROP TABLE fields")), "'fields'"),
+            (Box::new(sql("UPDATE decks SET kind = x'ff'")), "deck 1"),
+            (Box::new(sql("UPDATE notes SET flds = x'ff' WHERE id = 77")), "row 77"),
+        ];
+        for (damage, expected) in cases {
+            let Unfit(reason) = verdict_after(damage).expect_err(expected);
+            assert!(reason.contains(expected), "{expected}: {reason}");
+        }
+    }
+
+    /// Fills most of a page with junk.
+    fn overwrite(path: &Path, page: u64) {
+        let file = OpenOptions::new().write(true).open(path).unwrap();
+        file.write_all_at(&[0xa5; 3000], page * 4096 + 500).unwrap();
+    }
+
+    #[test]
+    fn an_index_that_lacks_a_row_is_found() {
+        let Unfit(reason) = verdict_after(|_, db| {
+            // The table without its index, as a client's crash could leave it.
+            db.execute_batch(
+                "PRAGMA writable_schema = ON;
+                 CREATE TABLE copy AS SELECT * FROM sqlite_schema WHERE name = 'ix_cards_nid';
+                 DELETE FROM sqlite_schema WHERE name = 'ix_cards_nid';",
+            )
+            .unwrap();
+            let again = Connection::open(db.path().unwrap()).unwrap();
+            again
+                .execute_batch(
+                    "DELETE FROM cards WHERE id = 250; PRAGMA writable_schema = ON;
+                     INSERT INTO sqlite_schema SELECT * FROM copy; DROP TABLE copy",
+                )
+                .unwrap();
+        })
+        .expect_err("an index with an entry too many");
+        assert!(reason.contains("ix_cards_nid"), "{reason}");
+    }
+
+    #[test]
+    fn missing_indexes_are_made_and_pending_rows_settled() {
+        let dir = tempfile::tempdir().unwrap();
+        super::super::create_new(dir.path()).unwrap();
+        let path = dir.path().join(super::super::FILE_NAME);
+        let db = Connection::open(&path).unwrap();
+        db.execute_batch("DROP INDEX ix_notes_usn; INSERT INTO notes VALUES (1, '', 1, 1, -1, '', '', '', 1, 0, '')")
+            .unwrap();
+        drop(db);
+        check(&path).unwrap().unwrap();
+        let collection = Collection::open_to_read(&path).unwrap();
+        assert_eq!(collection.db.query_row("SELECT usn FROM notes", [], |row| row.get::<_, i64>(0)).unwrap(), 0);
+        let sql = "SELECT count(*) FROM sqlite_schema WHERE name = 'ix_notes_usn'";
+        assert_eq!(collection.db.query_row(sql, [], |row| row.get::<_, i64>(0)).unwrap(), 1);
+        assert_eq!(schema::INDEXES.len(), 16);
+    }
+}
