@@ -2,3 +2,4 @@
 
 pub mod error;
 pub mod sys;
+pub mod translate;
