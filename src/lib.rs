@@ -10,4 +10,5 @@ pub mod fsutil;
 pub mod spool;
 pub mod sys;
 pub mod text;
+pub mod translate;
 pub mod wire;
