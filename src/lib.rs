@@ -7,6 +7,8 @@ pub mod collection;
 pub mod config;
 pub mod error;
 pub mod fsutil;
+pub mod http;
+pub mod session;
 pub mod spool;
 pub mod sys;
 pub mod text;

@@ -17,7 +17,10 @@ impl Collection {
     /// Writes what the client has not seen, and the config if the server's is the newer one. Must run before the
     /// client's own changes are applied.
     pub fn write_changes(&self, unseen: Range, with_config: bool, out: &mut impl Write) -> Result<()> {
-        let mut objects = ObjectWriter { out, json: Vec::new() };
+        let mut objects = ObjectWriter {
+            out,
+            json: Vec::new(),
+        };
         objects.raw("{\"models\":[")?;
         self.write_notetypes(unseen, &mut objects)?;
         objects.raw("],\"decks\":[[")?;
@@ -45,7 +48,8 @@ impl Collection {
         let mut first = true;
         while let Some(row) = rows.next()? {
             let notetype = children.complete(row)?;
-            out.object(&mut first, |json| notetype.write_json(json)).map_err(unreadable("notetype", notetype.id))?;
+            out.object(&mut first, |json| notetype.write_json(json))
+                .map_err(unreadable("notetype", notetype.id))?;
         }
         Ok(())
     }
@@ -58,7 +62,8 @@ impl Collection {
         let mut first = true;
         while let Some(row) = rows.next()? {
             let deck = deck_row(row)?;
-            out.object(&mut first, |json| deck.write_json(json)).map_err(unreadable("deck", deck.id))?;
+            out.object(&mut first, |json| deck.write_json(json))
+                .map_err(unreadable("deck", deck.id))?;
         }
         Ok(())
     }
@@ -71,13 +76,16 @@ impl Collection {
         let mut first = true;
         while let Some(row) = rows.next()? {
             let config = deck_config_row(row)?;
-            out.object(&mut first, |json| config.write_json(json)).map_err(unreadable("deck options", config.id))?;
+            out.object(&mut first, |json| config.write_json(json))
+                .map_err(unreadable("deck options", config.id))?;
         }
         Ok(())
     }
 
     fn write_tags(&self, unseen: Range, out: &mut ObjectWriter<impl Write>) -> Result<()> {
-        let mut select = self.db.prepare("SELECT tag FROM tags WHERE usn BETWEEN ?1 AND ?2")?;
+        let mut select = self
+            .db
+            .prepare("SELECT tag FROM tags WHERE usn BETWEEN ?1 AND ?2")?;
         let mut rows = select.query([unseen.from, unseen.to])?;
         let mut first = true;
         while let Some(row) = rows.next()? {
@@ -94,7 +102,11 @@ impl Collection {
         let mut first = true;
         while let Some(row) = rows.next()? {
             let key = row.get_ref(0)?.as_str().unwrap_or_default();
-            let value = row.get_ref(1)?.as_bytes().ok().and_then(|json| serde_json::from_slice::<&RawValue>(json).ok());
+            let value = row
+                .get_ref(1)?
+                .as_bytes()
+                .ok()
+                .and_then(|json| serde_json::from_slice::<&RawValue>(json).ok());
             let Some(value) = value else {
                 log::warn!("config entry {key:?} is not JSON and is not sent");
                 continue;
@@ -109,13 +121,26 @@ impl Collection {
 
     /// Applies the body of `applyChanges`.
     pub fn apply_changes(&self, body: impl Read, server_usn: i32, max_object_bytes: u64) -> Result<()> {
-        changes::read(body, max_object_bytes, &mut Merge { db: &self.db, server_usn })
+        changes::read(
+            body,
+            max_object_bytes,
+            &mut Merge {
+                db: &self.db,
+                server_usn,
+            },
+        )
     }
 
     /// Reads every object as a sync would send it, so that an upload that no device could read is refused at once.
     pub(super) fn check_objects(&self) -> Result<()> {
-        let mut nowhere = ObjectWriter { out: std::io::sink(), json: Vec::new() };
-        let everything = Range { from: i32::MIN, to: i32::MAX };
+        let mut nowhere = ObjectWriter {
+            out: std::io::sink(),
+            json: Vec::new(),
+        };
+        let everything = Range {
+            from: i32::MIN,
+            to: i32::MAX,
+        };
         self.write_notetypes(everything, &mut nowhere)?;
         self.write_decks(everything, &mut nowhere)?;
         self.write_deck_configs(everything, &mut nowhere)
@@ -124,7 +149,9 @@ impl Collection {
 
 fn unreadable(what: &'static str, id: i64) -> impl FnOnce(WriteError) -> Error {
     move |err| match err {
-        WriteError::Object(Refused(reason)) => Error::Refused(format!("{what} {id} cannot be read: {reason}")),
+        WriteError::Object(Refused(reason)) => {
+            Error::Refused(format!("{what} {id} cannot be read: {reason}"))
+        }
         WriteError::Spool(err) => err,
     }
 }
@@ -160,7 +187,9 @@ impl<W: Write> ObjectWriter<W> {
         self.json.clear();
         write(&mut self.json).map_err(WriteError::Object)?;
         self.separate(first).map_err(WriteError::Spool)?;
-        self.out.write_all(&self.json).map_err(|err| WriteError::Spool(spooling(err)))
+        self.out
+            .write_all(&self.json)
+            .map_err(|err| WriteError::Spool(spooling(err)))
     }
 }
 
@@ -195,7 +224,9 @@ impl<'c> NotetypeChildren<'c> {
     fn new(db: &'c Connection) -> Result<NotetypeChildren<'c>> {
         Ok(NotetypeChildren {
             fields: db.prepare("SELECT name, config FROM fields WHERE ntid = ?1 ORDER BY ord")?,
-            templates: db.prepare("SELECT name, mtime_secs, usn, config FROM templates WHERE ntid = ?1 ORDER BY ord")?,
+            templates: db.prepare(
+                "SELECT name, mtime_secs, usn, config FROM templates WHERE ntid = ?1 ORDER BY ord",
+            )?,
         })
     }
 
@@ -203,7 +234,12 @@ impl<'c> NotetypeChildren<'c> {
         let id: i64 = row.get(0)?;
         let fields = self
             .fields
-            .query_map([id], |row| Ok(FieldRow { name: row.get(0)?, config: row.get(1)? }))?
+            .query_map([id], |row| {
+                Ok(FieldRow {
+                    name: row.get(0)?,
+                    config: row.get(1)?,
+                })
+            })?
             .collect::<rusqlite::Result<_>>()?;
         let templates = self
             .templates
@@ -246,19 +282,30 @@ impl Merge<'_> {
     fn is_news(&self, table: &'static str, id: i64, modified: i64) -> Result<bool> {
         let ours: Option<i64> = self
             .db
-            .query_row(&format!("SELECT mtime_secs FROM {table} WHERE id = ?1"), [id], |row| row.get(0))
+            .query_row(
+                &format!("SELECT mtime_secs FROM {table} WHERE id = ?1"),
+                [id],
+                |row| row.get(0),
+            )
             .optional()?;
         Ok(ours.is_none_or(|ours| ours <= modified))
     }
 
     /// Appends `+` until no other row has the name. The changed row gets the next session's usn: with this one's, the
     /// device that caused it would never hear of its new name.
-    fn make_unique(&self, named: Named, id: i64, name: &mut String, modified: &mut i64, usn: &mut i32) -> Result<()> {
+    fn make_unique(
+        &self,
+        named: Named,
+        id: i64,
+        name: &mut String,
+        modified: &mut i64,
+        usn: &mut i32,
+    ) -> Result<()> {
         let mut taken = self.db.prepare(match named {
             Named::Decks => "SELECT 1 FROM decks WHERE name = ?1 AND id != ?2",
             Named::Notetypes => "SELECT 1 FROM notetypes WHERE name = ?1 AND id != ?2",
         })?;
-        while taken.exists(params![name, id])? {
+        while taken.exists(params![*name, id])? {
             name.push('+');
             *modified = clock::now_secs();
             *usn = self.server_usn + 1;
@@ -267,13 +314,18 @@ impl Merge<'_> {
     }
 
     fn check_same_shape(&self, notetype: &NotetypeRow) -> Result<()> {
-        let known = self.db.query_row("SELECT 1 FROM notetypes WHERE id = ?1", [notetype.id], |_| Ok(()));
+        let known = self
+            .db
+            .query_row("SELECT 1 FROM notetypes WHERE id = ?1", [notetype.id], |_| Ok(()));
         if known.optional()?.is_none() {
             return Ok(());
         }
         let count = |table: &str| -> Result<usize> {
             let sql = format!("SELECT count(*) FROM {table} WHERE ntid = ?1");
-            Ok(self.db.query_row(&sql, [notetype.id], |row| row.get::<_, i64>(0)).map(|count| count as usize)?)
+            Ok(self
+                .db
+                .query_row(&sql, [notetype.id], |row| row.get::<_, i64>(0))
+                .map(|count| count as usize)?)
         };
         if count("fields")? == notetype.fields.len() && count("templates")? == notetype.templates.len() {
             return Ok(());
@@ -292,8 +344,11 @@ impl Merge<'_> {
             params![row.id, row.name, row.mtime_secs, usn, row.config],
         )?;
         self.db.execute("DELETE FROM fields WHERE ntid = ?1", [row.id])?;
-        self.db.execute("DELETE FROM templates WHERE ntid = ?1", [row.id])?;
-        let mut put = self.db.prepare("INSERT INTO fields (ntid, ord, name, config) VALUES (?1, ?2, ?3, ?4)")?;
+        self.db
+            .execute("DELETE FROM templates WHERE ntid = ?1", [row.id])?;
+        let mut put = self
+            .db
+            .prepare("INSERT INTO fields (ntid, ord, name, config) VALUES (?1, ?2, ?3, ?4)")?;
         for (ord, field) in row.fields.iter().enumerate() {
             put.execute(params![row.id, ord as i64, field.name, field.config])?;
         }
@@ -301,7 +356,12 @@ impl Merge<'_> {
             "INSERT INTO templates (ntid, ord, name, mtime_secs, usn, config) VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
         )?;
         for (ord, template) in row.templates.iter().enumerate() {
-            let TemplateRow { name, mtime_secs, usn, config } = template;
+            let TemplateRow {
+                name,
+                mtime_secs,
+                usn,
+                config,
+            } = template;
             put.execute(params![row.id, ord as i64, name, mtime_secs, usn, config])?;
         }
         Ok(())
@@ -320,7 +380,10 @@ impl Merge<'_> {
     }
 
     fn existing_tag(&self, name: &str) -> Result<Option<String>> {
-        Ok(self.db.query_row("SELECT tag FROM tags WHERE tag = ?1", [name], |row| row.get(0)).optional()?)
+        Ok(self
+            .db
+            .query_row("SELECT tag FROM tags WHERE tag = ?1", [name], |row| row.get(0))
+            .optional()?)
     }
 }
 
@@ -333,7 +396,13 @@ impl ChangeSink for Merge<'_> {
         }
         self.check_same_shape(&row)?;
         let mut usn = self.server_usn;
-        self.make_unique(Named::Notetypes, row.id, &mut row.name, &mut row.mtime_secs, &mut usn)?;
+        self.make_unique(
+            Named::Notetypes,
+            row.id,
+            &mut row.name,
+            &mut row.mtime_secs,
+            &mut usn,
+        )?;
         self.write_notetype(&row, usn).map_err(clash)
     }
 
@@ -416,7 +485,10 @@ fn clash(err: Error) -> Error {
         Error::Db(rusqlite::Error::SqliteFailure(code, text))
             if code.code == rusqlite::ErrorCode::ConstraintViolation =>
         {
-            Error::Refused(format!("names clash inside a notetype: {}", text.unwrap_or_default()))
+            Error::Refused(format!(
+                "names clash inside a notetype: {}",
+                text.unwrap_or_default()
+            ))
         }
         other => other,
     }

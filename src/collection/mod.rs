@@ -12,6 +12,7 @@ mod chunk;
 pub mod download;
 mod graves;
 mod new;
+pub mod replace;
 mod sanity;
 pub mod schema;
 mod start;
@@ -83,7 +84,10 @@ pub struct Range {
 impl Range {
     /// Everything from the client's usn on; -1 means "only what is pending" (collection-format.md 12.2).
     pub fn unseen_by(client_usn: i32) -> Range {
-        Range { from: client_usn, to: if client_usn == -1 { -1 } else { i32::MAX } }
+        Range {
+            from: client_usn,
+            to: if client_usn == -1 { -1 } else { i32::MAX },
+        }
     }
 }
 
@@ -92,7 +96,9 @@ impl Collection {
     pub fn open(path: &Path) -> Result<Collection> {
         let collection = Collection::connect(path, OpenFlags::SQLITE_OPEN_READ_WRITE, CACHE_KIB)?;
         // A device's acknowledged sync must survive the power: FULL syncs the WAL at every commit.
-        collection.db.execute_batch("PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL")?;
+        collection
+            .db
+            .execute_batch("PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL")?;
         collection.check_schema()?;
         Ok(collection)
     }
@@ -104,7 +110,12 @@ impl Collection {
             Collection::connect(path, OpenFlags::SQLITE_OPEN_READ_WRITE, SCAN_CACHE_KIB)?
         } else {
             // Nobody writes: leave no trace on the SD card, not even the side files of a reader.
-            Collection::connect_uri(&immutable_uri(path), path, OpenFlags::SQLITE_OPEN_READ_ONLY, SCAN_CACHE_KIB)?
+            Collection::connect_uri(
+                &immutable_uri(path),
+                path,
+                OpenFlags::SQLITE_OPEN_READ_ONLY,
+                SCAN_CACHE_KIB,
+            )?
         };
         collection.check_schema()?;
         Ok(collection)
@@ -131,22 +142,34 @@ impl Collection {
         // The owner may be looking at the file with a tool of theirs.
         db.busy_timeout(Duration::from_secs(5))?;
         // Mapped pages count as our memory; sorting goes to a file for the same reason.
-        let pragmas =
-            format!("PRAGMA mmap_size = 0; PRAGMA temp_store = FILE; PRAGMA cache_size = -{cache_kib}; PRAGMA foreign_keys = OFF");
+        let pragmas = format!(
+            "PRAGMA mmap_size = 0; PRAGMA temp_store = FILE; PRAGMA cache_size = -{cache_kib}; PRAGMA foreign_keys = OFF"
+        );
         db.execute_batch(&pragmas)?;
         Ok(Collection { db })
     }
 
     fn check_schema(&self) -> Result<()> {
-        match self.db.query_row("SELECT ver FROM col", [], |row| row.get::<_, i64>(0))? {
+        match self
+            .db
+            .query_row("SELECT ver FROM col", [], |row| row.get::<_, i64>(0))?
+        {
             SCHEMA_VERSION => Ok(()),
-            other => Err(Error::Broken(format!("the collection has schema {other}; ankipi keeps schema {SCHEMA_VERSION}"))),
+            other => Err(Error::Broken(format!(
+                "the collection has schema {other}; ankipi keeps schema {SCHEMA_VERSION}"
+            ))),
         }
     }
 
     /// The stamps of the collection.
     pub fn stamps(&self) -> Result<Stamps> {
-        let read = |row: &Row<'_>| Ok(Stamps { modified: row.get(0)?, schema: row.get(1)?, usn: row.get(2)? });
+        let read = |row: &Row<'_>| {
+            Ok(Stamps {
+                modified: row.get(0)?,
+                schema: row.get(1)?,
+                usn: row.get(2)?,
+            })
+        };
         Ok(self.db.query_row("SELECT mod, scm, usn FROM col", [], read)?)
     }
 
@@ -154,9 +177,15 @@ impl Collection {
     pub fn meta(&self) -> Result<Meta> {
         Ok(Meta {
             stamps: self.stamps()?,
-            is_empty: self.db.query_row("SELECT 1 FROM cards LIMIT 1", [], |_| Ok(())).optional()?.is_none(),
+            is_empty: self
+                .db
+                .query_row("SELECT 1 FROM cards LIMIT 1", [], |_| Ok(()))
+                .optional()?
+                .is_none(),
             needs_v2_scheduler: self.config("schedVer")? == Some(2),
-            needs_timezones: self.config::<serde_json::Value>("creationOffset")?.is_some_and(|value| !value.is_null()),
+            needs_timezones: self
+                .config::<serde_json::Value>("creationOffset")?
+                .is_some_and(|value| !value.is_null()),
         })
     }
 
@@ -165,7 +194,11 @@ impl Collection {
         let value: Option<Option<T>> = self
             .db
             .query_row("SELECT val FROM config WHERE KEY = ?1", [key], |row| {
-                Ok(row.get_ref(0)?.as_bytes().ok().and_then(|json| serde_json::from_slice(json).ok()))
+                Ok(row
+                    .get_ref(0)?
+                    .as_bytes()
+                    .ok()
+                    .and_then(|json| serde_json::from_slice(json).ok()))
             })
             .optional()?;
         Ok(value.flatten())
@@ -181,15 +214,19 @@ impl Collection {
         Ok(self.db.execute_batch("COMMIT")?)
     }
 
-    /// Runs one step of a session; if it fails, what it changed is undone and the session's earlier steps stay.
-    pub fn step<T>(&self, work: impl FnOnce(&Collection) -> Result<T>) -> Result<T> {
-        self.db.execute_batch("SAVEPOINT step")?;
-        let outcome = work(self);
-        self.db.execute_batch(match outcome {
-            Ok(_) => "RELEASE step",
-            Err(_) => "ROLLBACK TO step; RELEASE step",
-        })?;
-        outcome
+    /// Marks the state before a step of a session.
+    pub fn savepoint(&self) -> Result<()> {
+        Ok(self.db.execute_batch("SAVEPOINT step")?)
+    }
+
+    /// Keeps what the step changed.
+    pub fn keep_savepoint(&self) -> Result<()> {
+        Ok(self.db.execute_batch("RELEASE step")?)
+    }
+
+    /// Undoes what the step changed; the session's earlier steps stay.
+    pub fn undo_savepoint(&self) -> Result<()> {
+        Ok(self.db.execute_batch("ROLLBACK TO step; RELEASE step")?)
     }
 }
 
@@ -208,7 +245,9 @@ fn immutable_uri(path: &Path) -> String {
     let mut uri = String::from("file:");
     for byte in path.as_os_str().as_bytes() {
         match byte {
-            b'/' | b'.' | b'-' | b'_' | b'0'..=b'9' | b'a'..=b'z' | b'A'..=b'Z' => uri.push(char::from(*byte)),
+            b'/' | b'.' | b'-' | b'_' | b'0'..=b'9' | b'a'..=b'z' | b'A'..=b'Z' => {
+                uri.push(char::from(*byte))
+            }
             _ => write!(uri, "%{byte:02x}").expect("writing to a string does not fail"),
         }
     }

@@ -12,58 +12,48 @@ use super::{Collection, FILE_NAME, SCAN_CACHE_KIB, SCHEMA_VERSION, schema};
 use crate::clock;
 use crate::error::{Error, Result};
 use crate::fsutil;
-use crate::translate::{DeckConfigRow, NotetypeRow, Refused};
-
-/// The id of the notetype; any stamp will do.
-const NOTETYPE_ID: i64 = 1_600_000_000_000;
 
 /// Seconds from midnight to four in the morning, when a collection's day begins.
 const FOUR_O_CLOCK: i64 = 4 * 3600;
 
-const CONFIG: &[(&str, &str)] = &[
-    ("activeDecks", "[1]"),
-    ("addToCur", "true"),
-    ("collapseTime", "1200"),
-    ("curDeck", "1"),
-    ("curModel", "1600000000000"),
-    ("dayLearnFirst", "false"),
-    ("dueCounts", "true"),
-    ("estTimes", "true"),
-    ("newSpread", "0"),
-    ("nextPos", "1"),
-    ("schedVer", "1"),
-    ("sortBackwards", "false"),
-    ("sortType", "\"noteFld\""),
-    ("timeLim", "0"),
-];
-
-const NOTETYPE: &str = r#"{"id":1600000000000,"name":"Basic","type":0,"mod":0,"usn":0,"sortf":0,"did":null,
+/// The first objects, as a client would send them.
+const CONTENTS: &str = r#"{"changes":{
+"conf":{"activeDecks":[1],"addToCur":true,"collapseTime":1200,"curDeck":1,"curModel":1600000000000,
+  "dayLearnFirst":false,"dueCounts":true,"estTimes":true,"newSpread":0,"nextPos":1,"schedVer":1,"sortBackwards":false,
+  "sortType":"noteFld","timeLim":0},
+"tags":[],
+"models":[{"id":1600000000000,"name":"Basic","type":0,"mod":0,"usn":0,"sortf":0,"did":null,
   "css":".card { font-family: arial; font-size: 20px; text-align: center; }\n",
   "latexPre":"\\documentclass{article}\n\\pagestyle{empty}\n\\begin{document}\n","latexPost":"\\end{document}",
   "req":[[0,"any",[0]]],
   "flds":[{"name":"Front","ord":0,"sticky":false,"rtl":false,"font":"Arial","size":20},
-          {"name":"Back","ord":1,"sticky":false,"rtl":false,"font":"Arial","size":20}],
-  "tmpls":[{"name":"Card 1","ord":0,"qfmt":"{{Front}}","afmt":"{{FrontSide}}<hr id=answer>{{Back}}",
-            "bqfmt":"","bafmt":"","did":null}]}"#;
-
-const OPTIONS: &str = r#"{"id":1,"mod":0,"name":"Default","usn":0,"maxTaken":60,"autoplay":true,"timer":0,"replayq":true,
-  "new":{"delays":[1,10],"initialFactor":2500,"ints":[1,4,0],"order":1,"perDay":20},
-  "rev":{"ease4":1.3,"ivlFct":1,"maxIvl":36500,"perDay":200,"hardFactor":1.2},
-  "lapse":{"delays":[10],"leechAction":1,"leechFails":8,"minInt":1,"mult":0},
-  "desiredRetention":0.9,"sm2Retention":0.9,"easyDaysPercentages":[1,1,1,1,1,1,1]}"#;
+    {"name":"Back","ord":1,"sticky":false,"rtl":false,"font":"Arial","size":20}],
+  "tmpls":[{"name":"Card 1","ord":0,"qfmt":"{{Front}}","afmt":"{{FrontSide}}<hr id=answer>{{Back}}"}]}],
+"decks":[
+  [{"id":1,"name":"Default","mod":0,"usn":0,"lrnToday":[0,0],"revToday":[0,0],"newToday":[0,0],"timeToday":[0,0],
+    "collapsed":true,"browserCollapsed":true,"desc":"","dyn":0,"conf":1}],
+  [{"id":1,"name":"Default","mod":0,"usn":0,"maxTaken":60,"autoplay":true,"timer":0,"replayq":true,
+    "new":{"delays":[1,10],"initialFactor":2500,"ints":[1,4,0],"order":1,"perDay":20},
+    "rev":{"ease4":1.3,"ivlFct":1,"maxIvl":36500,"perDay":200,"hardFactor":1.2},
+    "lapse":{"delays":[10],"leechAction":1,"leechFails":8,"minInt":1,"mult":0},
+    "desiredRetention":0.9,"sm2Retention":0.9,"easyDaysPercentages":[1,1,1,1,1,1,1]}]]
+}}"#;
 
 /// Creates an empty collection in this folder, whole or not at all.
 pub fn create(dir: &Path) -> Result<()> {
     let temporary = dir.join(format!("{FILE_NAME}.empty"));
     fsutil::remove_if_there(&temporary)?;
     fill(&temporary)?;
-    File::open(&temporary).and_then(|file| file.sync_all()).map_err(Error::io("syncing", &temporary))?;
+    File::open(&temporary)
+        .and_then(|file| file.sync_all())
+        .map_err(Error::io("syncing", &temporary))?;
     fs::rename(&temporary, dir.join(FILE_NAME)).map_err(Error::io("renaming", &temporary))?;
     fsutil::sync_folder(dir)
 }
 
 fn fill(path: &Path) -> Result<()> {
-    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let flags =
+        OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let collection = Collection::prepare(Connection::open_with_flags(path, flags)?, SCAN_CACHE_KIB)?;
     let db = &collection.db;
     db.execute_batch("PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF; BEGIN")?;
@@ -77,23 +67,7 @@ fn fill(path: &Path) -> Result<()> {
         "INSERT INTO col VALUES (1, ?1, 0, ?2, ?3, 0, 0, 0, '', '', '', '', '')",
         params![created, now, SCHEMA_VERSION],
     )?;
-    for (key, value) in CONFIG {
-        db.execute("INSERT INTO config VALUES (?1, 0, 0, ?2)", params![key, value.as_bytes()])?;
-    }
-    let broken = |Refused(reason)| Error::Broken(format!("empty collection: {reason}"));
-    let notetype = NotetypeRow::from_json(NOTETYPE).map_err(broken)?;
-    db.execute("INSERT INTO notetypes VALUES (?1, ?2, 0, 0, ?3)", params![NOTETYPE_ID, notetype.name, notetype.config])?;
-    for (ord, field) in notetype.fields.iter().enumerate() {
-        db.execute("INSERT INTO fields VALUES (?1, ?2, ?3, ?4)", params![NOTETYPE_ID, ord, field.name, field.config])?;
-    }
-    for (ord, template) in notetype.templates.iter().enumerate() {
-        let row = params![NOTETYPE_ID, ord, template.name, template.config];
-        db.execute("INSERT INTO templates VALUES (?1, ?2, ?3, 0, 0, ?4)", row)?;
-    }
-    let options = DeckConfigRow::from_json(OPTIONS).map_err(broken)?;
-    db.execute("INSERT INTO deck_config VALUES (1, ?1, 0, 0, ?2)", params![options.name, options.config])?;
-    // Collapsed in both lists; an ordinary deck with options 1 (collection-format.md 4.6).
-    db.execute("INSERT INTO decks VALUES (1, 'Default', 0, 0, x'08011001', x'0a020801')", [])?;
+    collection.apply_changes(CONTENTS.as_bytes(), 0, CONTENTS.len() as u64)?;
     Ok(db.execute_batch("COMMIT")?)
 }
 

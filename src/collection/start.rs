@@ -30,7 +30,9 @@ impl Collection {
 
     /// Writes the deletions in this range as `{"cards":[..],"notes":[..],"decks":[..]}`.
     pub fn write_graves(&self, unseen: Range, out: &mut impl Write) -> Result<()> {
-        let mut select = self.db.prepare("SELECT oid FROM graves WHERE type = ?1 AND usn BETWEEN ?2 AND ?3")?;
+        let mut select = self
+            .db
+            .prepare("SELECT oid FROM graves WHERE type = ?1 AND usn BETWEEN ?2 AND ?3")?;
         let mut opening = '{';
         for (kind, key) in GraveKind::ALL {
             write!(out, "{opening}\"{key}\":").map_err(spooling)?;
@@ -40,7 +42,8 @@ impl Collection {
                 write!(out, "{separator}{}", row.get::<_, i64>(0)?).map_err(spooling)?;
                 separator = ',';
             }
-            out.write_all(if separator == '[' { b"[]" } else { b"]" }).map_err(spooling)?;
+            out.write_all(if separator == '[' { b"[]" } else { b"]" })
+                .map_err(spooling)?;
             opening = ',';
         }
         out.write_all(b"}").map_err(spooling)
@@ -61,22 +64,38 @@ impl Collection {
             }
         };
         let zone = |key: &str| -> Result<Option<i64>> {
-            Ok(self.config::<i32>(key)?.map(i64::from).filter(|minutes| minutes.abs() < 24 * 60))
+            Ok(self
+                .config::<i32>(key)?
+                .map(i64::from)
+                .filter(|minutes| minutes.abs() < 24 * 60))
         };
-        Ok(day_number_v2(now, created, rollover, zone("localOffset")?.unwrap_or(0), zone("creationOffset")?))
+        Ok(day_number_v2(
+            now,
+            created,
+            rollover,
+            zone("localOffset")?.unwrap_or(0),
+            zone("creationOffset")?,
+        ))
     }
 
     /// Sets one config value as the server's own change.
     pub(super) fn set_config(&self, key: &str, json: &str, usn: i32) -> Result<()> {
-        let mut put =
-            self.db.prepare("INSERT OR REPLACE INTO config (KEY, usn, mtime_secs, val) VALUES (?1, ?2, ?3, ?4)")?;
+        let mut put = self
+            .db
+            .prepare("INSERT OR REPLACE INTO config (KEY, usn, mtime_secs, val) VALUES (?1, ?2, ?3, ?4)")?;
         put.execute(params![key, usn, clock::now_secs(), json.as_bytes()])?;
         Ok(())
     }
 }
 
 /// The day number of the v2 scheduler. Zones are minutes west of UTC.
-fn day_number_v2(now: i64, created: i64, rollover_hour: i64, local_zone: i64, creation_zone: Option<i64>) -> i64 {
+fn day_number_v2(
+    now: i64,
+    created: i64,
+    rollover_hour: i64,
+    local_zone: i64,
+    creation_zone: Option<i64>,
+) -> i64 {
     let local = |secs: i64, zone: i64| secs - zone * 60;
     let local_now = local(now, local_zone);
     match creation_zone {
@@ -85,7 +104,8 @@ fn day_number_v2(now: i64, created: i64, rollover_hour: i64, local_zone: i64, cr
             i64::from(((local_now - first_day - rollover_hour * 3600) / SECS_PER_DAY) as u32)
         }
         Some(creation_zone) => {
-            let days = local_now.div_euclid(SECS_PER_DAY) - local(created, creation_zone).div_euclid(SECS_PER_DAY);
+            let days =
+                local_now.div_euclid(SECS_PER_DAY) - local(created, creation_zone).div_euclid(SECS_PER_DAY);
             let before_rollover = local_now.rem_euclid(SECS_PER_DAY) < rollover_hour * 3600;
             (days - i64::from(before_rollover)).max(0)
         }

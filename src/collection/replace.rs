@@ -1,0 +1,237 @@
+//! Putting a checked upload in the place of the old collection, and tidying up after a crash.
+//!
+//! At any moment one of `collection.anki2` and `collection.anki2.new` is a whole collection that was checked. The old
+//! one becomes the newest file in `backups/` by a rename; nothing is copied.
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+
+use super::{Collection, FILE_NAME};
+use crate::error::{Error, Result};
+use crate::fsutil::{create_folder, remove_if_there, sync_folder};
+use crate::spool;
+
+/// Where replaced collections go, in the user's folder.
+const BACKUPS: &str = "backups";
+
+/// The name under which uploads arrive, before they are checked.
+const UPLOAD_PREFIX: &str = "collection.anki2.upload-";
+
+/// A checked upload on its way into place.
+const CHECKED: &str = "collection.anki2.new";
+
+/// Files that SQLite keeps beside a collection while it is open or after a crash.
+const SIDE_SUFFIXES: [&str; 3] = ["-wal", "-shm", "-journal"];
+
+/// Where the upload of this number goes.
+pub fn upload_path(dir: &Path, number: u32) -> PathBuf {
+    dir.join(format!("{UPLOAD_PREFIX}{number}"))
+}
+
+/// Replaces the collection in `dir` by a checked and synced file, and keeps the newest `keep` of those it replaced.
+/// Nobody may have the old one open.
+pub fn replace(dir: &Path, checked: &Path, keep: usize) -> Result<()> {
+    let (current, next) = (dir.join(FILE_NAME), dir.join(CHECKED));
+    fs::rename(checked, &next).map_err(Error::io("renaming", checked))?;
+    sync_folder(dir)?;
+    if current.exists() {
+        fold_side_files(&current);
+        let backup = move_to_backups(dir)?;
+        if let Err(err) = fs::rename(&next, &current) {
+            // Back to where we were; what is in `next` goes at the next start.
+            let _ = fs::rename(&backup, &current);
+            return Err(Error::Io("renaming", next, err));
+        }
+    } else {
+        fs::rename(&next, &current).map_err(Error::io("renaming", &next))?;
+    }
+    sync_folder(dir)?;
+    forget_old_backups(dir, keep)
+}
+
+/// Brings what a crash left in a WAL into the file. That the old collection is beyond reading must not stop the user
+/// from replacing it.
+fn fold_side_files(collection: &Path) {
+    if let Err(err) = Collection::open(collection) {
+        log::warn!(
+            "the collection that is being replaced cannot be read, its files are kept as they are: {err}"
+        );
+    }
+}
+
+fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(suffix);
+    name.into()
+}
+
+/// The numbers of the backups that there are, oldest first.
+fn backup_numbers(backups: &Path) -> Result<Vec<u32>> {
+    let mut numbers = Vec::new();
+    for entry in fs::read_dir(backups).map_err(Error::io("reading", backups))? {
+        let name = entry.map_err(Error::io("reading", backups))?.file_name();
+        let number = name.to_str().and_then(|name| {
+            name.strip_prefix("collection-")?
+                .strip_suffix(".anki2")?
+                .parse()
+                .ok()
+        });
+        numbers.extend::<Option<u32>>(number);
+    }
+    numbers.sort_unstable();
+    Ok(numbers)
+}
+
+/// Numbers and not dates: many boards do not know the date.
+fn backup_path(backups: &Path, number: u32) -> PathBuf {
+    backups.join(format!("collection-{number:05}.anki2"))
+}
+
+/// Moves the collection, with the side files of one that could not be read, and returns where it is now.
+fn move_to_backups(dir: &Path) -> Result<PathBuf> {
+    let (current, backups) = (dir.join(FILE_NAME), dir.join(BACKUPS));
+    create_folder(&backups)?;
+    let number = backup_numbers(&backups)?.last().map_or(1, |last| last + 1);
+    let backup = backup_path(&backups, number);
+    for suffix in SIDE_SUFFIXES {
+        let side_file = with_suffix(&current, suffix);
+        if side_file.exists() {
+            fs::rename(&side_file, with_suffix(&backup, suffix))
+                .map_err(Error::io("renaming", &side_file))?;
+        }
+    }
+    fs::rename(&current, &backup).map_err(Error::io("renaming", &current))?;
+    sync_folder(&backups)?;
+    Ok(backup)
+}
+
+fn forget_old_backups(dir: &Path, keep: usize) -> Result<()> {
+    let backups = dir.join(BACKUPS);
+    if !backups.exists() {
+        return Ok(());
+    }
+    let numbers = backup_numbers(&backups)?;
+    for number in &numbers[..numbers.len().saturating_sub(keep)] {
+        let backup = backup_path(&backups, *number);
+        remove_if_there(&backup)?;
+        for suffix in SIDE_SUFFIXES {
+            remove_if_there(&with_suffix(&backup, suffix))?;
+        }
+    }
+    Ok(())
+}
+
+/// Finishes or removes what an interrupted request left in a user's folder. Runs before the first request.
+pub fn clean_up(dir: &Path) -> Result<()> {
+    let (current, next) = (dir.join(FILE_NAME), dir.join(CHECKED));
+    if next.exists() && !current.exists() {
+        // The power went between the two renames: the upload was whole, checked and synced.
+        for suffix in SIDE_SUFFIXES {
+            remove_if_there(&with_suffix(&current, suffix))?;
+        }
+        fs::rename(&next, &current).map_err(Error::io("renaming", &next))?;
+        log::warn!(
+            "{}: put a checked upload in place that a crash had interrupted",
+            dir.display()
+        );
+    }
+    for entry in fs::read_dir(dir).map_err(Error::io("reading", dir))? {
+        let entry = entry.map_err(Error::io("reading", dir))?;
+        let name = entry.file_name();
+        let name = name.to_string_lossy();
+        let leftover = name.starts_with(UPLOAD_PREFIX)
+            || name.starts_with(CHECKED)
+            || name.starts_with("collection.anki2.empty")
+            || name.starts_with(spool::LEFTOVER_PREFIX);
+        if leftover {
+            log::warn!(
+                "{}: removed {name}, which an interrupted request had left",
+                dir.display()
+            );
+            remove_if_there(&entry.path())?;
+        }
+    }
+    File::open(dir)
+        .and_then(|dir| dir.sync_all())
+        .map_err(Error::io("syncing", dir))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A folder with a collection whose crt is `created`.
+    fn collection(dir: &Path, name: &str, created: i64) -> PathBuf {
+        let scratch = tempfile::tempdir_in(dir).unwrap();
+        super::super::create_new(scratch.path()).unwrap();
+        let made = scratch.path().join(FILE_NAME);
+        rusqlite::Connection::open(&made)
+            .unwrap()
+            .execute("UPDATE col SET crt = ?1", [created])
+            .unwrap();
+        let path = dir.join(name);
+        fs::rename(made, &path).unwrap();
+        path
+    }
+
+    fn created(path: &Path) -> i64 {
+        Collection::open_to_read(path)
+            .unwrap()
+            .db
+            .query_row("SELECT crt FROM col", [], |row| row.get(0))
+            .unwrap()
+    }
+
+    #[test]
+    fn the_newest_backups_are_kept_and_the_first_upload_needs_none() {
+        let dir = tempfile::tempdir().unwrap();
+        for n in 1..=5 {
+            let upload = collection(dir.path(), "collection.anki2.upload-7", n);
+            replace(dir.path(), &upload, 3).unwrap();
+            assert_eq!(created(&dir.path().join(FILE_NAME)), n);
+        }
+        let backups = dir.path().join(BACKUPS);
+        let kept: Vec<_> = backup_numbers(&backups).unwrap();
+        assert_eq!(kept, [2, 3, 4]);
+        assert_eq!(created(&backup_path(&backups, 4)), 4);
+    }
+
+    #[test]
+    fn a_commit_that_only_the_wal_holds_is_in_the_backup() {
+        let dir = tempfile::tempdir().unwrap();
+        let current = collection(dir.path(), FILE_NAME, 1);
+        let crashed = tempfile::tempdir().unwrap();
+        let open = Collection::open(&current).unwrap();
+        open.db.execute("UPDATE col SET crt = 2", []).unwrap();
+        for suffix in ["", "-wal"] {
+            let from = with_suffix(&current, suffix);
+            fs::copy(&from, crashed.path().join(from.file_name().unwrap())).unwrap();
+        }
+        let upload = collection(crashed.path(), "collection.anki2.upload-0", 3);
+        replace(crashed.path(), &upload, 3).unwrap();
+        assert_eq!(created(&crashed.path().join(FILE_NAME)), 3);
+        assert_eq!(created(&backup_path(&crashed.path().join(BACKUPS), 1)), 2);
+    }
+
+    #[test]
+    fn a_crash_between_the_renames_ends_with_the_upload_in_place() {
+        let dir = tempfile::tempdir().unwrap();
+        collection(dir.path(), CHECKED, 8);
+        fs::write(dir.path().join("collection.anki2-wal"), "of the old one").unwrap();
+        fs::write(dir.path().join("collection.anki2.upload-3"), "half").unwrap();
+        fs::write(dir.path().join("spool-1-1"), "half").unwrap();
+        clean_up(dir.path()).unwrap();
+        assert_eq!(created(&dir.path().join(FILE_NAME)), 8);
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_checked_upload_that_was_not_acknowledged_gives_way_to_the_collection() {
+        let dir = tempfile::tempdir().unwrap();
+        collection(dir.path(), FILE_NAME, 1);
+        collection(dir.path(), CHECKED, 2);
+        clean_up(dir.path()).unwrap();
+        assert_eq!(created(&dir.path().join(FILE_NAME)), 1);
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
+}

@@ -1,0 +1,245 @@
+//! zstd, both ways; the only user of ruzstd.
+//!
+//! Replies are one frame of blocks of at most 64 KiB, each sent at once: clients count decoded bytes against their
+//! stall timer (sync-protocol.md 2.1). A block goes out raw while the link takes it as fast as we could pack it, which
+//! costs a board no CPU on a LAN, and packed while the link is what we wait for.
+
+use std::io::{self, BufRead, Read, Write};
+use std::time::{Duration, Instant};
+
+use ruzstd::decoding::StreamingDecoder;
+use ruzstd::encoding::{CompressionLevel, compress_to_vec};
+
+/// The largest window that a client may ask for. Clients use 2 MiB; level 19 uses 8.
+const MAX_WINDOW_BYTES: u64 = 8 * 1024 * 1024;
+
+/// Decodes one zstd frame, checks its checksum if it has one, and that nothing follows it.
+pub struct Decoder<R: BufRead> {
+    frame: StreamingDecoder<R, ruzstd::decoding::FrameDecoder>,
+    ended: bool,
+}
+
+impl<R: BufRead> Decoder<R> {
+    /// Reads the frame's header.
+    pub fn new(source: R) -> io::Result<Decoder<R>> {
+        let frame =
+            StreamingDecoder::new_with_max_window_size(source, MAX_WINDOW_BYTES).map_err(io::Error::other)?;
+        Ok(Decoder { frame, ended: false })
+    }
+
+    fn check_end(&mut self) -> io::Result<()> {
+        let sent = self.frame.decoder.get_checksum_from_data();
+        if sent.is_some() && sent != self.frame.decoder.get_calculated_checksum() {
+            return Err(io::Error::other("checksum mismatch"));
+        }
+        match self.frame.get_mut().fill_buf()? {
+            [] => Ok(()),
+            _ => Err(io::Error::other("data after the zstd frame")),
+        }
+    }
+}
+
+impl<R: BufRead> Read for Decoder<R> {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        let count = self.frame.read(buf)?;
+        if count == 0 && !buf.is_empty() && !self.ended {
+            self.ended = true;
+            self.check_end()?;
+        }
+        Ok(count)
+    }
+}
+
+/// Input of one block, before it is packed.
+const BLOCK_BYTES: usize = 64 * 1024;
+
+/// Frame header: magic, no flags (no content size, no checksum), a window of 128 KiB, which any block fits.
+const FRAME_HEADER: [u8; 6] = [0x28, 0xb5, 0x2f, 0xfd, 0x00, 7 << 3];
+
+/// The block types of the format.
+const RAW: u32 = 0;
+
+/// Writes one zstd frame.
+pub struct Encoder<W: Write> {
+    out: W,
+    block: Vec<u8>,
+    begun: bool,
+    /// What the last bytes took on their way out, per byte.
+    send_time: Duration,
+    /// What packing a block takes; a guess until the first one is.
+    pack_time: Duration,
+}
+
+impl<W: Write> Encoder<W> {
+    /// A frame without content so far; nothing is written yet.
+    pub fn new(out: W) -> Encoder<W> {
+        let pack_time = Duration::from_millis(5);
+        Encoder {
+            out,
+            block: Vec::new(),
+            begun: false,
+            send_time: Duration::ZERO,
+            pack_time,
+        }
+    }
+
+    /// Ends the frame and gives the writer back.
+    pub fn finish(mut self) -> io::Result<W> {
+        self.send_block(true)?;
+        Ok(self.out)
+    }
+
+    fn send_block(&mut self, last: bool) -> io::Result<()> {
+        let mut wire = Vec::with_capacity(self.block.len() + 16);
+        if !std::mem::replace(&mut self.begun, true) {
+            wire.extend_from_slice(&FRAME_HEADER);
+        }
+        if !(self.link_is_slow() && self.pack_block(last, &mut wire)) {
+            push_header(&mut wire, last, RAW, self.block.len());
+            wire.extend_from_slice(&self.block);
+        }
+        self.block.clear();
+        let started = Instant::now();
+        self.out.write_all(&wire)?;
+        self.out.flush()?;
+        self.send_time = started.elapsed() / wire.len() as u32;
+        Ok(())
+    }
+
+    /// Packing about halves the bytes, so it must take less than half of what sending them raw would.
+    fn link_is_slow(&self) -> bool {
+        self.block.len() > BLOCK_BYTES / 4 && self.send_time * self.block.len() as u32 > self.pack_time * 2
+    }
+
+    /// Appends the packed block, if that is shorter.
+    ///
+    /// ruzstd makes whole frames. A frame of one block has nothing that refers to an earlier one, so its block may
+    /// stand anywhere in ours.
+    fn pack_block(&mut self, last: bool, wire: &mut Vec<u8>) -> bool {
+        let started = Instant::now();
+        let frame = compress_to_vec(&self.block[..], CompressionLevel::Fastest);
+        self.pack_time = started.elapsed();
+        let Some((kind, content)) = first_block(&frame) else {
+            return false;
+        };
+        if content.len() >= self.block.len() {
+            return false;
+        }
+        push_header(wire, last, kind, content.len());
+        wire.extend_from_slice(content);
+        true
+    }
+}
+
+impl<W: Write> Write for Encoder<W> {
+    fn write(&mut self, data: &[u8]) -> io::Result<usize> {
+        let count = data.len().min(BLOCK_BYTES - self.block.len());
+        self.block.extend_from_slice(&data[..count]);
+        if self.block.len() == BLOCK_BYTES {
+            self.send_block(false)?;
+        }
+        Ok(count)
+    }
+
+    /// Sends what there is as a block of its own.
+    fn flush(&mut self) -> io::Result<()> {
+        match self.block.is_empty() && self.begun {
+            true => Ok(()),
+            false => self.send_block(false),
+        }
+    }
+}
+
+fn push_header(wire: &mut Vec<u8>, last: bool, kind: u32, size: usize) {
+    let header = u32::from(last) | kind << 1 | (size as u32) << 3;
+    wire.extend_from_slice(&header.to_le_bytes()[..3]);
+}
+
+/// The type and content of the first block of a frame that ruzstd made, if it is a compressed one.
+fn first_block(frame: &[u8]) -> Option<(u32, &[u8])> {
+    const COMPRESSED: u32 = 2;
+    let block = frame.get(FRAME_HEADER.len()..)?;
+    let [a, b, c, content @ ..] = block else {
+        return None;
+    };
+    let header = u32::from_le_bytes([*a, *b, *c, 0]);
+    let kind = header >> 1 & 3;
+    (kind == COMPRESSED).then_some((kind, content.get(..(header >> 3) as usize)?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A link of that speed, on which time does not really pass.
+    struct Link {
+        wire: Vec<u8>,
+        slow: bool,
+    }
+
+    impl Write for Link {
+        fn write(&mut self, data: &[u8]) -> io::Result<usize> {
+            if self.slow {
+                std::thread::sleep(Duration::from_millis(60));
+            }
+            self.wire.extend_from_slice(data);
+            Ok(data.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    fn round_trip(data: &[u8], slow: bool) -> Vec<u8> {
+        let mut encoder = Encoder::new(Link {
+            wire: Vec::new(),
+            slow,
+        });
+        encoder.write_all(data).unwrap();
+        let wire = encoder.finish().unwrap().wire;
+        assert!(
+            zstd::decode_all(&wire[..]).unwrap() == data,
+            "the C library reads another text"
+        );
+        let mut ours = Vec::new();
+        Decoder::new(&wire[..]).unwrap().read_to_end(&mut ours).unwrap();
+        assert!(ours == data);
+        wire
+    }
+
+    #[test]
+    fn raw_frames_are_read_by_the_clients_library() {
+        for len in [
+            0,
+            1,
+            BLOCK_BYTES - 1,
+            BLOCK_BYTES,
+            BLOCK_BYTES + 1,
+            5 * BLOCK_BYTES,
+        ] {
+            let data: Vec<u8> = (0..len).map(|i| (i % 253) as u8).collect();
+            round_trip(&data, false);
+        }
+    }
+
+    #[test]
+    fn blocks_are_packed_while_the_link_is_slow() {
+        let text: Vec<u8> = (0..60_000u32)
+            .flat_map(|i| format!("row {i} of many; ").into_bytes())
+            .collect();
+        let raw = round_trip(&text, false).len();
+        let packed = round_trip(&text, true).len();
+        assert!(packed * 3 < raw * 2, "{packed} of {raw}");
+    }
+
+    #[test]
+    fn a_flush_sends_what_there_is() {
+        let mut encoder = Encoder::new(Vec::new());
+        encoder.write_all(b"O").unwrap();
+        encoder.flush().unwrap();
+        assert!(encoder.out.ends_with(b"O"));
+        encoder.write_all(b"K").unwrap();
+        assert_eq!(zstd::decode_all(&encoder.finish().unwrap()[..]).unwrap(), b"OK");
+    }
+}

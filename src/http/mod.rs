@@ -1,0 +1,82 @@
+//! Requests and replies: the streams between a socket and the handlers. Knows tiny_http and the encodings of the
+//! protocol; knows no users and no SQL.
+
+pub mod body;
+pub mod encoding;
+pub mod patience;
+pub mod reply;
+
+use std::io::Read;
+
+use reply::Responder;
+
+/// In which header the guard tells the client's address.
+pub const PEER_HEADER: &str = "x-ankipi-peer";
+
+/// In which header the guard tells the body length that the client declared.
+pub const LENGTH_HEADER: &str = "x-ankipi-length";
+
+/// A request whose body has not been read.
+pub struct Request {
+    inner: tiny_http::Request,
+}
+
+/// The verbs that we serve.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verb {
+    /// GET
+    Get,
+    /// HEAD
+    Head,
+    /// POST
+    Post,
+    /// Any other.
+    Other,
+}
+
+impl Request {
+    /// Takes over what tiny_http parsed.
+    pub fn new(inner: tiny_http::Request) -> Request {
+        Request { inner }
+    }
+
+    /// The verb.
+    pub fn verb(&self) -> Verb {
+        match self.inner.method() {
+            tiny_http::Method::Get => Verb::Get,
+            tiny_http::Method::Head => Verb::Head,
+            tiny_http::Method::Post => Verb::Post,
+            _ => Verb::Other,
+        }
+    }
+
+    /// The path without the query.
+    pub fn path(&self) -> &str {
+        self.inner.url().split('?').next().unwrap_or_default()
+    }
+
+    /// The value of a header, by its name in any case.
+    pub fn header(&self, name: &str) -> Option<&str> {
+        let headers = self.inner.headers().iter();
+        headers
+            .into_iter()
+            .find(|header| header.field.as_str().as_str().eq_ignore_ascii_case(name))
+            .map(|header| header.value.as_str())
+    }
+
+    /// The body length that the client declared, if it did.
+    pub fn declared_bytes(&self) -> Option<u64> {
+        self.header(LENGTH_HEADER)?.parse().ok()
+    }
+
+    /// The body as it comes from the socket. A body that the client cut off ends in an error.
+    pub fn body(&mut self) -> &mut dyn Read {
+        self.inner.as_reader()
+    }
+
+    /// What remains when the body was read: the way to answer.
+    pub fn into_responder(self) -> Responder {
+        let head_only = self.verb() == Verb::Head;
+        Responder::new(self.inner.into_writer(), head_only)
+    }
+}

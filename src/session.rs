@@ -1,0 +1,321 @@
+//! What the server remembers of each user between requests: the open sync session, and who reads the collection.
+//!
+//! One lock per user, held for the length of one step and never while a socket is read or written. A session is one
+//! SQLite transaction from `start` to `finish`; dropping it rolls back. The newest `start` wins: the device that had
+//! the session before gets 409 at its next step.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use crate::collection::download::Snapshot;
+use crate::collection::{
+    self, ChunkCursor, Collection, FILE_NAME, Meta, NotetypeShapes, Range, Stamps, replace,
+};
+use crate::config::Config;
+use crate::error::{Error, Result};
+use crate::fsutil;
+
+/// How long an upload waits for downloads of the same user before it cuts them off, and then for them to notice.
+const DOWNLOAD_GRACE: Duration = Duration::from_secs(10);
+
+/// All users, by name.
+pub struct Users {
+    users: BTreeMap<String, User>,
+    session_idle: Duration,
+}
+
+/// One user: a folder and a lock.
+pub struct User {
+    /// The user's folder.
+    pub dir: PathBuf,
+    backups: usize,
+    uploads: AtomicU32,
+    state: Mutex<State>,
+    /// Signalled when a download ends.
+    download_ended: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    session: Option<Session>,
+    downloads: usize,
+    /// Shared with the downloads under way; set when an upload will not wait for them any longer.
+    cut_downloads: Arc<AtomicBool>,
+    /// Uploads that wait for the downloads to end; no new ones may begin.
+    replacements: usize,
+}
+
+/// What lies between `start` and `finish`.
+pub struct Session {
+    skey: String,
+    /// The collection, in a transaction.
+    pub collection: Collection,
+    /// The stamps at the start. Everything the client sends gets their usn.
+    pub stamps: Stamps,
+    /// Everything from this usn on is news to the client.
+    pub client_usn: i32,
+    /// Whether the client's config wins.
+    pub client_is_newer: bool,
+    /// How far the chunks to the client have come.
+    pub cursor: ChunkCursor,
+    /// What was looked up of notetypes.
+    pub shapes: NotetypeShapes,
+    last_step: Instant,
+}
+
+impl Session {
+    /// What the client has not seen.
+    pub fn unseen(&self) -> Range {
+        Range::unseen_by(self.client_usn)
+    }
+}
+
+impl Users {
+    /// Makes the users' folders where they are missing and tidies up after a crash.
+    pub fn open<'a>(config: &Config, names: impl Iterator<Item = &'a str>) -> Result<Users> {
+        let mut users = BTreeMap::new();
+        for name in names {
+            let dir = config.base.join(name);
+            fsutil::create_folder(&dir)?;
+            replace::clean_up(&dir)?;
+            users.insert(
+                name.to_owned(),
+                User {
+                    dir,
+                    backups: config.backups,
+                    uploads: AtomicU32::new(0),
+                    state: Mutex::default(),
+                    download_ended: Condvar::new(),
+                },
+            );
+        }
+        Ok(Users {
+            users,
+            session_idle: config.session_idle,
+        })
+    }
+
+    /// The user of that name, who must have an account.
+    pub fn by_name(&self, name: &str) -> Result<&User> {
+        self.users
+            .get(name)
+            .ok_or_else(|| Error::Broken(format!("user {name:?} has an account and no folder")))
+    }
+
+    /// Rolls back sessions that have been silent for too long; returns how long to wait before looking again, or none
+    /// if no session is open.
+    pub fn expire_sessions(&self) -> Option<Duration> {
+        self.users
+            .iter()
+            .filter_map(|(name, user)| user.expire(name, self.session_idle))
+            .min()
+    }
+
+    /// Rolls back every session.
+    pub fn end_sessions(&self) {
+        self.users.values().for_each(|user| user.lock().session = None);
+    }
+}
+
+impl User {
+    /// A panic in the middle of a step may have left a session half-way: it goes.
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(|poisoned: PoisonError<_>| {
+            self.state.clear_poison();
+            let mut state = poisoned.into_inner();
+            state.session = None;
+            state
+        })
+    }
+
+    fn collection_path(&self) -> PathBuf {
+        self.dir.join(FILE_NAME)
+    }
+
+    fn expire(&self, name: &str, idle: Duration) -> Option<Duration> {
+        let mut state = self.lock();
+        let silent = state.session.as_ref()?.last_step.elapsed();
+        if silent < idle {
+            return Some(idle - silent);
+        }
+        state.session = None;
+        log::info!(
+            "{name}: rolled back a sync that was silent for {} s",
+            silent.as_secs()
+        );
+        None
+    }
+
+    /// What `meta` tells: the last committed state, also while a session is open. None before the first upload.
+    pub fn meta(&self) -> Result<Option<Meta>> {
+        let _state = self.lock();
+        let path = self.collection_path();
+        match path.exists() {
+            true => Collection::open_to_read(&path)?.meta().map(Some),
+            false => Ok(None),
+        }
+    }
+
+    /// Opens a session in place of any other and runs its first step.
+    pub fn start<T>(
+        &self,
+        skey: &str,
+        client_usn: i32,
+        client_is_newer: bool,
+        first_step: impl FnOnce(&mut Session) -> Result<T>,
+    ) -> Result<T> {
+        let mut state = self.lock();
+        state.session = None;
+        let collection = Collection::open(&self.existing_collection()?)?;
+        collection.begin()?;
+        let mut session = Session {
+            skey: skey.to_owned(),
+            stamps: collection.stamps()?,
+            collection,
+            client_usn,
+            client_is_newer,
+            cursor: ChunkCursor::default(),
+            shapes: NotetypeShapes::default(),
+            last_step: Instant::now(),
+        };
+        let outcome = first_step(&mut session)?;
+        state.session = Some(session);
+        Ok(outcome)
+    }
+
+    /// Runs a step of the session with this key. A request that does not parse leaves the session as it was; any other
+    /// failure ends it.
+    pub fn step<T>(&self, skey: &str, work: impl FnOnce(&mut Session) -> Result<T>) -> Result<T> {
+        let mut state = self.lock();
+        let mut session = match state.session.take() {
+            Some(session) if session.skey == skey => session,
+            other => {
+                state.session = other;
+                return Err(Error::NoSession);
+            }
+        };
+        session.collection.savepoint()?;
+        let outcome = work(&mut session);
+        match &outcome {
+            Ok(_) => session.collection.keep_savepoint()?,
+            Err(Error::BadRequest(_)) => session.collection.undo_savepoint()?,
+            Err(_) => return outcome,
+        }
+        session.last_step = Instant::now();
+        state.session = Some(session);
+        outcome
+    }
+
+    /// Runs the last step of the session with this key.
+    pub fn last_step<T>(&self, skey: &str, work: impl FnOnce(Session) -> Result<T>) -> Result<T> {
+        let mut state = self.lock();
+        match state.session.take() {
+            Some(session) if session.skey == skey => work(session),
+            other => {
+                state.session = other;
+                Err(Error::NoSession)
+            }
+        }
+    }
+
+    /// Rolls back the session with this key. Of another key it is left alone: a device whose session was taken over
+    /// says `abort` too.
+    pub fn abort(&self, skey: &str) {
+        let mut state = self.lock();
+        if state.session.as_ref().is_some_and(|session| session.skey == skey) {
+            state.session = None;
+        }
+    }
+
+    /// The path of the collection, made now if there is none.
+    fn existing_collection(&self) -> Result<PathBuf> {
+        let path = self.collection_path();
+        if !path.exists() {
+            collection::create_new(&self.dir)?;
+        }
+        Ok(path)
+    }
+
+    /// Begins a full download of the last committed state. An open session is rolled back, as on the official server;
+    /// the next one may run while the download goes on.
+    pub fn download(&self) -> Result<Download<'_>> {
+        let mut state = self.lock();
+        if state.replacements > 0 {
+            return Err(Error::Busy("an upload is being put in place".to_owned()));
+        }
+        state.session = None;
+        let snapshot = Snapshot::open(&self.existing_collection()?)?;
+        state.downloads += 1;
+        Ok(Download {
+            user: self,
+            snapshot: Some(snapshot),
+            cut: state.cut_downloads.clone(),
+        })
+    }
+
+    /// Where the next upload goes.
+    pub fn next_upload_path(&self) -> PathBuf {
+        replace::upload_path(&self.dir, self.uploads.fetch_add(1, Ordering::Relaxed))
+    }
+
+    /// Puts a checked upload in place. Downloads of the old collection get some time to end, and are then cut off.
+    pub fn replace_collection(&self, checked: &Path) -> Result<()> {
+        let mut state = self.lock();
+        state.replacements += 1;
+        for cut in [false, true] {
+            state.cut_downloads.fetch_or(cut, Ordering::Relaxed);
+            let waited = self
+                .download_ended
+                .wait_timeout_while(state, DOWNLOAD_GRACE, |state| state.downloads > 0);
+            state = waited.unwrap_or_else(PoisonError::into_inner).0;
+        }
+        state.replacements -= 1;
+        let downloads_are_over = state.downloads == 0;
+        if state.replacements == 0 {
+            // Those that are still there keep the flag they have.
+            state.cut_downloads = Arc::default();
+        }
+        if !downloads_are_over {
+            return Err(Error::Busy(
+                "another device is downloading the collection; try again in a minute".to_owned(),
+            ));
+        }
+        state.session = None;
+        replace::replace(&self.dir, checked, self.backups)
+    }
+}
+
+/// A full download under way.
+pub struct Download<'u> {
+    user: &'u User,
+    /// Taken when the download ends.
+    snapshot: Option<Snapshot>,
+    cut: Arc<AtomicBool>,
+}
+
+impl Download<'_> {
+    /// The length of the file.
+    pub fn bytes(&self) -> u64 {
+        self.snapshot.as_ref().map_or(0, Snapshot::len)
+    }
+
+    /// Sends the file. No lock is held.
+    pub fn send(&self, out: &mut impl std::io::Write) -> Result<()> {
+        match &self.snapshot {
+            Some(snapshot) => snapshot.write_to(out, || !self.cut.load(Ordering::Relaxed)),
+            None => Ok(()),
+        }
+    }
+}
+
+impl Drop for Download<'_> {
+    fn drop(&mut self) {
+        // The connection first: an upload may move the file as soon as the count is zero.
+        self.snapshot = None;
+        self.user.lock().downloads -= 1;
+        self.user.download_ended.notify_all();
+    }
+}
