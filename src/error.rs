@@ -21,8 +21,8 @@ pub enum Error {
     Forbidden(String),
     /// No such page: 404.
     NotFound,
-    /// Known path, wrong verb: 405.
-    MethodNotAllowed,
+    /// Known path, wrong verb: 405. The verbs that it takes.
+    MethodNotAllowed(&'static str),
     /// A step of a session that is not (or no longer) open, or that another device has taken over: 409.
     NoSession,
     /// A limit was reached: 413. The text names the limit and the variable that raises it.
@@ -48,7 +48,7 @@ impl Error {
             Error::BadRequest(_) | Error::Refused(_) => 400,
             Error::Forbidden(_) => 403,
             Error::NotFound => 404,
-            Error::MethodNotAllowed => 405,
+            Error::MethodNotAllowed(_) => 405,
             Error::NoSession => 409,
             Error::TooLarge(_) => 413,
             Error::UnsupportedVersion(_) => 501,
@@ -79,7 +79,7 @@ impl fmt::Display for Error {
             | Error::Busy(text)
             | Error::Broken(text) => f.write_str(text),
             Error::NotFound => f.write_str("no such page"),
-            Error::MethodNotAllowed => f.write_str("wrong HTTP method"),
+            Error::MethodNotAllowed(_) => f.write_str("wrong HTTP method"),
             Error::NoSession => f.write_str("no open sync session with this session key"),
             Error::UnsupportedVersion(v) => write!(f, "sync version {v} is not supported"),
             Error::Io(verb, path, err) => write!(f, "{verb} {}: {err}", path.display()),

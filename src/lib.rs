@@ -1,6 +1,7 @@
 //! ankipi: a self-hosted Anki sync server for small boards.
 
 pub mod accounts;
+pub mod api;
 pub mod cli;
 pub mod clock;
 pub mod collection;

@@ -2,9 +2,12 @@
 
 #![allow(unsafe_code)]
 
+use std::ffi::CString;
 use std::io;
 use std::os::fd::{IntoRawFd, RawFd};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::sync::atomic::{AtomicI32, Ordering};
 
 /// One descriptor that `poll` watches; the layout of `struct pollfd`.
@@ -96,4 +99,14 @@ pub fn stop_on_signals() -> io::Result<UnixStream> {
         }
     }
     Ok(reader)
+}
+
+/// Fails if this process may not create files in the folder, also because the file system is read-only.
+pub fn check_writable(dir: &Path) -> io::Result<()> {
+    let path = CString::new(dir.as_os_str().as_bytes())?;
+    // SAFETY: the path is a live, NUL-terminated string.
+    match unsafe { libc::access(path.as_ptr(), libc::W_OK | libc::X_OK) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
 }

@@ -50,6 +50,16 @@ pub struct RowCounts {
     pub notes: usize,
 }
 
+impl std::fmt::Display for RowCounts {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(
+            f,
+            "{} notes, {} cards, {} reviews",
+            self.notes, self.cards, self.revlog
+        )
+    }
+}
+
 impl RowCounts {
     fn total(self) -> usize {
         self.revlog + self.cards + self.notes

@@ -20,9 +20,22 @@ impl Responder {
     }
 
     /// Answers with a text of known length.
-    pub fn text(mut self, status: u16, content_type: &str, body: &str) -> Result<()> {
+    pub fn text(self, status: u16, content_type: &str, body: &str) -> Result<()> {
+        self.whole(status, &format!("Content-Type: {content_type}\r\n"), body)
+    }
+
+    /// Answers that the path takes other verbs.
+    pub fn method_not_allowed(self, allow: &str) -> Result<()> {
+        self.whole(
+            405,
+            &format!("Allow: {allow}\r\nContent-Type: text/plain\r\n"),
+            "405\n",
+        )
+    }
+
+    fn whole(mut self, status: u16, headers: &str, body: &str) -> Result<()> {
         let head = format!(
-            "HTTP/1.1 {status} {}\r\nContent-Type: {content_type}\r\nContent-Length: {}\r\n\r\n",
+            "HTTP/1.1 {status} {}\r\n{headers}Content-Length: {}\r\n\r\n",
             reason(status),
             body.len()
         );

@@ -1,0 +1,98 @@
+//! One line per request: who, from which client, what it did, how long it took. Never keys, passwords or texts of notes.
+
+use std::fmt::Write;
+use std::time::Duration;
+
+use crate::error::{Error, Result};
+use crate::http::body::Received;
+use crate::http::{PEER_HEADER, Request, Verb};
+
+/// What is known of a request so far.
+pub struct AccessLog {
+    path: String,
+    peer: String,
+    user: String,
+    client: String,
+    did: String,
+    received: Received,
+    sent: u64,
+    /// Monitors ask for `/health` every few seconds.
+    is_page: bool,
+}
+
+impl AccessLog {
+    /// Notes where a request comes from and where it goes.
+    pub fn new(request: &Request, ip_header: Option<&str>) -> AccessLog {
+        let peer = ip_header
+            .and_then(|name| request.header(name))
+            .or_else(|| request.header(PEER_HEADER));
+        AccessLog {
+            path: printable(request.path()),
+            peer: printable(peer.unwrap_or("-")),
+            user: "-".to_owned(),
+            client: "-".to_owned(),
+            did: String::new(),
+            received: Received::default(),
+            sent: 0,
+            is_page: request.verb() != Verb::Post,
+        }
+    }
+
+    /// Notes the user whose key it carries.
+    pub fn user(&mut self, name: &str) {
+        self.user = printable(name);
+    }
+
+    /// Notes the client's version.
+    pub fn client(&mut self, version: &str) {
+        self.client = printable(version);
+    }
+
+    /// Notes the length of the request's body.
+    pub fn received(&mut self, received: Received) {
+        self.received = received;
+    }
+
+    /// Notes the length of the reply's body.
+    pub fn sent(&mut self, bytes: u64) {
+        self.sent = bytes;
+    }
+
+    /// Notes what was done.
+    pub fn did(&mut self, words: &str) {
+        self.did = words.to_owned();
+    }
+
+    /// Writes the line.
+    pub fn write(self, outcome: Result<()>, took: Duration) {
+        let status = outcome.as_ref().err().map_or(200, Error::status);
+        let mut line = format!(
+            "{} {} {} {} {status} {} ms in {} out {}",
+            self.peer,
+            self.user,
+            self.client,
+            self.path,
+            took.as_millis(),
+            self.received.wire,
+            self.sent
+        );
+        if !self.did.is_empty() {
+            let _ = write!(line, ": {}", self.did);
+        }
+        match outcome {
+            Ok(()) if self.is_page => log::debug!("{line}"),
+            Ok(()) => log::info!("{line}"),
+            Err(err @ Error::Disconnected(_)) => log::info!("{line}: {err}"),
+            Err(err) if status < 500 => log::warn!("{line}: {err}"),
+            Err(err) => log::error!("{line}: {err}"),
+        }
+    }
+}
+
+/// What a client sent, short and on one line.
+fn printable(text: &str) -> String {
+    text.chars()
+        .take(100)
+        .map(|c| if c.is_control() || c == ' ' { '?' } else { c })
+        .collect()
+}

@@ -1,0 +1,169 @@
+//! The steps of a normal sync: decode, one call into the session, encode.
+
+use std::io::{Read, Write};
+use std::path::Path;
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use super::{Answer, App, Call};
+use crate::error::{Error, Result};
+use crate::spool::Spool;
+use crate::wire::{SanityReply, SanityRequest, StartRequest};
+
+/// Parses a body that holds a few keys.
+pub fn parse<T: DeserializeOwned>(body: &mut Spool) -> Result<T> {
+    serde_json::from_reader(reader(body)?).map_err(|err| Error::bad(format!("unexpected JSON: {err}")))
+}
+
+fn reader(body: &mut Spool) -> Result<Box<dyn Read + '_>> {
+    body.reader()
+        .map_err(Error::io("reading", "spooled request".as_ref()))
+}
+
+impl Answer {
+    /// The JSON of a value.
+    pub fn of(dir: &Path, value: &impl Serialize, did: String) -> Result<Answer> {
+        let mut json = Spool::new(dir);
+        serde_json::to_writer(&mut json, value)
+            .map_err(|err| Error::Io("spooling a reply in", dir.to_owned(), err.into()))?;
+        Ok(Answer { json, did })
+    }
+
+    /// `null`, which some clients insist on.
+    fn null(dir: &Path, did: String) -> Result<Answer> {
+        Answer::of(dir, &(), did)
+    }
+}
+
+impl App {
+    pub(super) fn start(&self, call: &Call, body: &mut Spool) -> Result<Answer> {
+        let request: StartRequest = parse(body)?;
+        let user = self.user(call)?;
+        let mut json = Spool::new(&user.dir);
+        let buried = user.start(
+            &call.header.skey,
+            request.client_usn,
+            request.client_is_newer,
+            |session| {
+                session.collection.begin_day(session.stamps.usn)?;
+                session.collection.write_graves(session.unseen(), &mut json)?;
+                session
+                    .collection
+                    .apply_graves_in_start(reader(body)?, session.stamps.usn)
+            },
+        )?;
+        Ok(Answer {
+            json,
+            did: format!("from usn {}, {buried} graves in", request.client_usn),
+        })
+    }
+
+    pub(super) fn apply_graves(&self, call: &Call, body: &mut Spool) -> Result<Answer> {
+        let user = self.user(call)?;
+        let buried = user.step(&call.header.skey, |session| {
+            session.collection.apply_graves(reader(body)?, session.stamps.usn)
+        })?;
+        Answer::null(&user.dir, format!("{buried} graves in"))
+    }
+
+    pub(super) fn apply_changes(&self, call: &Call, body: &mut Spool) -> Result<Answer> {
+        let user = self.user(call)?;
+        let mut json = Spool::new(&user.dir);
+        user.step(&call.header.skey, |session| {
+            // Ours first, as they were before the client's.
+            session
+                .collection
+                .write_changes(session.unseen(), !session.client_is_newer, &mut json)?;
+            session.shapes.clear();
+            session
+                .collection
+                .apply_changes(reader(body)?, session.stamps.usn, self.config.max_row_bytes)
+        })?;
+        Ok(Answer {
+            did: String::new(),
+            json,
+        })
+    }
+
+    pub(super) fn chunk(&self, call: &Call, body: &mut Spool) -> Result<Answer> {
+        check_empty(body)?;
+        let user = self.user(call)?;
+        let mut json = Spool::new(&user.dir);
+        let counts = user.step(&call.header.skey, |session| {
+            let unseen = session.unseen();
+            session
+                .collection
+                .write_chunk(unseen, &mut session.cursor, &mut json)
+        })?;
+        Ok(Answer {
+            json,
+            did: format!("out: {counts}"),
+        })
+    }
+
+    pub(super) fn apply_chunk(&self, call: &Call, body: &mut Spool) -> Result<Answer> {
+        let user = self.user(call)?;
+        let counts = user.step(&call.header.skey, |session| {
+            session.collection.apply_chunk(
+                reader(body)?,
+                session.client_usn,
+                session.stamps.usn,
+                &mut session.shapes,
+                self.config.max_row_bytes,
+            )
+        })?;
+        Answer::null(&user.dir, format!("in: {counts}"))
+    }
+
+    pub(super) fn sanity_check(&self, call: &Call, body: &mut Spool) -> Result<Answer> {
+        let request: SanityRequest = parse(body)?;
+        let user = self.user(call)?;
+        let server = user.step(&call.header.skey, |session| session.collection.sanity_counts())?;
+        let client = request.client.counts();
+        let reply = SanityReply::new(client, server);
+        if !reply.is_ok() {
+            // The client will want a full sync; what it sent must not be half kept.
+            user.abort(&call.header.skey);
+            log::warn!(
+                "{}: sanity check failed, client {client:?}, server {server:?}",
+                call.user.as_deref().unwrap_or("-")
+            );
+        }
+        let did = if reply.is_ok() {
+            "counts agree"
+        } else {
+            "counts differ: rolled back"
+        };
+        Answer::of(&user.dir, &reply, did.to_owned())
+    }
+
+    pub(super) fn finish(&self, call: &Call, body: &mut Spool) -> Result<Answer> {
+        check_empty(body)?;
+        let user = self.user(call)?;
+        let stamp = user.last_step(&call.header.skey, |session| {
+            session.collection.finish(session.stamps)
+        })?;
+        // A bare number without white space around it.
+        let mut json = Spool::new(&user.dir);
+        write!(json, "{stamp}").map_err(Error::io("spooling a reply in", &user.dir))?;
+        Ok(Answer {
+            json,
+            did: "committed".to_owned(),
+        })
+    }
+
+    pub(super) fn abort(&self, call: &Call) -> Result<Answer> {
+        let user = self.user(call)?;
+        user.abort(&call.header.skey);
+        Answer::null(&user.dir, String::new())
+    }
+}
+
+/// Requests without content hold `{}`, `{"_pad":null}` or nothing.
+fn check_empty(body: &mut Spool) -> Result<()> {
+    match body.is_empty() {
+        true => Ok(()),
+        false => parse::<serde::de::IgnoredAny>(body).map(drop),
+    }
+}

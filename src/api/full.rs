@@ -1,0 +1,165 @@
+//! Full syncs: a whole collection up or down, streamed between file and socket.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Write};
+use std::path::Path;
+
+use super::access_log::AccessLog;
+use super::{App, Call, Waiting, refuse, respond_with};
+use crate::collection::upload::{self, Unfit};
+use crate::error::{Error, Result};
+use crate::fsutil;
+use crate::http::Request;
+use crate::http::body::{self, Received};
+use crate::http::patience;
+use crate::http::reply::ReplyStream;
+
+/// The reply that clients take for success, to the letter.
+const ACCEPTED: &str = "OK";
+
+/// An upload is written to the disk in steps of this size, so that a small board never owes the card more than that:
+/// one sync of 300 MB at the end can take longer than clients wait.
+const SYNC_EVERY_BYTES: u64 = 16 * 1024 * 1024;
+
+impl App {
+    pub(super) fn upload(&self, call: &Call, mut request: Request, log: &mut AccessLog) -> Result<()> {
+        let user = match self.user(call) {
+            Ok(user) => user,
+            Err(err) => return refuse(request, err),
+        };
+        let scratch = Scratch(&user.next_upload_path());
+        match self.receive_file(call, &mut request, scratch.0) {
+            Ok(received) => log.received(received),
+            Err(err) => return refuse(request, err),
+        }
+        let mut reply = UploadReply {
+            waiting: Waiting::Silent(request.into_responder()),
+            letters_out: 0,
+        };
+        let outcome = patience::wait_for(
+            || match upload::check(scratch.0)? {
+                Ok(()) => user.replace_collection(scratch.0).map(Ok),
+                Err(unfit) => Ok(Err(unfit)),
+            },
+            |signs| reply.sign_of_life(signs),
+        );
+        let text = match outcome {
+            Ok(Ok(())) => {
+                log.did("collection replaced");
+                ACCEPTED.to_owned()
+            }
+            Ok(Err(Unfit(reason))) => {
+                log.did(&format!("upload refused: {reason}"));
+                refusal(&reason)
+            }
+            Err(err) => {
+                // Whatever went wrong here, the old collection stands, and this is the one reply whose text users see.
+                log::error!("upload failed: {err}");
+                log.did("upload failed");
+                refusal(&format!("the server could not store it ({err})"))
+            }
+        };
+        log.sent(reply.finish(&text)?);
+        Ok(())
+    }
+
+    fn receive_file(&self, call: &Call, request: &mut Request, path: &Path) -> Result<Received> {
+        let open = OpenOptions::new().write(true).create_new(true).open(path);
+        let mut file = GentleFile {
+            file: open.map_err(Error::io("creating", path))?,
+            unsynced: 0,
+        };
+        let caps = call.method.caps(&self.config);
+        body::receive(request.body(), caps, &mut file, Error::io("writing", path))
+    }
+
+    pub(super) fn download(&self, call: &Call, mut request: Request, log: &mut AccessLog) -> Result<()> {
+        let begun = self
+            .receive(call, &mut request, log)
+            .and_then(|_| self.user(call)?.download());
+        let responder = request.into_responder();
+        let download = match begun {
+            Ok(download) => download,
+            Err(err) => return respond_with(responder, err),
+        };
+        log.did(&format!("collection of {} bytes", download.bytes()));
+        let mut stream: ReplyStream = responder.stream(download.bytes())?;
+        download.send(&mut stream)?;
+        log.sent(stream.finish()?);
+        Ok(())
+    }
+}
+
+/// A sentence for the user. It begins with the first letter of `ACCEPTED`, which may be on its way already.
+fn refusal(reason: &str) -> String {
+    format!(
+        "Our server refused this upload: {reason}. The collection on the server is unchanged. On this device, please \
+         use Check Database in the Tools menu, then upload again."
+    )
+}
+
+/// A file that exists until this is dropped, unless it was renamed.
+struct Scratch<'p>(&'p Path);
+
+impl Drop for Scratch<'_> {
+    fn drop(&mut self) {
+        if let Err(err) = fsutil::remove_if_there(self.0) {
+            log::warn!("{err}");
+        }
+    }
+}
+
+/// Syncs as it goes.
+struct GentleFile {
+    file: File,
+    unsynced: u64,
+}
+
+impl Write for GentleFile {
+    fn write(&mut self, data: &[u8]) -> io::Result<usize> {
+        let count = self.file.write(data)?;
+        self.unsynced += count as u64;
+        if self.unsynced >= SYNC_EVERY_BYTES {
+            self.file.sync_data()?;
+            self.unsynced = 0;
+        }
+        Ok(count)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// The reply to an upload. It is exactly two letters, so there is little to say while a check goes on: the head, then
+/// the first letter. After that clients have one more interval of patience.
+struct UploadReply {
+    waiting: Waiting,
+    letters_out: usize,
+}
+
+impl UploadReply {
+    fn sign_of_life(&mut self, signs: u32) {
+        match signs {
+            1 => self.waiting.keep_alive(b""),
+            2 => {
+                self.letters_out = 1;
+                self.waiting.keep_alive(&ACCEPTED.as_bytes()[..1]);
+            }
+            _ => {}
+        }
+    }
+
+    /// Sends what is left of `text`.
+    fn finish(self, text: &str) -> Result<u64> {
+        let mut stream = match self.waiting {
+            Waiting::Silent(responder) => responder.stream(text.len() as u64)?,
+            Waiting::Begun(stream) => stream,
+            Waiting::Gone(err) => return Err(err),
+        };
+        stream
+            .write_all(&text.as_bytes()[self.letters_out..])
+            .map_err(Error::Disconnected)?;
+        stream.finish()
+    }
+}

@@ -1,0 +1,57 @@
+//! `hostKey` and `meta`: the two methods in front of every sync.
+
+use super::{Answer, App, Call, SYNC_VERSIONS};
+use crate::clock;
+use crate::error::{Error, Result};
+use crate::spool::Spool;
+use crate::wire::{LoginReply, LoginRequest, MetaReply, MetaRequest};
+
+impl App {
+    pub(super) fn host_key(&self, call: &Call, body: &mut Spool) -> Result<Answer> {
+        let request: LoginRequest = super::collection::parse(body)?;
+        let key = self
+            .accounts
+            .log_in(&request.user, &request.password, &call.header.client)?;
+        Answer::of(
+            &self.config.base,
+            &LoginReply { key },
+            format!("logged in {:?}", request.user),
+        )
+    }
+
+    pub(super) fn meta(&self, call: &Call, body: &mut Spool) -> Result<Answer> {
+        let request: MetaRequest = super::collection::parse(body)?;
+        if !SYNC_VERSIONS.contains(&request.sync_version) {
+            return Err(Error::UnsupportedVersion(request.sync_version));
+        }
+        let user = self.user(call)?;
+        let meta = user.meta()?;
+        let message = match &meta {
+            Some(meta) if meta.needs_v2_scheduler && request.sync_version < 9 => {
+                "This Anki is too old for your collection's scheduler (v2). Please update Anki on this device."
+            }
+            Some(meta) if meta.needs_timezones && request.sync_version < 10 => {
+                "This Anki is too old for your collection's time zone setting. Please update Anki on this device."
+            }
+            _ => "",
+        };
+        let now = clock::now_millis();
+        // Before the first upload: as if created just now, and empty, so that clients offer to upload.
+        let (modified, schema, usn) = meta.map_or((0, now, 0), |meta| {
+            let stamps = meta.stamps;
+            (stamps.modified, stamps.schema, stamps.usn)
+        });
+        let reply = MetaReply {
+            modified,
+            schema,
+            usn,
+            now: now / 1000,
+            message,
+            go_on: message.is_empty(),
+            host_number: 0,
+            empty: meta.is_none_or(|meta| meta.is_empty),
+            media_usn: 0,
+        };
+        Answer::of(&user.dir, &reply, format!("usn {usn}"))
+    }
+}

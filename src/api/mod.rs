@@ -1,0 +1,271 @@
+//! From a request to its answer: route, authenticate, read the body, run the step, encode, one log line.
+//!
+//! The only place where an error becomes a status and a line in the log. Handlers decode, call `session` and encode;
+//! there is no SQL here.
+
+mod access_log;
+mod collection;
+mod full;
+mod login;
+mod pages;
+mod route;
+
+use std::time::Instant;
+
+use crate::accounts::Accounts;
+use crate::config::Config;
+use crate::error::{Error, Result};
+use crate::http::body::{self, Caps};
+use crate::http::patience;
+use crate::http::reply::{ReplyStream, Responder};
+use crate::http::{Request, Verb};
+use crate::session::{User, Users};
+use crate::spool::Spool;
+use crate::wire::SyncHeader;
+use access_log::AccessLog;
+use route::{Method, Page, Route};
+
+pub use route::is_bulk;
+
+/// The protocol versions that there are (sync-protocol.md 1).
+pub const SYNC_VERSIONS: std::ops::RangeInclusive<u64> = 8..=11;
+
+/// Everything that requests share.
+pub struct App {
+    config: Config,
+    accounts: Accounts,
+    users: Users,
+}
+
+/// A request that has passed the door: who it is from, and what came with it.
+struct Call {
+    method: Method,
+    header: SyncHeader,
+    /// The account's name; none for `hostKey`.
+    user: Option<String>,
+}
+
+/// A reply in JSON, and a few words for the log.
+struct Answer {
+    json: Spool,
+    did: String,
+}
+
+impl App {
+    /// Reads the accounts and readies the users' folders.
+    pub fn open(config: Config) -> Result<App> {
+        let accounts = Accounts::open(&config)?;
+        let users = Users::open(&config, accounts.names())?;
+        Ok(App {
+            config,
+            accounts,
+            users,
+        })
+    }
+
+    /// All users.
+    pub fn users(&self) -> &Users {
+        &self.users
+    }
+
+    /// Answers one request; whatever goes wrong ends up in its status and in the log.
+    pub fn answer(&self, request: Request) {
+        let started = Instant::now();
+        let mut log = AccessLog::new(&request, self.config.ip_header.as_deref());
+        let outcome = self.dispatch(request, &mut log);
+        log.write(outcome, started.elapsed());
+    }
+
+    fn dispatch(&self, mut request: Request, log: &mut AccessLog) -> Result<()> {
+        match Route::parse(request.path(), &self.config.base_path) {
+            Route::Page(page) => match request.verb() {
+                Verb::Get | Verb::Head => self.show(page, request),
+                _ => refuse(request, Error::MethodNotAllowed("GET, HEAD")),
+            },
+            Route::Sync(method) => {
+                if request.verb() != Verb::Post {
+                    return refuse(request, Error::MethodNotAllowed("POST"));
+                }
+                match self.admit(method, &request, log) {
+                    Ok(call) if method == Method::Upload => self.upload(&call, request, log),
+                    Ok(call) if method == Method::Download => self.download(&call, request, log),
+                    Ok(call) => match self.receive(&call, &mut request, log) {
+                        Ok(body) => self.reply(&call, body, request.into_responder(), log),
+                        Err(err) => refuse(request, err),
+                    },
+                    Err(err) => refuse(request, err),
+                }
+            }
+            Route::UnknownMethod => refuse(request, Error::bad("there is no such sync method")),
+            Route::Unknown => refuse(request, Error::NotFound),
+        }
+    }
+
+    fn show(&self, page: Page, request: Request) -> Result<()> {
+        match page {
+            Page::Start => {
+                let html = pages::start(request.header("host"), &self.config.base_path);
+                request
+                    .into_responder()
+                    .text(200, "text/html; charset=utf-8", &html)
+            }
+            Page::Health => match pages::health(&self.config.base) {
+                Ok(()) => request.into_responder().text(200, "text/plain", "ok\n"),
+                Err(err) => refuse(request, err),
+            },
+        }
+    }
+
+    /// Checks everything that the head tells, before the first byte of the body is read.
+    fn admit(&self, method: Method, request: &Request, log: &mut AccessLog) -> Result<Call> {
+        let Some(header) = request.header("anki-sync") else {
+            return Err(Error::bad(
+                "no anki-sync header: the client is older than Anki 2.1.57, or something between it and us drops headers",
+            ));
+        };
+        let header: SyncHeader =
+            serde_json::from_str(header).map_err(|err| Error::bad(format!("anki-sync header: {err}")))?;
+        log.client(&header.client);
+        if !SYNC_VERSIONS.contains(&header.sync_version) {
+            return Err(Error::bad(format!(
+                "anki-sync header of version {}",
+                header.sync_version
+            )));
+        }
+        let user = match method {
+            Method::HostKey => None,
+            _ => Some(self.accounts.user_of_key(&header.hkey)?.to_owned()),
+        };
+        if let Some(user) = &user {
+            log.user(user);
+        }
+        if method.is_step() && header.skey.is_empty() {
+            return Err(Error::bad("a sync step without a session key"));
+        }
+        method
+            .caps(&self.config)
+            .check_declared(request.declared_bytes())?;
+        Ok(Call { method, header, user })
+    }
+
+    fn user(&self, call: &Call) -> Result<&User> {
+        self.users.by_name(call.user.as_deref().unwrap_or_default())
+    }
+
+    /// Reads the body into a spool.
+    fn receive(&self, call: &Call, request: &mut Request, log: &mut AccessLog) -> Result<Spool> {
+        let dir = match call.user {
+            Some(_) => &self.user(call)?.dir,
+            None => &self.config.base,
+        };
+        let mut spool = Spool::new(dir);
+        let caps: Caps = call.method.caps(&self.config);
+        let received = body::receive(
+            request.body(),
+            caps,
+            &mut spool,
+            Error::io("spooling a request in", dir),
+        )?;
+        log.received(received);
+        Ok(spool)
+    }
+
+    /// Runs a step and sends its JSON, with signs of life if that takes long.
+    fn reply(&self, call: &Call, mut body: Spool, responder: Responder, log: &mut AccessLog) -> Result<()> {
+        let mut waiting = Waiting::Silent(responder);
+        let outcome = patience::wait_for(|| self.step(call, &mut body), |_| waiting.keep_alive_with_space());
+        drop(body);
+        match (outcome, waiting) {
+            (Ok(mut answer), Waiting::Silent(responder)) => {
+                log.did(&answer.did);
+                let stream = responder.stream(answer.json.len())?;
+                log.sent(send(&mut answer.json, stream)?);
+                Ok(())
+            }
+            (Ok(mut answer), Waiting::Begun(stream)) => {
+                log.did(&answer.did);
+                log.sent(send(&mut answer.json, stream)?);
+                Ok(())
+            }
+            (Err(err), Waiting::Silent(responder)) => respond_with(responder, err),
+            // The status is out already: a broken reply is what is left to say.
+            (Err(err), _) => Err(err),
+            (Ok(_), Waiting::Gone(err)) => Err(err),
+        }
+    }
+
+    fn step(&self, call: &Call, body: &mut Spool) -> Result<Answer> {
+        match call.method {
+            Method::HostKey => self.host_key(call, body),
+            Method::Meta => self.meta(call, body),
+            Method::Start => self.start(call, body),
+            Method::ApplyGraves => self.apply_graves(call, body),
+            Method::ApplyChanges => self.apply_changes(call, body),
+            Method::Chunk => self.chunk(call, body),
+            Method::ApplyChunk => self.apply_chunk(call, body),
+            Method::SanityCheck => self.sanity_check(call, body),
+            Method::Finish => self.finish(call, body),
+            Method::Abort => self.abort(call),
+            Method::Upload | Method::Download => Err(Error::Broken("full syncs have no JSON".to_owned())),
+        }
+    }
+}
+
+/// A reply that its client may have to wait for.
+enum Waiting {
+    /// Nothing was sent.
+    Silent(Responder),
+    /// The head is out.
+    Begun(ReplyStream),
+    /// The client went away.
+    Gone(Error),
+}
+
+impl Waiting {
+    /// Sends the head if it is not out, then `sign`. The size in the head is a guess, which no client checks.
+    fn keep_alive(&mut self, sign: &[u8]) {
+        use std::io::Write;
+        let gone = Waiting::Gone(Error::Broken("reply under construction".to_owned()));
+        *self = match std::mem::replace(self, gone) {
+            Waiting::Silent(responder) => match responder.stream(1) {
+                Ok(stream) => Waiting::Begun(stream),
+                Err(err) => Waiting::Gone(err),
+            },
+            other => other,
+        };
+        if let Waiting::Begun(stream) = self
+            && !sign.is_empty()
+            && let Err(err) = stream.write_all(sign).and_then(|()| stream.flush())
+        {
+            *self = Waiting::Gone(Error::Disconnected(err));
+        }
+    }
+
+    /// JSON may begin with white space.
+    fn keep_alive_with_space(&mut self) {
+        self.keep_alive(b" ");
+    }
+}
+
+fn send(json: &mut Spool, mut stream: ReplyStream) -> Result<u64> {
+    let mut reader = json
+        .reader()
+        .map_err(Error::io("reading", "spooled reply".as_ref()))?;
+    std::io::copy(&mut reader, &mut stream).map_err(Error::Disconnected)?;
+    stream.finish()
+}
+
+fn refuse(request: Request, err: Error) -> Result<()> {
+    respond_with(request.into_responder(), err)
+}
+
+/// Answers with the status of an error, and passes the error on to the log. Clients never show the text.
+fn respond_with(responder: Responder, err: Error) -> Result<()> {
+    if let Error::MethodNotAllowed(allow) = &err {
+        responder.method_not_allowed(allow)?;
+    } else if !matches!(err, Error::Disconnected(_)) {
+        let status = err.status();
+        responder.text(status, "text/plain", &format!("{status}\n"))?;
+    }
+    Err(err)
+}

@@ -1,0 +1,180 @@
+//! Which handler a path belongs to (sync-protocol.md 1 and 8).
+
+use crate::config::Config;
+use crate::http::body::Caps;
+
+/// What a request asks for.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Route {
+    /// A page for people and monitors.
+    Page(Page),
+    /// A step of a collection sync.
+    Sync(Method),
+    /// Below `/sync` or `/msync`, but no method that we know: 400.
+    UnknownMethod,
+    /// Anything else: 404.
+    Unknown,
+}
+
+/// Pages outside the protocol.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Page {
+    /// `/`
+    Start,
+    /// `/health`
+    Health,
+}
+
+/// The methods below `/sync`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Method {
+    /// Login.
+    HostKey,
+    /// What kind of sync is there to do?
+    Meta,
+    /// Opens a session.
+    Start,
+    /// Deletions from the client.
+    ApplyGraves,
+    /// Unchunked changes, both ways.
+    ApplyChanges,
+    /// Rows to the client.
+    Chunk,
+    /// Rows from the client.
+    ApplyChunk,
+    /// Do both sides count the same?
+    SanityCheck,
+    /// Commit.
+    Finish,
+    /// Roll back.
+    Abort,
+    /// The whole collection from the client.
+    Upload,
+    /// The whole collection to the client.
+    Download,
+}
+
+const METHODS: &[(&str, Method)] = &[
+    ("hostKey", Method::HostKey),
+    ("meta", Method::Meta),
+    ("start", Method::Start),
+    ("applyGraves", Method::ApplyGraves),
+    ("applyChanges", Method::ApplyChanges),
+    ("chunk", Method::Chunk),
+    ("applyChunk", Method::ApplyChunk),
+    ("sanityCheck2", Method::SanityCheck),
+    ("finish", Method::Finish),
+    ("abort", Method::Abort),
+    ("upload", Method::Upload),
+    ("download", Method::Download),
+];
+
+impl Route {
+    /// Finds the route of a path: repeated and trailing slashes do not count, nor does the base path in front.
+    pub fn parse(path: &str, base_path: &str) -> Route {
+        let mut segments: Vec<&str> = path.split('/').filter(|segment| !segment.is_empty()).collect();
+        let base: Vec<&str> = base_path
+            .split('/')
+            .filter(|segment| !segment.is_empty())
+            .collect();
+        // A proxy may have taken the base path off already.
+        if segments.starts_with(&base) {
+            segments.drain(..base.len());
+        }
+        match segments[..] {
+            [] => Route::Page(Page::Start),
+            ["health"] => Route::Page(Page::Health),
+            ["sync", name] => match METHODS.iter().find(|(known, _)| *known == name) {
+                Some((_, method)) => Route::Sync(*method),
+                None => Route::UnknownMethod,
+            },
+            ["sync" | "msync", ..] => Route::UnknownMethod,
+            _ => Route::Unknown,
+        }
+    }
+}
+
+impl Method {
+    /// Whether it takes part in a session, and so needs a session key.
+    pub fn is_step(self) -> bool {
+        use Method::{ApplyChanges, ApplyChunk, ApplyGraves, Chunk, Finish, SanityCheck, Start};
+        matches!(
+            self,
+            Start | ApplyGraves | ApplyChanges | Chunk | ApplyChunk | SanityCheck | Finish
+        )
+    }
+
+    /// How large its body may be.
+    pub fn caps(self, config: &Config) -> Caps {
+        use Method::{ApplyChanges, ApplyChunk, ApplyGraves, Start, Upload};
+        match self {
+            Start | ApplyGraves | ApplyChanges | ApplyChunk | Upload => Caps {
+                wire: config.max_payload_bytes,
+                decoded: config.max_decoded_bytes(),
+                raised_by: Some("MAX_SYNC_PAYLOAD_MEGS"),
+            },
+            _ => Caps {
+                wire: SMALL_BODY_BYTES,
+                decoded: SMALL_BODY_BYTES,
+                raised_by: None,
+            },
+        }
+    }
+}
+
+/// Bodies that hold a few keys or nothing.
+const SMALL_BODY_BYTES: u64 = 64 * 1024;
+
+/// Whether a path asks for a transfer that may take minutes. The guard keeps slots free for the others.
+pub fn is_bulk(path: &str) -> bool {
+    const BULK: [&str; 4] = ["upload", "download", "uploadChanges", "downloadFiles"];
+    path.split('?')
+        .next()
+        .unwrap_or_default()
+        .rsplit('/')
+        .find(|segment| !segment.is_empty())
+        .is_some_and(|last| BULK.contains(&last))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn slashes_and_base_paths_are_tolerated() {
+        let cases = [
+            ("/", "", Route::Page(Page::Start)),
+            ("/health", "", Route::Page(Page::Health)),
+            ("/sync/meta", "", Route::Sync(Method::Meta)),
+            ("//sync//meta/", "", Route::Sync(Method::Meta)),
+            (
+                "/anki/sync/sanityCheck2",
+                "anki",
+                Route::Sync(Method::SanityCheck),
+            ),
+            ("/sync/upload", "anki", Route::Sync(Method::Upload)),
+            ("/a/b/", "a/b", Route::Page(Page::Start)),
+            ("/sync/Meta", "", Route::UnknownMethod),
+            ("/sync", "", Route::UnknownMethod),
+            ("/sync/meta/x", "", Route::UnknownMethod),
+            ("/msync/nothing", "", Route::UnknownMethod),
+            ("/anki/sync/meta", "", Route::Unknown),
+            ("/favicon.ico", "", Route::Unknown),
+        ];
+        for (path, base_path, expected) in cases {
+            assert_eq!(Route::parse(path, base_path), expected, "{path}");
+        }
+    }
+
+    #[test]
+    fn bulk_transfers_are_known_by_their_paths() {
+        for (path, bulk) in [
+            ("/sync/upload", true),
+            ("/x//sync/download/", true),
+            ("/sync/uploads", false),
+            ("/", false),
+        ] {
+            assert_eq!(is_bulk(path), bulk, "{path}");
+        }
+    }
+}
