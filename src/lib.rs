@@ -1,4 +1,5 @@
 //! ankipi: a self-hosted Anki sync server for small boards.
 
 pub mod error;
+pub mod server;
 pub mod sys;

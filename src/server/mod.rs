@@ -1,0 +1,3 @@
+//! The HTTP server: what stands between the network and the handlers.
+
+pub mod guard;
