@@ -951,7 +951,7 @@ fn clients_that_do_not_read_block_nobody_for_long() {
     });
     let mut deaf: Vec<_> = (0..4).map(|_| server.client()).collect();
     for client in &mut deaf {
-        client.send("GET /big HTTP/1.1\r\n\r\n");
+        client.send("GET /endless HTTP/1.1\r\n\r\n");
     }
     server.assert_alive();
     for client in &mut deaf {
