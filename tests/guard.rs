@@ -5,6 +5,7 @@ use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
+use std::process::{Command, Stdio};
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::sync::{Arc, Condvar, Mutex, RwLock, RwLockReadGuard};
 use std::thread::{self, JoinHandle};
@@ -1218,6 +1219,43 @@ fn garbage_leaves_nothing_behind() {
         thread::sleep(millis(20));
     }
     assert!(fds() <= before, "{} descriptors, {before} before", fds());
+}
+
+/// Not a test: the server of the next one, in a process with few descriptors. Ends with its standard input.
+#[test]
+#[ignore = "run by few_descriptors_are_enough"]
+fn server_with_few_descriptors() {
+    let server = Server::start();
+    println!("\naddress {}", server.guard.addr);
+    let _ = io::stdin().read(&mut [0]);
+}
+
+#[test]
+fn few_descriptors_are_enough() {
+    let _alone = ALONE.read();
+    let command = "ulimit -n 64 && exec \"$0\" --ignored --exact server_with_few_descriptors --nocapture";
+    let mut process = Command::new("sh")
+        .args(["-c", command])
+        .arg(std::env::current_exe().unwrap())
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(process.stdout.take().unwrap())
+        .lines()
+        .map_while(Result::ok);
+    let addr = lines
+        .find_map(|line| line.strip_prefix("address ")?.parse().ok())
+        .unwrap();
+    let mut half_open: Vec<_> = (0..200).map(|_| Client::connect(addr)).collect();
+    for client in &mut half_open {
+        let _ = client.try_send(b"GET /");
+    }
+    for _ in 0..20 {
+        assert_eq!(Client::connect(addr).get("/ping").text(), "pong");
+    }
+    drop(process.stdin.take());
+    assert!(process.wait().unwrap().success());
 }
 
 // ---- the end ----

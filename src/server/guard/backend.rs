@@ -211,3 +211,60 @@ impl Reply {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A backend at the other end of `UnixStream`, and a body that it has taken in part.
+    fn half_sent() -> (Backend, UnixStream) {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        ours.set_nonblocking(true).unwrap();
+        theirs.set_nonblocking(true).unwrap();
+        let mut upload = ChunkWriter::default();
+        upload.push(&vec![b'x'; 8 << 20]);
+        let mut backend = Backend { stream: ours, upload };
+        backend.send(false).unwrap();
+        assert!(backend.upload.is_split(), "the kernel took 8 MB");
+        (backend, theirs)
+    }
+
+    #[test]
+    fn a_half_written_chunk_is_finished_before_the_end() {
+        let (backend, theirs) = half_sent();
+        let mut tail = backend.close().unwrap();
+        let (mut wire, mut buf) = (Vec::new(), vec![0; 1 << 20]);
+        // The backend writes before it reads on.
+        assert_eq!(write_some(&theirs, b"HTTP/1.1 403"), Ok(12));
+        while !tail.is_finished() {
+            tail.step(&mut [0; 100]);
+            while let Got::Bytes(read) = read_some(&theirs, &mut buf) {
+                wire.extend_from_slice(&buf[..read]);
+            }
+        }
+        drop(tail);
+        let mut body = Body::chunked();
+        assert_eq!(body.decode(&wire, &mut |_| ()), Ok(wire.len()));
+        assert!(wire.ends_with(b"\r\n") && !body.is_done());
+        assert_eq!(read_some(&theirs, &mut buf), Got::End);
+    }
+
+    #[test]
+    fn a_backend_that_closes_ends_its_tail() {
+        let (backend, theirs) = half_sent();
+        let mut tail = backend.close().unwrap();
+        drop(theirs);
+        tail.step(&mut [0; 100]);
+        assert!(tail.is_finished());
+    }
+
+    #[test]
+    fn between_chunks_there_is_no_tail() {
+        let (ours, _theirs) = UnixStream::pair().unwrap();
+        let mut upload = ChunkWriter::default();
+        upload.push(b"hello");
+        let mut backend = Backend { stream: ours, upload };
+        backend.send(false).unwrap();
+        assert!(backend.close().is_none());
+    }
+}

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use log::Level;
 
 use super::Shared;
-use super::exchange::{Exchange, Next};
+use super::exchange::{Exchange, FIRST_BYTES, Next};
 use super::head::{self, Refusal, Scan};
 use super::limits::Limits;
 use super::link::{Got, Link};
@@ -133,7 +133,8 @@ impl Conn {
 
     fn read_head(&mut self, shared: &mut Shared, scratch: &mut [u8]) {
         if self.link.is_flushed() {
-            match self.link.read(scratch) {
+            let most = FIRST_BYTES.min(scratch.len());
+            match self.link.read(&mut scratch[..most]) {
                 Got::End => return self.apply(Next::Gone, shared),
                 Got::Nothing => (),
                 Got::Bytes(read) => self.link.input.extend_from_slice(&scratch[..read]),

@@ -13,8 +13,8 @@ use super::link::{Got, Link};
 use crate::sys::{POLL_IN, POLL_OUT};
 
 /// A request is handed over when so much of its body is here, or all of it: small bodies, however slowly they drip,
-/// hold no worker, and this is the most that a waiting request holds in memory.
-const FIRST_BYTES: usize = 8 << 10;
+/// hold no worker. Until then reads are no larger either, which bounds what hundreds of waiting requests hold in memory.
+pub const FIRST_BYTES: usize = 8 << 10;
 
 /// Reads from one socket before the others get their turn.
 const READS_PER_TURN: usize = 4;
@@ -139,12 +139,17 @@ impl Exchange {
             if !self.wants_input(link, &shared.limits) {
                 break;
             }
-            match link.read(scratch) {
+            let most = if self.is_active() && !self.body.is_done() {
+                scratch.len()
+            } else {
+                FIRST_BYTES.min(scratch.len())
+            };
+            match link.read(&mut scratch[..most]) {
                 Got::End => return Next::Gone,
                 Got::Nothing => break,
                 Got::Bytes(read) => {
                     let next = self.take(&scratch[..read], link, shared);
-                    if next != Next::Stay || read < scratch.len() {
+                    if next != Next::Stay || read < most {
                         return next;
                     }
                 }

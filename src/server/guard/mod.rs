@@ -20,8 +20,8 @@
 //!
 //! - The backend sees one checked request per connection, and at most `max_active` connections.
 //! - Neither side ever sees a clean end of a body that was cut.
-//! - Memory per connection is bounded: the head while it arrives, 8 KiB of body plus one read while it waits, one read
-//!   per direction while it is active, nothing while it is idle.
+//! - Memory per connection is bounded: the head while it arrives, 16 KiB of body while it waits, 32 KiB per direction
+//!   while it is active, nothing while it is idle.
 //! - No wait for a client is without a deadline, and poll sleeps until the nearest one: an idle server does not wake up.
 //! - Nothing a client sends can panic this thread or reach the log.
 //!
