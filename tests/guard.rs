@@ -1226,6 +1226,10 @@ fn garbage_leaves_nothing_behind() {
 #[ignore = "run by few_descriptors_are_enough"]
 fn server_with_few_descriptors() {
     let server = Server::start();
+    // More than the guard leaves to the rest of the process, so that accept() and connect() do fail.
+    let _files: Vec<_> = (0..40)
+        .map(|_| std::fs::File::open("/dev/null").unwrap())
+        .collect();
     println!("\naddress {}", server.guard.addr);
     let _ = io::stdin().read(&mut [0]);
 }

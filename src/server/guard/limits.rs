@@ -2,6 +2,8 @@
 
 use std::time::{Duration, Instant};
 
+use super::FDS_PER_REQUEST;
+
 /// Every bound of the guard. The defaults suit a board with 64 MB and the timers of the known clients.
 #[derive(Clone, Debug)]
 pub struct Limits {
@@ -70,18 +72,17 @@ impl Default for Limits {
 }
 
 impl Limits {
-    /// Descriptors that are not client connections: a backend connection counts once here and twice in tiny_http; the
-    /// rest is for listeners, databases and files.
+    /// Descriptors for listeners, databases and files.
     const SPARE_FDS: usize = 16;
 
-    /// These limits, made consistent with each other and with the number of descriptors. tiny_http's acceptor dies for
-    /// good when it meets EMFILE, and poll(2) takes no more entries than there may be descriptors.
+    /// These limits, made consistent with each other and with the number of descriptors, so that running out of them is
+    /// rare.
     pub(super) fn fit(mut self, open_files: usize) -> Limits {
         self.max_active = self.max_active.max(1);
         self.max_bulk = self.max_bulk.clamp(1, (self.max_active - 1).max(1));
         let spare = self
             .max_active
-            .saturating_mul(3)
+            .saturating_mul(FDS_PER_REQUEST)
             .saturating_add(Limits::SPARE_FDS);
         self.max_conns = self.max_conns.min(open_files.saturating_sub(spare)).max(1);
         self

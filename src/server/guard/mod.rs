@@ -1,19 +1,26 @@
 //! The guard: one poll(2) thread that owns every client socket and stands between the network and tiny_http.
 //!
-//! tiny_http parses well-meant requests well, but does not survive the network. Measured on 0.12:
+//! tiny_http serves well-meant requests well, but does not survive the network. Measured on 0.12:
 //!
-//! | tiny_http alone | so the guard |
-//! |---|---|
-//! | One declared length of 100 GB aborts the process: it drains unread bodies through one allocation. A negative or oversized length, or two, hide a request in a body. | checks lengths, and hands every body on as chunks, which are never drained |
-//! | An unread body, or a client that does not read, holds a worker for as long as the client likes. There is no timer at all. | hands a request on when it can make progress, and times every wait for a client |
-//! | One failed accept() or dup() ends it for good, silently. | accepts itself, outlives every accept error, and keeps descriptors free for tiny_http |
-//! | `HTTP/2.0` in a request line deadlocks a thread and leaks it. | refuses it |
-//! | Each connection, also an idle one, holds a thread; a burst of them starves busy ones. | holds idle connections in a few hundred bytes, and opens a backend connection per request |
-//! | Heads of any size and number are read, pipelined requests are read ahead without bound. | bounds the head, and reads the next request when the last is answered |
-//! | `Connection: upgrade`, which nginx set-ups send with every request, hands over the raw socket. | drops hop-by-hop headers |
-//! | A cut body ends like a whole one: a declared length as a plain end, a chunked one if the cut is inside a chunk. | cuts between chunks only, which tiny_http reports as an error |
-//! | A reply whose source fails ends like a whole one, or leaves the client waiting. | resets the client unless the reply came to its end |
-//! | No TCP_NODELAY: small chunked replies take 44 ms. | sets it |
+//! - One declared length of 100 GB aborts the process, because unread bodies are drained through one allocation. A
+//!   negative or oversized length, or two of them, hide a request in a body. The guard checks lengths, and hands
+//!   every body on as chunks, which are never drained.
+//! - An unread body, or a client that does not read, holds a worker for as long as the client likes; there is no
+//!   timer at all. The guard hands a request on when it can make progress, and times every wait for a client.
+//! - One failed accept() or dup() ends it for good, silently. The guard accepts itself, outlives every accept error,
+//!   and hands nothing on without descriptors to spare.
+//! - `HTTP/2.0` in a request line deadlocks a thread and leaks it. The guard refuses it.
+//! - Each connection, also an idle one, holds a thread, and a burst of them starves busy ones. The guard holds idle
+//!   connections in a few hundred bytes, and opens one backend connection per request.
+//! - Heads of any size are read, and pipelined requests are read ahead, without bound. The guard bounds the head, and
+//!   looks at the next request when the last is answered.
+//! - `Connection: upgrade`, which nginx set-ups send with every request, makes it hand over the raw socket. The guard
+//!   drops hop-by-hop headers.
+//! - A cut body ends like a whole one: with a declared length always, chunked if the cut is inside a chunk. The guard
+//!   cuts between chunks only, which tiny_http reports as an error.
+//! - A reply whose source fails ends like a whole one, or leaves the client waiting. The guard resets the client
+//!   unless the reply came to its end.
+//! - It sets no TCP_NODELAY, so that small chunked replies take 44 ms. The guard does.
 //!
 //! A connection is, in turn, idle, *gathering* a request's body, *waiting* for a slot, *active* (a backend connection
 //! is open), and idle again or *closing*. Invariants:
@@ -59,8 +66,11 @@ const READ_BYTES: usize = 32 << 10;
 /// Connections accepted before the others get their turn.
 const ACCEPTS_PER_TURN: usize = 64;
 
-/// How long the listeners rest when a connection can neither be accepted nor another be evicted for it.
-const ACCEPT_REST: Duration = Duration::from_millis(100);
+/// Descriptors of an active request: one here, two in tiny_http, which duplicates its socket.
+const FDS_PER_REQUEST: usize = 3;
+
+/// How long nothing is accepted or handed over when descriptors are short and no connection can be evicted.
+const REST: Duration = Duration::from_millis(100);
 
 /// What all connections share.
 struct Shared {
@@ -97,7 +107,7 @@ pub struct Guard {
     listeners: Vec<TcpListener>,
     stop: UnixStream,
     conns: Vec<Conn>,
-    /// Until then nothing is accepted.
+    /// Until then nothing is accepted: descriptors are short.
     rest_until: Option<Instant>,
     scratch: Vec<u8>,
     shared: Shared,
@@ -155,7 +165,7 @@ impl Guard {
                 // Out of memory, the only error left: give something back and do not spin.
                 self.shared.note(Level::Warn, format_args!("poll: {err}"));
                 self.evict(Duration::ZERO);
-                std::thread::sleep(ACCEPT_REST);
+                std::thread::sleep(REST);
                 fds.clear();
             }
             self.shared.now = Instant::now();
@@ -204,7 +214,10 @@ impl Guard {
     /// Milliseconds to the nearest deadline, rounded up so that it is over then; -1 without any.
     fn timeout_ms(&self) -> i32 {
         let Shared { now, .. } = self.shared;
-        let accept = self.accepts_from().filter(|from| *from > now);
+        let accept = self
+            .accepts_from()
+            .max(self.rest_until)
+            .filter(|from| *from > now);
         let conns = self.conns.iter().filter_map(|conn| conn.deadline(&self.shared));
         let others = [self.shared.journal.deadline(), self.shared.stop_at, accept];
         let Some(next) = conns.chain(others.into_iter().flatten()).min() else {
@@ -265,8 +278,26 @@ impl Guard {
     /// Gives free slots to waiting requests: small ones first, then in the order in which they came.
     fn admit(&mut self) {
         while let Some(at) = self.next_waiting() {
-            self.conns[at].activate(&mut self.shared);
+            if self.has_free_descriptors() {
+                self.conns[at].activate(&mut self.shared);
+            } else if !self.evict(Duration::ZERO) {
+                self.shared
+                    .note(Level::Warn, format_args!("too few descriptors for a request"));
+                self.rest();
+                return;
+            }
         }
+    }
+
+    /// Whether a request can be handed over now. tiny_http's acceptor dies for good when it is short of descriptors, so
+    /// this must hold whatever the rest of the process has open.
+    fn has_free_descriptors(&self) -> bool {
+        let tries = [(); FDS_PER_REQUEST].map(|()| self.stop.try_clone());
+        tries.iter().all(Result::is_ok)
+    }
+
+    fn rest(&mut self) {
+        self.rest_until = self.shared.now.checked_add(REST);
     }
 
     fn next_waiting(&self) -> Option<usize> {
@@ -330,7 +361,7 @@ impl Guard {
                     self.shared
                         .note(Level::Warn, format_args!("accepting a connection: {err}"));
                     if !self.evict(Duration::ZERO) {
-                        self.rest_until = self.shared.now.checked_add(ACCEPT_REST);
+                        self.rest();
                         return;
                     }
                 }
