@@ -9,6 +9,8 @@ pub mod config;
 pub mod error;
 pub mod fsutil;
 pub mod http;
+pub mod logging;
+pub mod server;
 pub mod session;
 pub mod spool;
 pub mod sys;

@@ -136,7 +136,8 @@ impl User {
     }
 
     fn expire(&self, name: &str, idle: Duration) -> Option<Duration> {
-        let mut state = self.lock();
+        // Who holds the lock is busy with the session; one user must not wait for another here.
+        let Ok(mut state) = self.state.try_lock() else { return Some(idle) };
         let silent = state.session.as_ref()?.last_step.elapsed();
         if silent < idle {
             return Some(idle - silent);

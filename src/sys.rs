@@ -4,7 +4,8 @@
 
 use std::ffi::CString;
 use std::io;
-use std::os::fd::{IntoRawFd, RawFd};
+use std::net::TcpStream;
+use std::os::fd::{AsRawFd, IntoRawFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
@@ -17,6 +18,10 @@ pub type PollFd = libc::pollfd;
 pub const POLL_IN: i16 = libc::POLLIN;
 /// A descriptor to watch for writing.
 pub const POLL_OUT: i16 = libc::POLLOUT;
+/// Reported without being asked for: the connection broke.
+pub const POLL_ERR: i16 = libc::POLLERR;
+/// Reported without being asked for: both directions are closed.
+pub const POLL_HUP: i16 = libc::POLLHUP;
 
 /// Builds an entry for `poll`.
 pub fn poll_fd(fd: RawFd, events: i16) -> PollFd {
@@ -108,5 +113,37 @@ pub fn check_writable(dir: &Path) -> io::Result<()> {
     match unsafe { libc::access(path.as_ptr(), libc::W_OK | libc::X_OK) } {
         0 => Ok(()),
         _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// How many descriptors this process may have open (the soft limit).
+pub fn open_files_limit() -> io::Result<usize> {
+    let mut limit = libc::rlimit {
+        rlim_cur: 0,
+        rlim_max: 0,
+    };
+    // SAFETY: the pointer is to a live rlimit that nobody else uses.
+    if unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &mut limit) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(usize::try_from(limit.rlim_cur).unwrap_or(usize::MAX))
+}
+
+/// Makes the coming close of this TCP socket a reset, so that the peer sees an error and not an end.
+pub fn reset_on_close(socket: &TcpStream) {
+    let linger = libc::linger {
+        l_onoff: 1,
+        l_linger: 0,
+    };
+    // SAFETY: the pointer and the length describe one live linger struct, and the socket is borrowed, hence open.
+    // The result does not matter: it fails only where the connection is gone already.
+    unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_LINGER,
+            (&raw const linger).cast(),
+            size_of::<libc::linger>() as libc::socklen_t,
+        );
     }
 }

@@ -1,0 +1,151 @@
+//! Start to stop: the data folder, the listeners, the guard, tiny_http behind it, and a fixed set of worker threads.
+//!
+//! The only module that makes threads that outlive a request, and with `http` the only one that names tiny_http.
+
+pub mod guard;
+
+use std::fs::{self, File, TryLockError};
+use std::net::{SocketAddr, TcpListener};
+use std::os::unix::net::UnixListener;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::thread;
+
+use crate::api::{self, App};
+use crate::config::Config;
+use crate::error::{Error, Result};
+use crate::fsutil;
+use crate::http::Request;
+use crate::sys;
+use guard::{Guard, Limits};
+
+/// Threads that answer requests. Two of them may be busy with full syncs, so two are always there for the rest.
+const WORKERS: usize = 4;
+
+/// SQLite and serde on one row need far less; untouched stack costs address space only.
+const WORKER_STACK_BYTES: usize = 512 * 1024;
+
+/// Held by the server that runs on a data folder.
+const LOCK_FILE: &str = ".ankipi.lock";
+
+/// tiny_http's end of the private connection to the guard.
+const SOCKET_FILE: &str = ".ankipi.sock";
+
+/// Runs until SIGTERM or SIGINT.
+pub fn run(config: Config) -> Result<()> {
+    fsutil::create_folder(&config.base)?;
+    let _lock = lock_folder(&config.base)?;
+    let listener = bind(SocketAddr::new(config.host, config.port))?;
+    let address = listener
+        .local_addr()
+        .map_err(|err| Error::Broken(format!("listening: {err}")))?;
+    let app = Arc::new(App::open(config.clone())?);
+    let stop = sys::stop_on_signals().map_err(|err| Error::Broken(format!("signals: {err}")))?;
+    let (backend, socket) = private_listener(&config.base)?;
+    let backend = tiny_http::Server::from_listener(backend, None)
+        .map_err(|err| Error::Broken(format!("starting tiny_http: {err}")))?;
+    let backend = Arc::new(backend);
+    let workers: Vec<_> = (0..WORKERS)
+        .map(|n| start_worker(n, &app, &backend))
+        .collect::<Result<_>>()?;
+    let limits = Limits {
+        max_active: WORKERS,
+        max_bulk: WORKERS / 2,
+        // Which body is too large depends on the method: `api` tells, with a status and a log line.
+        max_body_bytes: u64::MAX,
+        ..Limits::default()
+    };
+    let guard = Guard::new(vec![listener], socket.clone(), limits, api::is_bulk, stop)
+        .map_err(|err| Error::Broken(format!("starting the guard: {err}")))?;
+    log::info!(
+        "ankipi {} listens on http://{address}/, data in {}",
+        env!("CARGO_PKG_VERSION"),
+        config.base.display()
+    );
+    guard.run();
+    log::info!("stopping");
+    workers.iter().for_each(|_| backend.unblock());
+    for worker in workers {
+        // A worker catches the panics of its requests; should one have got through, there is nothing left to end.
+        let _ = worker.join();
+    }
+    app.users().end_sessions();
+    fsutil::remove_if_there(&socket)
+}
+
+/// One server per data folder: two would each keep sessions that the other knows nothing of.
+fn lock_folder(base: &Path) -> Result<File> {
+    let path = base.join(LOCK_FILE);
+    let file = File::create(&path).map_err(Error::io("creating", &path))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => Err(Error::Broken(format!(
+            "another ankipi is running on {}: stop it first, or use another folder with --base DIR",
+            base.display()
+        ))),
+        Err(TryLockError::Error(err)) => Err(Error::Io("locking", path, err)),
+    }
+}
+
+fn bind(address: SocketAddr) -> Result<TcpListener> {
+    TcpListener::bind(address).map_err(|err| {
+        let advice = match err.kind() {
+            std::io::ErrorKind::AddrInUse => ": another program has this port; choose one with --port",
+            std::io::ErrorKind::PermissionDenied => {
+                ": ports below 1024 need root; choose another with --port"
+            }
+            std::io::ErrorKind::AddrNotAvailable => ": this machine does not have that address; see --host",
+            _ => "",
+        };
+        Error::Broken(format!("cannot listen on {address}{advice} ({err})"))
+    })
+}
+
+/// A Unix socket in the data folder, which is ours alone; in the temporary folder where the file system of the data
+/// (FAT on a stick) or the length of its path does not allow one.
+fn private_listener(base: &Path) -> Result<(UnixListener, PathBuf)> {
+    let temporary = std::env::temp_dir().join(format!("ankipi-{}", std::process::id()));
+    let in_temporary = || {
+        fs::create_dir(&temporary)?;
+        let path = temporary.join(SOCKET_FILE);
+        UnixListener::bind(&path).map(|listener| (listener, path))
+    };
+    let path = base.join(SOCKET_FILE);
+    fsutil::remove_if_there(&path)?;
+    match UnixListener::bind(&path) {
+        Ok(listener) => Ok((listener, path)),
+        Err(_) => in_temporary().map_err(Error::io("making a socket in", &temporary)),
+    }
+}
+
+fn start_worker(
+    number: usize,
+    app: &Arc<App>,
+    backend: &Arc<tiny_http::Server>,
+) -> Result<thread::JoinHandle<()>> {
+    let (app, backend) = (app.clone(), backend.clone());
+    thread::Builder::new()
+        .name(format!("worker-{number}"))
+        .stack_size(WORKER_STACK_BYTES)
+        .spawn(move || work(&app, &backend))
+        .map_err(|err| Error::Broken(format!("starting a worker thread: {err}")))
+}
+
+/// Answers requests until `unblock`. In between, sessions that went silent are rolled back; without any, nothing wakes.
+fn work(app: &App, backend: &tiny_http::Server) {
+    loop {
+        let request = match app.users().expire_sessions() {
+            Some(wait) => backend.recv_timeout(wait),
+            None => backend.recv().map(Some),
+        };
+        match request {
+            // A panic ends its request and its user's session, and never the worker.
+            Ok(Some(request)) => drop(catch_unwind(AssertUnwindSafe(|| {
+                app.answer(Request::new(request))
+            }))),
+            Ok(None) => {}
+            Err(_unblocked) => return,
+        }
+    }
+}

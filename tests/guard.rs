@@ -1,0 +1,1329 @@
+//! The guard with a real tiny_http behind it, through real sockets.
+
+use std::collections::VecDeque;
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+use std::sync::mpsc::{self, Receiver, Sender};
+use std::sync::{Arc, Condvar, Mutex, RwLock, RwLockReadGuard};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use ankipi::server::guard::{Guard, Limits};
+
+/// Longer than anything should take; a test that waits for so long has failed.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Held by every test, and alone by the one that counts the descriptors of the process.
+static ALONE: RwLock<()> = RwLock::new(());
+
+// ---- the server ----
+
+/// Lets handlers wait for a word of the test.
+#[derive(Clone, Default)]
+struct Gate(Arc<(Mutex<usize>, Condvar)>);
+
+impl Gate {
+    fn open(&self, times: usize) {
+        *self.0.0.lock().unwrap() += times;
+        self.0.1.notify_all();
+    }
+
+    fn pass(&self) {
+        let tickets = self.0.0.lock().unwrap();
+        let (mut tickets, _) = self
+            .0
+            .1
+            .wait_timeout_while(tickets, PATIENCE, |tickets| *tickets == 0)
+            .unwrap();
+        *tickets = tickets.saturating_sub(1);
+    }
+}
+
+struct GuardThread {
+    addr: SocketAddr,
+    stop: UnixStream,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl GuardThread {
+    fn start(listener: TcpListener, backend: PathBuf, limits: Limits) -> GuardThread {
+        let addr = listener.local_addr().unwrap();
+        let (stop, stopped) = UnixStream::pair().unwrap();
+        let bulk = |path: &str| path.starts_with("/bulk");
+        let guard = Guard::new(vec![listener], backend, limits, bulk, stopped).unwrap();
+        // The port tells the guards of parallel tests apart; the kernel keeps 15 characters of a name.
+        let name = format!("guard-{}", addr.port());
+        let thread = thread::Builder::new().name(name).spawn(move || guard.run()).ok();
+        GuardThread { addr, stop, thread }
+    }
+
+    fn begin_stop(&self) {
+        let _ = (&self.stop).write_all(b"x");
+    }
+
+    fn join(&mut self) {
+        if let Some(thread) = self.thread.take() {
+            thread.join().unwrap();
+        }
+    }
+
+    fn client(&self) -> Client {
+        Client::connect(self.addr)
+    }
+}
+
+impl Drop for GuardThread {
+    fn drop(&mut self) {
+        let _ = (&self.stop).write_all(b"x");
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+struct Server {
+    guard: GuardThread,
+    gate: Gate,
+    events: Receiver<String>,
+    tiny: Arc<tiny_http::Server>,
+    workers: Vec<JoinHandle<()>>,
+    _dir: tempfile::TempDir,
+    _alone: Option<RwLockReadGuard<'static, ()>>,
+}
+
+impl Server {
+    fn start() -> Server {
+        Server::with(Limits::default())
+    }
+
+    fn with(limits: Limits) -> Server {
+        let alone = ALONE.read().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let mut server = Server::on(TcpListener::bind("127.0.0.1:0").unwrap(), limits);
+        server._alone = Some(alone);
+        server
+    }
+
+    fn on(listener: TcpListener, limits: Limits) -> Server {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("http");
+        let tiny = Arc::new(tiny_http::Server::http_unix(&path).unwrap());
+        let (gate, (sender, events)) = (Gate::default(), mpsc::channel());
+        let workers = (0..limits.max_active)
+            .map(|_| {
+                let (tiny, gate, sender) = (tiny.clone(), gate.clone(), sender.clone());
+                thread::spawn(move || {
+                    while let Ok(request) = tiny.recv() {
+                        handle(request, &gate, &sender);
+                    }
+                })
+            })
+            .collect();
+        let guard = GuardThread::start(listener, path, limits);
+        Server {
+            guard,
+            gate,
+            events,
+            tiny,
+            workers,
+            _dir: dir,
+            _alone: None,
+        }
+    }
+
+    fn client(&self) -> Client {
+        self.guard.client()
+    }
+
+    fn event(&self) -> String {
+        self.events.recv_timeout(PATIENCE).expect("an event")
+    }
+
+    fn assert_alive(&self) {
+        let mut client = self.client();
+        assert_eq!(client.get("/ping").text(), "pong");
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.gate.open(1000);
+        self.guard.begin_stop();
+        if let Some(thread) = self.guard.thread.take() {
+            let _ = thread.join();
+        }
+        for _ in &self.workers {
+            self.tiny.unblock();
+        }
+        for worker in self.workers.drain(..) {
+            let _ = worker.join();
+        }
+    }
+}
+
+const CHUNKED: &str = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n";
+
+fn handle(mut request: tiny_http::Request, gate: &Gate, events: &Sender<String>) {
+    let path = request.url().split('?').next().unwrap_or_default().to_owned();
+    let text = |text: String| tiny_http::Response::from_string(text);
+    match path.as_str() {
+        "/ping" => drop(request.respond(text("pong".into()))),
+        "/headers" => {
+            let lines: Vec<_> = request
+                .headers()
+                .iter()
+                .map(|h| format!("{}: {}\n", h.field, h.value))
+                .collect();
+            drop(request.respond(text(lines.concat())));
+        }
+        "/echo" => {
+            let mut body = Vec::new();
+            if read_body(&mut request, &mut body, events) {
+                drop(request.respond(tiny_http::Response::from_data(body).with_chunked_threshold(100)));
+            }
+        }
+        "/count" | "/bulk/count" => count(request, events),
+        "/late-count" => {
+            say(events, &path);
+            gate.pass();
+            count(request, events);
+        }
+        "/refuse" => drop(request.respond(text("no".into()).with_status_code(403))),
+        "/slow" | "/bulk/slow" => {
+            say(events, &path);
+            gate.pass();
+            drop(request.respond(text("slow".into())));
+        }
+        "/stream" => {
+            let mut out = request.into_writer();
+            for piece in [CHUNKED, "1\r\n \r\n", "3\r\nend\r\n", "0\r\n\r\n"] {
+                if out
+                    .write_all(piece.as_bytes())
+                    .and_then(|()| out.flush())
+                    .is_err()
+                {
+                    return say(events, "stream broke");
+                }
+                gate.pass();
+            }
+        }
+        "/cut-chunked" => drop(write!(request.into_writer(), "{CHUNKED}5\r\nhello\r\n")),
+        "/cut-length" => {
+            drop(write!(
+                request.into_writer(),
+                "HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhello"
+            ));
+        }
+        "/no-content" => drop(request.respond(tiny_http::Response::empty(204))),
+        "/endless" => {
+            let mut out = request.into_writer();
+            let _ = out.write_all(CHUNKED.as_bytes());
+            let chunk = [b"1000\r\n".as_slice(), &[b'x'; 0x1000], b"\r\n"].concat();
+            while out.write_all(&chunk).is_ok() {}
+            say(events, "endless ended");
+        }
+        "/big" => {
+            let data = io::repeat(b'x').take(BIG as u64);
+            let response = tiny_http::Response::new(200.into(), vec![], data, None, None);
+            drop(request.respond(response));
+        }
+        _ => drop(request.respond(tiny_http::Response::empty(404))),
+    }
+}
+
+const BIG: usize = 8 << 20;
+
+fn say(events: &Sender<String>, event: &str) {
+    let _ = events.send(event.to_owned());
+}
+
+fn count(mut request: tiny_http::Request, events: &Sender<String>) {
+    let mut count = Counter(0);
+    if read_body(&mut request, &mut count, events) {
+        drop(request.respond(tiny_http::Response::from_string(count.0.to_string())));
+    }
+}
+
+struct Counter(u64);
+
+impl Write for Counter {
+    fn write(&mut self, data: &[u8]) -> io::Result<usize> {
+        self.0 += data.len() as u64;
+        Ok(data.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Reads the body; a failure is an event, and no reply.
+fn read_body(request: &mut tiny_http::Request, to: &mut impl Write, events: &Sender<String>) -> bool {
+    match io::copy(request.as_reader(), to) {
+        Ok(_) => true,
+        Err(_) => {
+            say(events, "cut body");
+            false
+        }
+    }
+}
+
+// ---- the client ----
+
+struct Client {
+    stream: BufReader<TcpStream>,
+}
+
+#[derive(Debug)]
+struct Answer {
+    status: u16,
+    headers: Vec<(String, String)>,
+    body: Vec<u8>,
+}
+
+impl Answer {
+    fn text(&self) -> &str {
+        assert_eq!(self.status, 200, "{self:?}");
+        std::str::from_utf8(&self.body).unwrap()
+    }
+
+    fn header(&self, name: &str) -> Option<&str> {
+        self.headers
+            .iter()
+            .find(|header| header.0 == name)
+            .map(|header| header.1.as_str())
+    }
+}
+
+impl Client {
+    fn connect(addr: SocketAddr) -> Client {
+        let stream = TcpStream::connect_timeout(&addr, PATIENCE).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream.set_write_timeout(Some(PATIENCE)).unwrap();
+        stream.set_nodelay(true).unwrap();
+        Client {
+            stream: BufReader::new(stream),
+        }
+    }
+
+    fn send(&mut self, data: impl AsRef<[u8]>) -> &mut Client {
+        self.try_send(data.as_ref()).unwrap();
+        self
+    }
+
+    fn try_send(&mut self, data: &[u8]) -> io::Result<()> {
+        self.stream.get_mut().write_all(data)
+    }
+
+    fn get(&mut self, path: &str) -> Answer {
+        self.send(format!("GET {path} HTTP/1.1\r\nHost: x\r\n\r\n"))
+            .answer()
+    }
+
+    fn answer(&mut self) -> Answer {
+        self.try_answer().unwrap()
+    }
+
+    fn try_answer(&mut self) -> io::Result<Answer> {
+        let mut answer = self.head()?;
+        let length = answer
+            .header("content-length")
+            .map(|length| length.parse().unwrap());
+        match length {
+            Some(length) => {
+                answer.body = vec![0; length];
+                self.stream.read_exact(&mut answer.body)?;
+            }
+            None if answer.header("transfer-encoding").is_some() => answer.body = self.chunks()?,
+            None if answer.status == 204 => (),
+            None => {
+                self.stream.read_to_end(&mut answer.body)?;
+            }
+        }
+        Ok(answer)
+    }
+
+    fn head(&mut self) -> io::Result<Answer> {
+        let status_line = self.line()?;
+        let status = status_line.split(' ').nth(1).and_then(|code| code.parse().ok());
+        let mut headers = Vec::new();
+        loop {
+            let line = self.line()?;
+            if line.is_empty() {
+                break;
+            }
+            let (name, value) = line.split_once(": ").unwrap();
+            headers.push((name.to_lowercase(), value.to_owned()));
+        }
+        Ok(Answer {
+            status: status.unwrap_or_else(|| panic!("{status_line}")),
+            headers,
+            body: Vec::new(),
+        })
+    }
+
+    fn chunks(&mut self) -> io::Result<Vec<u8>> {
+        let mut body = Vec::new();
+        loop {
+            let size = usize::from_str_radix(&self.line()?, 16).unwrap();
+            let start = body.len();
+            body.resize(start + size, 0);
+            self.stream.read_exact(&mut body[start..])?;
+            assert_eq!(self.line()?, "");
+            if size == 0 {
+                return Ok(body);
+            }
+        }
+    }
+
+    fn line(&mut self) -> io::Result<String> {
+        let mut line = String::new();
+        self.stream.read_line(&mut line)?;
+        match line.strip_suffix("\r\n") {
+            Some(line) => Ok(line.to_owned()),
+            None => Err(io::ErrorKind::UnexpectedEof.into()),
+        }
+    }
+
+    /// Waits until the server closes, in whatever way; fails if it sends anything.
+    fn assert_closed(&mut self) {
+        let mut rest = Vec::new();
+        match self.stream.read_to_end(&mut rest) {
+            Err(err) if matches!(err.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) => {
+                panic!("still open")
+            }
+            _ => assert!(rest.is_empty(), "{:?}", String::from_utf8_lossy(&rest)),
+        }
+    }
+}
+
+fn chunk(data: &[u8]) -> Vec<u8> {
+    [format!("{:x}\r\n", data.len()).as_bytes(), data, b"\r\n"].concat()
+}
+
+fn post(path: &str, headers: &str) -> String {
+    format!("POST {path} HTTP/1.1\r\nHost: x\r\n{headers}\r\n")
+}
+
+fn post_length(path: &str, length: usize) -> String {
+    post(path, &format!("Content-Length: {length}\r\n"))
+}
+
+fn post_chunked(path: &str) -> String {
+    post(path, "Transfer-Encoding: chunked\r\n")
+}
+
+fn millis(millis: u64) -> Duration {
+    Duration::from_millis(millis)
+}
+
+// ---- what works ----
+
+#[test]
+fn a_connection_serves_many_requests() {
+    let server = Server::start();
+    let mut client = server.client();
+    for n in 0..200 {
+        let answer = client.get("/ping");
+        assert_eq!(answer.header("connection"), Some("keep-alive"));
+        assert_eq!(answer.text(), "pong");
+        let body = vec![b'a' + (n % 26) as u8; n * 37];
+        let answer = client.send(post_length("/echo", body.len())).send(&body).answer();
+        assert_eq!(answer.body, body);
+    }
+}
+
+#[test]
+fn chunked_bodies_pass_both_ways_in_pieces_of_any_size() {
+    let server = Server::start();
+    let mut client = server.client();
+    for size in [1, 7, 100, 4096, 32 << 10, 100_000] {
+        let body: Vec<u8> = (0..200_000usize).map(|n| (n * n) as u8).collect();
+        let body = &body[..(size * 2000).min(body.len())];
+        let mut wire = post_chunked("/echo").into_bytes();
+        body.chunks(size).for_each(|piece| wire.extend(chunk(piece)));
+        wire.extend(b"0\r\n\r\n");
+        let answer = client.send(&wire).answer();
+        assert_eq!(answer.header("transfer-encoding"), Some("chunked"));
+        assert!(answer.body == body, "size {size}");
+    }
+}
+
+#[test]
+fn large_bodies_pass_both_ways() {
+    let server = Server::start();
+    let mut client = server.client();
+    let data = vec![b'x'; BIG];
+    assert_eq!(
+        client
+            .send(post_length("/count", BIG))
+            .send(&data)
+            .answer()
+            .text(),
+        BIG.to_string()
+    );
+    let mut wire = post_chunked("/count").into_bytes();
+    data.chunks(4096).for_each(|piece| wire.extend(chunk(piece)));
+    assert_eq!(
+        client.send(&wire).send("0\r\n\r\n").answer().text(),
+        BIG.to_string()
+    );
+    assert_eq!(client.get("/big").body.len(), BIG);
+    assert_eq!(client.get("/ping").text(), "pong");
+}
+
+#[test]
+fn pipelined_requests_are_answered_in_order() {
+    let server = Server::start();
+    let mut client = server.client();
+    let mut wire = Vec::new();
+    for n in 0..300 {
+        let body = format!("body {n}");
+        wire.extend(post_length("/echo", body.len()).into_bytes());
+        wire.extend(body.into_bytes());
+        // What clients of the nineties send behind a body.
+        wire.extend(b"\r\n");
+    }
+    client.send(&wire);
+    for n in 0..300 {
+        assert_eq!(client.answer().text(), format!("body {n}"));
+    }
+}
+
+#[test]
+fn a_request_may_arrive_byte_by_byte() {
+    let server = Server::start();
+    let mut client = server.client();
+    let wire = [post_chunked("/echo").as_bytes(), b"5\r\nhello\r\n0\r\n\r\n"].concat();
+    for byte in wire {
+        client.send([byte]);
+    }
+    assert_eq!(client.answer().text(), "hello");
+}
+
+#[test]
+fn the_backend_learns_peer_and_length_and_nothing_forged() {
+    let server = Server::start();
+    let mut client = server.client();
+    let headers = "Connection: upgrade\r\nUpgrade: websocket\r\nX-Ankipi-Peer: 6.6.6.6\r\nContent-Length: 5\r\nAnki-Sync: k\r\n";
+    let answer = client.send(post("/headers", headers)).send("hello").answer();
+    let text = answer.text().to_lowercase();
+    for line in [
+        "x-ankipi-peer: 127.0.0.1\n",
+        "x-ankipi-length: 5\n",
+        "anki-sync: k\n",
+        "connection: close\n",
+    ] {
+        assert!(text.contains(line), "{text}");
+    }
+    for word in ["upgrade", "6.6.6.6", "content-length"] {
+        assert!(!text.contains(word), "{text}");
+    }
+}
+
+#[test]
+fn the_upgrade_header_of_nginx_changes_nothing() {
+    let server = Server::start();
+    let mut client = server.client();
+    for _ in 0..3 {
+        let head = post(
+            "/count",
+            "Connection: upgrade\r\nUpgrade: \r\nTransfer-Encoding: chunked\r\n",
+        );
+        let answer = client.send(head).send(chunk(b"hello")).send("0\r\n\r\n").answer();
+        assert_eq!(answer.text(), "5");
+    }
+}
+
+#[test]
+fn a_client_that_expects_100_continue_gets_it_once() {
+    let server = Server::start();
+    let mut client = server.client();
+    client.send(post("/count", "Expect: 100-continue\r\nContent-Length: 5\r\n"));
+    assert_eq!(client.head().unwrap().status, 100);
+    assert_eq!(client.send("hello").answer().text(), "5");
+    let eager = post("/count", "Expect: 100-continue\r\nContent-Length: 5\r\n") + "hello";
+    assert_eq!(client.send(eager).answer().text(), "5");
+}
+
+#[test]
+fn http10_clients_get_no_chunks_and_a_close() {
+    let server = Server::start();
+    let mut client = server.client();
+    let answer = client
+        .send("GET /big HTTP/1.0\r\nConnection: keep-alive\r\n\r\n")
+        .answer();
+    assert_eq!(
+        (answer.header("transfer-encoding"), answer.header("connection")),
+        (None, Some("close"))
+    );
+    assert_eq!(answer.body.len(), BIG);
+    let mut client = server.client();
+    assert_eq!(
+        client
+            .send("POST /count HTTP/1.0\r\nContent-Length: 2\r\n\r\nab")
+            .answer()
+            .text(),
+        "2"
+    );
+    client.assert_closed();
+}
+
+#[test]
+fn replies_without_a_body_keep_the_connection_usable() {
+    let server = Server::start();
+    let mut client = server.client();
+    client.send("HEAD /ping HTTP/1.1\r\n\r\n");
+    assert_eq!(client.head().unwrap().header("content-length"), Some("4"));
+    client.send("HEAD /big HTTP/1.1\r\n\r\n");
+    assert_eq!(client.head().unwrap().status, 200);
+    assert_eq!(client.get("/no-content").status, 204);
+    assert_eq!(client.get("/ping").text(), "pong");
+}
+
+#[test]
+fn a_client_that_asks_for_close_gets_it() {
+    let server = Server::start();
+    let mut client = server.client();
+    let answer = client
+        .send("GET /ping HTTP/1.1\r\nConnection: Close\r\n\r\n")
+        .answer();
+    assert_eq!(answer.header("connection"), Some("close"));
+    client.assert_closed();
+}
+
+#[test]
+fn flushed_bytes_of_a_reply_arrive_at_once() {
+    let server = Server::start();
+    let mut client = server.client();
+    client.send("GET /stream HTTP/1.1\r\n\r\n");
+    assert_eq!(client.head().unwrap().status, 200);
+    server.gate.open(1);
+    assert_eq!(
+        (client.line().unwrap(), client.line().unwrap()),
+        ("1".into(), " ".into())
+    );
+    server.gate.open(2);
+    assert_eq!(client.chunks().unwrap(), b"end");
+    server.gate.open(1);
+    assert_eq!(client.get("/ping").text(), "pong");
+}
+
+#[test]
+fn ipv6_works_where_there_is_ipv6() {
+    let Ok(listener) = TcpListener::bind("[::1]:0") else {
+        return;
+    };
+    let server = Server::on(listener, Limits::default());
+    assert!(
+        server
+            .client()
+            .get("/headers")
+            .text()
+            .contains("x-ankipi-peer: ::1\n")
+    );
+}
+
+#[test]
+fn mapped_addresses_are_shown_as_ipv4() {
+    let Ok(listener) = TcpListener::bind("[::]:0") else {
+        return;
+    };
+    let port = listener.local_addr().unwrap().port();
+    let server = Server::on(listener, Limits::default());
+    if TcpStream::connect(("127.0.0.1", port)).is_ok() {
+        let mut client = Client::connect(SocketAddr::from(([127, 0, 0, 1], port)));
+        assert!(
+            client
+                .get("/headers")
+                .text()
+                .contains("x-ankipi-peer: 127.0.0.1\n")
+        );
+    }
+    drop(server);
+}
+
+// ---- what is refused ----
+
+#[test]
+fn bad_requests_get_their_status_and_a_close() {
+    let server = Server::start();
+    let many_headers = format!("GET / HTTP/1.1\r\n{}\r\n", "A: b\r\n".repeat(100_000));
+    let cases = [
+        (post("/count", "Content-Length: 1000000000000000000\r\n"), 413),
+        (post("/count", "Content-Length: -5\r\n"), 400),
+        (post("/count", "Content-Length: 5\r\nContent-Length: 5\r\n"), 400),
+        (
+            post("/count", "Content-Length: 5\r\nTransfer-Encoding: chunked\r\n"),
+            400,
+        ),
+        (post("/count", "Transfer-Encoding: identity\r\n"), 501),
+        (post_chunked("/count") + "xyz\r\n", 400),
+        (post_chunked("/count") + "ffffffffffffffff1\r\n", 400),
+        ("GET / HTTP/2.0\r\n\r\n".into(), 505),
+        ("TRACE / HTTP/1.1\r\n\r\n".into(), 405),
+        ("BREW / HTTP/1.1\r\n\r\n".into(), 501),
+        ("GET http://x/ HTTP/1.1\r\n\r\n".into(), 400),
+        ("\u{16}\u{3}\u{1}".into(), 400),
+        (many_headers, 431),
+    ];
+    for (wire, status) in cases {
+        let mut client = server.client();
+        // A refusal may overtake the sending.
+        let _ = client.try_send(wire.as_bytes());
+        let answer = client.answer();
+        assert_eq!(answer.status, status, "{:.60}", wire);
+        assert_eq!(answer.header("connection"), Some("close"));
+        client.assert_closed();
+    }
+    server.assert_alive();
+}
+
+#[test]
+fn a_header_line_of_100_mb_is_not_taken() {
+    let server = Server::start();
+    let mut client = server.client();
+    client.send("GET / HTTP/1.1\r\nA: ");
+    let block = vec![b'a'; 1 << 20];
+    let taken = (0..100).take_while(|_| client.try_send(&block).is_ok()).count();
+    assert!(taken < 100);
+    server.assert_alive();
+}
+
+#[test]
+fn a_chunked_body_over_the_limit_is_refused() {
+    let server = Server::with(Limits {
+        max_body_bytes: 100_000,
+        ..Limits::default()
+    });
+    let mut client = server.client();
+    client
+        .send(post_chunked("/count"))
+        .send(chunk(&[0; 60_000]))
+        .send(chunk(&[0; 60_000]));
+    assert_eq!(client.answer().status, 413);
+    assert_eq!(server.event(), "cut body");
+    let mut client = server.client();
+    client
+        .send(post_chunked("/count"))
+        .send(chunk(&[0; 100_000]))
+        .send("0\r\n\r\n");
+    assert_eq!(client.answer().text(), "100000");
+}
+
+#[test]
+fn an_early_refusal_reaches_a_client_that_is_still_sending() {
+    let server = Server::start();
+    for sent in [0, 10_000, 900_000] {
+        let mut client = server.client();
+        let head = post_length("/refuse", 50_000_000);
+        client.send(head).send(vec![0; sent.max(8192)]);
+        let answer = client.answer();
+        assert_eq!((answer.status, answer.header("connection")), (403, Some("close")));
+        assert_eq!(answer.body, b"no");
+    }
+    // A body that was received whole does not cost the connection.
+    let mut client = server.client();
+    let answer = client.send(post_length("/refuse", 5)).send("hello").answer();
+    assert_eq!(
+        (answer.status, answer.header("connection")),
+        (403, Some("keep-alive"))
+    );
+    assert_eq!(client.get("/ping").text(), "pong");
+}
+
+#[test]
+fn without_a_backend_there_is_502() {
+    let _alone = ALONE.read();
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let guard = GuardThread::start(listener, "/nonexistent/http".into(), Limits::default());
+    assert_eq!(guard.client().get("/ping").status, 502);
+}
+
+// ---- cuts ----
+
+#[test]
+fn a_cut_body_is_an_error_for_the_backend() {
+    let server = Server::start();
+    let wires = [
+        post_length("/count", 20_000) + &"x".repeat(10_000),
+        post_chunked("/count") + "2710\r\n" + &"x".repeat(10_000) + "\r\n",
+        post_chunked("/count") + "4e20\r\n" + &"x".repeat(10_000),
+        post_chunked("/count") + "2710\r\n" + &"x".repeat(10_000) + "\r\n0\r\n\r",
+    ];
+    for wire in wires {
+        server.client().send(&wire);
+        assert_eq!(server.event(), "cut body", "{wire:.60}");
+    }
+    // Too little came for the backend to hear of it.
+    server.client().send(post_length("/count", 100)).send("x");
+    server.assert_alive();
+    assert!(server.events.try_recv().is_err());
+}
+
+#[test]
+fn a_body_cut_while_the_backend_is_slow_is_still_an_error() {
+    let server = Server::start();
+    let mut client = server.client();
+    client
+        .send(post_length("/late-count", 50_000_000))
+        .send(vec![0; 8192]);
+    assert_eq!(server.event(), "/late-count");
+    client
+        .stream
+        .get_ref()
+        .set_write_timeout(Some(millis(200)))
+        .unwrap();
+    // Fills every buffer on the way.
+    while client.try_send(&[0; 100_000]).is_ok() {}
+    drop(client);
+    server.gate.open(1);
+    assert_eq!(server.event(), "cut body");
+}
+
+#[test]
+fn cut_bodies_end_between_chunks() {
+    let _alone = ALONE.read();
+    let (backend, path, _dir) = fake_backend();
+    let guard = GuardThread::start(TcpListener::bind("127.0.0.1:0").unwrap(), path, Limits::default());
+    let mut client = guard.client();
+    client
+        .send(post_length("/count", 50_000_000))
+        .send(vec![b'x'; 8192]);
+    let (mut stream, _) = backend.accept().unwrap();
+    client
+        .stream
+        .get_ref()
+        .set_write_timeout(Some(millis(200)))
+        .unwrap();
+    while client.try_send(&[b'x'; 100_000]).is_ok() {}
+    drop(client);
+    let mut wire = Vec::new();
+    stream.read_to_end(&mut wire).unwrap();
+    let start = wire.windows(4).position(|window| window == b"\r\n\r\n").unwrap() + 4;
+    let mut rest = &wire[start..];
+    while !rest.is_empty() {
+        let end = rest.iter().position(|&byte| byte == b'\r').unwrap();
+        let size = usize::from_str_radix(std::str::from_utf8(&rest[..end]).unwrap(), 16).unwrap();
+        assert!(size > 0 && &rest[end + 2 + size..][..2] == b"\r\n");
+        rest = &rest[end + 4 + size..];
+    }
+}
+
+#[test]
+fn a_cut_reply_is_an_error_for_the_client() {
+    let server = Server::start();
+    for request in [
+        "GET /cut-chunked HTTP/1.1\r\n\r\n",
+        "GET /cut-length HTTP/1.1\r\n\r\n",
+        "GET /cut-length HTTP/1.0\r\n\r\n",
+        "GET /cut-chunked HTTP/1.0\r\n\r\n",
+    ] {
+        let mut client = server.client();
+        let got = client.send(request).try_answer();
+        assert!(got.is_err(), "{request}: {got:?}");
+    }
+    server.assert_alive();
+}
+
+fn fake_backend() -> (UnixListener, PathBuf, tempfile::TempDir) {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("http");
+    (UnixListener::bind(&path).unwrap(), path, dir)
+}
+
+#[test]
+fn a_backend_that_speaks_nonsense_is_502_and_never_half_a_reply() {
+    let _alone = ALONE.read();
+    let (backend, path, _dir) = fake_backend();
+    let guard = GuardThread::start(TcpListener::bind("127.0.0.1:0").unwrap(), path, Limits::default());
+    let huge = format!("HTTP/1.1 200 OK\r\nA: {}", "x".repeat(40_000));
+    let cases = [
+        ("", Some(502)),
+        ("HTTP/1.1 200 OK\r\nContent-Le", Some(502)),
+        ("nonsense\r\n\r\n", Some(502)),
+        ("HTTP/1.1 200 OK\r\n\r\nno length", Some(502)),
+        (huge.as_str(), Some(502)),
+        (
+            "HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\nx",
+            Some(200),
+        ),
+        ("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nx", None),
+        (
+            "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhelloXX",
+            None,
+        ),
+    ];
+    for (reply, status) in cases {
+        let mut client = guard.client();
+        client.send("GET / HTTP/1.1\r\n\r\n");
+        let (mut stream, _) = backend.accept().unwrap();
+        stream.read_exact(&mut [0; 16]).unwrap();
+        let _ = stream.write_all(reply.as_bytes());
+        drop(stream);
+        assert_eq!(
+            client.try_answer().ok().map(|answer| answer.status),
+            status,
+            "{reply:.60}"
+        );
+    }
+}
+
+#[test]
+fn a_client_that_leaves_frees_its_worker() {
+    let server = Server::with(Limits {
+        max_active: 1,
+        ..Limits::default()
+    });
+    let mut client = server.client();
+    client.send("GET /endless HTTP/1.1\r\n\r\n");
+    assert_eq!(client.head().unwrap().status, 200);
+    drop(client);
+    assert_eq!(server.event(), "endless ended");
+    server.assert_alive();
+}
+
+// ---- slots ----
+
+#[test]
+fn bulk_transfers_never_hold_the_last_slot() {
+    let server = Server::with(Limits {
+        max_active: 2,
+        max_bulk: 2,
+        ..Limits::default()
+    });
+    let (mut first, mut second) = (server.client(), server.client());
+    first.send("GET /bulk/slow HTTP/1.1\r\n\r\n");
+    assert_eq!(server.event(), "/bulk/slow");
+    second.send("GET /bulk/slow HTTP/1.1\r\n\r\n");
+    for _ in 0..20 {
+        server.assert_alive();
+    }
+    assert!(
+        server.events.try_recv().is_err(),
+        "the second bulk transfer must wait"
+    );
+    server.gate.open(1);
+    assert_eq!(first.answer().text(), "slow");
+    assert_eq!(server.event(), "/bulk/slow");
+    server.gate.open(1);
+    assert_eq!(second.answer().text(), "slow");
+}
+
+#[test]
+fn a_request_that_waits_too_long_gets_503() {
+    let server = Server::with(Limits {
+        max_active: 1,
+        queue_wait: millis(100),
+        ..Limits::default()
+    });
+    let (mut first, mut second) = (server.client(), server.client());
+    first.send("GET /slow HTTP/1.1\r\n\r\n");
+    assert_eq!(server.event(), "/slow");
+    assert_eq!(second.get("/ping").status, 503);
+    server.gate.open(1);
+    assert_eq!(first.answer().text(), "slow");
+}
+
+#[test]
+fn a_dripping_small_request_holds_no_worker() {
+    let server = Server::with(Limits {
+        max_active: 1,
+        ..Limits::default()
+    });
+    let mut drips: Vec<_> = (0..20).map(|_| server.client()).collect();
+    for drip in &mut drips {
+        drip.send(post_length("/count", 8000)).send(vec![0; 7000]);
+    }
+    server.assert_alive();
+    for drip in &mut drips {
+        assert_eq!(drip.send(vec![0; 1000]).answer().text(), "8000");
+    }
+}
+
+#[test]
+fn clients_that_do_not_read_block_nobody_for_long() {
+    let server = Server::with(Limits {
+        max_active: 2,
+        write_idle: millis(300),
+        ..Limits::default()
+    });
+    let mut deaf: Vec<_> = (0..4).map(|_| server.client()).collect();
+    for client in &mut deaf {
+        client.send("GET /endless HTTP/1.1\r\n\r\n");
+    }
+    server.assert_alive();
+    for client in &mut deaf {
+        assert!(client.try_answer().is_err());
+    }
+}
+
+// ---- timers ----
+
+#[test]
+fn silent_and_slow_clients_are_ended() {
+    let server = Server::with(Limits {
+        first_byte: millis(100),
+        head: millis(150),
+        keep_alive: millis(200),
+        body_grace: millis(150),
+        body_idle: millis(250),
+        ..Limits::default()
+    });
+    server.client().assert_closed();
+    assert_eq!(server.client().send("GET / HT").answer().status, 408);
+    assert_eq!(
+        server.client().send(post_length("/count", 10)).answer().status,
+        408
+    );
+    let mut idle = server.client();
+    idle.get("/ping");
+    idle.assert_closed();
+    // The backend has this one already.
+    let mut stalled = server.client();
+    stalled.send(post_length("/count", 100_000)).send(vec![0; 50_000]);
+    assert_eq!(stalled.answer().status, 408);
+    assert_eq!(server.event(), "cut body");
+    server.assert_alive();
+}
+
+#[test]
+fn a_drip_below_the_rate_is_ended_and_one_above_is_not() {
+    let server = Server::with(Limits {
+        body_grace: millis(300),
+        body_idle: millis(400),
+        body_rate: 1000,
+        ..Limits::default()
+    });
+    let mut slow = server.client();
+    slow.send(post_length("/count", 1000));
+    let started = Instant::now();
+    while slow.try_send(b"x").is_ok() && started.elapsed() < millis(450) {
+        thread::sleep(millis(20));
+    }
+    assert_eq!(slow.answer().status, 408);
+    let mut steady = server.client();
+    steady.send(post_length("/count", 6000));
+    for _ in 0..60 {
+        steady.send([0; 100]);
+        thread::sleep(millis(10));
+    }
+    assert_eq!(steady.answer().text(), "6000");
+}
+
+#[test]
+fn a_backend_may_think_for_longer_than_any_timer() {
+    let short = millis(50);
+    let server = Server::with(Limits {
+        first_byte: short,
+        head: short,
+        keep_alive: short,
+        body_idle: short,
+        body_grace: short,
+        write_idle: short,
+        queue_wait: short,
+        ..Limits::default()
+    });
+    let mut client = server.client();
+    client.send(post_length("/late-count", 5)).send("hello");
+    assert_eq!(server.event(), "/late-count");
+    thread::sleep(millis(200));
+    server.gate.open(1);
+    assert_eq!(client.answer().text(), "5");
+}
+
+/// Processor time that the thread of this name has had.
+fn time_of_thread(name: &str) -> Option<Duration> {
+    let tasks = std::fs::read_dir("/proc/self/task").ok()?;
+    let mut paths = tasks.filter_map(|task| Some(task.ok()?.path()));
+    let path = paths.find(|path| {
+        let comm = std::fs::read_to_string(path.join("comm"));
+        comm.is_ok_and(|comm| comm.trim_end() == name)
+    })?;
+    let figures = std::fs::read_to_string(path.join("schedstat")).ok()?;
+    Some(Duration::from_nanos(figures.split(' ').next()?.parse().ok()?))
+}
+
+#[test]
+fn waiting_costs_no_processor_time() {
+    let server = Server::with(Limits {
+        max_active: 3,
+        ..Limits::default()
+    });
+    let mut clients: Vec<_> = (0..10).map(|_| server.client()).collect();
+    // Idle, half a head, half a body; then, with the backend: it thinks, with a request pipelined behind; a body that
+    // it does not read; a reply that the client does not read; and behind those a queue, one of it with half a body.
+    clients[0].get("/ping");
+    clients[1].send("GET /pi");
+    clients[2].send(post_length("/count", 10)).send("hello");
+    clients[3].send("GET /slow HTTP/1.1\r\n\r\nGET /ping HTTP/1.1\r\n\r\n");
+    assert_eq!(server.event(), "/slow");
+    clients[4]
+        .send(post_length("/late-count", 50_000_000))
+        .send([0; 8192]);
+    assert_eq!(server.event(), "/late-count");
+    clients[4]
+        .stream
+        .get_ref()
+        .set_write_timeout(Some(millis(200)))
+        .unwrap();
+    while clients[4].try_send(&[0; 100_000]).is_ok() {}
+    clients[5].send("GET /endless HTTP/1.1\r\n\r\n");
+    assert_eq!(clients[5].head().unwrap().status, 200);
+    clients[6].send("GET /ping HTTP/1.1\r\n\r\n");
+    clients[7].send(post_length("/count", 20_000)).send([0; 10_000]);
+    clients[8].send("nonsense\r\n\r\n").answer();
+    // Until the reply that nobody reads has filled the sockets.
+    thread::sleep(millis(300));
+    let name = format!("guard-{}", server.guard.addr.port());
+    let Some(before) = time_of_thread(&name) else {
+        return;
+    };
+    thread::sleep(millis(500));
+    let spent = time_of_thread(&name).unwrap() - before;
+    assert!(spent < millis(10), "{spent:?}");
+}
+
+// ---- floods ----
+
+#[test]
+fn half_open_connections_are_held_or_evicted_but_a_ping_passes() {
+    for max_conns in [512, 64] {
+        let server = Server::with(Limits {
+            max_conns,
+            ..Limits::default()
+        });
+        let mut half_open: Vec<_> = (0..400).map(|_| server.client()).collect();
+        for client in &mut half_open {
+            let _ = client.try_send(b"POST /count HTTP/1.1\r\nContent-Le");
+        }
+        server.assert_alive();
+        // Those that came last are still served.
+        let last = half_open.last_mut().unwrap();
+        assert_eq!(last.send("ngth: 2\r\n\r\nab").answer().text(), "2");
+    }
+}
+
+#[test]
+fn a_connection_at_work_is_never_evicted() {
+    let server = Server::with(Limits {
+        max_conns: 4,
+        min_wait: Duration::ZERO,
+        ..Limits::default()
+    });
+    let mut busy = server.client();
+    busy.send("GET /slow HTTP/1.1\r\n\r\n");
+    assert_eq!(server.event(), "/slow");
+    for _ in 0..50 {
+        server.assert_alive();
+    }
+    let _flood: Vec<_> = (0..50).map(|_| server.client()).collect();
+    server.assert_alive();
+    server.gate.open(1);
+    assert_eq!(busy.answer().text(), "slow");
+}
+
+#[test]
+fn a_burst_of_2000_connections_is_survived() {
+    let server = Server::with(Limits {
+        max_conns: 32,
+        min_wait: millis(1),
+        ..Limits::default()
+    });
+    let mut held = VecDeque::new();
+    for n in 0..2000 {
+        let mut client = server.client();
+        let _ = client.try_send([&b""[..], b"GET /pi", b"GET /ping HTTP/1.1\r\n\r\n"][n % 3]);
+        held.push_back(client);
+        if held.len() > 300 {
+            held.pop_front();
+        }
+    }
+    server.assert_alive();
+    drop(held);
+    server.assert_alive();
+}
+
+#[test]
+fn resets_right_after_connecting_are_survived() {
+    let server = Server::start();
+    for _ in 0..500 {
+        let mut client = server.client();
+        client.send("GET /big HTTP/1.1\r\n\r\n");
+        // Closing with the reply unread is a reset.
+        client.stream.get_ref().shutdown(Shutdown::Read).unwrap();
+    }
+    server.assert_alive();
+}
+
+#[test]
+fn garbage_leaves_nothing_behind() {
+    let _alone = ALONE.write().unwrap_or_else(|poisoned| poisoned.into_inner());
+    let server = Server::on(TcpListener::bind("127.0.0.1:0").unwrap(), Limits::default());
+    server.assert_alive();
+    let pieces: &[&[u8]] = &[
+        b"GET /ping HTTP/1.1\r\n",
+        b"POST /echo HTTP/1.1\r\n",
+        b"POST /refuse HTTP/1.0\r\n",
+        b"Content-Length: 5\r\n",
+        b"Content-Length: 70000\r\n",
+        b"Transfer-Encoding: chunked\r\n",
+        b"Connection: close\r\n",
+        b"Expect: 100-continue\r\n",
+        b"X: y\r\n",
+        b"\r\n",
+        b"\r\n",
+        b"5\r\nhello\r\n",
+        b"0\r\n\r\n",
+        b"\n",
+        b"\0\xff\xfe",
+        &[b'z'; 9000],
+    ];
+    let fds = || std::fs::read_dir("/proc/self/fd").map_or(0, |list| list.count());
+    let before = fds();
+    let mut seed = 42u64;
+    let mut random = |below: usize| {
+        seed = seed
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
+        (seed >> 33) as usize % below
+    };
+    for n in 0..3000 {
+        let mut client = server.client();
+        let mut wire: Vec<u8> = (0..1 + random(7))
+            .flat_map(|_| pieces[random(pieces.len())].to_vec())
+            .collect();
+        if random(3) == 0 {
+            let at = random(wire.len());
+            wire[at] = random(256) as u8;
+        }
+        let _ = client.try_send(&wire);
+        match random(3) {
+            0 => (),
+            1 => drop(client.stream.get_ref().shutdown(Shutdown::Both)),
+            _ => {
+                let _ = client.stream.get_ref().shutdown(Shutdown::Write);
+                let _ = client.stream.read_to_end(&mut Vec::new());
+            }
+        }
+        if n % 500 == 0 {
+            server.assert_alive();
+        }
+    }
+    server.assert_alive();
+    // Workers may still be busy with the last requests.
+    let deadline = Instant::now() + PATIENCE;
+    while fds() > before && Instant::now() < deadline {
+        thread::sleep(millis(20));
+    }
+    assert!(fds() <= before, "{} descriptors, {before} before", fds());
+}
+
+/// Not a test: the server of the next one, in a process with few descriptors. Ends with its standard input.
+#[test]
+#[ignore = "run by few_descriptors_are_enough"]
+fn server_with_few_descriptors() {
+    let server = Server::start();
+    // More than the guard leaves to the rest of the process, so that accept() and connect() do fail.
+    let _files: Vec<_> = (0..40)
+        .map(|_| std::fs::File::open("/dev/null").unwrap())
+        .collect();
+    println!("\naddress {}", server.guard.addr);
+    let _ = io::stdin().read(&mut [0]);
+}
+
+#[test]
+fn few_descriptors_are_enough() {
+    let _alone = ALONE.read();
+    let command = "ulimit -n 64 && exec \"$0\" --ignored --exact server_with_few_descriptors --nocapture";
+    let mut process = Command::new("sh")
+        .args(["-c", command])
+        .arg(std::env::current_exe().unwrap())
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(process.stdout.take().unwrap())
+        .lines()
+        .map_while(Result::ok);
+    let addr = lines
+        .find_map(|line| line.strip_prefix("address ")?.parse().ok())
+        .unwrap();
+    let mut half_open: Vec<_> = (0..200).map(|_| Client::connect(addr)).collect();
+    for client in &mut half_open {
+        let _ = client.try_send(b"GET /");
+    }
+    for _ in 0..20 {
+        assert_eq!(Client::connect(addr).get("/ping").text(), "pong");
+    }
+    drop(process.stdin.take());
+    assert!(process.wait().unwrap().success());
+}
+
+// ---- the end ----
+
+#[test]
+fn stop_ends_idle_connections_and_lets_active_ones_finish() {
+    let mut server = Server::start();
+    let (mut idle, mut active, mut gathering) = (server.client(), server.client(), server.client());
+    idle.get("/ping");
+    gathering.send(post_length("/count", 10));
+    active.send("GET /slow HTTP/1.1\r\n\r\n");
+    assert_eq!(server.event(), "/slow");
+    server.guard.begin_stop();
+    idle.assert_closed();
+    assert_eq!(gathering.answer().status, 503);
+    assert!(TcpStream::connect(server.guard.addr).is_err());
+    server.gate.open(1);
+    let answer = active.answer();
+    assert_eq!(
+        (answer.text(), answer.header("connection")),
+        ("slow", Some("close"))
+    );
+    drop((active, gathering));
+    server.guard.join();
+}
+
+#[test]
+fn stop_does_not_wait_for_ever() {
+    let mut server = Server::with(Limits {
+        stop_wait: millis(100),
+        ..Limits::default()
+    });
+    let mut active = server.client();
+    active.send("GET /slow HTTP/1.1\r\n\r\n");
+    assert_eq!(server.event(), "/slow");
+    server.guard.begin_stop();
+    server.guard.join();
+    assert!(active.try_answer().is_err());
+}
+
+#[test]
+#[ignore = "prints figures; meant for a release build"]
+fn speed() {
+    let server = Server::with(Limits {
+        max_body_bytes: 1 << 30,
+        ..Limits::default()
+    });
+    let mut client = server.client();
+    let started = Instant::now();
+    for _ in 0..5000 {
+        client.get("/ping");
+    }
+    println!("ping {:?}", started.elapsed() / 5000);
+    let (size, block) = (300 << 20, vec![0; 1 << 20]);
+    let started = Instant::now();
+    client.send(post_length("/bulk/count", size));
+    for _ in 0..300 {
+        client.send(&block);
+    }
+    client.answer();
+    println!("upload {:.0} MB/s", 300.0 / started.elapsed().as_secs_f64());
+    let started = Instant::now();
+    for _ in 0..10 {
+        client.get("/big");
+    }
+    println!("download {:.0} MB/s", 80.0 / started.elapsed().as_secs_f64());
+}
