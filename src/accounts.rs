@@ -64,15 +64,8 @@ pub struct Accounts {
 impl Accounts {
     /// Sets up the accounts of the configuration and reads their stored keys.
     pub fn open(config: &Config) -> Result<Accounts> {
-        let accounts = config
-            .users
-            .iter()
-            .map(|user| Account::open(config, user))
-            .collect::<Result<_>>()?;
-        Ok(Accounts {
-            accounts,
-            hashing: Mutex::new(()),
-        })
+        let accounts = config.users.iter().map(|user| Account::open(config, user)).collect::<Result<_>>()?;
+        Ok(Accounts { accounts, hashing: Mutex::new(()) })
     }
 
     /// Checks a password and returns the host key for the client (spec, sync-protocol.md 6.1). Takes as long for an
@@ -83,9 +76,7 @@ impl Accounts {
             let _one_at_a_time = lock(&self.hashing);
             match account.map(|account| &account.secret) {
                 Some(Secret::Hashed(phc)) => check_hashed(name, phc, password)?,
-                Some(Secret::Plain {
-                    password: expected, ..
-                }) => {
+                Some(Secret::Plain { password: expected, .. }) => {
                     spend_time(password);
                     if !same_digest(&Sha256::digest(password), &Sha256::digest(expected)) {
                         return Err(wrong_password(name));
@@ -97,17 +88,12 @@ impl Accounts {
                         Some(Secret::Hashed(phc)) => drop(check_hashed(name, phc, password)),
                         _ => spend_time(password),
                     }
-                    return Err(Error::Forbidden(format!(
-                        "login failed user={name:?} reason=unknown user"
-                    )));
+                    return Err(Error::Forbidden(format!("login failed user={name:?} reason=unknown user")));
                 }
             }
         }
         match account {
-            Some(Account {
-                secret: Secret::Plain { official_key, .. },
-                ..
-            }) => Ok(official_key.clone()),
+            Some(Account { secret: Secret::Plain { official_key, .. }, .. }) => Ok(official_key.clone()),
             Some(account) => account.new_key(client),
             None => Err(wrong_password(name)),
         }
@@ -142,26 +128,12 @@ impl Account {
                     user.name
                 )));
             }
-            (
-                Secret::Hashed(user.password.clone()),
-                read_keys(&folder.join(KEYS_FILE))?,
-            )
+            (Secret::Hashed(user.password.clone()), read_keys(&folder.join(KEYS_FILE))?)
         } else {
             let official_key = hex(&Sha1::digest(format!("{}:{}", user.name, user.password)));
-            (
-                Secret::Plain {
-                    password: user.password.clone(),
-                    official_key,
-                },
-                Vec::new(),
-            )
+            (Secret::Plain { password: user.password.clone(), official_key }, Vec::new())
         };
-        Ok(Account {
-            name: user.name.clone(),
-            folder,
-            secret,
-            keys: Mutex::new(keys),
-        })
+        Ok(Account { name: user.name.clone(), folder, secret, keys: Mutex::new(keys) })
     }
 
     fn has_key(&self, digest: &KeyDigest) -> bool {
@@ -169,8 +141,7 @@ impl Account {
             Secret::Plain { official_key, .. } => same_digest(digest, &Sha256::digest(official_key)),
             Secret::Hashed(_) => {
                 let keys = lock(&self.keys);
-                keys.iter()
-                    .fold(false, |found, key| found | same_digest(digest, &key.digest))
+                keys.iter().fold(false, |found, key| found | same_digest(digest, &key.digest))
             }
         }
     }
@@ -182,16 +153,10 @@ impl Account {
         let key = hex(&random);
         let client = client.chars().filter(|c| !c.is_control()).take(80).collect();
         let mut keys = lock(&self.keys);
-        keys.push(StoredKey {
-            digest: Sha256::digest(&key).into(),
-            client,
-        });
+        keys.push(StoredKey { digest: Sha256::digest(&key).into(), client });
         let surplus = keys.len().saturating_sub(MAX_KEYS);
         keys.drain(..surplus);
-        let lines: String = keys
-            .iter()
-            .map(|key| format!("{} {}\n", hex(&key.digest), key.client))
-            .collect();
+        let lines: String = keys.iter().map(|key| format!("{} {}\n", hex(&key.digest), key.client)).collect();
         fsutil::create_folder(&self.folder)?;
         fsutil::replace_file(&self.folder, KEYS_FILE, lines.as_bytes())?;
         Ok(key)
@@ -208,10 +173,7 @@ fn read_keys(path: &Path) -> Result<Vec<StoredKey>> {
     for line in text.lines() {
         let (digest, client) = line.split_once(' ').unwrap_or((line, ""));
         match unhex(digest) {
-            Some(digest) => keys.push(StoredKey {
-                digest,
-                client: client.to_owned(),
-            }),
+            Some(digest) => keys.push(StoredKey { digest, client: client.to_owned() }),
             None => log::warn!("{}: skipped a line that is not a key", path.display()),
         }
     }
@@ -221,19 +183,13 @@ fn read_keys(path: &Path) -> Result<Vec<StoredKey>> {
 fn check_hashed(name: &str, phc: &str, password: &str) -> Result<()> {
     let hash =
         PasswordHash::new(phc).map_err(|err| Error::Broken(format!("stored hash of {name:?}: {err}")))?;
-    Pbkdf2::default()
-        .verify_password(password.as_bytes(), &hash)
-        .map_err(|_| wrong_password(name))
+    Pbkdf2::default().verify_password(password.as_bytes(), &hash).map_err(|_| wrong_password(name))
 }
 
 /// A plain password is in the environment for everyone on the board to read: hashing it gains nothing but the time
 /// that makes guessing slow, and that time must be the same with and without an account.
 fn spend_time(password: &str) {
-    std::hint::black_box(pbkdf2_hmac_array::<Sha256, 32>(
-        password.as_bytes(),
-        b"ankipi",
-        ROUNDS,
-    ));
+    std::hint::black_box(pbkdf2_hmac_array::<Sha256, 32>(password.as_bytes(), b"ankipi", ROUNDS));
 }
 
 fn wrong_password(name: &str) -> Error {
@@ -270,10 +226,7 @@ mod tests {
 
     fn accounts(base: &Path, vars: &[(&str, &str)]) -> Accounts {
         let base = [("SYNC_BASE", base.to_str().unwrap())];
-        let vars = vars
-            .iter()
-            .chain(&base)
-            .map(|(key, value)| ((*key).to_owned(), (*value).to_owned()));
+        let vars = vars.iter().chain(&base).map(|(key, value)| ((*key).to_owned(), (*value).to_owned()));
         Accounts::open(&Config::load(vars, Flags::default()).unwrap()).unwrap()
     }
 
@@ -301,10 +254,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let vars = [("SYNC_USER1", &*format!("test:{PHC}")), ("PASSWORDS_HASHED", "1")];
         let first = accounts(dir.path(), &vars);
-        let (a, b) = (
-            first.log_in("test", "secret", "x").unwrap(),
-            first.log_in("test", "secret", "y").unwrap(),
-        );
+        let (a, b) =
+            (first.log_in("test", "secret", "x").unwrap(), first.log_in("test", "secret", "y").unwrap());
         assert_ne!(a, b);
         let again = accounts(dir.path(), &vars);
         assert_eq!(again.user_of_key(&a).unwrap(), "test");

@@ -70,11 +70,7 @@ impl Config {
     /// Reads the settings from these variables and flags.
     pub fn load(vars: impl Iterator<Item = (String, String)>, flags: Flags) -> Result<Config> {
         let vars: BTreeMap<String, String> = vars.filter(|(key, _)| is_ours(key)).collect();
-        let var = |key: &str| {
-            vars.get(key)
-                .map(String::as_str)
-                .filter(|value| !value.is_empty())
-        };
+        let var = |key: &str| vars.get(key).map(String::as_str).filter(|value| !value.is_empty());
         let config = Config {
             base: match (flags.base, var("SYNC_BASE")) {
                 (Some(dir), _) => dir,
@@ -130,18 +126,15 @@ fn default_base(home: Option<&str>) -> Result<PathBuf> {
 fn parse<T: std::str::FromStr>(key: &str, value: Option<&str>, default: T) -> Result<T> {
     match value {
         None => Ok(default),
-        Some(text) => text
-            .trim()
-            .parse()
-            .map_err(|_| Error::Broken(format!("{key}={text} is not understood"))),
+        Some(text) => {
+            text.trim().parse().map_err(|_| Error::Broken(format!("{key}={text} is not understood")))
+        }
     }
 }
 
 fn megs(key: &str, value: Option<&str>, default: u64) -> Result<u64> {
     match parse(key, value, default)? {
-        0 => Err(Error::Broken(format!(
-            "{key}=0 would refuse everything: give a number of MiB"
-        ))),
+        0 => Err(Error::Broken(format!("{key}=0 would refuse everything: give a number of MiB"))),
         megs => Ok(megs.saturating_mul(MIB)),
     }
 }
@@ -161,14 +154,9 @@ fn user_settings(vars: &BTreeMap<String, String>) -> Result<Vec<UserSetting>> {
         };
         check_user_name(key, name)?;
         if users.iter().any(|user| user.name == name) {
-            return Err(Error::Broken(format!(
-                "{key}: there is an account '{name}' already"
-            )));
+            return Err(Error::Broken(format!("{key}: there is an account '{name}' already")));
         }
-        users.push(UserSetting {
-            name: name.to_owned(),
-            password: password.to_owned(),
-        });
+        users.push(UserSetting { name: name.to_owned(), password: password.to_owned() });
     }
     Ok(users)
 }
@@ -190,9 +178,7 @@ mod tests {
     use super::*;
 
     fn load(vars: &[(&str, &str)]) -> Result<Config> {
-        let owned = vars
-            .iter()
-            .map(|(key, value)| ((*key).to_owned(), (*value).to_owned()));
+        let owned = vars.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned()));
         Config::load(owned, Flags::default())
     }
 
@@ -208,11 +194,8 @@ mod tests {
     #[test]
     fn a_gap_in_the_numbers_does_not_drop_the_rest() {
         let config = load(&[("HOME", "/"), ("SYNC_USER10", "c:d:e"), ("SYNC_USER2", "a:b")]).unwrap();
-        let users: Vec<_> = config
-            .users
-            .iter()
-            .map(|user| (user.name.as_str(), user.password.as_str()))
-            .collect();
+        let users: Vec<_> =
+            config.users.iter().map(|user| (user.name.as_str(), user.password.as_str())).collect();
         assert_eq!(users, [("a", "b"), ("c", "d:e")]);
     }
 
@@ -220,25 +203,12 @@ mod tests {
     fn bad_settings_are_named() {
         let cases = [
             (vec![("HOME", "/")], "no account"),
-            (
-                vec![("HOME", "/"), ("SYNC_USER1", "justname")],
-                "SYNC_USER1 must read",
-            ),
+            (vec![("HOME", "/"), ("SYNC_USER1", "justname")], "SYNC_USER1 must read"),
             (vec![("HOME", "/"), ("SYNC_USER1", "../up:x")], "folder's name"),
+            (vec![("HOME", "/"), ("SYNC_USER1", "a:x"), ("SYNC_USER2", "a:y")], "already"),
+            (vec![("HOME", "/"), ("SYNC_USER1", "a:x"), ("SYNC_PORT", "http")], "SYNC_PORT=http"),
             (
-                vec![("HOME", "/"), ("SYNC_USER1", "a:x"), ("SYNC_USER2", "a:y")],
-                "already",
-            ),
-            (
-                vec![("HOME", "/"), ("SYNC_USER1", "a:x"), ("SYNC_PORT", "http")],
-                "SYNC_PORT=http",
-            ),
-            (
-                vec![
-                    ("HOME", "/"),
-                    ("SYNC_USER1", "a:x"),
-                    ("MAX_SYNC_PAYLOAD_MEGS", "0"),
-                ],
+                vec![("HOME", "/"), ("SYNC_USER1", "a:x"), ("MAX_SYNC_PAYLOAD_MEGS", "0")],
                 "MAX_SYNC_PAYLOAD_MEGS=0",
             ),
             (vec![("SYNC_USER1", "a:x")], "--base DIR"),

@@ -13,9 +13,7 @@ pub fn create_folder(dir: &Path) -> Result<()> {
 
 /// Makes renames, links and deletions in this folder durable.
 pub fn sync_folder(dir: &Path) -> Result<()> {
-    File::open(dir)
-        .and_then(|dir| dir.sync_all())
-        .map_err(Error::io("syncing", dir))
+    File::open(dir).and_then(|dir| dir.sync_all()).map_err(Error::io("syncing", dir))
 }
 
 /// Replaces `dir/name` so that a power cut leaves either the old file or the new one.

@@ -92,10 +92,7 @@ impl Users {
                 },
             );
         }
-        Ok(Users {
-            users,
-            session_idle: config.session_idle,
-        })
+        Ok(Users { users, session_idle: config.session_idle })
     }
 
     /// The user of that name, who must have an account.
@@ -108,10 +105,7 @@ impl Users {
     /// Rolls back sessions that have been silent for too long; returns how long to wait before looking again, or none
     /// if no session is open.
     pub fn expire_sessions(&self) -> Option<Duration> {
-        self.users
-            .iter()
-            .filter_map(|(name, user)| user.expire(name, self.session_idle))
-            .min()
+        self.users.iter().filter_map(|(name, user)| user.expire(name, self.session_idle)).min()
     }
 
     /// Rolls back every session.
@@ -137,16 +131,15 @@ impl User {
 
     fn expire(&self, name: &str, idle: Duration) -> Option<Duration> {
         // Who holds the lock is busy with the session; one user must not wait for another here.
-        let Ok(mut state) = self.state.try_lock() else { return Some(idle) };
+        let Ok(mut state) = self.state.try_lock() else {
+            return Some(idle);
+        };
         let silent = state.session.as_ref()?.last_step.elapsed();
         if silent < idle {
             return Some(idle - silent);
         }
         state.session = None;
-        log::info!(
-            "{name}: rolled back a sync that was silent for {} s",
-            silent.as_secs()
-        );
+        log::info!("{name}: rolled back a sync that was silent for {} s", silent.as_secs());
         None
     }
 
@@ -250,11 +243,7 @@ impl User {
         state.session = None;
         let snapshot = Snapshot::open(&self.existing_collection()?)?;
         state.downloads += 1;
-        Ok(Download {
-            user: self,
-            snapshot: Some(snapshot),
-            cut: state.cut_downloads.clone(),
-        })
+        Ok(Download { user: self, snapshot: Some(snapshot), cut: state.cut_downloads.clone() })
     }
 
     /// Where the next upload goes.
@@ -268,9 +257,8 @@ impl User {
         state.replacements += 1;
         for cut in [false, true] {
             state.cut_downloads.fetch_or(cut, Ordering::Relaxed);
-            let waited = self
-                .download_ended
-                .wait_timeout_while(state, DOWNLOAD_GRACE, |state| state.downloads > 0);
+            let waited =
+                self.download_ended.wait_timeout_while(state, DOWNLOAD_GRACE, |state| state.downloads > 0);
             state = waited.unwrap_or_else(PoisonError::into_inner).0;
         }
         state.replacements -= 1;

@@ -23,12 +23,7 @@ pub struct Spool {
 impl Spool {
     /// An empty spool that overflows into a nameless file in `dir`.
     pub fn new(dir: &Path) -> Spool {
-        Spool {
-            dir: dir.to_owned(),
-            memory: Vec::new(),
-            overflow: None,
-            len: 0,
-        }
+        Spool { dir: dir.to_owned(), memory: Vec::new(), overflow: None, len: 0 }
     }
 
     /// Bytes written so far.
@@ -79,11 +74,7 @@ fn nameless_file(dir: &Path) -> io::Result<File> {
     static COUNTER: AtomicU32 = AtomicU32::new(0);
     let number = COUNTER.fetch_add(1, Ordering::Relaxed);
     let path = dir.join(format!("{LEFTOVER_PREFIX}{}-{number}", std::process::id()));
-    let file = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .create_new(true)
-        .open(&path)?;
+    let file = OpenOptions::new().read(true).write(true).create_new(true).open(&path)?;
     fs::remove_file(&path)?;
     Ok(file)
 }
@@ -95,18 +86,10 @@ mod tests {
     #[test]
     fn what_was_written_is_read_back_on_both_sides_of_the_memory_bound() {
         let dir = tempfile::tempdir().unwrap();
-        for len in [
-            0,
-            1,
-            MEMORY_BYTES - 1,
-            MEMORY_BYTES,
-            MEMORY_BYTES + 1,
-            3 * MEMORY_BYTES,
-        ] {
+        for len in [0, 1, MEMORY_BYTES - 1, MEMORY_BYTES, MEMORY_BYTES + 1, 3 * MEMORY_BYTES] {
             let data: Vec<u8> = (0..len).map(|i| (i % 251) as u8).collect();
             let mut spool = Spool::new(dir.path());
-            data.chunks(10_000)
-                .for_each(|piece| spool.write_all(piece).unwrap());
+            data.chunks(10_000).for_each(|piece| spool.write_all(piece).unwrap());
             assert_eq!(spool.len(), len as u64);
             for _ in 0..2 {
                 let mut back = Vec::new();
@@ -114,10 +97,6 @@ mod tests {
                 assert!(back == data, "length {len}");
             }
         }
-        assert_eq!(
-            fs::read_dir(dir.path()).unwrap().count(),
-            0,
-            "the overflow file has no name"
-        );
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0, "the overflow file has no name");
     }
 }

@@ -25,11 +25,7 @@ pub const POLL_HUP: i16 = libc::POLLHUP;
 
 /// Builds an entry for `poll`.
 pub fn poll_fd(fd: RawFd, events: i16) -> PollFd {
-    PollFd {
-        fd,
-        events,
-        revents: 0,
-    }
+    PollFd { fd, events, revents: 0 }
 }
 
 /// Waits until one of the descriptors is ready or the time is over; returns how many are ready. A signal counts as
@@ -118,10 +114,7 @@ pub fn check_writable(dir: &Path) -> io::Result<()> {
 
 /// How many descriptors this process may have open (the soft limit).
 pub fn open_files_limit() -> io::Result<usize> {
-    let mut limit = libc::rlimit {
-        rlim_cur: 0,
-        rlim_max: 0,
-    };
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
     // SAFETY: the pointer is to a live rlimit that nobody else uses.
     if unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &mut limit) } != 0 {
         return Err(io::Error::last_os_error());
@@ -131,10 +124,7 @@ pub fn open_files_limit() -> io::Result<usize> {
 
 /// Makes the coming close of this TCP socket a reset, so that the peer sees an error and not an end.
 pub fn reset_on_close(socket: &TcpStream) {
-    let linger = libc::linger {
-        l_onoff: 1,
-        l_linger: 0,
-    };
+    let linger = libc::linger { l_onoff: 1, l_linger: 0 };
     // SAFETY: the pointer and the length describe one live linger struct, and the socket is borrowed, hence open.
     // The result does not matter: it fails only where the connection is gone already.
     unsafe {

@@ -33,11 +33,8 @@ impl Gate {
 
     fn pass(&self) {
         let tickets = self.0.0.lock().unwrap();
-        let (mut tickets, _) = self
-            .0
-            .1
-            .wait_timeout_while(tickets, PATIENCE, |tickets| *tickets == 0)
-            .unwrap();
+        let (mut tickets, _) =
+            self.0.1.wait_timeout_while(tickets, PATIENCE, |tickets| *tickets == 0).unwrap();
         *tickets = tickets.saturating_sub(1);
     }
 }
@@ -122,15 +119,7 @@ impl Server {
             })
             .collect();
         let guard = GuardThread::start(listener, path, limits);
-        Server {
-            guard,
-            gate,
-            events,
-            tiny,
-            workers,
-            _dir: dir,
-            _alone: None,
-        }
+        Server { guard, gate, events, tiny, workers, _dir: dir, _alone: None }
     }
 
     fn client(&self) -> Client {
@@ -171,11 +160,8 @@ fn handle(mut request: tiny_http::Request, gate: &Gate, events: &Sender<String>)
     match path.as_str() {
         "/ping" => drop(request.respond(text("pong".into()))),
         "/headers" => {
-            let lines: Vec<_> = request
-                .headers()
-                .iter()
-                .map(|h| format!("{}: {}\n", h.field, h.value))
-                .collect();
+            let lines: Vec<_> =
+                request.headers().iter().map(|h| format!("{}: {}\n", h.field, h.value)).collect();
             drop(request.respond(text(lines.concat())));
         }
         "/echo" => {
@@ -199,11 +185,7 @@ fn handle(mut request: tiny_http::Request, gate: &Gate, events: &Sender<String>)
         "/stream" => {
             let mut out = request.into_writer();
             for piece in [CHUNKED, "1\r\n \r\n", "3\r\nend\r\n", "0\r\n\r\n"] {
-                if out
-                    .write_all(piece.as_bytes())
-                    .and_then(|()| out.flush())
-                    .is_err()
-                {
+                if out.write_all(piece.as_bytes()).and_then(|()| out.flush()).is_err() {
                     return say(events, "stream broke");
                 }
                 gate.pass();
@@ -211,10 +193,7 @@ fn handle(mut request: tiny_http::Request, gate: &Gate, events: &Sender<String>)
         }
         "/cut-chunked" => drop(write!(request.into_writer(), "{CHUNKED}5\r\nhello\r\n")),
         "/cut-length" => {
-            drop(write!(
-                request.into_writer(),
-                "HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhello"
-            ));
+            drop(write!(request.into_writer(), "HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhello"));
         }
         "/no-content" => drop(request.respond(tiny_http::Response::empty(204))),
         "/endless" => {
@@ -290,10 +269,7 @@ impl Answer {
     }
 
     fn header(&self, name: &str) -> Option<&str> {
-        self.headers
-            .iter()
-            .find(|header| header.0 == name)
-            .map(|header| header.1.as_str())
+        self.headers.iter().find(|header| header.0 == name).map(|header| header.1.as_str())
     }
 }
 
@@ -303,9 +279,7 @@ impl Client {
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
         stream.set_write_timeout(Some(PATIENCE)).unwrap();
         stream.set_nodelay(true).unwrap();
-        Client {
-            stream: BufReader::new(stream),
-        }
+        Client { stream: BufReader::new(stream) }
     }
 
     fn send(&mut self, data: impl AsRef<[u8]>) -> &mut Client {
@@ -318,8 +292,7 @@ impl Client {
     }
 
     fn get(&mut self, path: &str) -> Answer {
-        self.send(format!("GET {path} HTTP/1.1\r\nHost: x\r\n\r\n"))
-            .answer()
+        self.send(format!("GET {path} HTTP/1.1\r\nHost: x\r\n\r\n")).answer()
     }
 
     fn answer(&mut self) -> Answer {
@@ -328,9 +301,7 @@ impl Client {
 
     fn try_answer(&mut self) -> io::Result<Answer> {
         let mut answer = self.head()?;
-        let length = answer
-            .header("content-length")
-            .map(|length| length.parse().unwrap());
+        let length = answer.header("content-length").map(|length| length.parse().unwrap());
         match length {
             Some(length) => {
                 answer.body = vec![0; length];
@@ -357,11 +328,7 @@ impl Client {
             let (name, value) = line.split_once(": ").unwrap();
             headers.push((name.to_lowercase(), value.to_owned()));
         }
-        Ok(Answer {
-            status: status.unwrap_or_else(|| panic!("{status_line}")),
-            headers,
-            body: Vec::new(),
-        })
+        Ok(Answer { status: status.unwrap_or_else(|| panic!("{status_line}")), headers, body: Vec::new() })
     }
 
     fn chunks(&mut self) -> io::Result<Vec<u8>> {
@@ -456,20 +423,10 @@ fn large_bodies_pass_both_ways() {
     let server = Server::start();
     let mut client = server.client();
     let data = vec![b'x'; BIG];
-    assert_eq!(
-        client
-            .send(post_length("/count", BIG))
-            .send(&data)
-            .answer()
-            .text(),
-        BIG.to_string()
-    );
+    assert_eq!(client.send(post_length("/count", BIG)).send(&data).answer().text(), BIG.to_string());
     let mut wire = post_chunked("/count").into_bytes();
     data.chunks(4096).for_each(|piece| wire.extend(chunk(piece)));
-    assert_eq!(
-        client.send(&wire).send("0\r\n\r\n").answer().text(),
-        BIG.to_string()
-    );
+    assert_eq!(client.send(&wire).send("0\r\n\r\n").answer().text(), BIG.to_string());
     assert_eq!(client.get("/big").body.len(), BIG);
     assert_eq!(client.get("/ping").text(), "pong");
 }
@@ -510,12 +467,9 @@ fn the_backend_learns_peer_and_length_and_nothing_forged() {
     let headers = "Connection: upgrade\r\nUpgrade: websocket\r\nX-Ankipi-Peer: 6.6.6.6\r\nContent-Length: 5\r\nAnki-Sync: k\r\n";
     let answer = client.send(post("/headers", headers)).send("hello").answer();
     let text = answer.text().to_lowercase();
-    for line in [
-        "x-ankipi-peer: 127.0.0.1\n",
-        "x-ankipi-length: 5\n",
-        "anki-sync: k\n",
-        "connection: close\n",
-    ] {
+    for line in
+        ["x-ankipi-peer: 127.0.0.1\n", "x-ankipi-length: 5\n", "anki-sync: k\n", "connection: close\n"]
+    {
         assert!(text.contains(line), "{text}");
     }
     for word in ["upgrade", "6.6.6.6", "content-length"] {
@@ -528,10 +482,7 @@ fn the_upgrade_header_of_nginx_changes_nothing() {
     let server = Server::start();
     let mut client = server.client();
     for _ in 0..3 {
-        let head = post(
-            "/count",
-            "Connection: upgrade\r\nUpgrade: \r\nTransfer-Encoding: chunked\r\n",
-        );
+        let head = post("/count", "Connection: upgrade\r\nUpgrade: \r\nTransfer-Encoding: chunked\r\n");
         let answer = client.send(head).send(chunk(b"hello")).send("0\r\n\r\n").answer();
         assert_eq!(answer.text(), "5");
     }
@@ -552,22 +503,11 @@ fn a_client_that_expects_100_continue_gets_it_once() {
 fn http10_clients_get_no_chunks_and_a_close() {
     let server = Server::start();
     let mut client = server.client();
-    let answer = client
-        .send("GET /big HTTP/1.0\r\nConnection: keep-alive\r\n\r\n")
-        .answer();
-    assert_eq!(
-        (answer.header("transfer-encoding"), answer.header("connection")),
-        (None, Some("close"))
-    );
+    let answer = client.send("GET /big HTTP/1.0\r\nConnection: keep-alive\r\n\r\n").answer();
+    assert_eq!((answer.header("transfer-encoding"), answer.header("connection")), (None, Some("close")));
     assert_eq!(answer.body.len(), BIG);
     let mut client = server.client();
-    assert_eq!(
-        client
-            .send("POST /count HTTP/1.0\r\nContent-Length: 2\r\n\r\nab")
-            .answer()
-            .text(),
-        "2"
-    );
+    assert_eq!(client.send("POST /count HTTP/1.0\r\nContent-Length: 2\r\n\r\nab").answer().text(), "2");
     client.assert_closed();
 }
 
@@ -587,9 +527,7 @@ fn replies_without_a_body_keep_the_connection_usable() {
 fn a_client_that_asks_for_close_gets_it() {
     let server = Server::start();
     let mut client = server.client();
-    let answer = client
-        .send("GET /ping HTTP/1.1\r\nConnection: Close\r\n\r\n")
-        .answer();
+    let answer = client.send("GET /ping HTTP/1.1\r\nConnection: Close\r\n\r\n").answer();
     assert_eq!(answer.header("connection"), Some("close"));
     client.assert_closed();
 }
@@ -601,10 +539,7 @@ fn flushed_bytes_of_a_reply_arrive_at_once() {
     client.send("GET /stream HTTP/1.1\r\n\r\n");
     assert_eq!(client.head().unwrap().status, 200);
     server.gate.open(1);
-    assert_eq!(
-        (client.line().unwrap(), client.line().unwrap()),
-        ("1".into(), " ".into())
-    );
+    assert_eq!((client.line().unwrap(), client.line().unwrap()), ("1".into(), " ".into()));
     server.gate.open(2);
     assert_eq!(client.chunks().unwrap(), b"end");
     server.gate.open(1);
@@ -617,13 +552,7 @@ fn ipv6_works_where_there_is_ipv6() {
         return;
     };
     let server = Server::on(listener, Limits::default());
-    assert!(
-        server
-            .client()
-            .get("/headers")
-            .text()
-            .contains("x-ankipi-peer: ::1\n")
-    );
+    assert!(server.client().get("/headers").text().contains("x-ankipi-peer: ::1\n"));
 }
 
 #[test]
@@ -635,12 +564,7 @@ fn mapped_addresses_are_shown_as_ipv4() {
     let server = Server::on(listener, Limits::default());
     if TcpStream::connect(("127.0.0.1", port)).is_ok() {
         let mut client = Client::connect(SocketAddr::from(([127, 0, 0, 1], port)));
-        assert!(
-            client
-                .get("/headers")
-                .text()
-                .contains("x-ankipi-peer: 127.0.0.1\n")
-        );
+        assert!(client.get("/headers").text().contains("x-ankipi-peer: 127.0.0.1\n"));
     }
     drop(server);
 }
@@ -655,10 +579,7 @@ fn bad_requests_get_their_status_and_a_close() {
         (post("/count", "Content-Length: 1000000000000000000\r\n"), 413),
         (post("/count", "Content-Length: -5\r\n"), 400),
         (post("/count", "Content-Length: 5\r\nContent-Length: 5\r\n"), 400),
-        (
-            post("/count", "Content-Length: 5\r\nTransfer-Encoding: chunked\r\n"),
-            400,
-        ),
+        (post("/count", "Content-Length: 5\r\nTransfer-Encoding: chunked\r\n"), 400),
         (post("/count", "Transfer-Encoding: identity\r\n"), 501),
         (post_chunked("/count") + "xyz\r\n", 400),
         (post_chunked("/count") + "ffffffffffffffff1\r\n", 400),
@@ -694,22 +615,13 @@ fn a_header_line_of_100_mb_is_not_taken() {
 
 #[test]
 fn a_chunked_body_over_the_limit_is_refused() {
-    let server = Server::with(Limits {
-        max_body_bytes: 100_000,
-        ..Limits::default()
-    });
+    let server = Server::with(Limits { max_body_bytes: 100_000, ..Limits::default() });
     let mut client = server.client();
-    client
-        .send(post_chunked("/count"))
-        .send(chunk(&[0; 60_000]))
-        .send(chunk(&[0; 60_000]));
+    client.send(post_chunked("/count")).send(chunk(&[0; 60_000])).send(chunk(&[0; 60_000]));
     assert_eq!(client.answer().status, 413);
     assert_eq!(server.event(), "cut body");
     let mut client = server.client();
-    client
-        .send(post_chunked("/count"))
-        .send(chunk(&[0; 100_000]))
-        .send("0\r\n\r\n");
+    client.send(post_chunked("/count")).send(chunk(&[0; 100_000])).send("0\r\n\r\n");
     assert_eq!(client.answer().text(), "100000");
 }
 
@@ -727,10 +639,7 @@ fn an_early_refusal_reaches_a_client_that_is_still_sending() {
     // A body that was received whole does not cost the connection.
     let mut client = server.client();
     let answer = client.send(post_length("/refuse", 5)).send("hello").answer();
-    assert_eq!(
-        (answer.status, answer.header("connection")),
-        (403, Some("keep-alive"))
-    );
+    assert_eq!((answer.status, answer.header("connection")), (403, Some("keep-alive")));
     assert_eq!(client.get("/ping").text(), "pong");
 }
 
@@ -767,15 +676,9 @@ fn a_cut_body_is_an_error_for_the_backend() {
 fn a_body_cut_while_the_backend_is_slow_is_still_an_error() {
     let server = Server::start();
     let mut client = server.client();
-    client
-        .send(post_length("/late-count", 50_000_000))
-        .send(vec![0; 8192]);
+    client.send(post_length("/late-count", 50_000_000)).send(vec![0; 8192]);
     assert_eq!(server.event(), "/late-count");
-    client
-        .stream
-        .get_ref()
-        .set_write_timeout(Some(millis(200)))
-        .unwrap();
+    client.stream.get_ref().set_write_timeout(Some(millis(200))).unwrap();
     // Fills every buffer on the way.
     while client.try_send(&[0; 100_000]).is_ok() {}
     drop(client);
@@ -789,15 +692,9 @@ fn cut_bodies_end_between_chunks() {
     let (backend, path, _dir) = fake_backend();
     let guard = GuardThread::start(TcpListener::bind("127.0.0.1:0").unwrap(), path, Limits::default());
     let mut client = guard.client();
-    client
-        .send(post_length("/count", 50_000_000))
-        .send(vec![b'x'; 8192]);
+    client.send(post_length("/count", 50_000_000)).send(vec![b'x'; 8192]);
     let (mut stream, _) = backend.accept().unwrap();
-    client
-        .stream
-        .get_ref()
-        .set_write_timeout(Some(millis(200)))
-        .unwrap();
+    client.stream.get_ref().set_write_timeout(Some(millis(200))).unwrap();
     while client.try_send(&[b'x'; 100_000]).is_ok() {}
     drop(client);
     let mut wire = Vec::new();
@@ -846,15 +743,9 @@ fn a_backend_that_speaks_nonsense_is_502_and_never_half_a_reply() {
         ("nonsense\r\n\r\n", Some(502)),
         ("HTTP/1.1 200 OK\r\n\r\nno length", Some(502)),
         (huge.as_str(), Some(502)),
-        (
-            "HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\nx",
-            Some(200),
-        ),
+        ("HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\nx", Some(200)),
         ("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nx", None),
-        (
-            "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhelloXX",
-            None,
-        ),
+        ("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhelloXX", None),
     ];
     for (reply, status) in cases {
         let mut client = guard.client();
@@ -863,20 +754,13 @@ fn a_backend_that_speaks_nonsense_is_502_and_never_half_a_reply() {
         stream.read_exact(&mut [0; 16]).unwrap();
         let _ = stream.write_all(reply.as_bytes());
         drop(stream);
-        assert_eq!(
-            client.try_answer().ok().map(|answer| answer.status),
-            status,
-            "{reply:.60}"
-        );
+        assert_eq!(client.try_answer().ok().map(|answer| answer.status), status, "{reply:.60}");
     }
 }
 
 #[test]
 fn a_client_that_leaves_frees_its_worker() {
-    let server = Server::with(Limits {
-        max_active: 1,
-        ..Limits::default()
-    });
+    let server = Server::with(Limits { max_active: 1, ..Limits::default() });
     let mut client = server.client();
     client.send("GET /endless HTTP/1.1\r\n\r\n");
     assert_eq!(client.head().unwrap().status, 200);
@@ -889,11 +773,7 @@ fn a_client_that_leaves_frees_its_worker() {
 
 #[test]
 fn bulk_transfers_never_hold_the_last_slot() {
-    let server = Server::with(Limits {
-        max_active: 2,
-        max_bulk: 2,
-        ..Limits::default()
-    });
+    let server = Server::with(Limits { max_active: 2, max_bulk: 2, ..Limits::default() });
     let (mut first, mut second) = (server.client(), server.client());
     first.send("GET /bulk/slow HTTP/1.1\r\n\r\n");
     assert_eq!(server.event(), "/bulk/slow");
@@ -901,10 +781,7 @@ fn bulk_transfers_never_hold_the_last_slot() {
     for _ in 0..20 {
         server.assert_alive();
     }
-    assert!(
-        server.events.try_recv().is_err(),
-        "the second bulk transfer must wait"
-    );
+    assert!(server.events.try_recv().is_err(), "the second bulk transfer must wait");
     server.gate.open(1);
     assert_eq!(first.answer().text(), "slow");
     assert_eq!(server.event(), "/bulk/slow");
@@ -914,11 +791,7 @@ fn bulk_transfers_never_hold_the_last_slot() {
 
 #[test]
 fn a_request_that_waits_too_long_gets_503() {
-    let server = Server::with(Limits {
-        max_active: 1,
-        queue_wait: millis(100),
-        ..Limits::default()
-    });
+    let server = Server::with(Limits { max_active: 1, queue_wait: millis(100), ..Limits::default() });
     let (mut first, mut second) = (server.client(), server.client());
     first.send("GET /slow HTTP/1.1\r\n\r\n");
     assert_eq!(server.event(), "/slow");
@@ -929,10 +802,7 @@ fn a_request_that_waits_too_long_gets_503() {
 
 #[test]
 fn a_dripping_small_request_holds_no_worker() {
-    let server = Server::with(Limits {
-        max_active: 1,
-        ..Limits::default()
-    });
+    let server = Server::with(Limits { max_active: 1, ..Limits::default() });
     let mut drips: Vec<_> = (0..20).map(|_| server.client()).collect();
     for drip in &mut drips {
         drip.send(post_length("/count", 8000)).send(vec![0; 7000]);
@@ -945,11 +815,7 @@ fn a_dripping_small_request_holds_no_worker() {
 
 #[test]
 fn clients_that_do_not_read_block_nobody_for_long() {
-    let server = Server::with(Limits {
-        max_active: 2,
-        write_idle: millis(300),
-        ..Limits::default()
-    });
+    let server = Server::with(Limits { max_active: 2, write_idle: millis(300), ..Limits::default() });
     let mut deaf: Vec<_> = (0..4).map(|_| server.client()).collect();
     for client in &mut deaf {
         client.send("GET /endless HTTP/1.1\r\n\r\n");
@@ -974,10 +840,7 @@ fn silent_and_slow_clients_are_ended() {
     });
     server.client().assert_closed();
     assert_eq!(server.client().send("GET / HT").answer().status, 408);
-    assert_eq!(
-        server.client().send(post_length("/count", 10)).answer().status,
-        408
-    );
+    assert_eq!(server.client().send(post_length("/count", 10)).answer().status, 408);
     let mut idle = server.client();
     idle.get("/ping");
     idle.assert_closed();
@@ -1048,10 +911,7 @@ fn time_of_thread(name: &str) -> Option<Duration> {
 
 #[test]
 fn waiting_costs_no_processor_time() {
-    let server = Server::with(Limits {
-        max_active: 3,
-        ..Limits::default()
-    });
+    let server = Server::with(Limits { max_active: 3, ..Limits::default() });
     let mut clients: Vec<_> = (0..10).map(|_| server.client()).collect();
     // Idle, half a head, half a body; then, with the backend: it thinks, with a request pipelined behind; a body that
     // it does not read; a reply that the client does not read; and behind those a queue, one of it with half a body.
@@ -1060,15 +920,9 @@ fn waiting_costs_no_processor_time() {
     clients[2].send(post_length("/count", 10)).send("hello");
     clients[3].send("GET /slow HTTP/1.1\r\n\r\nGET /ping HTTP/1.1\r\n\r\n");
     assert_eq!(server.event(), "/slow");
-    clients[4]
-        .send(post_length("/late-count", 50_000_000))
-        .send([0; 8192]);
+    clients[4].send(post_length("/late-count", 50_000_000)).send([0; 8192]);
     assert_eq!(server.event(), "/late-count");
-    clients[4]
-        .stream
-        .get_ref()
-        .set_write_timeout(Some(millis(200)))
-        .unwrap();
+    clients[4].stream.get_ref().set_write_timeout(Some(millis(200))).unwrap();
     while clients[4].try_send(&[0; 100_000]).is_ok() {}
     clients[5].send("GET /endless HTTP/1.1\r\n\r\n");
     assert_eq!(clients[5].head().unwrap().status, 200);
@@ -1091,10 +945,7 @@ fn waiting_costs_no_processor_time() {
 #[test]
 fn half_open_connections_are_held_or_evicted_but_a_ping_passes() {
     for max_conns in [512, 64] {
-        let server = Server::with(Limits {
-            max_conns,
-            ..Limits::default()
-        });
+        let server = Server::with(Limits { max_conns, ..Limits::default() });
         let mut half_open: Vec<_> = (0..400).map(|_| server.client()).collect();
         for client in &mut half_open {
             let _ = client.try_send(b"POST /count HTTP/1.1\r\nContent-Le");
@@ -1108,11 +959,7 @@ fn half_open_connections_are_held_or_evicted_but_a_ping_passes() {
 
 #[test]
 fn a_connection_at_work_is_never_evicted() {
-    let server = Server::with(Limits {
-        max_conns: 4,
-        min_wait: Duration::ZERO,
-        ..Limits::default()
-    });
+    let server = Server::with(Limits { max_conns: 4, min_wait: Duration::ZERO, ..Limits::default() });
     let mut busy = server.client();
     busy.send("GET /slow HTTP/1.1\r\n\r\n");
     assert_eq!(server.event(), "/slow");
@@ -1127,11 +974,7 @@ fn a_connection_at_work_is_never_evicted() {
 
 #[test]
 fn a_burst_of_2000_connections_is_survived() {
-    let server = Server::with(Limits {
-        max_conns: 32,
-        min_wait: millis(1),
-        ..Limits::default()
-    });
+    let server = Server::with(Limits { max_conns: 32, min_wait: millis(1), ..Limits::default() });
     let mut held = VecDeque::new();
     for n in 0..2000 {
         let mut client = server.client();
@@ -1185,16 +1028,13 @@ fn garbage_leaves_nothing_behind() {
     let before = fds();
     let mut seed = 42u64;
     let mut random = |below: usize| {
-        seed = seed
-            .wrapping_mul(6_364_136_223_846_793_005)
-            .wrapping_add(1_442_695_040_888_963_407);
+        seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         (seed >> 33) as usize % below
     };
     for n in 0..3000 {
         let mut client = server.client();
-        let mut wire: Vec<u8> = (0..1 + random(7))
-            .flat_map(|_| pieces[random(pieces.len())].to_vec())
-            .collect();
+        let mut wire: Vec<u8> =
+            (0..1 + random(7)).flat_map(|_| pieces[random(pieces.len())].to_vec()).collect();
         if random(3) == 0 {
             let at = random(wire.len());
             wire[at] = random(256) as u8;
@@ -1227,9 +1067,7 @@ fn garbage_leaves_nothing_behind() {
 fn server_with_few_descriptors() {
     let server = Server::start();
     // More than the guard leaves to the rest of the process, so that accept() and connect() do fail.
-    let _files: Vec<_> = (0..40)
-        .map(|_| std::fs::File::open("/dev/null").unwrap())
-        .collect();
+    let _files: Vec<_> = (0..40).map(|_| std::fs::File::open("/dev/null").unwrap()).collect();
     println!("\naddress {}", server.guard.addr);
     let _ = io::stdin().read(&mut [0]);
 }
@@ -1245,12 +1083,8 @@ fn few_descriptors_are_enough() {
         .stdout(Stdio::piped())
         .spawn()
         .unwrap();
-    let mut lines = BufReader::new(process.stdout.take().unwrap())
-        .lines()
-        .map_while(Result::ok);
-    let addr = lines
-        .find_map(|line| line.strip_prefix("address ")?.parse().ok())
-        .unwrap();
+    let mut lines = BufReader::new(process.stdout.take().unwrap()).lines().map_while(Result::ok);
+    let addr = lines.find_map(|line| line.strip_prefix("address ")?.parse().ok()).unwrap();
     let mut half_open: Vec<_> = (0..200).map(|_| Client::connect(addr)).collect();
     for client in &mut half_open {
         let _ = client.try_send(b"GET /");
@@ -1278,20 +1112,14 @@ fn stop_ends_idle_connections_and_lets_active_ones_finish() {
     assert!(TcpStream::connect(server.guard.addr).is_err());
     server.gate.open(1);
     let answer = active.answer();
-    assert_eq!(
-        (answer.text(), answer.header("connection")),
-        ("slow", Some("close"))
-    );
+    assert_eq!((answer.text(), answer.header("connection")), ("slow", Some("close")));
     drop((active, gathering));
     server.guard.join();
 }
 
 #[test]
 fn stop_does_not_wait_for_ever() {
-    let mut server = Server::with(Limits {
-        stop_wait: millis(100),
-        ..Limits::default()
-    });
+    let mut server = Server::with(Limits { stop_wait: millis(100), ..Limits::default() });
     let mut active = server.client();
     active.send("GET /slow HTTP/1.1\r\n\r\n");
     assert_eq!(server.event(), "/slow");
@@ -1303,10 +1131,7 @@ fn stop_does_not_wait_for_ever() {
 #[test]
 #[ignore = "prints figures; meant for a release build"]
 fn speed() {
-    let server = Server::with(Limits {
-        max_body_bytes: 1 << 30,
-        ..Limits::default()
-    });
+    let server = Server::with(Limits { max_body_bytes: 1 << 30, ..Limits::default() });
     let mut client = server.client();
     let started = Instant::now();
     for _ in 0..5000 {

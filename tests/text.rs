@@ -15,9 +15,7 @@ fn unicase_vectors() -> Value {
 }
 
 fn text<'v>(vector: &'v Value, key: &str) -> &'v str {
-    vector[key]
-        .as_str()
-        .unwrap_or_else(|| panic!("{key} of {vector}"))
+    vector[key].as_str().unwrap_or_else(|| panic!("{key} of {vector}"))
 }
 
 /// The list under `key`, which must not have shrunk.
@@ -30,21 +28,17 @@ fn list<'v>(vectors: &'v Value, key: &str, length: usize) -> &'v [Value] {
 /// A sort field as SQLite hands it out again: its type, its text, its value.
 fn stored(db: &Connection, sort_field: &str) -> (String, String, rusqlite::types::Value) {
     db.execute("DELETE FROM notes", []).unwrap();
-    db.execute("INSERT INTO notes (sfld) VALUES (?1)", [sort_field])
-        .unwrap();
-    db.query_row(
-        "SELECT typeof(sfld), CAST(sfld AS text), sfld FROM notes",
-        [],
-        |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)),
-    )
+    db.execute("INSERT INTO notes (sfld) VALUES (?1)", [sort_field]).unwrap();
+    db.query_row("SELECT typeof(sfld), CAST(sfld AS text), sfld FROM notes", [], |row| {
+        Ok((row.get(0)?, row.get(1)?, row.get(2)?))
+    })
     .unwrap()
 }
 
 fn database() -> Connection {
     let db = Connection::open_in_memory().unwrap();
     // The affinity of the true table (spec 1.1).
-    db.execute_batch("CREATE TABLE notes (sfld integer NOT NULL)")
-        .unwrap();
+    db.execute_batch("CREATE TABLE notes (sfld integer NOT NULL)").unwrap();
     db
 }
 
@@ -68,11 +62,7 @@ fn fields_are_stored_as_by_the_real_server() {
         assert_eq!(prepared.fields, text(vector, "server_flds0"), "{label}");
         assert_eq!(prepared.sort_field, text(vector, "stripped"), "{label}");
         assert_eq!(note::strip(&prepared.fields), prepared.sort_field, "{label}");
-        assert_eq!(
-            Some(u64::from(prepared.checksum)),
-            vector["server_csum"].as_u64(),
-            "{label}"
-        );
+        assert_eq!(Some(u64::from(prepared.checksum)), vector["server_csum"].as_u64(), "{label}");
 
         let (kind, sort_field, value) = stored(&db, &prepared.sort_field);
         assert_eq!(kind, text(vector, "server_sfld_typeof"), "{label}");
@@ -80,10 +70,7 @@ fn fields_are_stored_as_by_the_real_server() {
             // How many digits of a real number are written out depends on the release of SQLite; the value does not.
             assert_eq!(sort_field, text(vector, "server_sfld_text"), "{label}");
         }
-        assert!(
-            same_value(&value, &vector["server_sfld_value"]),
-            "{label}: {value:?}"
-        );
+        assert!(same_value(&value, &vector["server_sfld_value"]), "{label}: {value:?}");
     }
 }
 
@@ -95,11 +82,7 @@ fn the_sort_field_is_the_one_of_the_notetype() {
         let sort_field = vector["mid_sort_idx"].as_u64().unwrap() as u32;
         let prepared = note::prepare(text(vector, "flds"), count, sort_field).unwrap();
         assert_eq!(prepared.fields, text(vector, "flds"));
-        assert_eq!(
-            Some(u64::from(prepared.checksum)),
-            vector["csum"].as_u64(),
-            "{vector}"
-        );
+        assert_eq!(Some(u64::from(prepared.checksum)), vector["csum"].as_u64(), "{vector}");
 
         let (kind, sort_field, _) = stored(&db, &prepared.sort_field);
         assert_eq!(kind, text(vector, "sfld_typeof"), "{vector}");
@@ -110,22 +93,14 @@ fn the_sort_field_is_the_one_of_the_notetype() {
 #[test]
 fn tags_of_a_note_are_stored_as_by_the_real_server() {
     for vector in list(&note_vectors(), "tags_server", 16) {
-        assert_eq!(
-            note::normalize_tags(text(vector, "sent")),
-            text(vector, "stored"),
-            "{vector}"
-        );
+        assert_eq!(note::normalize_tags(text(vector, "sent")), text(vector, "stored"), "{vector}");
     }
 }
 
 /// Clients normalise names when tags are added, by the rule that the server applies to names that are synced.
 #[test]
 fn names_of_tags_are_normalised_as_by_the_client() {
-    for (name, normal) in [
-        ("e\u{301}", "\u{e9}"),
-        ("::", "blank::blank"),
-        ("foo::", "foo::blank"),
-    ] {
+    for (name, normal) in [("e\u{301}", "\u{e9}"), ("::", "blank::blank"), ("foo::", "foo::blank")] {
         assert_eq!(tag::normalize_name(name), normal);
     }
 }
@@ -133,11 +108,8 @@ fn names_of_tags_are_normalised_as_by_the_client() {
 #[test]
 fn a_wrong_number_of_fields_is_refused() {
     let errors = note_vectors();
-    let refused = |case: &str| {
-        list(&errors, "errors", 3)
-            .iter()
-            .any(|e| e["case"] == case && e["status"] == 400)
-    };
+    let refused =
+        |case: &str| list(&errors, "errors", 3).iter().any(|e| e["case"] == case && e["status"] == 400);
     assert!(refused("too few") && refused("too many"));
     let wrong = |found, expected| Err(note::WrongFieldCount { found, expected });
     assert_eq!(note::prepare("a", 2, 0), wrong(1, 2));
@@ -164,20 +136,15 @@ fn texts_compare_as_in_the_real_client() {
 #[test]
 fn an_index_in_this_collation_is_sound() {
     let vectors = unicase_vectors();
-    let sorted: Vec<&str> = list(&vectors, "sorted", 190)
-        .iter()
-        .map(|word| word.as_str().unwrap())
-        .collect();
+    let sorted: Vec<&str> = list(&vectors, "sorted", 190).iter().map(|word| word.as_str().unwrap()).collect();
     let db = Connection::open_in_memory().unwrap();
     db.create_collation("unicase", unicase::compare).unwrap();
-    db.execute_batch("CREATE TABLE names (name text COLLATE unicase)")
-        .unwrap();
+    db.execute_batch("CREATE TABLE names (name text COLLATE unicase)").unwrap();
     // The reverse order, so that something is left to do for the index.
     for word in sorted.iter().rev() {
         db.execute("INSERT INTO names VALUES (?1)", [word]).unwrap();
     }
-    db.execute_batch("CREATE INDEX idx_names ON names (name)")
-        .unwrap();
+    db.execute_batch("CREATE INDEX idx_names ON names (name)").unwrap();
 
     let read: Vec<String> = db
         .prepare("SELECT name FROM names ORDER BY name, name COLLATE binary")
@@ -187,8 +154,6 @@ fn an_index_in_this_collation_is_sound() {
         .collect::<Result<_, _>>()
         .unwrap();
     assert_eq!(read, sorted);
-    let verdict: String = db
-        .query_row("PRAGMA integrity_check", [], |row| row.get(0))
-        .unwrap();
+    let verdict: String = db.query_row("PRAGMA integrity_check", [], |row| row.get(0)).unwrap();
     assert_eq!(verdict, "ok");
 }

@@ -23,9 +23,7 @@ pub struct AccessLog {
 impl AccessLog {
     /// Notes where a request comes from and where it goes.
     pub fn new(request: &Request, ip_header: Option<&str>) -> AccessLog {
-        let peer = ip_header
-            .and_then(|name| request.header(name))
-            .or_else(|| request.header(PEER_HEADER));
+        let peer = ip_header.and_then(|name| request.header(name)).or_else(|| request.header(PEER_HEADER));
         AccessLog {
             path: printable(request.path()),
             peer: printable(peer.unwrap_or("-")),
@@ -80,19 +78,16 @@ impl AccessLog {
             let _ = write!(line, ": {}", self.did);
         }
         match outcome {
-            Ok(()) if self.is_page => log::debug!("{line}"),
-            Ok(()) => log::info!("{line}"),
-            Err(err @ Error::Disconnected(_)) => log::info!("{line}: {err}"),
-            Err(err) if status < 500 => log::warn!("{line}: {err}"),
-            Err(err) => log::error!("{line}: {err}"),
+            Ok(()) if self.is_page => log::debug!(target: "request", "{line}"),
+            Ok(()) => log::info!(target: "request", "{line}"),
+            Err(err @ Error::Disconnected(_)) => log::info!(target: "request", "{line}: {err}"),
+            Err(err) if status < 500 => log::warn!(target: "request", "{line}: {err}"),
+            Err(err) => log::error!(target: "request", "{line}: {err}"),
         }
     }
 }
 
 /// What a client sent, short and on one line.
 fn printable(text: &str) -> String {
-    text.chars()
-        .take(100)
-        .map(|c| if c.is_control() || c == ' ' { '?' } else { c })
-        .collect()
+    text.chars().take(100).map(|c| if c.is_control() || c.is_whitespace() { '?' } else { c }).collect()
 }

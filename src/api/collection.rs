@@ -17,8 +17,7 @@ pub fn parse<T: DeserializeOwned>(body: &mut Spool) -> Result<T> {
 }
 
 fn reader(body: &mut Spool) -> Result<Box<dyn Read + '_>> {
-    body.reader()
-        .map_err(Error::io("reading", "spooled request".as_ref()))
+    body.reader().map_err(Error::io("reading", "spooled request".as_ref()))
 }
 
 impl Answer {
@@ -41,22 +40,13 @@ impl App {
         let request: StartRequest = parse(body)?;
         let user = self.user(call)?;
         let mut json = Spool::new(&user.dir);
-        let buried = user.start(
-            &call.header.skey,
-            request.client_usn,
-            request.client_is_newer,
-            |session| {
+        let buried =
+            user.start(&call.header.skey, request.client_usn, request.client_is_newer, |session| {
                 session.collection.begin_day(session.stamps.usn)?;
                 session.collection.write_graves(session.unseen(), &mut json)?;
-                session
-                    .collection
-                    .apply_graves_in_start(reader(body)?, session.stamps.usn)
-            },
-        )?;
-        Ok(Answer {
-            json,
-            did: format!("from usn {}, {buried} graves in", request.client_usn),
-        })
+                session.collection.apply_graves_in_start(reader(body)?, session.stamps.usn)
+            })?;
+        Ok(Answer { json, did: format!("from usn {}, {buried} graves in", request.client_usn) })
     }
 
     pub(super) fn apply_graves(&self, call: &Call, body: &mut Spool) -> Result<Answer> {
@@ -72,18 +62,11 @@ impl App {
         let mut json = Spool::new(&user.dir);
         user.step(&call.header.skey, |session| {
             // Ours first, as they were before the client's.
-            session
-                .collection
-                .write_changes(session.unseen(), !session.client_is_newer, &mut json)?;
+            session.collection.write_changes(session.unseen(), !session.client_is_newer, &mut json)?;
             session.shapes.clear();
-            session
-                .collection
-                .apply_changes(reader(body)?, session.stamps.usn, self.config.max_row_bytes)
+            session.collection.apply_changes(reader(body)?, session.stamps.usn, self.config.max_row_bytes)
         })?;
-        Ok(Answer {
-            did: String::new(),
-            json,
-        })
+        Ok(Answer { did: String::new(), json })
     }
 
     pub(super) fn chunk(&self, call: &Call, body: &mut Spool) -> Result<Answer> {
@@ -92,14 +75,9 @@ impl App {
         let mut json = Spool::new(&user.dir);
         let counts = user.step(&call.header.skey, |session| {
             let unseen = session.unseen();
-            session
-                .collection
-                .write_chunk(unseen, &mut session.cursor, &mut json)
+            session.collection.write_chunk(unseen, &mut session.cursor, &mut json)
         })?;
-        Ok(Answer {
-            json,
-            did: format!("out: {counts}"),
-        })
+        Ok(Answer { json, did: format!("out: {counts}") })
     }
 
     pub(super) fn apply_chunk(&self, call: &Call, body: &mut Spool) -> Result<Answer> {
@@ -130,27 +108,18 @@ impl App {
                 call.user.as_deref().unwrap_or("-")
             );
         }
-        let did = if reply.is_ok() {
-            "counts agree"
-        } else {
-            "counts differ: rolled back"
-        };
+        let did = if reply.is_ok() { "counts agree" } else { "counts differ: rolled back" };
         Answer::of(&user.dir, &reply, did.to_owned())
     }
 
     pub(super) fn finish(&self, call: &Call, body: &mut Spool) -> Result<Answer> {
         check_empty(body)?;
         let user = self.user(call)?;
-        let stamp = user.last_step(&call.header.skey, |session| {
-            session.collection.finish(session.stamps)
-        })?;
+        let stamp = user.last_step(&call.header.skey, |session| session.collection.finish(session.stamps))?;
         // A bare number without white space around it.
         let mut json = Spool::new(&user.dir);
         write!(json, "{stamp}").map_err(Error::io("spooling a reply in", &user.dir))?;
-        Ok(Answer {
-            json,
-            did: "committed".to_owned(),
-        })
+        Ok(Answer { json, did: "committed".to_owned() })
     }
 
     pub(super) fn abort(&self, call: &Call) -> Result<Answer> {

@@ -32,10 +32,7 @@ impl App {
             Ok(received) => log.received(received),
             Err(err) => return refuse(request, err),
         }
-        let mut reply = UploadReply {
-            waiting: Waiting::Silent(request.into_responder()),
-            letters_out: 0,
-        };
+        let mut reply = UploadReply { waiting: Waiting::Silent(request.into_responder()), letters_out: 0 };
         let outcome = patience::wait_for(
             || match upload::check(scratch.0)? {
                 Ok(()) => user.replace_collection(scratch.0).map(Ok),
@@ -65,18 +62,13 @@ impl App {
 
     fn receive_file(&self, call: &Call, request: &mut Request, path: &Path) -> Result<Received> {
         let open = OpenOptions::new().write(true).create_new(true).open(path);
-        let mut file = GentleFile {
-            file: open.map_err(Error::io("creating", path))?,
-            unsynced: 0,
-        };
+        let mut file = GentleFile { file: open.map_err(Error::io("creating", path))?, unsynced: 0 };
         let caps = call.method.caps(&self.config);
         body::receive(request.body(), caps, &mut file, Error::io("writing", path))
     }
 
     pub(super) fn download(&self, call: &Call, mut request: Request, log: &mut AccessLog) -> Result<()> {
-        let begun = self
-            .receive(call, &mut request, log)
-            .and_then(|_| self.user(call)?.download());
+        let begun = self.receive(call, &mut request, log).and_then(|_| self.user(call)?.download());
         let responder = request.into_responder();
         let download = match begun {
             Ok(download) => download,
@@ -157,9 +149,7 @@ impl UploadReply {
             Waiting::Begun(stream) => stream,
             Waiting::Gone(err) => return Err(err),
         };
-        stream
-            .write_all(&text.as_bytes()[self.letters_out..])
-            .map_err(Error::Disconnected)?;
+        stream.write_all(&text.as_bytes()[self.letters_out..]).map_err(Error::Disconnected)?;
         stream.finish()
     }
 }

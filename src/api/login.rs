@@ -9,14 +9,8 @@ use crate::wire::{LoginReply, LoginRequest, MetaReply, MetaRequest};
 impl App {
     pub(super) fn host_key(&self, call: &Call, body: &mut Spool) -> Result<Answer> {
         let request: LoginRequest = super::collection::parse(body)?;
-        let key = self
-            .accounts
-            .log_in(&request.user, &request.password, &call.header.client)?;
-        Answer::of(
-            &self.config.base,
-            &LoginReply { key },
-            format!("logged in {:?}", request.user),
-        )
+        let key = self.accounts.log_in(&request.user, &request.password, &call.header.client)?;
+        Answer::of(&self.config.base, &LoginReply { key }, format!("logged in {:?}", request.user))
     }
 
     pub(super) fn meta(&self, call: &Call, body: &mut Spool) -> Result<Answer> {

@@ -56,11 +56,7 @@ impl App {
     pub fn open(config: Config) -> Result<App> {
         let accounts = Accounts::open(&config)?;
         let users = Users::open(&config, accounts.names())?;
-        Ok(App {
-            config,
-            accounts,
-            users,
-        })
+        Ok(App { config, accounts, users })
     }
 
     /// All users.
@@ -105,9 +101,7 @@ impl App {
         match page {
             Page::Start => {
                 let html = pages::start(request.header("host"), &self.config.base_path);
-                request
-                    .into_responder()
-                    .text(200, "text/html; charset=utf-8", &html)
+                request.into_responder().text(200, "text/html; charset=utf-8", &html)
             }
             Page::Health => match pages::health(&self.config.base) {
                 Ok(()) => request.into_responder().text(200, "text/plain", "ok\n"),
@@ -127,10 +121,7 @@ impl App {
             serde_json::from_str(header).map_err(|err| Error::bad(format!("anki-sync header: {err}")))?;
         log.client(&header.client);
         if !SYNC_VERSIONS.contains(&header.sync_version) {
-            return Err(Error::bad(format!(
-                "anki-sync header of version {}",
-                header.sync_version
-            )));
+            return Err(Error::bad(format!("anki-sync header of version {}", header.sync_version)));
         }
         let user = match method {
             Method::HostKey => None,
@@ -142,9 +133,7 @@ impl App {
         if method.is_step() && header.skey.is_empty() {
             return Err(Error::bad("a sync step without a session key"));
         }
-        method
-            .caps(&self.config)
-            .check_declared(request.declared_bytes())?;
+        method.caps(&self.config).check_declared(request.declared_bytes())?;
         Ok(Call { method, header, user })
     }
 
@@ -160,12 +149,8 @@ impl App {
         };
         let mut spool = Spool::new(dir);
         let caps: Caps = call.method.caps(&self.config);
-        let received = body::receive(
-            request.body(),
-            caps,
-            &mut spool,
-            Error::io("spooling a request in", dir),
-        )?;
+        let received =
+            body::receive(request.body(), caps, &mut spool, Error::io("spooling a request in", dir))?;
         log.received(received);
         Ok(spool)
     }
@@ -248,9 +233,7 @@ impl Waiting {
 }
 
 fn send(json: &mut Spool, mut stream: ReplyStream) -> Result<u64> {
-    let mut reader = json
-        .reader()
-        .map_err(Error::io("reading", "spooled reply".as_ref()))?;
+    let mut reader = json.reader().map_err(Error::io("reading", "spooled reply".as_ref()))?;
     std::io::copy(&mut reader, &mut stream).map_err(Error::Disconnected)?;
     stream.finish()
 }

@@ -8,14 +8,8 @@ use crate::sys;
 /// The page at `/`: what this is, and what to type into Anki.
 pub fn start(host: Option<&str>, base_path: &str) -> String {
     let is_plain = |c: char| c.is_ascii_alphanumeric() || ".:-_[]".contains(c);
-    let host = host
-        .filter(|host| host.chars().all(is_plain))
-        .unwrap_or("THIS-SERVER:8080");
-    let path = if base_path.is_empty() {
-        String::new()
-    } else {
-        format!("{}/", escape(base_path))
-    };
+    let host = host.filter(|host| host.chars().all(is_plain)).unwrap_or("THIS-SERVER:8080");
+    let path = if base_path.is_empty() { String::new() } else { format!("{}/", escape(base_path)) };
     let version = env!("CARGO_PKG_VERSION");
     format!(
         "<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\">\
@@ -33,18 +27,11 @@ pub fn start(host: Option<&str>, base_path: &str) -> String {
 }
 
 fn escape(text: &str) -> String {
-    text.replace('&', "&amp;")
-        .replace('<', "&lt;")
-        .replace('>', "&gt;")
-        .replace('"', "&quot;")
+    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
 }
 
 /// Whether the data folder can be written to.
 pub fn health(base: &Path) -> Result<()> {
-    sys::check_writable(base).map_err(|err| {
-        Error::Busy(format!(
-            "the data folder {} is not writable: {err}",
-            base.display()
-        ))
-    })
+    sys::check_writable(base)
+        .map_err(|err| Error::Busy(format!("the data folder {} is not writable: {err}", base.display())))
 }

@@ -73,10 +73,7 @@ impl Route {
     /// Finds the route of a path: repeated and trailing slashes do not count, nor does the base path in front.
     pub fn parse(path: &str, base_path: &str) -> Route {
         let mut segments: Vec<&str> = path.split('/').filter(|segment| !segment.is_empty()).collect();
-        let base: Vec<&str> = base_path
-            .split('/')
-            .filter(|segment| !segment.is_empty())
-            .collect();
+        let base: Vec<&str> = base_path.split('/').filter(|segment| !segment.is_empty()).collect();
         // A proxy may have taken the base path off already.
         if segments.starts_with(&base) {
             segments.drain(..base.len());
@@ -98,10 +95,7 @@ impl Method {
     /// Whether it takes part in a session, and so needs a session key.
     pub fn is_step(self) -> bool {
         use Method::{ApplyChanges, ApplyChunk, ApplyGraves, Chunk, Finish, SanityCheck, Start};
-        matches!(
-            self,
-            Start | ApplyGraves | ApplyChanges | Chunk | ApplyChunk | SanityCheck | Finish
-        )
+        matches!(self, Start | ApplyGraves | ApplyChanges | Chunk | ApplyChunk | SanityCheck | Finish)
     }
 
     /// How large its body may be.
@@ -113,11 +107,7 @@ impl Method {
                 decoded: config.max_decoded_bytes(),
                 raised_by: Some("MAX_SYNC_PAYLOAD_MEGS"),
             },
-            _ => Caps {
-                wire: SMALL_BODY_BYTES,
-                decoded: SMALL_BODY_BYTES,
-                raised_by: None,
-            },
+            _ => Caps { wire: SMALL_BODY_BYTES, decoded: SMALL_BODY_BYTES, raised_by: None },
         }
     }
 }
@@ -147,11 +137,7 @@ mod tests {
             ("/health", "", Route::Page(Page::Health)),
             ("/sync/meta", "", Route::Sync(Method::Meta)),
             ("//sync//meta/", "", Route::Sync(Method::Meta)),
-            (
-                "/anki/sync/sanityCheck2",
-                "anki",
-                Route::Sync(Method::SanityCheck),
-            ),
+            ("/anki/sync/sanityCheck2", "anki", Route::Sync(Method::SanityCheck)),
             ("/sync/upload", "anki", Route::Sync(Method::Upload)),
             ("/a/b/", "a/b", Route::Page(Page::Start)),
             ("/sync/Meta", "", Route::UnknownMethod),
@@ -168,12 +154,9 @@ mod tests {
 
     #[test]
     fn bulk_transfers_are_known_by_their_paths() {
-        for (path, bulk) in [
-            ("/sync/upload", true),
-            ("/x//sync/download/", true),
-            ("/sync/uploads", false),
-            ("/", false),
-        ] {
+        for (path, bulk) in
+            [("/sync/upload", true), ("/x//sync/download/", true), ("/sync/uploads", false), ("/", false)]
+        {
             assert_eq!(is_bulk(path), bulk, "{path}");
         }
     }

@@ -17,10 +17,7 @@ impl Collection {
     /// Writes what the client has not seen, and the config if the server's is the newer one. Must run before the
     /// client's own changes are applied.
     pub fn write_changes(&self, unseen: Range, with_config: bool, out: &mut impl Write) -> Result<()> {
-        let mut objects = ObjectWriter {
-            out,
-            json: Vec::new(),
-        };
+        let mut objects = ObjectWriter { out, json: Vec::new() };
         objects.raw("{\"models\":[")?;
         self.write_notetypes(unseen, &mut objects)?;
         objects.raw("],\"decks\":[[")?;
@@ -62,8 +59,7 @@ impl Collection {
         let mut first = true;
         while let Some(row) = rows.next()? {
             let deck = deck_row(row)?;
-            out.object(&mut first, |json| deck.write_json(json))
-                .map_err(unreadable("deck", deck.id))?;
+            out.object(&mut first, |json| deck.write_json(json)).map_err(unreadable("deck", deck.id))?;
         }
         Ok(())
     }
@@ -83,9 +79,7 @@ impl Collection {
     }
 
     fn write_tags(&self, unseen: Range, out: &mut ObjectWriter<impl Write>) -> Result<()> {
-        let mut select = self
-            .db
-            .prepare("SELECT tag FROM tags WHERE usn BETWEEN ?1 AND ?2")?;
+        let mut select = self.db.prepare("SELECT tag FROM tags WHERE usn BETWEEN ?1 AND ?2")?;
         let mut rows = select.query([unseen.from, unseen.to])?;
         let mut first = true;
         while let Some(row) = rows.next()? {
@@ -121,26 +115,13 @@ impl Collection {
 
     /// Applies the body of `applyChanges`.
     pub fn apply_changes(&self, body: impl Read, server_usn: i32, max_object_bytes: u64) -> Result<()> {
-        changes::read(
-            body,
-            max_object_bytes,
-            &mut Merge {
-                db: &self.db,
-                server_usn,
-            },
-        )
+        changes::read(body, max_object_bytes, &mut Merge { db: &self.db, server_usn })
     }
 
     /// Reads every object as a sync would send it, so that an upload that no device could read is refused at once.
     pub(super) fn check_objects(&self) -> Result<()> {
-        let mut nowhere = ObjectWriter {
-            out: std::io::sink(),
-            json: Vec::new(),
-        };
-        let everything = Range {
-            from: i32::MIN,
-            to: i32::MAX,
-        };
+        let mut nowhere = ObjectWriter { out: std::io::sink(), json: Vec::new() };
+        let everything = Range { from: i32::MIN, to: i32::MAX };
         self.write_notetypes(everything, &mut nowhere)?;
         self.write_decks(everything, &mut nowhere)?;
         self.write_deck_configs(everything, &mut nowhere)
@@ -187,9 +168,7 @@ impl<W: Write> ObjectWriter<W> {
         self.json.clear();
         write(&mut self.json).map_err(WriteError::Object)?;
         self.separate(first).map_err(WriteError::Spool)?;
-        self.out
-            .write_all(&self.json)
-            .map_err(|err| WriteError::Spool(spooling(err)))
+        self.out.write_all(&self.json).map_err(|err| WriteError::Spool(spooling(err)))
     }
 }
 
@@ -234,12 +213,7 @@ impl<'c> NotetypeChildren<'c> {
         let id: i64 = row.get(0)?;
         let fields = self
             .fields
-            .query_map([id], |row| {
-                Ok(FieldRow {
-                    name: row.get(0)?,
-                    config: row.get(1)?,
-                })
-            })?
+            .query_map([id], |row| Ok(FieldRow { name: row.get(0)?, config: row.get(1)? }))?
             .collect::<rusqlite::Result<_>>()?;
         let templates = self
             .templates
@@ -282,11 +256,7 @@ impl Merge<'_> {
     fn is_news(&self, table: &'static str, id: i64, modified: i64) -> Result<bool> {
         let ours: Option<i64> = self
             .db
-            .query_row(
-                &format!("SELECT mtime_secs FROM {table} WHERE id = ?1"),
-                [id],
-                |row| row.get(0),
-            )
+            .query_row(&format!("SELECT mtime_secs FROM {table} WHERE id = ?1"), [id], |row| row.get(0))
             .optional()?;
         Ok(ours.is_none_or(|ours| ours <= modified))
     }
@@ -314,9 +284,7 @@ impl Merge<'_> {
     }
 
     fn check_same_shape(&self, notetype: &NotetypeRow) -> Result<()> {
-        let known = self
-            .db
-            .query_row("SELECT 1 FROM notetypes WHERE id = ?1", [notetype.id], |_| Ok(()));
+        let known = self.db.query_row("SELECT 1 FROM notetypes WHERE id = ?1", [notetype.id], |_| Ok(()));
         if known.optional()?.is_none() {
             return Ok(());
         }
@@ -344,11 +312,9 @@ impl Merge<'_> {
             params![row.id, row.name, row.mtime_secs, usn, row.config],
         )?;
         self.db.execute("DELETE FROM fields WHERE ntid = ?1", [row.id])?;
-        self.db
-            .execute("DELETE FROM templates WHERE ntid = ?1", [row.id])?;
-        let mut put = self
-            .db
-            .prepare("INSERT INTO fields (ntid, ord, name, config) VALUES (?1, ?2, ?3, ?4)")?;
+        self.db.execute("DELETE FROM templates WHERE ntid = ?1", [row.id])?;
+        let mut put =
+            self.db.prepare("INSERT INTO fields (ntid, ord, name, config) VALUES (?1, ?2, ?3, ?4)")?;
         for (ord, field) in row.fields.iter().enumerate() {
             put.execute(params![row.id, ord as i64, field.name, field.config])?;
         }
@@ -356,12 +322,7 @@ impl Merge<'_> {
             "INSERT INTO templates (ntid, ord, name, mtime_secs, usn, config) VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
         )?;
         for (ord, template) in row.templates.iter().enumerate() {
-            let TemplateRow {
-                name,
-                mtime_secs,
-                usn,
-                config,
-            } = template;
+            let TemplateRow { name, mtime_secs, usn, config } = template;
             put.execute(params![row.id, ord as i64, name, mtime_secs, usn, config])?;
         }
         Ok(())
@@ -380,10 +341,7 @@ impl Merge<'_> {
     }
 
     fn existing_tag(&self, name: &str) -> Result<Option<String>> {
-        Ok(self
-            .db
-            .query_row("SELECT tag FROM tags WHERE tag = ?1", [name], |row| row.get(0))
-            .optional()?)
+        Ok(self.db.query_row("SELECT tag FROM tags WHERE tag = ?1", [name], |row| row.get(0)).optional()?)
     }
 }
 
@@ -396,13 +354,7 @@ impl ChangeSink for Merge<'_> {
         }
         self.check_same_shape(&row)?;
         let mut usn = self.server_usn;
-        self.make_unique(
-            Named::Notetypes,
-            row.id,
-            &mut row.name,
-            &mut row.mtime_secs,
-            &mut usn,
-        )?;
+        self.make_unique(Named::Notetypes, row.id, &mut row.name, &mut row.mtime_secs, &mut usn)?;
         self.write_notetype(&row, usn).map_err(clash)
     }
 
@@ -485,10 +437,7 @@ fn clash(err: Error) -> Error {
         Error::Db(rusqlite::Error::SqliteFailure(code, text))
             if code.code == rusqlite::ErrorCode::ConstraintViolation =>
         {
-            Error::Refused(format!(
-                "names clash inside a notetype: {}",
-                text.unwrap_or_default()
-            ))
+            Error::Refused(format!("names clash inside a notetype: {}", text.unwrap_or_default()))
         }
         other => other,
     }

@@ -52,11 +52,7 @@ pub struct RowCounts {
 
 impl std::fmt::Display for RowCounts {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(
-            f,
-            "{} notes, {} cards, {} reviews",
-            self.notes, self.cards, self.revlog
-        )
+        write!(f, "{} notes, {} cards, {} reviews", self.notes, self.cards, self.revlog)
     }
 }
 
@@ -202,12 +198,7 @@ fn is_full(counts: RowCounts, out: &impl CountedWrite) -> bool {
 
 fn write_row(table: Table, row: &Row<'_>, out: &mut impl Write) -> Result<()> {
     match table {
-        Table::Revlog => chunk::write_revlog(
-            out,
-            &Revlog {
-                ints: Revlog::fit(ints(row)?),
-            },
-        ),
+        Table::Revlog => chunk::write_revlog(out, &Revlog { ints: Revlog::fit(ints(row)?) }),
         Table::Cards => chunk::write_card(out, &Card::fit(ints(row)?), text(row, CARD_INTS)?),
         Table::Notes => chunk::write_note(
             out,
@@ -238,10 +229,7 @@ fn ints<const N: usize>(row: &Row<'_>) -> Result<[i64; N]> {
 fn text<'r>(row: &'r Row<'_>, column: usize) -> Result<&'r str> {
     match row.get_ref(column)? {
         ValueRef::Text(text) => std::str::from_utf8(text).map_err(|_| {
-            Error::Refused(format!(
-                "row {} holds text that is not UTF-8",
-                int(row, 0).unwrap_or(0)
-            ))
+            Error::Refused(format!("row {} holds text that is not UTF-8", int(row, 0).unwrap_or(0)))
         }),
         _ => Ok(""),
     }
@@ -300,16 +288,11 @@ impl<'c, 's> Merge<'c, 's> {
             )
             .optional()?;
         let Some((config, fields)) = found else {
-            return Err(Error::Refused(format!(
-                "a note of the unknown notetype {notetype_id}"
-            )));
+            return Err(Error::Refused(format!("a note of the unknown notetype {notetype_id}")));
         };
         let sort_field = translate::notetype_sort_field(&config)
             .map_err(|err| Error::Refused(format!("notetype {notetype_id} cannot be read: {}", err.0)))?;
-        let shape = NotetypeShape {
-            fields: (fields as usize).max(1),
-            sort_field,
-        };
+        let shape = NotetypeShape { fields: (fields as usize).max(1), sort_field };
         self.shapes.insert(notetype_id, shape);
         Ok(shape)
     }
@@ -318,15 +301,9 @@ impl<'c, 's> Merge<'c, 's> {
 /// Whether an incoming row replaces ours: always if ours did not change since the client's last sync, else only if it
 /// is newer. On a tie ours stays.
 fn is_news(ours: &mut Statement<'_>, id: i64, modified: i64, client_usn: i32) -> Result<bool> {
-    let ours = ours
-        .query_row([id], |row| Ok((int(row, 0)?, int(row, 1)?)))
-        .optional()?;
+    let ours = ours.query_row([id], |row| Ok((int(row, 0)?, int(row, 1)?))).optional()?;
     Ok(ours.is_none_or(|(usn, ours_modified)| {
-        let changed_since = if client_usn == -1 {
-            usn == -1
-        } else {
-            usn >= client_usn.into()
-        };
+        let changed_since = if client_usn == -1 { usn == -1 } else { usn >= client_usn.into() };
         !changed_since || ours_modified < modified
     }))
 }
@@ -341,12 +318,7 @@ impl RowSink for Merge<'_, '_> {
 
     fn card(&mut self, mut row: Card) -> Result<()> {
         self.counts.cards += 1;
-        if !is_news(
-            &mut self.our_card,
-            row.ints[Card::ID],
-            row.ints[Card::MODIFIED],
-            self.client_usn,
-        )? {
+        if !is_news(&mut self.our_card, row.ints[Card::ID], row.ints[Card::MODIFIED], self.client_usn)? {
             return Ok(());
         }
         row.ints[Card::USN] = self.server_usn.into();

@@ -28,11 +28,8 @@ impl Snapshot {
         // Without WAL this reader would keep the other device's sync from committing.
         collection.db.execute_batch("PRAGMA journal_mode = WAL; BEGIN")?;
         collection.check_schema()?;
-        let pragma = |name: &str| {
-            collection
-                .db
-                .query_row(&format!("PRAGMA {name}"), [], |row| row.get::<_, i64>(0))
-        };
+        let pragma =
+            |name: &str| collection.db.query_row(&format!("PRAGMA {name}"), [], |row| row.get::<_, i64>(0));
         let bytes = pragma("page_count")? as u64 * pragma("page_size")? as u64;
         Ok(Snapshot { collection, bytes })
     }
@@ -49,32 +46,22 @@ impl Snapshot {
 
     /// Writes the file: in rollback mode, so that no client looks for side files (collection-format.md 1.4).
     pub fn write_to(&self, out: &mut impl Write, mut go_on: impl FnMut() -> bool) -> Result<()> {
-        let mut select = self
-            .collection
-            .db
-            .prepare("SELECT data FROM sqlite_dbpage ORDER BY pgno")?;
+        let mut select = self.collection.db.prepare("SELECT data FROM sqlite_dbpage ORDER BY pgno")?;
         let mut pages = select.query([])?;
         let mut written = 0;
         while let Some(page) = pages.next()? {
-            let page = page
-                .get_ref(0)?
-                .as_blob()
-                .map_err(|err| Error::Broken(format!("reading a page: {err}")))?;
+            let page =
+                page.get_ref(0)?.as_blob().map_err(|err| Error::Broken(format!("reading a page: {err}")))?;
             let first = written == 0;
             written += page.len() as u64;
             write_page(out, page, first).map_err(Error::Disconnected)?;
             if !go_on() {
-                return Err(Error::Busy(
-                    "an upload replaced the collection during this download".to_owned(),
-                ));
+                return Err(Error::Busy("an upload replaced the collection during this download".to_owned()));
             }
         }
         match written == self.bytes {
             true => Ok(()),
-            false => Err(Error::Broken(format!(
-                "read {written} of {} bytes of the collection",
-                self.bytes
-            ))),
+            false => Err(Error::Broken(format!("read {written} of {} bytes of the collection", self.bytes))),
         }
     }
 }

@@ -84,10 +84,7 @@ pub struct Range {
 impl Range {
     /// Everything from the client's usn on; -1 means "only what is pending" (collection-format.md 12.2).
     pub fn unseen_by(client_usn: i32) -> Range {
-        Range {
-            from: client_usn,
-            to: if client_usn == -1 { -1 } else { i32::MAX },
-        }
+        Range { from: client_usn, to: if client_usn == -1 { -1 } else { i32::MAX } }
     }
 }
 
@@ -96,9 +93,7 @@ impl Collection {
     pub fn open(path: &Path) -> Result<Collection> {
         let collection = Collection::connect(path, OpenFlags::SQLITE_OPEN_READ_WRITE, CACHE_KIB)?;
         // A device's acknowledged sync must survive the power: FULL syncs the WAL at every commit.
-        collection
-            .db
-            .execute_batch("PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL")?;
+        collection.db.execute_batch("PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL")?;
         collection.check_schema()?;
         Ok(collection)
     }
@@ -150,10 +145,7 @@ impl Collection {
     }
 
     fn check_schema(&self) -> Result<()> {
-        match self
-            .db
-            .query_row("SELECT ver FROM col", [], |row| row.get::<_, i64>(0))?
-        {
+        match self.db.query_row("SELECT ver FROM col", [], |row| row.get::<_, i64>(0))? {
             SCHEMA_VERSION => Ok(()),
             other => Err(Error::Broken(format!(
                 "the collection has schema {other}; ankipi keeps schema {SCHEMA_VERSION}"
@@ -163,13 +155,8 @@ impl Collection {
 
     /// The stamps of the collection.
     pub fn stamps(&self) -> Result<Stamps> {
-        let read = |row: &Row<'_>| {
-            Ok(Stamps {
-                modified: row.get(0)?,
-                schema: row.get(1)?,
-                usn: row.get(2)?,
-            })
-        };
+        let read =
+            |row: &Row<'_>| Ok(Stamps { modified: row.get(0)?, schema: row.get(1)?, usn: row.get(2)? });
         Ok(self.db.query_row("SELECT mod, scm, usn FROM col", [], read)?)
     }
 
@@ -177,11 +164,7 @@ impl Collection {
     pub fn meta(&self) -> Result<Meta> {
         Ok(Meta {
             stamps: self.stamps()?,
-            is_empty: self
-                .db
-                .query_row("SELECT 1 FROM cards LIMIT 1", [], |_| Ok(()))
-                .optional()?
-                .is_none(),
+            is_empty: self.db.query_row("SELECT 1 FROM cards LIMIT 1", [], |_| Ok(())).optional()?.is_none(),
             needs_v2_scheduler: self.config("schedVer")? == Some(2),
             needs_timezones: self
                 .config::<serde_json::Value>("creationOffset")?
@@ -194,11 +177,7 @@ impl Collection {
         let value: Option<Option<T>> = self
             .db
             .query_row("SELECT val FROM config WHERE KEY = ?1", [key], |row| {
-                Ok(row
-                    .get_ref(0)?
-                    .as_bytes()
-                    .ok()
-                    .and_then(|json| serde_json::from_slice(json).ok()))
+                Ok(row.get_ref(0)?.as_bytes().ok().and_then(|json| serde_json::from_slice(json).ok()))
             })
             .optional()?;
         Ok(value.flatten())

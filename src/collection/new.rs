@@ -44,9 +44,7 @@ pub fn create(dir: &Path) -> Result<()> {
     let temporary = dir.join(format!("{FILE_NAME}.empty"));
     fsutil::remove_if_there(&temporary)?;
     fill(&temporary)?;
-    File::open(&temporary)
-        .and_then(|file| file.sync_all())
-        .map_err(Error::io("syncing", &temporary))?;
+    File::open(&temporary).and_then(|file| file.sync_all()).map_err(Error::io("syncing", &temporary))?;
     fs::rename(&temporary, dir.join(FILE_NAME)).map_err(Error::io("renaming", &temporary))?;
     fsutil::sync_folder(dir)
 }

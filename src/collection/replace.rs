@@ -70,12 +70,9 @@ fn backup_numbers(backups: &Path) -> Result<Vec<u32>> {
     let mut numbers = Vec::new();
     for entry in fs::read_dir(backups).map_err(Error::io("reading", backups))? {
         let name = entry.map_err(Error::io("reading", backups))?.file_name();
-        let number = name.to_str().and_then(|name| {
-            name.strip_prefix("collection-")?
-                .strip_suffix(".anki2")?
-                .parse()
-                .ok()
-        });
+        let number = name
+            .to_str()
+            .and_then(|name| name.strip_prefix("collection-")?.strip_suffix(".anki2")?.parse().ok());
         numbers.extend::<Option<u32>>(number);
     }
     numbers.sort_unstable();
@@ -130,10 +127,7 @@ pub fn clean_up(dir: &Path) -> Result<()> {
             remove_if_there(&with_suffix(&current, suffix))?;
         }
         fs::rename(&next, &current).map_err(Error::io("renaming", &next))?;
-        log::warn!(
-            "{}: put a checked upload in place that a crash had interrupted",
-            dir.display()
-        );
+        log::warn!("{}: put a checked upload in place that a crash had interrupted", dir.display());
     }
     for entry in fs::read_dir(dir).map_err(Error::io("reading", dir))? {
         let entry = entry.map_err(Error::io("reading", dir))?;
@@ -144,16 +138,11 @@ pub fn clean_up(dir: &Path) -> Result<()> {
             || name.starts_with("collection.anki2.empty")
             || name.starts_with(spool::LEFTOVER_PREFIX);
         if leftover {
-            log::warn!(
-                "{}: removed {name}, which an interrupted request had left",
-                dir.display()
-            );
+            log::warn!("{}: removed {name}, which an interrupted request had left", dir.display());
             remove_if_there(&entry.path())?;
         }
     }
-    File::open(dir)
-        .and_then(|dir| dir.sync_all())
-        .map_err(Error::io("syncing", dir))
+    File::open(dir).and_then(|dir| dir.sync_all()).map_err(Error::io("syncing", dir))
 }
 
 #[cfg(test)]
@@ -165,10 +154,7 @@ mod tests {
         let scratch = tempfile::tempdir_in(dir).unwrap();
         super::super::create_new(scratch.path()).unwrap();
         let made = scratch.path().join(FILE_NAME);
-        rusqlite::Connection::open(&made)
-            .unwrap()
-            .execute("UPDATE col SET crt = ?1", [created])
-            .unwrap();
+        rusqlite::Connection::open(&made).unwrap().execute("UPDATE col SET crt = ?1", [created]).unwrap();
         let path = dir.join(name);
         fs::rename(made, &path).unwrap();
         path

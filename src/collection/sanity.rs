@@ -12,10 +12,7 @@ impl Collection {
     /// The counts to compare with the client's, or none if a row is still marked as pending, which a server's never
     /// may be.
     pub fn sanity_counts(&self) -> Result<Option<SanityCounts>> {
-        for table in TABLES_WITH_USN
-            .iter()
-            .filter(|table| !["config", "templates"].contains(table))
-        {
+        for table in TABLES_WITH_USN.iter().filter(|table| !["config", "templates"].contains(table)) {
             let pending = format!("SELECT 1 FROM {table} WHERE usn = -1 LIMIT 1");
             if self.db.query_row(&pending, [], |_| Ok(())).optional()?.is_some() {
                 log::warn!("sanity check: table {table} has rows marked as pending");
@@ -23,9 +20,7 @@ impl Collection {
             }
         }
         let count = |table: &str| -> Result<u32> {
-            Ok(self
-                .db
-                .query_row(&format!("SELECT count(*) FROM {table}"), [], |row| row.get(0))?)
+            Ok(self.db.query_row(&format!("SELECT count(*) FROM {table}"), [], |row| row.get(0))?)
         };
         Ok(Some(SanityCounts {
             cards: count("cards")?,
@@ -41,10 +36,7 @@ impl Collection {
     pub fn finish(&self, before: Stamps) -> Result<i64> {
         // A board without a clock battery may live in the past; the stamp must still be another one.
         let stamp = clock::now_millis().max(before.modified + 1);
-        self.db.execute(
-            "UPDATE col SET ls = ?1, mod = ?1, usn = ?2",
-            params![stamp, before.usn + 1],
-        )?;
+        self.db.execute("UPDATE col SET ls = ?1, mod = ?1, usn = ?2", params![stamp, before.usn + 1])?;
         self.commit()?;
         Ok(stamp)
     }

@@ -15,23 +15,11 @@ pub struct Index {
 }
 
 const fn index(name: &'static str, table: &'static str, columns: &'static [&'static str]) -> Index {
-    Index {
-        name,
-        table,
-        columns,
-        only_if: None,
-        unique: false,
-    }
+    Index { name, table, columns, only_if: None, unique: false }
 }
 
 const fn unique(name: &'static str, table: &'static str, columns: &'static [&'static str]) -> Index {
-    Index {
-        name,
-        table,
-        columns,
-        only_if: None,
-        unique: true,
-    }
+    Index { name, table, columns, only_if: None, unique: true }
 }
 
 /// All secondary indexes.
@@ -42,10 +30,7 @@ pub const INDEXES: &[Index] = &[
     index("ix_cards_usn", "cards", &["usn"]),
     index("ix_cards_nid", "cards", &["nid"]),
     index("ix_cards_sched", "cards", &["did", "queue", "due"]),
-    Index {
-        only_if: Some("odid != 0"),
-        ..index("idx_cards_odid", "cards", &["odid"])
-    },
+    Index { only_if: Some("odid != 0"), ..index("idx_cards_odid", "cards", &["odid"]) },
     index("ix_revlog_usn", "revlog", &["usn"]),
     index("ix_revlog_cid", "revlog", &["cid"]),
     index("idx_graves_pending", "graves", &["usn"]),
@@ -61,15 +46,9 @@ impl Index {
     /// The statement that creates it where it is missing.
     pub fn create_sql(&self) -> String {
         let unique = if self.unique { "UNIQUE " } else { "" };
-        let only_if = self
-            .only_if
-            .map(|condition| format!(" WHERE {condition}"))
-            .unwrap_or_default();
+        let only_if = self.only_if.map(|condition| format!(" WHERE {condition}")).unwrap_or_default();
         let columns = self.columns.join(", ");
-        format!(
-            "CREATE {unique}INDEX IF NOT EXISTS {} ON {} ({columns}){only_if}",
-            self.name, self.table
-        )
+        format!("CREATE {unique}INDEX IF NOT EXISTS {} ON {} ({columns}){only_if}", self.name, self.table)
     }
 }
 
@@ -80,16 +59,9 @@ pub const LARGE_TABLES: &[&str] = &["notes", "cards", "revlog"];
 pub const TABLES: &[(&str, &[&str])] = &[
     (
         "col",
-        &[
-            "id", "crt", "mod", "scm", "ver", "dty", "usn", "ls", "conf", "models", "decks", "dconf", "tags",
-        ],
+        &["id", "crt", "mod", "scm", "ver", "dty", "usn", "ls", "conf", "models", "decks", "dconf", "tags"],
     ),
-    (
-        "notes",
-        &[
-            "id", "guid", "mid", "mod", "usn", "tags", "flds", "sfld", "csum", "flags", "data",
-        ],
-    ),
+    ("notes", &["id", "guid", "mid", "mod", "usn", "tags", "flds", "sfld", "csum", "flags", "data"]),
     (
         "cards",
         &[
@@ -97,22 +69,14 @@ pub const TABLES: &[(&str, &[&str])] = &[
             "lapses", "left", "odue", "odid", "flags", "data",
         ],
     ),
-    (
-        "revlog",
-        &[
-            "id", "cid", "usn", "ease", "ivl", "lastIvl", "factor", "time", "type",
-        ],
-    ),
+    ("revlog", &["id", "cid", "usn", "ease", "ivl", "lastIvl", "factor", "time", "type"]),
     ("graves", &["oid", "type", "usn"]),
     ("config", &["KEY", "usn", "mtime_secs", "val"]),
     ("deck_config", &["id", "name", "mtime_secs", "usn", "config"]),
     ("decks", &["id", "name", "mtime_secs", "usn", "common", "kind"]),
     ("notetypes", &["id", "name", "mtime_secs", "usn", "config"]),
     ("fields", &["ntid", "ord", "name", "config"]),
-    (
-        "templates",
-        &["ntid", "ord", "name", "mtime_secs", "usn", "config"],
-    ),
+    ("templates", &["ntid", "ord", "name", "mtime_secs", "usn", "config"]),
     ("tags", &["tag", "usn", "collapsed", "config"]),
 ];
 

@@ -30,9 +30,8 @@ impl Collection {
 
     /// Writes the deletions in this range as `{"cards":[..],"notes":[..],"decks":[..]}`.
     pub fn write_graves(&self, unseen: Range, out: &mut impl Write) -> Result<()> {
-        let mut select = self
-            .db
-            .prepare("SELECT oid FROM graves WHERE type = ?1 AND usn BETWEEN ?2 AND ?3")?;
+        let mut select =
+            self.db.prepare("SELECT oid FROM graves WHERE type = ?1 AND usn BETWEEN ?2 AND ?3")?;
         let mut opening = '{';
         for (kind, key) in GraveKind::ALL {
             write!(out, "{opening}\"{key}\":").map_err(spooling)?;
@@ -42,8 +41,7 @@ impl Collection {
                 write!(out, "{separator}{}", row.get::<_, i64>(0)?).map_err(spooling)?;
                 separator = ',';
             }
-            out.write_all(if separator == '[' { b"[]" } else { b"]" })
-                .map_err(spooling)?;
+            out.write_all(if separator == '[' { b"[]" } else { b"]" }).map_err(spooling)?;
             opening = ',';
         }
         out.write_all(b"}").map_err(spooling)
@@ -64,18 +62,9 @@ impl Collection {
             }
         };
         let zone = |key: &str| -> Result<Option<i64>> {
-            Ok(self
-                .config::<i32>(key)?
-                .map(i64::from)
-                .filter(|minutes| minutes.abs() < 24 * 60))
+            Ok(self.config::<i32>(key)?.map(i64::from).filter(|minutes| minutes.abs() < 24 * 60))
         };
-        Ok(day_number_v2(
-            now,
-            created,
-            rollover,
-            zone("localOffset")?.unwrap_or(0),
-            zone("creationOffset")?,
-        ))
+        Ok(day_number_v2(now, created, rollover, zone("localOffset")?.unwrap_or(0), zone("creationOffset")?))
     }
 
     /// Sets one config value as the server's own change.

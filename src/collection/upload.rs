@@ -35,11 +35,7 @@ const HEADER_BYTES: usize = 100;
 /// Checks an uploaded file and readies it for use: missing indexes are made, rows marked as pending get usn 0. The
 /// file is on disk when this returns.
 pub fn check(path: &Path) -> Result<Verdict> {
-    let file = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .open(path)
-        .map_err(Error::io("opening", path))?;
+    let file = OpenOptions::new().read(true).write(true).open(path).map_err(Error::io("opening", path))?;
     if let Err(unfit) = check_header(&file).map_err(Error::io("reading", path))? {
         return Ok(Err(unfit));
     }
@@ -70,14 +66,9 @@ fn check_header(mut file: &File) -> std::io::Result<Verdict> {
         1 => 65_536,
         bytes => bytes,
     };
-    let pages = u64::from(u32::from_be_bytes([
-        header[28], header[29], header[30], header[31],
-    ]));
+    let pages = u64::from(u32::from_be_bytes([header[28], header[29], header[30], header[31]]));
     if len < pages * page_bytes {
-        return Ok(unfit(&format!(
-            "it is cut off: {len} of {} bytes arrived",
-            pages * page_bytes
-        )));
+        return Ok(unfit(&format!("it is cut off: {len} of {} bytes arrived", pages * page_bytes)));
     }
     Ok(Ok(()))
 }
@@ -98,10 +89,7 @@ fn check_contents(path: &Path) -> Result<Verdict> {
             CannotOpen | DiskFull | OutOfMemory | PermissionDenied | ReadOnly | SystemIoFailure => {
                 Err(Error::Db(rusqlite::Error::SqliteFailure(code, text)))
             }
-            _ => Ok(unfit(&format!(
-                "SQLite cannot read it: {}",
-                text.unwrap_or_else(|| code.to_string())
-            ))),
+            _ => Ok(unfit(&format!("SQLite cannot read it: {}", text.unwrap_or_else(|| code.to_string())))),
         },
         Err(Failure::Ours(Error::Db(err))) => Ok(unfit(&format!("SQLite cannot read it: {err}"))),
         Err(Failure::Ours(Error::Refused(reason))) => Ok(unfit(&reason)),
@@ -156,20 +144,10 @@ fn check_nothing_runs(db: &Connection) -> std::result::Result<(), Failure> {
     let mut rows = select.query([])?;
     while let Some(row) = rows.next()? {
         let (kind, name, sql): (String, String, String) = (row.get(0)?, row.get(1)?, row.get(2)?);
-        let words: Vec<_> = sql
-            .split_ascii_whitespace()
-            .take(2)
-            .map(str::to_ascii_lowercase)
-            .collect();
-        let kind = if words.iter().any(|word| word == "virtual") {
-            "virtual table".to_owned()
-        } else {
-            kind
-        };
+        let words: Vec<_> = sql.split_ascii_whitespace().take(2).map(str::to_ascii_lowercase).collect();
+        let kind = if words.iter().any(|word| word == "virtual") { "virtual table".to_owned() } else { kind };
         if kind != "table" && kind != "index" {
-            return refuse(format!(
-                "it contains the {kind} '{name}', which collections must not"
-            ));
+            return refuse(format!("it contains the {kind} '{name}', which collections must not"));
         }
     }
     Ok(())
@@ -212,9 +190,7 @@ fn check_col(db: &Connection) -> std::result::Result<(), Failure> {
     let whole =
         "SELECT count(*), sum(typeof(crt) = 'integer' AND typeof(mod) = 'integer' AND typeof(scm) = 'integer'
                  AND typeof(usn) = 'integer' AND usn BETWEEN 0 AND 2147483000) FROM col";
-    match db.query_row(whole, [], |row| {
-        Ok((row.get::<_, i64>(0)?, row.get::<_, Option<i64>>(1)?))
-    })? {
+    match db.query_row(whole, [], |row| Ok((row.get::<_, i64>(0)?, row.get::<_, Option<i64>>(1)?)))? {
         (1, Some(1)) => Ok(()),
         (1, _) => refuse("its table 'col' holds other things than numbers"),
         (count, _) => refuse(format!("its table 'col' has {count} rows instead of one")),
@@ -252,11 +228,7 @@ impl Tally {
 /// Reads each row of a large table once: its texts must be texts, and its indexes must hold what it holds.
 fn check_rows(db: &Connection, table: &str) -> std::result::Result<(), Failure> {
     let indexes: Vec<&Index> = INDEXES.iter().filter(|index| index.table == table).collect();
-    let texts: &[&str] = if table == "notes" {
-        &["guid", "tags", "flds"]
-    } else {
-        &[]
-    };
+    let texts: &[&str] = if table == "notes" { &["guid", "tags", "flds"] } else { &[] };
     // id, the texts, then for each index its condition and its columns.
     let mut columns = vec!["id"];
     columns.extend(texts);
@@ -280,10 +252,7 @@ fn check_rows(db: &Connection, table: &str) -> std::result::Result<(), Failure> 
     }
     for (index, expected) in indexes.iter().zip(tallies) {
         if tally_of_index(db, index)? != expected {
-            return refuse(format!(
-                "it is damaged: index {} does not match table {table}",
-                index.name
-            ));
+            return refuse(format!("it is damaged: index {} does not match table {table}", index.name));
         }
     }
     Ok(())
@@ -333,8 +302,7 @@ mod tests {
         super::super::create_new(dir.path()).unwrap();
         let path = dir.path().join(super::super::FILE_NAME);
         let db = Connection::open(&path).unwrap();
-        db.create_collation("unicase", crate::text::unicase::compare)
-            .unwrap();
+        db.create_collation("unicase", crate::text::unicase::compare).unwrap();
         db.execute_batch(
             "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 500)
              INSERT INTO notes SELECT i, 'g' || i, 1600000000000, i, -1, '', 'front ' || i || char(31) || 'back', 'x', i, 0, ''
@@ -360,57 +328,31 @@ mod tests {
     fn what_no_device_could_use_is_refused_with_a_reason() {
         let cases: Vec<(Box<dyn FnOnce(&Path, &Connection)>, &str)> = vec![
             (Box::new(|path, _| fs::write(path, "").unwrap()), "empty"),
+            (Box::new(|path, _| fs::write(path, "x").unwrap()), "not an SQLite file"),
+            (Box::new(|path, _| fs::write(path, "hello ".repeat(999)).unwrap()), "not an SQLite file"),
             (
-                Box::new(|path, _| fs::write(path, "x").unwrap()),
-                "not an SQLite file",
-            ),
-            (
-                Box::new(|path, _| fs::write(path, "hello ".repeat(999)).unwrap()),
-                "not an SQLite file",
-            ),
-            (
-                Box::new(|path, _| {
-                    OpenOptions::new()
-                        .write(true)
-                        .open(path)
-                        .unwrap()
-                        .set_len(8192)
-                        .unwrap()
-                }),
+                Box::new(|path, _| OpenOptions::new().write(true).open(path).unwrap().set_len(8192).unwrap()),
                 "cut off",
             ),
             (Box::new(|path, _| overwrite(path, 4)), "damaged"),
             (
-                Box::new(sql(
-                    "CREATE TRIGGER t AFTER INSERT ON notes BEGIN DELETE FROM cards; END",
-                )),
+                Box::new(sql("CREATE TRIGGER t AFTER INSERT ON notes BEGIN DELETE FROM cards; END")),
                 "trigger 't'",
             ),
             (Box::new(sql("CREATE VIEW v AS SELECT 1")), "view 'v'"),
-            (
-                Box::new(sql("CREATE VIRTUAL TABLE v USING sqlite_dbpage")),
-                "virtual table 'v'",
-            ),
+            (Box::new(sql("CREATE VIRTUAL TABLE v USING sqlite_dbpage")), "virtual table 'v'"),
             (Box::new(sql("DROP TABLE col")), "no table 'col'"),
             (Box::new(sql("UPDATE col SET ver = 11")), "format 11"),
             (Box::new(sql("DELETE FROM col")), "format 0"),
             (
-                Box::new(sql(
-                    "INSERT INTO col SELECT 2,crt,mod,scm,ver,dty,usn,ls,'','','','','' FROM col",
-                )),
+                Box::new(sql("INSERT INTO col SELECT 2,crt,mod,scm,ver,dty,usn,ls,'','','','','' FROM col")),
                 "2 rows",
             ),
-            (
-                Box::new(sql("UPDATE col SET scm = 'soon'")),
-                "other things than numbers",
-            ),
+            (Box::new(sql("UPDATE col SET scm = 'soon'")), "other things than numbers"),
             (Box::new(sql("ALTER TABLE notes ADD COLUMN extra")), "'notes'"),
             (Box::new(sql("DROP TABLE fields")), "'fields'"),
             (Box::new(sql("UPDATE decks SET kind = x'ff'")), "deck 1"),
-            (
-                Box::new(sql("UPDATE notes SET flds = x'ff' WHERE id = 77")),
-                "row 77",
-            ),
+            (Box::new(sql("UPDATE notes SET flds = x'ff' WHERE id = 77")), "row 77"),
         ];
         for (damage, expected) in cases {
             let Unfit(reason) = verdict_after(damage).expect_err(expected);
@@ -460,19 +402,10 @@ mod tests {
         check(&path).unwrap().unwrap();
         let collection = Collection::open_to_read(&path).unwrap();
         assert_eq!(
-            collection
-                .db
-                .query_row("SELECT usn FROM notes", [], |row| row.get::<_, i64>(0))
-                .unwrap(),
+            collection.db.query_row("SELECT usn FROM notes", [], |row| row.get::<_, i64>(0)).unwrap(),
             0
         );
         let sql = "SELECT count(*) FROM sqlite_schema WHERE name = 'ix_notes_usn'";
-        assert_eq!(
-            collection
-                .db
-                .query_row(sql, [], |row| row.get::<_, i64>(0))
-                .unwrap(),
-            1
-        );
+        assert_eq!(collection.db.query_row(sql, [], |row| row.get::<_, i64>(0)).unwrap(), 1);
     }
 }

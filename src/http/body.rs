@@ -20,13 +20,8 @@ pub struct Caps {
 
 impl Caps {
     fn exceeded(&self, what: &str, limit: u64) -> Error {
-        let advice = self
-            .raised_by
-            .map(|variable| format!("; {variable} raises it"))
-            .unwrap_or_default();
-        Error::TooLarge(format!(
-            "request body {what} is over the limit of {limit} bytes{advice}"
-        ))
+        let advice = self.raised_by.map(|variable| format!("; {variable} raises it")).unwrap_or_default();
+        Error::TooLarge(format!("request body {what} is over the limit of {limit} bytes{advice}"))
     }
 
     /// Refuses a body by the length that the client declared.
@@ -61,11 +56,7 @@ pub fn receive(
     sink_error: impl FnOnce(io::Error) -> Error,
 ) -> Result<Received> {
     let wire = Rc::new(RefCell::new(WireState::default()));
-    let capped = CappedReader {
-        inner: body,
-        left: caps.wire,
-        state: wire.clone(),
-    };
+    let capped = CappedReader { inner: body, left: caps.wire, state: wire.clone() };
     let fault = |err: io::Error| match wire.borrow_mut().failure.take() {
         Some(WireFailure::OverCap) => caps.exceeded("as sent", caps.wire),
         Some(WireFailure::Broken(err)) => Error::Disconnected(err),
@@ -130,17 +121,11 @@ impl<R: Read> Read for CappedReader<R> {
 mod tests {
     use super::*;
 
-    const CAPS: Caps = Caps {
-        wire: 1000,
-        decoded: 5000,
-        raised_by: Some("THE_LIMIT"),
-    };
+    const CAPS: Caps = Caps { wire: 1000, decoded: 5000, raised_by: Some("THE_LIMIT") };
 
     fn received(wire: &[u8]) -> Result<Vec<u8>> {
         let mut sink = Vec::new();
-        receive(&mut &*wire, CAPS, &mut sink, |_| {
-            unreachable!("a Vec takes everything")
-        })?;
+        receive(&mut &*wire, CAPS, &mut sink, |_| unreachable!("a Vec takes everything"))?;
         Ok(sink)
     }
 
@@ -166,10 +151,7 @@ mod tests {
         let noise: Vec<u8> = (0..3000).map(|_| noise()).collect();
         for wire in [packed(&noise), packed(&[b'x'; 5001])] {
             let err = received(&wire).unwrap_err();
-            assert!(
-                err.status() == 413 && err.to_string().contains("THE_LIMIT"),
-                "{err}"
-            );
+            assert!(err.status() == 413 && err.to_string().contains("THE_LIMIT"), "{err}");
         }
     }
 

@@ -74,22 +74,27 @@ impl<W: Write> Encoder<W> {
     /// A frame without content so far; nothing is written yet.
     pub fn new(out: W) -> Encoder<W> {
         let pack_time = Duration::from_millis(5);
-        Encoder {
-            out,
-            block: Vec::new(),
-            begun: false,
-            send_time: Duration::ZERO,
-            pack_time,
-        }
+        Encoder { out, block: Vec::new(), begun: false, send_time: Duration::ZERO, pack_time }
     }
 
-    /// Ends the frame and gives the writer back.
+    /// Ends the frame and gives the writer back, which the last block may not have left yet.
     pub fn finish(mut self) -> io::Result<W> {
-        self.send_block(true)?;
+        let block = self.make_block(true);
+        self.out.write_all(&block)?;
         Ok(self.out)
     }
 
-    fn send_block(&mut self, last: bool) -> io::Result<()> {
+    fn send_block(&mut self) -> io::Result<()> {
+        let wire = self.make_block(false);
+        let started = Instant::now();
+        self.out.write_all(&wire)?;
+        self.out.flush()?;
+        self.send_time = started.elapsed() / wire.len() as u32;
+        Ok(())
+    }
+
+    /// Makes a block of what was written since the last one.
+    fn make_block(&mut self, last: bool) -> Vec<u8> {
         let mut wire = Vec::with_capacity(self.block.len() + 16);
         if !std::mem::replace(&mut self.begun, true) {
             wire.extend_from_slice(&FRAME_HEADER);
@@ -99,11 +104,7 @@ impl<W: Write> Encoder<W> {
             wire.extend_from_slice(&self.block);
         }
         self.block.clear();
-        let started = Instant::now();
-        self.out.write_all(&wire)?;
-        self.out.flush()?;
-        self.send_time = started.elapsed() / wire.len() as u32;
-        Ok(())
+        wire
     }
 
     /// Packing about halves the bytes, so it must take less than half of what sending them raw would.
@@ -136,7 +137,7 @@ impl<W: Write> Write for Encoder<W> {
         let count = data.len().min(BLOCK_BYTES - self.block.len());
         self.block.extend_from_slice(&data[..count]);
         if self.block.len() == BLOCK_BYTES {
-            self.send_block(false)?;
+            self.send_block()?;
         }
         Ok(count)
     }
@@ -145,7 +146,7 @@ impl<W: Write> Write for Encoder<W> {
     fn flush(&mut self) -> io::Result<()> {
         match self.block.is_empty() && self.begun {
             true => Ok(()),
-            false => self.send_block(false),
+            false => self.send_block(),
         }
     }
 }
@@ -192,16 +193,10 @@ mod tests {
     }
 
     fn round_trip(data: &[u8], slow: bool) -> Vec<u8> {
-        let mut encoder = Encoder::new(Link {
-            wire: Vec::new(),
-            slow,
-        });
+        let mut encoder = Encoder::new(Link { wire: Vec::new(), slow });
         encoder.write_all(data).unwrap();
         let wire = encoder.finish().unwrap().wire;
-        assert!(
-            zstd::decode_all(&wire[..]).unwrap() == data,
-            "the C library reads another text"
-        );
+        assert!(zstd::decode_all(&wire[..]).unwrap() == data, "the C library reads another text");
         let mut ours = Vec::new();
         Decoder::new(&wire[..]).unwrap().read_to_end(&mut ours).unwrap();
         assert!(ours == data);
@@ -210,14 +205,7 @@ mod tests {
 
     #[test]
     fn raw_frames_are_read_by_the_clients_library() {
-        for len in [
-            0,
-            1,
-            BLOCK_BYTES - 1,
-            BLOCK_BYTES,
-            BLOCK_BYTES + 1,
-            5 * BLOCK_BYTES,
-        ] {
+        for len in [0, 1, BLOCK_BYTES - 1, BLOCK_BYTES, BLOCK_BYTES + 1, 5 * BLOCK_BYTES] {
             let data: Vec<u8> = (0..len).map(|i| (i % 253) as u8).collect();
             round_trip(&data, false);
         }
@@ -225,9 +213,7 @@ mod tests {
 
     #[test]
     fn blocks_are_packed_while_the_link_is_slow() {
-        let text: Vec<u8> = (0..60_000u32)
-            .flat_map(|i| format!("row {i} of many; ").into_bytes())
-            .collect();
+        let text: Vec<u8> = (0..60_000u32).flat_map(|i| format!("row {i} of many; ").into_bytes()).collect();
         let raw = round_trip(&text, false).len();
         let packed = round_trip(&text, true).len();
         assert!(packed * 3 < raw * 2, "{packed} of {raw}");

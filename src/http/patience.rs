@@ -24,10 +24,7 @@ pub fn wait_for<T: Send>(work: impl FnOnce() -> T + Send, mut sign_of_life: impl
             let _ = done.send(());
             outcome
         };
-        let worker = match thread::Builder::new()
-            .stack_size(STACK_BYTES)
-            .spawn_scoped(scope, work)
-        {
+        let worker = match thread::Builder::new().stack_size(STACK_BYTES).spawn_scoped(scope, work) {
             Ok(worker) => worker,
             Err(err) => panic!("no thread to work on: {err}"),
         };

@@ -26,11 +26,7 @@ impl Responder {
 
     /// Answers that the path takes other verbs.
     pub fn method_not_allowed(self, allow: &str) -> Result<()> {
-        self.whole(
-            405,
-            &format!("Allow: {allow}\r\nContent-Type: text/plain\r\n"),
-            "405\n",
-        )
+        self.whole(405, &format!("Allow: {allow}\r\nContent-Type: text/plain\r\n"), "405\n")
     }
 
     fn whole(mut self, status: u16, headers: &str, body: &str) -> Result<()> {
@@ -52,15 +48,9 @@ impl Responder {
             "HTTP/1.1 200 OK\r\nContent-Type: application/octet-stream\r\nanki-original-size: {original_bytes}\r\n\
              Transfer-Encoding: chunked\r\n\r\n"
         );
-        self.out
-            .write_all(head.as_bytes())
-            .and_then(|()| self.out.flush())
-            .map_err(Error::Disconnected)?;
+        self.out.write_all(head.as_bytes()).and_then(|()| self.out.flush()).map_err(Error::Disconnected)?;
         Ok(ReplyStream {
-            frame: Encoder::new(ChunkedWriter {
-                out: self.out,
-                bytes: 0,
-            }),
+            frame: Encoder::new(ChunkedWriter { out: self.out, pending: Vec::new(), bytes: 0 }),
         })
     }
 }
@@ -72,13 +62,13 @@ pub struct ReplyStream {
 
 impl ReplyStream {
     /// Ends the reply; returns its length on the wire. Without this the client sees a broken connection.
+    ///
+    /// The last block and the end of the reply leave in one piece: clients stop reading at the end of the frame, and
+    /// close a connection whose reply has not ended then.
     pub fn finish(self) -> Result<u64> {
         let mut chunks = self.frame.finish().map_err(Error::Disconnected)?;
-        chunks
-            .out
-            .write_all(b"0\r\n\r\n")
-            .and_then(|()| chunks.out.flush())
-            .map_err(Error::Disconnected)?;
+        chunks.pending.extend_from_slice(b"0\r\n\r\n");
+        chunks.flush().map_err(Error::Disconnected)?;
         Ok(chunks.bytes)
     }
 }
@@ -93,24 +83,27 @@ impl Write for ReplyStream {
     }
 }
 
-/// Each write is one HTTP chunk.
+/// Each write is one HTTP chunk, which leaves with the next flush.
 struct ChunkedWriter {
     out: Wire,
+    pending: Vec<u8>,
     bytes: u64,
 }
 
 impl Write for ChunkedWriter {
     fn write(&mut self, data: &[u8]) -> io::Result<usize> {
         if !data.is_empty() {
-            write!(self.out, "{:x}\r\n", data.len())?;
-            self.out.write_all(data)?;
-            self.out.write_all(b"\r\n")?;
+            write!(self.pending, "{:x}\r\n", data.len())?;
+            self.pending.extend_from_slice(data);
+            self.pending.extend_from_slice(b"\r\n");
             self.bytes += data.len() as u64;
         }
         Ok(data.len())
     }
 
     fn flush(&mut self) -> io::Result<()> {
+        self.out.write_all(&self.pending)?;
+        self.pending.clear();
         self.out.flush()
     }
 }

@@ -37,18 +37,14 @@ pub fn run(config: Config) -> Result<()> {
     fsutil::create_folder(&config.base)?;
     let _lock = lock_folder(&config.base)?;
     let listener = bind(SocketAddr::new(config.host, config.port))?;
-    let address = listener
-        .local_addr()
-        .map_err(|err| Error::Broken(format!("listening: {err}")))?;
+    let address = listener.local_addr().map_err(|err| Error::Broken(format!("listening: {err}")))?;
     let app = Arc::new(App::open(config.clone())?);
     let stop = sys::stop_on_signals().map_err(|err| Error::Broken(format!("signals: {err}")))?;
     let (backend, socket) = private_listener(&config.base)?;
     let backend = tiny_http::Server::from_listener(backend, None)
         .map_err(|err| Error::Broken(format!("starting tiny_http: {err}")))?;
     let backend = Arc::new(backend);
-    let workers: Vec<_> = (0..WORKERS)
-        .map(|n| start_worker(n, &app, &backend))
-        .collect::<Result<_>>()?;
+    let workers: Vec<_> = (0..WORKERS).map(|n| start_worker(n, &app, &backend)).collect::<Result<_>>()?;
     let limits = Limits {
         max_active: WORKERS,
         max_bulk: WORKERS / 2,
@@ -141,9 +137,7 @@ fn work(app: &App, backend: &tiny_http::Server) {
         };
         match request {
             // A panic ends its request and its user's session, and never the worker.
-            Ok(Some(request)) => drop(catch_unwind(AssertUnwindSafe(|| {
-                app.answer(Request::new(request))
-            }))),
+            Ok(Some(request)) => drop(catch_unwind(AssertUnwindSafe(|| app.answer(Request::new(request))))),
             Ok(None) => {}
             Err(_unblocked) => return,
         }

@@ -13,11 +13,7 @@ pub(super) fn decode(text: &str) -> Option<String> {
         return None;
     }
     let decoded = htmlescape::decode_html(text).ok()?;
-    if decoded.contains('\u{a0}') {
-        Some(decoded.replace('\u{a0}', " "))
-    } else {
-        Some(decoded)
-    }
+    if decoded.contains('\u{a0}') { Some(decoded.replace('\u{a0}', " ")) } else { Some(decoded) }
 }
 
 #[cfg(test)]

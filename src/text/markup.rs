@@ -19,10 +19,7 @@ pub(super) fn remove(text: &str) -> Option<String> {
             break;
         };
         kept.push_str(&text[copied..open]);
-        copied = ends
-            .comment(text, open)
-            .or_else(|| ends.element(text, open, close))
-            .unwrap_or(close + 1);
+        copied = ends.comment(text, open).or_else(|| ends.element(text, open, close)).unwrap_or(close + 1);
     }
     if copied == 0 {
         return None;
@@ -52,9 +49,7 @@ impl Ends {
 
     /// The end of a style sheet or script whose opening tag is `open..=close`.
     fn element(&mut self, text: &str, open: usize, close: usize) -> Option<usize> {
-        let kind = ELEMENTS
-            .iter()
-            .position(|(begin, _)| word_end(text, open, begin).is_some())?;
+        let kind = ELEMENTS.iter().position(|(begin, _)| word_end(text, open, begin).is_some())?;
         if self.no_element[kind] {
             return None;
         }

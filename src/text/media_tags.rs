@@ -22,11 +22,7 @@ const ATTRIBUTES: [&str; 2] = ["src", "data"];
 pub(super) fn keep_names(text: &str) -> Option<String> {
     let last = text.rfind('>')?;
     // No tag reaches beyond the last `>`. Without the rest, every position but the end has a `>` at or after it.
-    let mut search = Search {
-        text: &text[..=last],
-        failed: Vec::new(),
-        pending: Vec::new(),
-    };
+    let mut search = Search { text: &text[..=last], failed: Vec::new(), pending: Vec::new() };
     let mut kept = String::new();
     let mut copied = 0;
     let mut from = 0;
@@ -146,20 +142,14 @@ fn value_at(text: &str, at: usize) -> Option<MediaTag> {
         if let Some(length) = length {
             let name = at + 1..at + 1 + length;
             let rest = find_byte(&bytes[name.end..], b'>')?;
-            return Some(MediaTag {
-                end: name.end + rest + 1,
-                name,
-            });
+            return Some(MediaTag { end: name.end + rest + 1, name });
         }
     }
     let length = find_byte(&bytes[at..], b'>').filter(|&length| length > 0)?;
     let close = at + length;
     // The first character is part of the name even if it is a space.
     let name_end = find_byte(&bytes[at + 1..close], b' ').map_or(close, |space| at + 1 + space);
-    Some(MediaTag {
-        name: at..name_end,
-        end: close + 1,
-    })
+    Some(MediaTag { name: at..name_end, end: close + 1 })
 }
 
 fn find_byte(bytes: &[u8], byte: u8) -> Option<usize> {

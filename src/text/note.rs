@@ -33,11 +33,7 @@ pub fn checksum(stripped: &str) -> u32 {
 /// A field without the control characters that are not stored: all of ASCII but newline and tab (spec 10.2).
 pub fn clean_field(field: &str) -> Cow<'_, str> {
     let dropped = |c: char| c.is_ascii_control() && c != '\n' && c != '\t';
-    if field.contains(dropped) {
-        Cow::Owned(field.replace(dropped, ""))
-    } else {
-        Cow::Borrowed(field)
-    }
+    if field.contains(dropped) { Cow::Owned(field.replace(dropped, "")) } else { Cow::Borrowed(field) }
 }
 
 /// The tags of a note in their stored form: a space before, between and behind them, or nothing (spec 10.1).
@@ -77,11 +73,7 @@ pub struct WrongFieldCount {
 
 impl fmt::Display for WrongFieldCount {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "note has {} fields, its notetype {}",
-            self.found, self.expected
-        )
+        write!(f, "note has {} fields, its notetype {}", self.found, self.expected)
     }
 }
 
@@ -96,11 +88,8 @@ pub fn prepare(fields: &str, field_count: usize, sort_field: u32) -> Result<Prep
     if found != expected {
         return Err(WrongFieldCount { found, expected });
     }
-    let mut prepared = Prepared {
-        fields: String::with_capacity(fields.len()),
-        sort_field: String::new(),
-        checksum: 0,
-    };
+    let mut prepared =
+        Prepared { fields: String::with_capacity(fields.len()), sort_field: String::new(), checksum: 0 };
     for (index, field) in (0_u32..).zip(fields.split(FIELD_SEPARATOR)) {
         let field = clean_field(field);
         if index > 0 {
@@ -158,10 +147,7 @@ mod tests {
 
     #[test]
     fn control_characters_go_except_newline_and_tab() {
-        assert_eq!(
-            clean_field("\0a\r\nb\tc\u{1b}\u{7f}\u{80}\u{85}\u{2028}"),
-            "a\nb\tc\u{80}\u{85}\u{2028}"
-        );
+        assert_eq!(clean_field("\0a\r\nb\tc\u{1b}\u{7f}\u{80}\u{85}\u{2028}"), "a\nb\tc\u{80}\u{85}\u{2028}");
     }
 
     #[test]
@@ -180,18 +166,9 @@ mod tests {
 
     #[test]
     fn fields_are_counted_and_cleaned() {
-        let wrong = [
-            ("a", 2, 1, 2),
-            ("a\u{1f}b", 1, 2, 1),
-            ("a\u{1f}b", 0, 2, 1),
-            ("\u{1f}\u{1f}", 2, 3, 2),
-        ];
+        let wrong = [("a", 2, 1, 2), ("a\u{1f}b", 1, 2, 1), ("a\u{1f}b", 0, 2, 1), ("\u{1f}\u{1f}", 2, 3, 2)];
         for (fields, count, found, expected) in wrong {
-            assert_eq!(
-                prepare(fields, count, 0),
-                Err(WrongFieldCount { found, expected }),
-                "{fields:?}"
-            );
+            assert_eq!(prepare(fields, count, 0), Err(WrongFieldCount { found, expected }), "{fields:?}");
         }
         let first = checksum("a");
         let cases = [
@@ -205,11 +182,8 @@ mod tests {
             ("\u{1f}", 2, 1, "\u{1f}", "", 0xda39a3ee),
         ];
         for (fields, count, sort, stored, sort_field, checksum) in cases {
-            let expected = Prepared {
-                fields: stored.to_owned(),
-                sort_field: sort_field.to_owned(),
-                checksum,
-            };
+            let expected =
+                Prepared { fields: stored.to_owned(), sort_field: sort_field.to_owned(), checksum };
             assert_eq!(prepare(fields, count, sort), Ok(expected), "{fields:?}");
         }
     }

@@ -12,10 +12,7 @@ pub fn normalize_name(name: &str) -> String {
         if index > 0 {
             normal.push_str("::");
         }
-        let part: String = part
-            .nfc()
-            .filter(|&c| !(c.is_ascii_control() || is_separator(c)))
-            .collect();
+        let part: String = part.nfc().filter(|&c| !(c.is_ascii_control() || is_separator(c))).collect();
         match part.trim() {
             "" => normal.push_str("blank"),
             part => normal.push_str(part),

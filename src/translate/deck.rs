@@ -36,33 +36,9 @@ const NORMAL: &[Field] = &[
     field(5, Bool, "md", code::BOOL, or("false"), ERR).emit(Emit::IfSet),
     field(6, U32, "reviewLimit", code::OPT_U32, or("null"), or("null")).presence(),
     field(7, U32, "newLimit", code::OPT_U32, or("null"), or("null")).presence(),
-    field(
-        8,
-        Embedded(DAY_LIMIT),
-        "reviewLimitToday",
-        OPT_DAY_LIMIT,
-        or("null"),
-        or("null"),
-    )
-    .presence(),
-    field(
-        9,
-        Embedded(DAY_LIMIT),
-        "newLimitToday",
-        OPT_DAY_LIMIT,
-        or("null"),
-        or("null"),
-    )
-    .presence(),
-    field(
-        10,
-        F32,
-        "desiredRetention",
-        code::OPT_PERCENT,
-        or("null"),
-        or("null"),
-    )
-    .presence(),
+    field(8, Embedded(DAY_LIMIT), "reviewLimitToday", OPT_DAY_LIMIT, or("null"), or("null")).presence(),
+    field(9, Embedded(DAY_LIMIT), "newLimitToday", OPT_DAY_LIMIT, or("null"), or("null")).presence(),
+    field(10, F32, "desiredRetention", code::OPT_PERCENT, or("null"), or("null")).presence(),
 ];
 
 /// Message Filtered (4.5).
@@ -80,10 +56,8 @@ const FILTERED: &[Field] = &[
     column("md", code::BOOL, or("false"), ERR).emit(Emit::Never),
 ];
 
-const DAY_LIMIT: &[Field] = &[
-    field(1, U32, "limit", code::U32, ERR, ERR),
-    field(2, U32, "today", code::U32, ERR, ERR),
-];
+const DAY_LIMIT: &[Field] =
+    &[field(1, U32, "limit", code::U32, ERR, ERR), field(2, U32, "today", code::U32, ERR, ERR)];
 
 const SEARCH_TERM: &[Field] = &[
     field(1, Str, "search", code::STR, ERR, ERR),
@@ -130,11 +104,7 @@ const TODAY: Code = several(
     },
     |message, row, out| {
         let last_day = message.at(LAST_DAY_STUDIED).int() as i32;
-        json::put_array(
-            out,
-            [i64::from(last_day), message.at(row.no).int()],
-            json::put_int,
-        );
+        json::put_array(out, [i64::from(last_day), message.at(row.no).int()], json::put_int);
     },
 );
 
@@ -191,19 +161,13 @@ impl DeckRow {
     /// Reads a deck as clients send it (spec section 4).
     pub fn from_json(text: &str) -> Result<DeckRow, Refused> {
         let object = Object::check(text, MAX_DEPTH);
-        object
-            .and_then(|object| DeckRow::from_object(&object))
-            .map_err(|err| err.within("deck"))
+        object.and_then(|object| DeckRow::from_object(&object)).map_err(|err| err.within("deck"))
     }
 
     fn from_object(object: &Object<'_>) -> Result<DeckRow, Refused> {
         let mut common = Message::from_json(COMMON, object)?;
         let filtered = common.column("dyn").int() == 1;
-        let (no, table) = if filtered {
-            (KIND_FILTERED, FILTERED)
-        } else {
-            (KIND_NORMAL, NORMAL)
-        };
+        let (no, table) = if filtered { (KIND_FILTERED, FILTERED) } else { (KIND_NORMAL, NORMAL) };
         let of_kind = Message::from_json(table, object)?;
         common.set(OTHER, other(|out| write_unknown(object, &[COMMON, table], out)));
         let mut kind = Vec::new();

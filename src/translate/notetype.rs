@@ -23,9 +23,7 @@ const NOTETYPE: &[Field] = &[
     field(7, Bool, "latexsvg", code::BOOL, or("false"), or("false")),
     field(8, Repeated(REQUIREMENT), "req", REQUIREMENTS, or("[]"), or("[]")),
     field(9, I32, "originalStockKind", code::I32, or("0"), ERR).emit(Emit::IfSet),
-    field(10, I64, "originalId", code::OPT_I64, or("null"), ERR)
-        .presence()
-        .emit(Emit::IfSet),
+    field(10, I64, "originalId", code::OPT_I64, or("null"), ERR).presence().emit(Emit::IfSet),
     hidden(OTHER, Bytes),
 ];
 
@@ -93,11 +91,7 @@ const REQUIREMENTS: Code = one(
 const REQUIREMENT_KIND: Code = one(
     "\"none\", \"any\" or \"all\"",
     |text| {
-        Some(Value::Int(
-            KINDS
-                .iter()
-                .position(|kind| json::string(text).as_deref() == Some(kind))? as i64,
-        ))
+        Some(Value::Int(KINDS.iter().position(|kind| json::string(text).as_deref() == Some(kind))? as i64))
     },
     |value, out| {
         let kind = usize::try_from(value.int()).ok().and_then(|kind| KINDS.get(kind));
@@ -118,14 +112,8 @@ const U16S: Code = one(
         Some(Value::Ints(values))
     },
     |value, out| {
-        let values: &[u32] = if let Value::Ints(values) = value {
-            values
-        } else {
-            &[]
-        };
-        json::put_array(out, values, |out, value| {
-            json::put_int(out, (*value as u16).into())
-        });
+        let values: &[u32] = if let Value::Ints(values) = value { values } else { &[] };
+        json::put_array(out, values, |out, value| json::put_int(out, (*value as u16).into()));
     },
 );
 
@@ -180,9 +168,7 @@ impl NotetypeRow {
     /// Reads a notetype as clients send it (spec section 6).
     pub fn from_json(text: &str) -> Result<NotetypeRow, Refused> {
         let object = Object::check(text, MAX_DEPTH);
-        object
-            .and_then(|object| NotetypeRow::from_object(&object))
-            .map_err(|err| err.within("notetype"))
+        object.and_then(|object| NotetypeRow::from_object(&object)).map_err(|err| err.within("notetype"))
     }
 
     fn from_object(object: &Object<'_>) -> Result<NotetypeRow, Refused> {

@@ -88,26 +88,13 @@ pub const fn field(
     missing: Otherwise,
     invalid: Otherwise,
 ) -> Field {
-    Field {
-        no,
-        pb,
-        key,
-        code,
-        missing,
-        invalid,
-        presence: false,
-        emit: Emit::Always,
-        clamp: None,
-    }
+    Field { no, pb, key, code, missing, invalid, presence: false, emit: Emit::Always, clamp: None }
 }
 
 /// A field of the message that shares the key of another, or has none.
 pub const fn hidden(no: u32, pb: Pb) -> Field {
     let row = field(no, pb, "", super::code::ANY, or("null"), ERR);
-    Field {
-        emit: Emit::Never,
-        ..row
-    }
+    Field { emit: Emit::Never, ..row }
 }
 
 /// A key that is not in the message: a column of the row, or a key that is checked and forgotten.
@@ -128,10 +115,7 @@ impl Field {
 
     /// Marks a field that is written to the message whenever it is set, even to 0.
     pub const fn presence(self) -> Field {
-        Field {
-            presence: true,
-            ..self
-        }
+        Field { presence: true, ..self }
     }
 
     pub const fn emit(self, emit: Emit) -> Field {
@@ -139,10 +123,7 @@ impl Field {
     }
 
     pub const fn clamp(self, default: f32, min: f32, max: f32) -> Field {
-        Field {
-            clamp: Some(Clamp { default, min, max }),
-            ..self
-        }
+        Field { clamp: Some(Clamp { default, min, max }), ..self }
     }
 }
 

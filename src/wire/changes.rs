@@ -62,10 +62,7 @@ impl<'de, S: ChangeSink> Visitor<'de> for Envelope<'_, S> {
             match key.as_str() {
                 "changes" => {
                     found = true;
-                    map.next_value_seed(Changes {
-                        context: &self.context,
-                        sink: self.sink,
-                    })?;
+                    map.next_value_seed(Changes { context: &self.context, sink: self.sink })?;
                 }
                 _ => drop(map.next_value::<IgnoredAny>()?),
             }
@@ -105,9 +102,7 @@ impl<'de, S: ChangeSink> Visitor<'de> for Changes<'_, S> {
             match key.as_str() {
                 "models" => {
                     required += 1;
-                    map.next_value_seed(List::new(context, |json: Box<RawValue>| {
-                        sink.notetype(json.get())
-                    }))?;
+                    map.next_value_seed(List::new(context, |json: Box<RawValue>| sink.notetype(json.get())))?;
                 }
                 "decks" => {
                     required += 1;
@@ -158,13 +153,10 @@ impl<'de, S: ChangeSink> Visitor<'de> for Decks<'_, S> {
         let (context, sink) = (self.context, self.sink);
         let decks =
             pair.next_element_seed(List::new(context, |json: Box<RawValue>| sink.deck(json.get())))?;
-        let configs = pair.next_element_seed(List::new(context, |json: Box<RawValue>| {
-            sink.deck_config(json.get())
-        }))?;
+        let configs =
+            pair.next_element_seed(List::new(context, |json: Box<RawValue>| sink.deck_config(json.get())))?;
         if decks.is_none() || configs.is_none() {
-            return Err(A::Error::custom(
-                "decks need a list of decks and a list of options",
-            ));
+            return Err(A::Error::custom("decks need a list of decks and a list of options"));
         }
         end_of_row(&mut pair)
     }
@@ -197,8 +189,7 @@ impl<'de, S: ChangeSink> Visitor<'de> for Config<'_, S> {
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> std::result::Result<(), A::Error> {
         self.context.check::<(), A::Error>(self.sink.replace_config())?;
         while let Some((key, value)) = map.next_entry::<String, Box<RawValue>>()? {
-            self.context
-                .check::<(), A::Error>(self.sink.config_entry(&key, value.get()))?;
+            self.context.check::<(), A::Error>(self.sink.config_entry(&key, value.get()))?;
             self.context.element_done();
         }
         Ok(())

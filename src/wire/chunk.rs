@@ -181,10 +181,7 @@ impl<'de, S: RowSink> Visitor<'de> for Envelope<'_, S> {
             match key.as_str() {
                 "chunk" => {
                     found = true;
-                    map.next_value_seed(Rows {
-                        context: &self.context,
-                        sink: self.sink,
-                    })?;
+                    map.next_value_seed(Rows { context: &self.context, sink: self.sink })?;
                 }
                 _ => drop(map.next_value::<IgnoredAny>()?),
             }
@@ -265,18 +262,13 @@ macro_rules! row {
 }
 
 row!(Card, "the row of a card", |row| {
-    Ok(Card {
-        ints: Card::fit(ints(row)?),
-        data: required::<Text, A>(row)?.0,
-    })
+    Ok(Card { ints: Card::fit(ints(row)?), data: required::<Text, A>(row)?.0 })
 });
 
 row!(Revlog, "the row of a review", |row| {
     let [id, cid, usn, ease, ivl, last_ivl, factor, time] = ints(row)?;
     let kind = row.next_element::<Int>()?.unwrap_or_default().0;
-    Ok(Revlog {
-        ints: Revlog::fit([id, cid, usn, ease, ivl, last_ivl, factor, time, kind]),
-    })
+    Ok(Revlog { ints: Revlog::fit([id, cid, usn, ease, ivl, last_ivl, factor, time, kind]) })
 });
 
 row!(Note, "the row of a note", |row| {
@@ -382,10 +374,7 @@ mod tests {
     fn numbers_of_old_clients_are_understood_and_brought_into_range() {
         let card = r#"["1",2,3,70000,4.9,5,9,-9,99999999999,-1,-5,null,0,1,0,0,300,null]"#;
         let body = format!(r#"{{"chunk":{{"cards":[{card}],"revlog":[[1,2,3,4,5,6,7.5,-8]]}}}}"#);
-        let expected = [
-            r#"[1,2,3,65535,4,5,3,-3,1215752191,0,0,0,0,1,0,0,255,""]"#,
-            "[1,2,3,4,5,6,7,0,0]",
-        ];
+        let expected = [r#"[1,2,3,65535,4,5,3,-3,1215752191,0,0,0,0,1,0,0,255,""]"#, "[1,2,3,4,5,6,7,0,0]"];
         assert_eq!(seen(&body).unwrap(), expected);
     }
 

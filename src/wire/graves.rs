@@ -22,17 +22,11 @@ pub enum GraveKind {
 
 impl GraveKind {
     /// The kinds with their keys.
-    pub const ALL: [(GraveKind, &'static str); 3] = [
-        (GraveKind::Card, "cards"),
-        (GraveKind::Note, "notes"),
-        (GraveKind::Deck, "decks"),
-    ];
+    pub const ALL: [(GraveKind, &'static str); 3] =
+        [(GraveKind::Card, "cards"), (GraveKind::Note, "notes"), (GraveKind::Deck, "decks")];
 
     fn of_key(key: &str) -> Option<GraveKind> {
-        GraveKind::ALL
-            .iter()
-            .find(|(_, name)| *name == key)
-            .map(|(kind, _)| *kind)
+        GraveKind::ALL.iter().find(|(_, name)| *name == key).map(|(kind, _)| *kind)
     }
 }
 
@@ -55,12 +49,7 @@ fn read(
     required: bool,
     mut each: impl FnMut(GraveKind, i64) -> Result<()>,
 ) -> Result<()> {
-    parse(input, MAX_ELEMENT_BYTES, |context| Envelope {
-        context,
-        key,
-        required,
-        each: &mut each,
-    })
+    parse(input, MAX_ELEMENT_BYTES, |context| Envelope { context, key, required, each: &mut each })
 }
 
 struct Envelope<'a, F> {
@@ -171,10 +160,7 @@ mod tests {
     #[test]
     fn ids_come_as_numbers_or_strings_in_any_order() {
         let found = graves(r#"{"x":[1],"chunk":{"decks":["7"],"notes":[],"cards":[1,2],"new":{}}}"#).unwrap();
-        assert_eq!(
-            found,
-            [(GraveKind::Deck, 7), (GraveKind::Card, 1), (GraveKind::Card, 2)]
-        );
+        assert_eq!(found, [(GraveKind::Deck, 7), (GraveKind::Card, 1), (GraveKind::Card, 2)]);
     }
 
     #[test]

@@ -41,9 +41,7 @@ impl Visitor<'_> for IntVisitor {
     }
 
     fn visit_str<E: Error>(self, text: &str) -> Result<Int, E> {
-        text.parse()
-            .map(Int)
-            .map_err(|_| E::custom("a text where a number is due"))
+        text.parse().map(Int).map_err(|_| E::custom("a text where a number is due"))
     }
 }
 

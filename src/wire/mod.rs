@@ -136,14 +136,7 @@ impl SanitySide {
     pub fn counts(&self) -> Option<SanityCounts> {
         match *self {
             SanitySide::Counts((_, cards, notes, revlog, _, notetypes, decks, deck_configs)) => {
-                Some(SanityCounts {
-                    cards,
-                    notes,
-                    revlog,
-                    notetypes,
-                    decks,
-                    deck_configs,
-                })
+                Some(SanityCounts { cards, notes, revlog, notetypes, decks, deck_configs })
             }
             SanitySide::Complaint(_) => None,
         }
@@ -165,18 +158,8 @@ type SanityList = ([u32; 3], u32, u32, u32, u32, u32, u32, u32);
 impl SanityReply {
     /// `ok` if both sides counted the same; `server` is none where its rows are not in order.
     pub fn new(client: Option<SanityCounts>, server: Option<SanityCounts>) -> SanityReply {
-        let list = |c: SanityCounts| {
-            (
-                [0; 3],
-                c.cards,
-                c.notes,
-                c.revlog,
-                0,
-                c.notetypes,
-                c.decks,
-                c.deck_configs,
-            )
-        };
+        let list =
+            |c: SanityCounts| ([0; 3], c.cards, c.notes, c.revlog, 0, c.notetypes, c.decks, c.deck_configs);
         let agreed = client.is_some() && client == server;
         SanityReply {
             status: if agreed { "ok" } else { "bad" },

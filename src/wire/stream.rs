@@ -43,11 +43,7 @@ struct BudgetReader<R> {
 impl<R: Read> Read for BudgetReader<R> {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
         let count = self.inner.read(buf)?;
-        let left = self
-            .left
-            .get()
-            .checked_sub(count as u64)
-            .ok_or(io::ErrorKind::FileTooLarge)?;
+        let left = self.left.get().checked_sub(count as u64).ok_or(io::ErrorKind::FileTooLarge)?;
         self.left.set(left);
         Ok(count)
     }
@@ -62,16 +58,10 @@ where
     S: for<'de> DeserializeSeed<'de, Value = T>,
 {
     let left = Rc::new(Cell::new(max_element_bytes));
-    let context = Context {
-        left: left.clone(),
-        max_element_bytes,
-        error: Rc::default(),
-    };
+    let context = Context { left: left.clone(), max_element_bytes, error: Rc::default() };
     let reader = BufReader::new(BudgetReader { inner: input, left });
     let mut json = serde_json::Deserializer::from_reader(reader);
-    let parsed = seed(context.clone())
-        .deserialize(&mut json)
-        .and_then(|value| json.end().map(|()| value));
+    let parsed = seed(context.clone()).deserialize(&mut json).and_then(|value| json.end().map(|()| value));
     parsed.map_err(|err| match context.error.take() {
         Some(err) => err,
         None if err.io_error_kind() == Some(io::ErrorKind::FileTooLarge) => Error::TooLarge(format!(
@@ -92,11 +82,7 @@ pub struct List<'c, T, F> {
 impl<'c, T, F> List<'c, T, F> {
     /// The seed for one list.
     pub fn new(context: &'c Context, each: F) -> List<'c, T, F> {
-        List {
-            context,
-            each,
-            element: PhantomData,
-        }
+        List { context, each, element: PhantomData }
     }
 }
 
@@ -132,8 +118,7 @@ impl<'de, T: DeserializeOwned, F: FnMut(T) -> Result<()>> Visitor<'de> for List<
 pub fn required<'de, T: serde::Deserialize<'de>, A: SeqAccess<'de>>(
     row: &mut A,
 ) -> std::result::Result<T, A::Error> {
-    row.next_element()?
-        .ok_or_else(|| A::Error::custom("too few elements in a row"))
+    row.next_element()?.ok_or_else(|| A::Error::custom("too few elements in a row"))
 }
 
 /// Fails if the row goes on.

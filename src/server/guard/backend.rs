@@ -132,12 +132,7 @@ pub struct Reply {
 impl Reply {
     /// Nothing came yet.
     pub fn new() -> Reply {
-        Reply {
-            head: Vec::new(),
-            body: None,
-            dechunk: false,
-            keep_alive: false,
-        }
+        Reply { head: Vec::new(), body: None, dechunk: false, keep_alive: false }
     }
 
     /// Whether the client got something of it.

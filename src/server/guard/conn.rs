@@ -42,12 +42,7 @@ struct Idle {
 
 impl Idle {
     fn since(now: Instant, is_new: bool) -> Idle {
-        Idle {
-            scan: Scan::default(),
-            since: now,
-            head_since: None,
-            is_new,
-        }
+        Idle { scan: Scan::default(), since: now, head_since: None, is_new }
     }
 
     fn deadline(&self, limits: &Limits) -> Option<Instant> {
@@ -70,10 +65,7 @@ struct Closing {
 impl Conn {
     /// A new connection; the socket is nonblocking.
     pub fn new(socket: TcpStream, peer: IpAddr, now: Instant) -> Conn {
-        Conn {
-            link: Link::new(socket, peer, now),
-            state: State::Idle(Idle::since(now, true)),
-        }
+        Conn { link: Link::new(socket, peer, now), state: State::Idle(Idle::since(now, true)) }
     }
 
     /// The client's socket and what to poll it for. It is always polled, so that a reset is seen at once.
@@ -152,10 +144,7 @@ impl Conn {
             return;
         }
         let limits = &shared.limits;
-        match idle
-            .scan
-            .advance(&self.link.input, limits.max_head_bytes, limits.max_headers)
-        {
+        match idle.scan.advance(&self.link.input, limits.max_head_bytes, limits.max_headers) {
             Ok(Some((start, end))) => {
                 if let Err(refusal) = self.begin(start, end, shared) {
                     self.apply(Next::Refuse(refusal), shared);
@@ -180,12 +169,7 @@ impl Conn {
         let must_invite = request.expects_continue && rest.is_empty() && !request.body.is_done();
         let mut exchange = Box::new(Exchange::new(request, shared));
         let mut next = exchange.take(&rest, &mut self.link, shared);
-        if must_invite
-            && self
-                .link
-                .send(b"HTTP/1.1 100 Continue\r\n\r\n", shared.now)
-                .is_err()
-        {
+        if must_invite && self.link.send(b"HTTP/1.1 100 Continue\r\n\r\n", shared.now).is_err() {
             next = Next::Gone;
         }
         self.state = State::Exchange(exchange);
@@ -226,10 +210,7 @@ impl Conn {
     /// Nothing more will be said to this client than what is in the output.
     fn end(&mut self, shared: &Shared) {
         self.link.input = Vec::new();
-        self.state = State::Closing(Closing {
-            shut_at: None,
-            left_bytes: shared.limits.linger_bytes,
-        });
+        self.state = State::Closing(Closing { shut_at: None, left_bytes: shared.limits.linger_bytes });
         self.shut_when_flushed(shared);
     }
 
@@ -264,10 +245,7 @@ impl Conn {
     /// When `expire` must be asked.
     pub fn deadline(&self, shared: &Shared) -> Option<Instant> {
         let limits = &shared.limits;
-        let stuck = self
-            .link
-            .stuck_since()
-            .and_then(|since| since.checked_add(limits.write_idle));
+        let stuck = self.link.stuck_since().and_then(|since| since.checked_add(limits.write_idle));
         let own = match &self.state {
             // The time for the next request begins when the last reply is sent.
             State::Idle(idle) => idle.deadline(limits).filter(|_| stuck.is_none()),
@@ -283,10 +261,7 @@ impl Conn {
         if self.deadline(shared).is_none_or(|deadline| deadline > shared.now) {
             return;
         }
-        let stuck = self
-            .link
-            .stuck_since()
-            .and_then(|since| since.checked_add(shared.limits.write_idle));
+        let stuck = self.link.stuck_since().and_then(|since| since.checked_add(shared.limits.write_idle));
         let next = match &self.state {
             _ if stuck.is_some_and(|deadline| deadline <= shared.now) => {
                 Next::Reset("takes no byte of its reply")
@@ -338,9 +313,5 @@ impl Conn {
 }
 
 fn linger(shared: &Shared) -> Duration {
-    if shared.is_stopping() {
-        shared.limits.linger.min(LINGER_WHILE_STOPPING)
-    } else {
-        shared.limits.linger
-    }
+    if shared.is_stopping() { shared.limits.linger.min(LINGER_WHILE_STOPPING) } else { shared.limits.linger }
 }

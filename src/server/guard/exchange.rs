@@ -39,11 +39,7 @@ enum Stage {
     /// Too little of the body is here.
     Gathering { upload: ChunkWriter },
     /// It waits for a slot.
-    Waiting {
-        upload: ChunkWriter,
-        ticket: u64,
-        since: Instant,
-    },
+    Waiting { upload: ChunkWriter, ticket: u64, since: Instant },
     /// The backend has it.
     Active(Active),
 }
@@ -73,16 +69,10 @@ pub struct Exchange {
 impl Exchange {
     /// Begins with a checked head.
     pub fn new(request: Request, shared: &Shared) -> Exchange {
-        let upload = if request.body.is_done() {
-            ChunkWriter::without_body()
-        } else {
-            ChunkWriter::default()
-        };
+        let upload =
+            if request.body.is_done() { ChunkWriter::without_body() } else { ChunkWriter::default() };
         Exchange {
-            asked: Asked {
-                is_head: request.is_head,
-                is_http10: request.is_http10,
-            },
+            asked: Asked { is_head: request.is_head, is_http10: request.is_http10 },
             keep_alive: request.keep_alive,
             is_bulk: (shared.bulk)(&request.path),
             head: request.forward,
@@ -177,10 +167,7 @@ impl Exchange {
             };
             // What comes behind an unread body could not be told from it, so such a client must come anew.
             let keep_alive = self.keep_alive && received_whole && !shared.is_stopping();
-            match active
-                .reply
-                .feed(&scratch[..read], self.asked, keep_alive, link, shared.now)
-            {
+            match active.reply.feed(&scratch[..read], self.asked, keep_alive, link, shared.now) {
                 Ok(()) => (),
                 Err(Broken::Client) => return Next::Gone,
                 Err(Broken::Reply) => return self.fail(Refusal::new(502, "malformed reply of the backend")),
@@ -211,12 +198,7 @@ impl Exchange {
                 return Next::Refuse(Refusal::new(502, "no backend"));
             }
         };
-        self.stage = Stage::Active(Active {
-            backend,
-            reply: Reply::new(),
-            takes_body: true,
-            thrown_away: 0,
-        });
+        self.stage = Stage::Active(Active { backend, reply: Reply::new(), takes_body: true, thrown_away: 0 });
         self.pass_on(shared);
         self.update_pace(link, shared);
         Next::Stay
@@ -232,11 +214,7 @@ impl Exchange {
 
     /// What to poll the client's socket for.
     pub fn client_events(&self, link: &Link, limits: &Limits) -> i16 {
-        if self.wants_input(link, limits) {
-            POLL_IN
-        } else {
-            0
-        }
+        if self.wants_input(link, limits) { POLL_IN } else { 0 }
     }
 
     /// Body bytes are read as they are used. Behind the body one more read is kept: it holds a pipelined request, or
@@ -260,11 +238,7 @@ impl Exchange {
             return None;
         };
         let reads = if link.is_flushed() { POLL_IN } else { 0 };
-        let writes = if active.backend.upload.pending().is_empty() {
-            0
-        } else {
-            POLL_OUT
-        };
+        let writes = if active.backend.upload.pending().is_empty() { 0 } else { POLL_OUT };
         (reads | writes != 0).then(|| (active.backend.fd(), reads | writes))
     }
 

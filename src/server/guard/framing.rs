@@ -29,12 +29,7 @@ impl Body {
 
     /// A chunked body, nothing read yet.
     pub fn chunked() -> Body {
-        Body::Chunked(Chunked {
-            step: Step::FirstDigit,
-            size: 0,
-            digits: 0,
-            spare: SPARE_BYTES,
-        })
+        Body::Chunked(Chunked { step: Step::FirstDigit, size: 0, digits: 0, spare: SPARE_BYTES })
     }
 
     /// Whether the last byte was seen.
@@ -177,10 +172,7 @@ pub struct ChunkWriter {
 impl ChunkWriter {
     /// A writer for a request without a body: it ends without a last chunk.
     pub fn without_body() -> ChunkWriter {
-        ChunkWriter {
-            ended: true,
-            ..ChunkWriter::default()
-        }
+        ChunkWriter { ended: true, ..ChunkWriter::default() }
     }
 
     /// Adds body bytes; only while nothing is pending.
@@ -194,11 +186,7 @@ impl ChunkWriter {
 
     /// Body bytes that wait to be sealed.
     pub fn gathered(&self) -> usize {
-        if self.sealed {
-            0
-        } else {
-            self.buf.len().saturating_sub(SIZE_LINE)
-        }
+        if self.sealed { 0 } else { self.buf.len().saturating_sub(SIZE_LINE) }
     }
 
     /// Makes the gathered bytes a chunk, followed by the last chunk where the body is over.
@@ -286,11 +274,7 @@ mod tests {
             (b"5\r\nhello\r\n0\r\n\r\n", b"hello", 0),
             (b"5;a=b\r\nhello\r\n0\r\n\r\nGET /", b"hello", 5),
             (b"5 ; x\r\nhello\r\n0\r\n\r\n", b"hello", 0),
-            (
-                b"A\r\n0123456789\r\n001\r\n!\r\n00\r\nT: v\r\nU: w\r\n\r\nrest",
-                b"0123456789!",
-                4,
-            ),
+            (b"A\r\n0123456789\r\n001\r\n!\r\n00\r\nT: v\r\nU: w\r\n\r\nrest", b"0123456789!", 4),
         ];
         for (input, want, left) in cases {
             for split in 0..=input.len() {
@@ -327,11 +311,7 @@ mod tests {
         ];
         for input in cases {
             for split in 0..=input.len().min(40) {
-                assert_eq!(
-                    decode_split(Body::chunked(), input, split),
-                    Err(BadChunk),
-                    "{input:?}"
-                );
+                assert_eq!(decode_split(Body::chunked(), input, split), Err(BadChunk), "{input:?}");
             }
         }
     }

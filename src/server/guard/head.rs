@@ -169,9 +169,7 @@ pub fn parse_request(head: &[u8], peer: IpAddr, max_body_bytes: u64) -> Result<R
 /// The head as text, if it holds nothing but printable ASCII and tabs in lines that end with CRLF.
 fn printable(head: &[u8]) -> Option<&str> {
     let count = |wanted| head.iter().filter(|&&byte| byte == wanted).count();
-    let bytes_ok = head
-        .iter()
-        .all(|byte| matches!(byte, b' '..=b'~' | b'\t' | b'\r' | b'\n'));
+    let bytes_ok = head.iter().all(|byte| matches!(byte, b' '..=b'~' | b'\t' | b'\r' | b'\n'));
     let text = std::str::from_utf8(head).ok()?;
     let line_ends = text.matches("\r\n").count();
     (bytes_ok && count(b'\r') == line_ends && count(b'\n') == line_ends).then_some(text)
@@ -206,21 +204,14 @@ impl RequestLine<'_> {
         if !target.starts_with('/') || !target.bytes().all(|byte| byte.is_ascii_graphic()) {
             return Err(Refusal::new(400, "request target"));
         }
-        Ok(RequestLine {
-            method,
-            target,
-            is_http10,
-        })
+        Ok(RequestLine { method, target, is_http10 })
     }
 }
 
 type Field<'a> = (&'a str, &'a str);
 
 fn parse_fields<'a>(lines: impl Iterator<Item = &'a str>) -> Result<Vec<Field<'a>>, Refusal> {
-    lines
-        .take_while(|line| !line.is_empty())
-        .map(parse_field)
-        .collect()
+    lines.take_while(|line| !line.is_empty()).map(parse_field).collect()
 }
 
 /// A folded line begins with white space, which no token does, so it fails here too.
@@ -240,10 +231,7 @@ fn is_token_byte(byte: u8) -> bool {
 }
 
 fn values<'a>(fields: &'a [Field<'a>], name: &str) -> impl Iterator<Item = &'a str> {
-    fields
-        .iter()
-        .filter(move |field| field.0.eq_ignore_ascii_case(name))
-        .map(|field| field.1)
+    fields.iter().filter(move |field| field.0.eq_ignore_ascii_case(name)).map(|field| field.1)
 }
 
 /// How the client delimits its body.
@@ -373,9 +361,7 @@ pub struct BadReply;
 
 /// Where a response head ends, if it is whole.
 pub fn reply_end(buf: &[u8]) -> Option<usize> {
-    buf.windows(4)
-        .position(|window| window == b"\r\n\r\n")
-        .map(|at| at + 4)
+    buf.windows(4).position(|window| window == b"\r\n\r\n").map(|at| at + 4)
 }
 
 /// Reads the backend's head and writes it anew for the client; `None` for an interim (1xx) one. A reply without a
@@ -386,9 +372,7 @@ pub fn parse_reply(
     is_http10: bool,
     keep_alive: bool,
 ) -> Result<Option<Reply>, BadReply> {
-    let mut lines = head
-        .split(|&byte| byte == b'\n')
-        .map(|line| line.strip_suffix(b"\r").unwrap_or(line));
+    let mut lines = head.split(|&byte| byte == b'\n').map(|line| line.strip_suffix(b"\r").unwrap_or(line));
     let status_line = lines.next().unwrap_or_default();
     let status = parse_status(status_line)?;
     if status < 200 {
@@ -424,35 +408,16 @@ pub fn parse_reply(
     };
     let connection = if keep_alive { "keep-alive" } else { "close" };
     forward.extend_from_slice(format!("Connection: {connection}\r\n\r\n").as_bytes());
-    Ok(Some(Reply {
-        dechunk: is_http10 && matches!(body, Body::Chunked(_)),
-        forward,
-        body,
-    }))
+    Ok(Some(Reply { dechunk: is_http10 && matches!(body, Body::Chunked(_)), forward, body }))
 }
 
 fn parse_status(line: &[u8]) -> Result<u16, BadReply> {
     match line {
-        [
-            b'H',
-            b'T',
-            b'T',
-            b'P',
-            b'/',
-            b'1',
-            b'.',
-            b'0' | b'1',
-            b' ',
-            code @ ..,
-        ] if code.len() >= 3 => {
+        [b'H', b'T', b'T', b'P', b'/', b'1', b'.', b'0' | b'1', b' ', code @ ..] if code.len() >= 3 => {
             let digits = std::str::from_utf8(&code[..3]).map_err(|_| BadReply)?;
             let status = digits.parse().map_err(|_| BadReply)?;
             let ends = matches!(code.get(3), None | Some(b' '));
-            if ends && (100..600).contains(&status) {
-                Ok(status)
-            } else {
-                Err(BadReply)
-            }
+            if ends && (100..600).contains(&status) { Ok(status) } else { Err(BadReply) }
         }
         _ => Err(BadReply),
     }
@@ -466,11 +431,7 @@ fn split_reply_field(line: &[u8]) -> Result<(&str, &str), BadReply> {
     let name = std::str::from_utf8(&line[..colon]).map_err(|_| BadReply)?;
     // Only framing headers are looked into; whatever else is in a value passes as it is.
     let value = std::str::from_utf8(&line[colon + 1..]).unwrap_or_default();
-    if is_token(name) {
-        Ok((name, value.trim()))
-    } else {
-        Err(BadReply)
-    }
+    if is_token(name) { Ok((name, value.trim())) } else { Err(BadReply) }
 }
 
 #[cfg(test)]
@@ -531,10 +492,7 @@ mod tests {
             (b" GET", 400),
             (b"GET /\r\n1\r\n2\r\n3\r\n4\r\n", 431),
             (&[b'A'; 65], 431),
-            (
-                b"GET /\r\n0123456789012345678901234567890123456789012345678901234567890123456789\r\n\r\n",
-                431,
-            ),
+            (b"GET /\r\n0123456789012345678901234567890123456789012345678901234567890123456789\r\n\r\n", 431),
         ];
         for (input, status) in cases {
             for split in 0..=input.len() {
@@ -598,10 +556,7 @@ mod tests {
             ("Transfer-Encoding: identity\r\n", 501),
             ("Transfer-Encoding: gzip, chunked\r\n", 501),
             ("Transfer-Encoding:\r\n", 501),
-            (
-                "Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n",
-                501,
-            ),
+            ("Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n", 501),
             ("Expect: tea\r\n", 417),
             ("No colon\r\n", 400),
             (": v\r\n", 400),
@@ -618,12 +573,7 @@ mod tests {
             let got = post(headers).map_or_else(|refusal| refusal.status, |_| 0);
             assert_eq!(got, status, "{headers:?}");
         }
-        assert_eq!(
-            parse("POST / HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n")
-                .unwrap_err()
-                .status,
-            400
-        );
+        assert_eq!(parse("POST / HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n").unwrap_err().status, 400);
     }
 
     #[test]
@@ -681,25 +631,12 @@ mod tests {
         assert!(got.body == Body::chunked() && got.dechunk);
         assert!(!String::from_utf8(got.forward).unwrap().contains("chunked"));
         assert_eq!(reply(chunked, true, false).unwrap().unwrap().body, Body::none());
+        assert_eq!(reply("HTTP/1.1 204 No\r\n\r\n", false, false).unwrap().unwrap().body, Body::none());
         assert_eq!(
-            reply("HTTP/1.1 204 No\r\n\r\n", false, false)
-                .unwrap()
-                .unwrap()
-                .body,
+            reply("HTTP/1.1 304 No\r\nContent-Length: 5\r\n\r\n", false, false).unwrap().unwrap().body,
             Body::none()
         );
-        assert_eq!(
-            reply("HTTP/1.1 304 No\r\nContent-Length: 5\r\n\r\n", false, false)
-                .unwrap()
-                .unwrap()
-                .body,
-            Body::none()
-        );
-        assert!(
-            reply("HTTP/1.1 100 Continue\r\n\r\n", false, false)
-                .unwrap()
-                .is_none()
-        );
+        assert!(reply("HTTP/1.1 100 Continue\r\n\r\n", false, false).unwrap().is_none());
     }
 
     #[test]

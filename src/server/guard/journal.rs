@@ -23,11 +23,7 @@ pub struct Journal {
 impl Journal {
     /// Notes a refused request.
     pub fn refused(&mut self, peer: IpAddr, refusal: Refusal, now: Instant) {
-        let level = if refusal.status >= 502 && refusal.status != 505 {
-            Level::Warn
-        } else {
-            Level::Info
-        };
+        let level = if refusal.status >= 502 && refusal.status != 505 { Level::Warn } else { Level::Info };
         let Refusal { status, reason } = refusal;
         self.note(level, now, format_args!("refused {peer}: {status} {reason}"));
     }
@@ -46,10 +42,7 @@ impl Journal {
 
     /// Says how many lines were left out, once the second is over.
     pub fn tick(&mut self, now: Instant) {
-        if self
-            .since
-            .is_none_or(|since| now.saturating_duration_since(since) < WINDOW)
-        {
+        if self.since.is_none_or(|since| now.saturating_duration_since(since) < WINDOW) {
             return;
         }
         if self.more > 0 {

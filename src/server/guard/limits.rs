@@ -80,10 +80,7 @@ impl Limits {
     pub(super) fn fit(mut self, open_files: usize) -> Limits {
         self.max_active = self.max_active.max(1);
         self.max_bulk = self.max_bulk.clamp(1, (self.max_active - 1).max(1));
-        let spare = self
-            .max_active
-            .saturating_mul(FDS_PER_REQUEST)
-            .saturating_add(Limits::SPARE_FDS);
+        let spare = self.max_active.saturating_mul(FDS_PER_REQUEST).saturating_add(Limits::SPARE_FDS);
         self.max_conns = self.max_conns.min(open_files.saturating_sub(spare)).max(1);
         self
     }
@@ -101,10 +98,7 @@ pub(super) struct Pace {
 
 impl Pace {
     pub(super) fn new(limits: &Limits) -> Pace {
-        Pace {
-            left: limits.body_grace,
-            waiting: None,
-        }
+        Pace { left: limits.body_grace, waiting: None }
     }
 
     /// Notes whether the guard waits for body bytes from now on.
@@ -144,11 +138,7 @@ mod tests {
         assert_eq!(limits.clone().fit(20_000).max_conns, 512);
         assert_eq!(limits.clone().fit(128).max_conns, 128 - 12 - 16);
         assert_eq!(limits.clone().fit(4).max_conns, 1);
-        let one = Limits {
-            max_active: 1,
-            max_bulk: 9,
-            ..limits
-        };
+        let one = Limits { max_active: 1, max_bulk: 9, ..limits };
         assert_eq!(one.fit(1024).max_bulk, 1);
     }
 

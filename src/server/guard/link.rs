@@ -57,14 +57,7 @@ pub struct Link {
 impl Link {
     /// Wraps a nonblocking socket.
     pub fn new(socket: TcpStream, peer: IpAddr, now: Instant) -> Link {
-        Link {
-            socket,
-            peer,
-            input: Vec::new(),
-            output: Vec::new(),
-            sent: 0,
-            progress: now,
-        }
+        Link { socket, peer, input: Vec::new(), output: Vec::new(), sent: 0, progress: now }
     }
 
     /// For poll.

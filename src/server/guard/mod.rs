@@ -178,9 +178,7 @@ impl Guard {
 
     fn is_over(&self) -> bool {
         let done = self.conns.is_empty() && self.shared.tails.is_empty();
-        self.shared
-            .stop_at
-            .is_some_and(|at| done || at <= self.shared.now)
+        self.shared.stop_at.is_some_and(|at| done || at <= self.shared.now)
     }
 
     /// Lists what poll is to wait for: real descriptors only, and hence no more than there may be.
@@ -214,10 +212,7 @@ impl Guard {
     /// Milliseconds to the nearest deadline, rounded up so that it is over then; -1 without any.
     fn timeout_ms(&self) -> i32 {
         let Shared { now, .. } = self.shared;
-        let accept = self
-            .accepts_from()
-            .max(self.rest_until)
-            .filter(|from| *from > now);
+        let accept = self.accepts_from().max(self.rest_until).filter(|from| *from > now);
         let conns = self.conns.iter().filter_map(|conn| conn.deadline(&self.shared));
         let others = [self.shared.journal.deadline(), self.shared.stop_at, accept];
         let Some(next) = conns.chain(others.into_iter().flatten()).min() else {
@@ -228,12 +223,7 @@ impl Guard {
     }
 
     fn dispatch(&mut self, fds: &[PollFd], sources: &[Source]) {
-        let Guard {
-            conns,
-            scratch,
-            shared,
-            ..
-        } = self;
+        let Guard { conns, scratch, shared, .. } = self;
         let (mut stops, mut knocks) = (false, Vec::new());
         for (fd, source) in fds.iter().zip(sources).filter(|(fd, _)| fd.revents != 0) {
             match *source {
@@ -281,8 +271,7 @@ impl Guard {
             if self.has_free_descriptors() {
                 self.conns[at].activate(&mut self.shared);
             } else if !self.evict(Duration::ZERO) {
-                self.shared
-                    .note(Level::Warn, format_args!("too few descriptors for a request"));
+                self.shared.note(Level::Warn, format_args!("too few descriptors for a request"));
                 self.rest();
                 return;
             }
@@ -302,12 +291,8 @@ impl Guard {
 
     fn next_waiting(&self) -> Option<usize> {
         let limits = &self.shared.limits;
-        let exchanges = || {
-            self.conns
-                .iter()
-                .enumerate()
-                .filter_map(|(at, conn)| Some((at, conn.exchange()?)))
-        };
+        let exchanges =
+            || self.conns.iter().enumerate().filter_map(|(at, conn)| Some((at, conn.exchange()?)));
         let active = exchanges().filter(|(_, exchange)| exchange.is_active());
         let (all, bulk) = active.fold((self.shared.tails.len(), 0), |(all, bulk), (_, exchange)| {
             (all + 1, bulk + usize::from(exchange.is_bulk()))
@@ -329,8 +314,7 @@ impl Guard {
         let room = if self.conns.len() < self.shared.limits.max_conns {
             Some(self.shared.now)
         } else {
-            self.oldest()
-                .and_then(|(since, _)| since.checked_add(self.shared.limits.min_wait))
+            self.oldest().and_then(|(since, _)| since.checked_add(self.shared.limits.min_wait))
         };
         room.map(|from| self.rest_until.map_or(from, |rest| rest.max(from)))
     }
@@ -345,9 +329,7 @@ impl Guard {
             };
             match listener.accept() {
                 Ok((socket, peer)) => {
-                    let prepared = socket
-                        .set_nonblocking(true)
-                        .and_then(|()| socket.set_nodelay(true));
+                    let prepared = socket.set_nonblocking(true).and_then(|()| socket.set_nodelay(true));
                     if prepared.is_ok() {
                         let peer = peer.ip().to_canonical();
                         self.conns.push(Conn::new(socket, peer, self.shared.now));
@@ -358,8 +340,7 @@ impl Guard {
                 Err(err) if is_of_the_client(&err) => (),
                 // Descriptors or memory are short.
                 Err(err) => {
-                    self.shared
-                        .note(Level::Warn, format_args!("accepting a connection: {err}"));
+                    self.shared.note(Level::Warn, format_args!("accepting a connection: {err}"));
                     if !self.evict(Duration::ZERO) {
                         self.rest();
                         return;
@@ -382,9 +363,7 @@ impl Guard {
     /// The connection that has waited longest, without being at work, and since when.
     fn oldest(&self) -> Option<(Instant, usize)> {
         let waiting = self.conns.iter().enumerate();
-        waiting
-            .filter_map(|(at, conn)| Some((conn.evictable_since()?, at)))
-            .min()
+        waiting.filter_map(|(at, conn)| Some((conn.evictable_since()?, at))).min()
     }
 
     /// Closes that connection if it has waited for so long.
