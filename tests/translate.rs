@@ -72,8 +72,8 @@ fn put(object: &mut Value, path: &str, value: Option<Value>) {
     };
 }
 
-/// Where the real server refuses and this module does not: id 0 is refused by its caller, which knows whether the object
-/// comes from a sync (refused) or from an upgrade (repaired).
+/// Where the real server refuses and this module does not: id 0 is refused by its caller, which knows whether the
+/// object comes from a sync (refused) or from an upgrade (repaired).
 const REFUSED_BY_THE_CALLER: (&str, &str) = ("id", "0");
 
 /// Every key with 24 values: refused as by the real server, or the whole object sent back as by it.
@@ -227,7 +227,7 @@ fn written(write: impl FnOnce(&mut Vec<u8>) -> Result<(), Refused>) -> String {
     String::from_utf8(out).unwrap()
 }
 
-fn object_with_id<'o>(objects: &'o Value, id: i64) -> &'o Value {
+fn object_with_id(objects: &Value, id: i64) -> &Value {
     objects
         .as_array()
         .unwrap()
@@ -412,7 +412,8 @@ impl Random {
             Value::Number(_) if flags.contains(&key) => json!(self.below(2)),
             Value::Number(_) if key == "answerAction" => json!(self.below(5)),
             Value::Number(_) if key == "bsize" => json!(self.below(256)),
-            Value::Number(_) => json!(self.below(if self.chance(3) { 60000 } else { 100 })),
+            Value::Number(_) if self.chance(3) => json!(self.below(60000)),
+            Value::Number(_) => json!(self.below(100)),
             Value::Array(items) => items.iter().map(|item| self.like(item, "")).collect(),
             Value::Object(_) => json!({"limit": self.below(99), "today": self.below(99)}),
             Value::Null => Value::Null,
@@ -461,8 +462,9 @@ impl Random {
             };
             pairs.push(format!("\"{key}\":{value}"));
         }
-        for i in 0..self.below(4) {
-            let pair = format!("\"x{i}\":{}", self.unknown(0));
+        for i in 0..self.below(5) {
+            let key = if i < 3 { format!("x{i}") } else { String::new() };
+            let pair = format!("\"{key}\":{}", self.unknown(0));
             pairs.push(pair.clone());
             unknown.push(pair);
         }
@@ -587,11 +589,12 @@ fn random_blobs_never_panic() {
         let (kind, written) = match Kind::ALL[round % 3] {
             Kind::Deck => {
                 let mut row = rich.decks[random.below(rich.decks.len())].clone();
-                random.damage(if random.chance(2) {
+                let blob = if random.chance(2) {
                     &mut row.common
                 } else {
                     &mut row.kind
-                });
+                };
+                random.damage(blob);
                 (Kind::Deck, row.write_json(&mut out))
             }
             Kind::Config => {

@@ -110,11 +110,16 @@ pub const OPT_PERCENT: Code = one(
     write_opt_percent,
 );
 
-/// An enum whose values end at `MAX`; others come out as 0.
-pub const fn up_to<const MAX: i64>(expects: &'static str) -> Code {
+/// An enum of two values.
+pub const ENUM_2: Code = up_to::<1>("0 or 1");
+/// An enum of five values.
+pub const ENUM_5: Code = up_to::<4>("an integer from 0 to 4");
+
+/// Values above `MAX` come out as 0.
+const fn up_to<const MAX: i64>(expects: &'static str) -> Code {
     one(expects, read_int::<0, MAX>, |v, out| {
         let value = v.int();
-        json::put_int(out, if value <= MAX { value.max(0) } else { 0 })
+        json::put_int(out, if (0..=MAX).contains(&value) { value } else { 0 })
     })
 }
 
@@ -239,7 +244,10 @@ fn read_text(text: &str) -> Option<Value<'_>> {
 
 fn read_floats(text: &str) -> Option<Value<'_>> {
     let mut values = Vec::new();
-    json::each(text, |element| Some(values.push(float(element)?)))?;
+    json::each(text, |element| {
+        values.push(float(element)?);
+        Some(())
+    })?;
     Some(Value::Floats(values))
 }
 

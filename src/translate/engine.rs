@@ -42,13 +42,21 @@ impl<'a> Message<'a> {
         self.values[position] = value;
     }
 
+    /// Sets the columns that every row has.
+    pub fn set_columns(&mut self, id: i64, name: &'a str, mtime_secs: i64, usn: i32) {
+        self.set_column("id", Value::Int(id));
+        self.set_column("name", Value::Text(name.into()));
+        self.set_column("mod", Value::Int(mtime_secs));
+        self.set_column("usn", Value::Int(usn.into()));
+    }
+
     fn position(&self, no: u32) -> usize {
         let row = self.table.iter().position(|row| row.no == no && row.stored());
         row.expect("numbers are constants, of rows in the same file as the table")
     }
 
     fn position_of(&self, key: &str) -> usize {
-        let row = self.table.iter().position(|row| row.key == key);
+        let row = self.table.iter().position(|row| row.key == Some(key));
         row.expect("keys are constants, of rows in the same file as the table")
     }
 
@@ -59,35 +67,36 @@ impl<'a> Message<'a> {
     /// Reads the keys of a table from an object.
     pub fn from_json(table: &'static [Field], object: &Object<'a>) -> Result<Message<'a>, Refused> {
         let mut message = Message::new(table);
-        for row in table.iter().filter(|row| !row.key.is_empty()) {
-            match object.get(row.key) {
+        for (i, row) in table.iter().enumerate() {
+            let Some(key) = row.key else { continue };
+            match object.get(key) {
                 None => message
-                    .read_other(row, object, row.missing)
-                    .ok_or_else(|| Refused(format!("\"{}\" is missing", row.key))),
+                    .read_other(i, object, row.missing)
+                    .ok_or_else(|| Refused(format!("\"{key}\" is missing"))),
                 Some(text) => message
-                    .read(row, object, text)
-                    .or_else(|| message.read_other(row, object, row.invalid))
-                    .ok_or_else(|| Refused(format!("\"{}\" is not {}", row.key, row.code.expects))),
+                    .read(i, object, text)
+                    .or_else(|| message.read_other(i, object, row.invalid))
+                    .ok_or_else(|| Refused(format!("\"{key}\" is not {}", row.code.expects))),
             }?;
         }
         Ok(message)
     }
 
-    fn read(&mut self, row: &Field, object: &Object<'a>, text: &'a str) -> Option<()> {
-        match row.code.convert {
+    /// Reads the row at position `i` of the table.
+    fn read(&mut self, i: usize, object: &Object<'a>, text: &'a str) -> Option<()> {
+        match self.table[i].code.convert {
             Convert::One { read, .. } => {
-                let value = read(text)?;
-                self.set_column(row.key, value);
+                self.values[i] = read(text)?;
                 Some(())
             }
-            Convert::Several { read, .. } => read(object, row, text, self),
+            Convert::Several { read, .. } => read(object, &self.table[i], text, self),
         }
     }
 
-    fn read_other(&mut self, row: &Field, object: &Object<'a>, otherwise: Otherwise) -> Option<()> {
+    fn read_other(&mut self, i: usize, object: &Object<'a>, otherwise: Otherwise) -> Option<()> {
         match otherwise {
             Otherwise::Refuse => None,
-            Otherwise::Use(text) => self.read(row, object, text),
+            Otherwise::Use(text) => self.read(i, object, text),
         }
     }
 
@@ -99,10 +108,11 @@ impl<'a> Message<'a> {
             } else {
                 value.is_default()
             };
+            let Some(key) = row.key else { continue };
             if row.emit == Emit::Never || row.emit == Emit::IfSet && unset {
                 continue;
             }
-            let out = out.key(row.key);
+            let out = out.key(key);
             match row.code.convert {
                 Convert::One { write, .. } => write(value, out),
                 Convert::Several { write, .. } => write(self, row, out),
@@ -273,7 +283,11 @@ fn encode_field(row: &Field, value: &Value<'_>, blob: &mut Vec<u8>) {
 
 /// Writes the keys that none of the tables has. It is how unknown keys get into field 255, and out of it.
 pub fn write_unknown(object: &Object<'_>, tables: &[&[Field]], out: &mut ObjectWriter<'_>) {
-    let known = |key: &str| tables.iter().any(|table| table.iter().any(|row| row.key == key));
+    let known = |key: &str| {
+        tables
+            .iter()
+            .any(|table| table.iter().any(|row| row.key == Some(key)))
+    };
     for (key, text) in object.iter().filter(|(key, _)| !known(key)) {
         out.key(key).extend_from_slice(text.as_bytes());
     }
@@ -306,11 +320,11 @@ pub fn read_embedded(table: &'static [Field], text: &str) -> Option<Vec<u8>> {
     match Object::parse(text) {
         Some(object) => message = Message::from_json(table, &object).ok()?,
         None => {
-            let mut rows = table.iter();
+            let mut rows = 0..table.len();
             json::each(text, |element| {
                 message.read(rows.next()?, &Object::default(), element)
             })?;
-            if rows.next().is_some() {
+            if !rows.is_empty() {
                 return None;
             }
         }

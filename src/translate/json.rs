@@ -352,7 +352,11 @@ mod tests {
     fn elements_of_arrays() {
         let collect = |text| {
             let mut elements = Vec::new();
-            each(text, |element| Some(elements.push(element))).map(|()| elements)
+            each(text, |element| {
+                elements.push(element);
+                Some(())
+            })
+            .map(|()| elements)
         };
         assert_eq!(
             collect(r#"[ 1, [2, 3] ,"x"]"#),
