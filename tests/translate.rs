@@ -411,6 +411,9 @@ impl Random {
             Value::Number(_) if key == "dyn" => valid.clone(),
             Value::Number(_) if flags.contains(&key) => json!(self.below(2)),
             Value::Number(_) if key == "answerAction" => json!(self.below(5)),
+            // Beyond these, some values lose one, and some of those (4095) one more on the next pass.
+            Value::Number(_) if key == "desiredRetention" => json!(self.below(101)),
+            Value::Number(_) if key == "initialFactor" => json!(1000 + 10 * self.below(500)),
             Value::Number(_) if key == "bsize" => json!(self.below(256)),
             Value::Number(_) if self.chance(3) => json!(self.below(60000)),
             Value::Number(_) => json!(self.below(100)),
