@@ -566,7 +566,7 @@ fn bases() -> Vec<(Kind, Value)> {
 fn random_objects_are_stable_after_the_first_pass_and_keep_unknown_keys() {
     let bases = bases();
     let mut random = Random(0x5eed_0001);
-    for _ in 0..4000 {
+    for _ in 0..1500 {
         let (kind, base) = &bases[random.below(bases.len())];
         let mut unknown = Vec::new();
         let sent = random.object(base, &mut unknown);
@@ -587,7 +587,7 @@ fn random_blobs_never_panic() {
     let rich = rich();
     let mut random = Random(0x5eed_0002);
     let mut readable = 0;
-    for round in 0..12000 {
+    for round in 0..6000 {
         let mut out = b"before ".to_vec();
         let (kind, written) = match Kind::ALL[round % 3] {
             Kind::Deck => {
@@ -626,7 +626,7 @@ fn random_blobs_never_panic() {
         assert_sendable(out);
         kind.round_trip(out).unwrap_or_else(|err| panic!("{err}: {out}"));
     }
-    assert!(readable > 1000, "only {readable}");
+    assert!(readable > 500, "only {readable}");
 }
 
 #[test]
