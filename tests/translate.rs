@@ -659,7 +659,7 @@ fn hostile_texts_are_refused() {
             let refused = refused.expect("no panic").expect_err(&text[..text.len().min(99)]);
             assert!(refused.to_string().len() < 200, "{refused}");
         }
-        let huge = format!("\"x\":[{}0]", "0,".repeat(1 << 20));
+        let huge = format!("\"x\":[{}0]", "0,".repeat(1 << 17));
         assert!(
             kind.round_trip(&with(&huge)).unwrap().contains(&huge),
             "large, but nothing is wrong with it"
@@ -676,7 +676,7 @@ fn hostile_texts_are_refused() {
         let text = format!(
             "{},\"{key}\":[{}0]}}",
             notetype.strip_suffix('}').unwrap(),
-            long.repeat(1 << 18)
+            long.repeat(1 << 15)
         );
         assert_eq!(Kind::Notetype.round_trip(&text).is_ok(), key == "req");
     }
