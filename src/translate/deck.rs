@@ -5,68 +5,77 @@ use super::engine::{self, Form, Message, encode, other, write_unknown};
 use super::json::{self, MAX_DEPTH, Object, ObjectWriter};
 use super::names::{human_to_native, native_to_human};
 use super::proto;
-use super::table::{ERR, Emit, Field, OTHER, Pb::*, Value, column, field, hidden, nested, or};
+use super::table::{ERR, Field, OTHER, Pb::*, Value, column, field, hidden, nested, or};
 use super::{Refused, whole};
 
 /// Row columns (4.2) and message Common (4.3).
+#[rustfmt::skip]
 const COMMON: &[Field] = &[
     column("id", code::I64S, ERR, ERR),
     column("mod", code::I64S, or("0"), ERR),
     column("name", NAME, ERR, ERR),
     column("usn", code::I32, ERR, ERR),
     column("dyn", DYN, ERR, ERR),
-    field(1, Bool, "collapsed", code::BOOL, ERR, ERR),
-    field(2, Bool, "browserCollapsed", code::BOOL, or("false"), ERR),
-    hidden(LAST_DAY_STUDIED, U32),
-    field(4, I32, "newToday", TODAY, ERR, ERR),
-    field(5, I32, "revToday", TODAY, ERR, ERR),
-    field(6, I32, "lrnToday", TODAY, ERR, ERR),
-    field(MILLISECONDS_STUDIED, I32, "timeToday", TODAY, ERR, ERR),
+    field(   1, Bool, "collapsed",        code::BOOL, ERR,         ERR),
+    field(   2, Bool, "browserCollapsed", code::BOOL, or("false"), ERR),
+    hidden(DAY, U32),
+    field(   4, I32,  "newToday",         TODAY,      ERR,         ERR),
+    field(   5, I32,  "revToday",         TODAY,      ERR,         ERR),
+    field(   6, I32,  "lrnToday",         TODAY,      ERR,         ERR),
+    field(TIME, I32,  "timeToday",        TODAY,      ERR,         ERR),
     // Discarded on input, never written.
     nested("return", or("null")),
     hidden(OTHER, Bytes),
 ];
 
 /// Message Normal (4.4).
+#[rustfmt::skip]
 const NORMAL: &[Field] = &[
-    field(1, I64, "conf", code::I64S, ERR, ERR),
-    field(2, U32, "extendNew", code::COUNT, or("0"), or("0")),
-    field(3, U32, "extendRev", code::COUNT, or("0"), or("0")),
-    field(4, Str, "desc", code::STR, or("\"\""), ERR),
-    field(5, Bool, "md", code::BOOL, or("false"), ERR).emit(Emit::IfSet),
-    field(6, U32, "reviewLimit", code::OPT_U32, or("null"), or("null")).presence(),
-    field(7, U32, "newLimit", code::OPT_U32, or("null"), or("null")).presence(),
-    field(8, Embedded(DAY_LIMIT), "reviewLimitToday", OPT_DAY_LIMIT, or("null"), or("null")).presence(),
-    field(9, Embedded(DAY_LIMIT), "newLimitToday", OPT_DAY_LIMIT, or("null"), or("null")).presence(),
-    field(10, F32, "desiredRetention", code::OPT_PERCENT, or("null"), or("null")).presence(),
+    field( 1, I64,                 "conf",             code::I64S,        ERR,         ERR),
+    field( 2, U32,                 "extendNew",        code::COUNT,       or("0"),     or("0")),
+    field( 3, U32,                 "extendRev",        code::COUNT,       or("0"),     or("0")),
+    field( 4, Str,                 "desc",             code::STR,         or("\"\""),  ERR),
+    field( 5, Bool,                "md",               code::BOOL,        or("false"), ERR).emit_if_set(),
+    field( 6, U32,                 "reviewLimit",      code::OPT_U32,     or("null"),  or("null")).presence(),
+    field( 7, U32,                 "newLimit",         code::OPT_U32,     or("null"),  or("null")).presence(),
+    field( 8, Embedded(DAY_LIMIT), "reviewLimitToday", OPT_DAY_LIMIT,     or("null"),  or("null")).presence(),
+    field( 9, Embedded(DAY_LIMIT), "newLimitToday",    OPT_DAY_LIMIT,     or("null"),  or("null")).presence(),
+    field(10, F32,                 "desiredRetention", code::OPT_PERCENT, or("null"),  or("null")).presence(),
 ];
 
 /// Message Filtered (4.5).
+#[rustfmt::skip]
 const FILTERED: &[Field] = &[
-    field(1, Bool, "resched", code::ANY_BOOL, ERR, ERR),
-    field(2, Repeated(SEARCH_TERM), "terms", TERMS, ERR, ERR),
+    field(1, Bool,                  "resched",          code::ANY_BOOL, ERR,        ERR),
+    field(2, Repeated(SEARCH_TERM), "terms",            TERMS,          ERR,        ERR),
     column("separate", SEPARATE, or("true"), ERR),
-    field(3, F32s, "delays", code::OPT_F32S, or("null"), or("null")),
-    field(4, U32, "previewDelay", code::U32, or("0"), ERR),
-    field(7, U32, "previewAgainSecs", code::U32, or("0"), ERR),
-    field(5, U32, "previewHardSecs", code::U32, or("0"), ERR),
-    field(6, U32, "previewGoodSecs", code::U32, or("0"), ERR),
+    field(3, F32s,                  "delays",           code::OPT_F32S, or("null"), or("null")),
+    field(4, U32,                   "previewDelay",     code::U32,      or("0"),    ERR),
+    field(7, U32,                   "previewAgainSecs", code::U32,      or("0"),    ERR),
+    field(5, U32,                   "previewHardSecs",  code::U32,      or("0"),    ERR),
+    field(6, U32,                   "previewGoodSecs",  code::U32,      or("0"),    ERR),
     // Checked but not stored, so that "" comes out.
     column("desc", code::STR, or("\"\""), ERR),
-    column("md", code::BOOL, or("false"), ERR).emit(Emit::Never),
+    column("md", code::BOOL, or("false"), ERR).not_emitted(),
 ];
 
-const DAY_LIMIT: &[Field] =
-    &[field(1, U32, "limit", code::U32, ERR, ERR), field(2, U32, "today", code::U32, ERR, ERR)];
+#[rustfmt::skip]
+const DAY_LIMIT: &[Field] = &[
+    field(1, U32, "limit", code::U32, ERR, ERR),
+    field(2, U32, "today", code::U32, ERR, ERR),
+];
 
+#[rustfmt::skip]
 const SEARCH_TERM: &[Field] = &[
-    field(1, Str, "search", code::STR, ERR, ERR),
-    field(2, U32, "limit", code::COUNT_S, ERR, ERR),
-    field(3, I32, "order", code::I32, ERR, ERR),
+    field(1, Str, "search", code::STR,     ERR, ERR),
+    field(2, U32, "limit",  code::COUNT_S, ERR, ERR),
+    field(3, I32, "order",  code::I32,     ERR, ERR),
 ];
 
-const LAST_DAY_STUDIED: u32 = 3;
-const MILLISECONDS_STUDIED: u32 = 7;
+/// Number of last_day_studied.
+const DAY: u32 = 3;
+/// Number of milliseconds_studied.
+const TIME: u32 = 7;
 
 /// Numbers in KindContainer.
 const KIND_NORMAL: u32 = 1;
@@ -97,14 +106,18 @@ const TODAY: Code = several(
         let (day, amount) = today(text)?;
         let days = ["timeToday", "newToday", "revToday"].map(|key| object.get(key).and_then(today));
         let last_day = days.iter().flatten().map(|(day, _)| *day).max().unwrap_or(0);
-        let keep = day == last_day || row.no == MILLISECONDS_STUDIED;
+        let keep = day == last_day || row.no == TIME;
         message.set(row.no, Value::Int(if keep { amount.into() } else { 0 }));
-        message.set(LAST_DAY_STUDIED, Value::Int(i64::from(last_day as u32)));
+        message.set(DAY, Value::Int(i64::from(last_day as u32)));
         Some(())
     },
     |message, row, out| {
-        let last_day = message.at(LAST_DAY_STUDIED).int() as i32;
-        json::put_array(out, [i64::from(last_day), message.at(row.no).int()], json::put_int);
+        let last_day = message.at(DAY).int() as i32;
+        json::put_array(
+            out,
+            [i64::from(last_day), message.at(row.no).int()],
+            json::put_int,
+        );
     },
 );
 
@@ -161,13 +174,19 @@ impl DeckRow {
     /// Reads a deck as clients send it (spec section 4).
     pub fn from_json(text: &str) -> Result<DeckRow, Refused> {
         let object = Object::check(text, MAX_DEPTH);
-        object.and_then(|object| DeckRow::from_object(&object)).map_err(|err| err.within("deck"))
+        object
+            .and_then(|object| DeckRow::from_object(&object))
+            .map_err(|err| err.within("deck"))
     }
 
     fn from_object(object: &Object<'_>) -> Result<DeckRow, Refused> {
         let mut common = Message::from_json(COMMON, object)?;
         let filtered = common.column("dyn").int() == 1;
-        let (no, table) = if filtered { (KIND_FILTERED, FILTERED) } else { (KIND_NORMAL, NORMAL) };
+        let (no, table) = if filtered {
+            (KIND_FILTERED, FILTERED)
+        } else {
+            (KIND_NORMAL, NORMAL)
+        };
         let of_kind = Message::from_json(table, object)?;
         common.set(OTHER, other(|out| write_unknown(object, &[COMMON, table], out)));
         let mut kind = Vec::new();
@@ -190,10 +209,7 @@ impl DeckRow {
     fn write_object(&self, out: &mut Vec<u8>) -> Result<(), Refused> {
         let mut common = Message::decode(COMMON, &self.common)?;
         let (no, blob) = self.of_kind()?;
-        common.set_column("id", Value::Int(self.id));
-        common.set_column("mod", Value::Int(self.mtime_secs));
-        common.set_column("name", Value::Text(self.name.as_str().into()));
-        common.set_column("usn", Value::Int(self.usn.into()));
+        common.set_columns(self.id, &self.name, self.mtime_secs, self.usn);
         common.set_column("dyn", Value::Int((no == KIND_FILTERED).into()));
         let mut out = ObjectWriter::begin(out);
         common.write_json(&mut out);
@@ -225,5 +241,20 @@ impl DeckRow {
             }
         }
         kind
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::table::assert_consistent;
+    use super::*;
+
+    #[test]
+    fn tables_are_consistent() {
+        assert_consistent(NORMAL, &[COMMON]);
+        assert_consistent(FILTERED, &[COMMON]);
+        assert_consistent(COMMON, &[]);
+        assert_consistent(DAY_LIMIT, &[]);
+        assert_consistent(SEARCH_TERM, &[]);
     }
 }

@@ -7,42 +7,76 @@ use super::table::{ERR, ERR as SEC, Field, OTHER, Pb::*, Value, column, field, h
 use super::{Refused, whole};
 
 /// Row columns and top-level keys (5.1), ranges from 5.3.
+#[rustfmt::skip]
 const CONFIG: &[Field] = &[
     column("id", code::I64S, ERR, ERR),
     column("mod", code::I64S, ERR, ERR),
     column("name", code::STR, ERR, ERR),
     column("usn", code::I32, ERR, ERR),
-    field(24, U32, "maxTaken", code::COUNT, ERR, ERR).clamp(60.0, 1.0, 9999.0),
-    field(23, Bool, "autoplay", code::NOT, ERR, ERR),
-    field(25, Bool, "timer", code::FLAG, ERR, or("0")),
-    field(26, Bool, "replayq", code::NOT, or("false"), ERR),
+    field(24, U32,  "maxTaken",                code::COUNT,  ERR,         ERR).clamp(60.0, 1.0, 9999.0),
+    field(23, Bool, "autoplay",                code::NOT,    ERR,         ERR),
+    field(25, Bool, "timer",                   code::FLAG,   ERR,         or("0")),
+    field(26, Bool, "replayq",                 code::NOT,    or("false"), ERR),
     nested("new", ERR),
     nested("rev", ERR),
     nested("lapse", ERR),
     // Always false on the way out: nothing ever sets it.
     column("dyn", code::BOOL, or("false"), or("false")),
-    field(30, I32, "newMix", code::I32, or("0"), ERR),
-    field(35, U32, "newPerDayMinimum", code::U32, or("0"), ERR).clamp(0.0, 0.0, 9999.0),
-    field(31, I32, "interdayLearningMix", code::I32, or("0"), ERR),
-    field(33, I32, "reviewOrder", code::I32, or("0"), ERR),
-    field(32, I32, "newSortOrder", code::I32, or("0"), ERR),
-    field(34, I32, "newGatherPriority", code::I32, or("0"), ERR),
-    field(29, Bool, "buryInterdayLearning", code::BOOL, or("false"), ERR),
-    field(3, F32s, "fsrsWeights", code::F32S, or("[]"), ERR),
-    field(5, F32s, "fsrsParams5", code::F32S, or("[]"), ERR),
-    field(6, F32s, "fsrsParams6", code::F32S, or("[]"), ERR),
-    field(37, F32, "desiredRetention", code::F32, or("0"), ERR).clamp(0.9, 0.7, 0.99),
-    field(46, Str, "ignoreRevlogsBeforeDate", code::STR, or("\"\""), ERR),
-    field(4, F32s, "easyDaysPercentages", code::F32S, or("[]"), ERR),
-    field(38, Bool, "stopTimerOnAnswer", code::BOOL, or("false"), ERR),
-    field(41, F32, "secondsToShowQuestion", code::F32, or("0"), ERR),
-    field(42, F32, "secondsToShowAnswer", code::F32, or("0"), ERR),
-    field(36, I32, "questionAction", code::up_to::<1>("0 or 1"), or("0"), ERR),
-    field(43, I32, "answerAction", code::up_to::<4>("an integer from 0 to 4"), or("0"), ERR),
-    field(44, Bool, "waitForAudio", code::BOOL, or("true"), ERR),
-    field(40, F32, "sm2Retention", code::F32, or("0"), ERR).clamp(0.9, 0.7, 0.97),
-    field(45, Str, "weightSearch", code::STR, or("\"\""), ERR),
+    field(30, I32,  "newMix",                  code::I32,    or("0"),     ERR),
+    field(35, U32,  "newPerDayMinimum",        code::U32,    or("0"),     ERR).clamp(0.0, 0.0, 9999.0),
+    field(31, I32,  "interdayLearningMix",     code::I32,    or("0"),     ERR),
+    field(33, I32,  "reviewOrder",             code::I32,    or("0"),     ERR),
+    field(32, I32,  "newSortOrder",            code::I32,    or("0"),     ERR),
+    field(34, I32,  "newGatherPriority",       code::I32,    or("0"),     ERR),
+    field(29, Bool, "buryInterdayLearning",    code::BOOL,   or("false"), ERR),
+    field( 3, F32s, "fsrsWeights",             code::F32S,   or("[]"),    ERR),
+    field( 5, F32s, "fsrsParams5",             code::F32S,   or("[]"),    ERR),
+    field( 6, F32s, "fsrsParams6",             code::F32S,   or("[]"),    ERR),
+    field(37, F32,  "desiredRetention",        code::F32,    or("0"),     ERR).clamp(0.9, 0.7, 0.99),
+    field(46, Str,  "ignoreRevlogsBeforeDate", code::STR,    or("\"\""),  ERR),
+    field( 4, F32s, "easyDaysPercentages",     code::F32S,   or("[]"),    ERR),
+    field(38, Bool, "stopTimerOnAnswer",       code::BOOL,   or("false"), ERR),
+    field(41, F32,  "secondsToShowQuestion",   code::F32,    or("0"),     ERR),
+    field(42, F32,  "secondsToShowAnswer",     code::F32,    or("0"),     ERR),
+    field(36, I32,  "questionAction",          code::ENUM_2, or("0"),     ERR),
+    field(43, I32,  "answerAction",            code::ENUM_5, or("0"),     ERR),
+    field(44, Bool, "waitForAudio",            code::BOOL,   or("true"),  ERR),
+    field(40, F32,  "sm2Retention",            code::F32,    or("0"),     ERR).clamp(0.9, 0.7, 0.97),
+    field(45, Str,  "weightSearch",            code::STR,    or("\"\""),  ERR),
     hidden(OTHER, Bytes),
+];
+
+/// Section `new` (5.2).
+#[rustfmt::skip]
+const NEW: &[Field] = &[
+    field(  27, Bool, "bury",          code::BOOL,           or("false"), SEC),
+    field(   1, F32s, "delays",        code::F32S,           SEC,         or("[]")),
+    field(  11, F32,  "initialFactor", code::PERMILLE,       SEC,         SEC).clamp(2.5, 1.31, 5.0),
+    field(GOOD, U32,  "ints",          GRADUATING_INTERVALS, SEC,         or("[1,4]")).clamp(1.0, 1.0, 36500.0),
+    hidden(EASY, U32).clamp(4.0, 1.0, 36500.0),
+    field(  20, I32,  "order",         INSERT_ORDER,         SEC,         or("1")),
+    field(   9, U32,  "perDay",        code::U32,            SEC,         or("0")).clamp(20.0, 0.0, 9999.0),
+];
+
+/// Section `rev` (5.2).
+#[rustfmt::skip]
+const REV: &[Field] = &[
+    field(28, Bool, "bury",       code::BOOL, or("false"), SEC),
+    field(12, F32,  "ease4",      code::F32,  SEC,         SEC).clamp(1.3, 1.0, 5.0),
+    field(15, F32,  "ivlFct",     code::F32,  SEC,         SEC).clamp(1.0, 0.5, 2.0),
+    field(16, U32,  "maxIvl",     code::U32,  SEC,         SEC).clamp(36500.0, 1.0, 36500.0),
+    field(10, U32,  "perDay",     code::U32,  SEC,         or("0")).clamp(200.0, 0.0, 9999.0),
+    field(13, F32,  "hardFactor", code::F32,  or("1.2"),   SEC).clamp(1.2, 0.5, 1.3),
+];
+
+/// Section `lapse` (5.2).
+#[rustfmt::skip]
+const LAPSE: &[Field] = &[
+    field( 2, F32s, "delays",      code::F32S,   SEC, or("[]")),
+    field(21, I32,  "leechAction", code::ENUM_2, SEC, or("1")),
+    field(22, U32,  "leechFails",  code::U32,    SEC, SEC).clamp(8.0, 1.0, 9999.0),
+    field(17, U32,  "minInt",      code::U32,    SEC, SEC).clamp(1.0, 1.0, 36500.0),
+    field(14, F32,  "mult",        code::F32,    SEC, SEC).clamp(0.0, 0.0, 1.0),
 ];
 
 /// An object inside the object, in the same message. One invalid key (SEC) replaces all of it by its default (5.2).
@@ -55,42 +89,22 @@ struct Section {
 const SECTIONS: [Section; 3] = [
     Section {
         key: "new",
-        table: &[
-            field(27, Bool, "bury", code::BOOL, or("false"), SEC),
-            field(1, F32s, "delays", code::F32S, SEC, or("[]")),
-            field(11, F32, "initialFactor", code::PERMILLE, SEC, SEC).clamp(2.5, 1.31, 5.0),
-            field(GOOD, U32, "ints", GRADUATING_INTERVALS, SEC, or("[1,4]")).clamp(1.0, 1.0, 36500.0),
-            hidden(EASY, U32).clamp(4.0, 1.0, 36500.0),
-            field(20, I32, "order", INSERT_ORDER, SEC, or("1")),
-            field(9, U32, "perDay", code::U32, SEC, or("0")).clamp(20.0, 0.0, 9999.0),
-        ],
+        table: NEW,
         default: r#"{"bury":false,"delays":[1,10],"initialFactor":2500,"ints":[1,4],"order":1,"perDay":20}"#,
     },
     Section {
         key: "rev",
-        table: &[
-            field(28, Bool, "bury", code::BOOL, or("false"), SEC),
-            field(12, F32, "ease4", code::F32, SEC, SEC).clamp(1.3, 1.0, 5.0),
-            field(15, F32, "ivlFct", code::F32, SEC, SEC).clamp(1.0, 0.5, 2.0),
-            field(16, U32, "maxIvl", code::U32, SEC, SEC).clamp(36500.0, 1.0, 36500.0),
-            field(10, U32, "perDay", code::U32, SEC, or("0")).clamp(200.0, 0.0, 9999.0),
-            field(13, F32, "hardFactor", code::F32, or("1.2"), SEC).clamp(1.2, 0.5, 1.3),
-        ],
+        table: REV,
         default: r#"{"bury":false,"ease4":1.3,"ivlFct":1.0,"maxIvl":36500,"perDay":200,"hardFactor":1.2}"#,
     },
     Section {
         key: "lapse",
-        table: &[
-            field(2, F32s, "delays", code::F32S, SEC, or("[]")),
-            field(21, I32, "leechAction", code::up_to::<1>("0 or 1"), SEC, or("1")),
-            field(22, U32, "leechFails", code::U32, SEC, SEC).clamp(8.0, 1.0, 9999.0),
-            field(17, U32, "minInt", code::U32, SEC, SEC).clamp(1.0, 1.0, 36500.0),
-            field(14, F32, "mult", code::F32, SEC, SEC).clamp(0.0, 0.0, 1.0),
-        ],
+        table: LAPSE,
         default: r#"{"delays":[10],"leechAction":1,"leechFails":8,"minInt":1,"mult":0.0}"#,
     },
 ];
 
+/// Numbers of the two graduating intervals.
 const GOOD: u32 = 18;
 const EASY: u32 = 19;
 
@@ -204,10 +218,7 @@ impl DeckConfigRow {
 
     fn write_object(&self, out: &mut Vec<u8>) -> Result<(), Refused> {
         let mut config = Message::decode(CONFIG, &self.config)?;
-        config.set_column("id", Value::Int(self.id));
-        config.set_column("mod", Value::Int(self.mtime_secs));
-        config.set_column("name", Value::Text(self.name.as_str().into()));
-        config.set_column("usn", Value::Int(self.usn.into()));
+        config.set_columns(self.id, &self.name, self.mtime_secs, self.usn);
         let other = config.other();
         let mut out = ObjectWriter::begin(out);
         config.write_json(&mut out);
@@ -221,5 +232,44 @@ impl DeckConfigRow {
         write_unknown(&other, &[CONFIG], &mut out);
         out.end();
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::table::assert_consistent;
+    use super::*;
+
+    #[test]
+    fn tables_are_consistent() {
+        assert_consistent(CONFIG, &[]);
+        for section in &SECTIONS {
+            assert_consistent(section.table, &[]);
+            assert!(CONFIG.iter().any(|row| row.key == Some(section.key)));
+            let default = Object::check(section.default, MAX_DEPTH).unwrap();
+            assert!(
+                section
+                    .table
+                    .iter()
+                    .all(|row| row.key.is_none_or(|key| default.get(key).is_some()))
+            );
+            Message::from_json(section.table, &default).unwrap();
+        }
+        let tables = [CONFIG, NEW, REV, LAPSE];
+        let numbers = tables
+            .iter()
+            .copied()
+            .flatten()
+            .filter(|row| row.stored())
+            .map(|row| row.no);
+        let mut numbers: Vec<u32> = numbers.collect();
+        numbers.sort_unstable();
+        let reserved = [7, 8, 39];
+        assert!(
+            numbers
+                .iter()
+                .copied()
+                .eq((1..=46).filter(|no| !reserved.contains(no)).chain([OTHER]))
+        );
     }
 }

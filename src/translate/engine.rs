@@ -16,7 +16,10 @@ pub struct Message<'a> {
 
 impl<'a> Message<'a> {
     pub fn new(table: &'static [Field]) -> Message<'a> {
-        Message { table, values: vec![Value::Unset; table.len()] }
+        Message {
+            table,
+            values: vec![Value::Unset; table.len()],
+        }
     }
 
     /// The value of the field with this number.
@@ -39,13 +42,21 @@ impl<'a> Message<'a> {
         self.values[position] = value;
     }
 
+    /// Sets the columns that every row has.
+    pub fn set_columns(&mut self, id: i64, name: &'a str, mtime_secs: i64, usn: i32) {
+        self.set_column("id", Value::Int(id));
+        self.set_column("name", Value::Text(name.into()));
+        self.set_column("mod", Value::Int(mtime_secs));
+        self.set_column("usn", Value::Int(usn.into()));
+    }
+
     fn position(&self, no: u32) -> usize {
         let row = self.table.iter().position(|row| row.no == no && row.stored());
         row.expect("numbers are constants, of rows in the same file as the table")
     }
 
     fn position_of(&self, key: &str) -> usize {
-        let row = self.table.iter().position(|row| row.key == key);
+        let row = self.table.iter().position(|row| row.key == Some(key));
         row.expect("keys are constants, of rows in the same file as the table")
     }
 
@@ -56,46 +67,52 @@ impl<'a> Message<'a> {
     /// Reads the keys of a table from an object.
     pub fn from_json(table: &'static [Field], object: &Object<'a>) -> Result<Message<'a>, Refused> {
         let mut message = Message::new(table);
-        for row in table.iter().filter(|row| !row.key.is_empty()) {
-            match object.get(row.key) {
+        for (i, row) in table.iter().enumerate() {
+            let Some(key) = row.key else { continue };
+            match object.get(key) {
                 None => message
-                    .read_other(row, object, row.missing)
-                    .ok_or_else(|| Refused(format!("\"{}\" is missing", row.key))),
+                    .read_other(i, object, row.missing)
+                    .ok_or_else(|| Refused(format!("\"{key}\" is missing"))),
                 Some(text) => message
-                    .read(row, object, text)
-                    .or_else(|| message.read_other(row, object, row.invalid))
-                    .ok_or_else(|| Refused(format!("\"{}\" is not {}", row.key, row.code.expects))),
+                    .read(i, object, text)
+                    .or_else(|| message.read_other(i, object, row.invalid))
+                    .ok_or_else(|| Refused(format!("\"{key}\" is not {}", row.code.expects))),
             }?;
         }
         Ok(message)
     }
 
-    fn read(&mut self, row: &Field, object: &Object<'a>, text: &'a str) -> Option<()> {
-        match row.code.convert {
+    /// Reads the row at position `i` of the table.
+    fn read(&mut self, i: usize, object: &Object<'a>, text: &'a str) -> Option<()> {
+        match self.table[i].code.convert {
             Convert::One { read, .. } => {
-                let value = read(text)?;
-                self.set_column(row.key, value);
+                self.values[i] = read(text)?;
                 Some(())
             }
-            Convert::Several { read, .. } => read(object, row, text, self),
+            Convert::Several { read, .. } => read(object, &self.table[i], text, self),
         }
     }
 
-    fn read_other(&mut self, row: &Field, object: &Object<'a>, otherwise: Otherwise) -> Option<()> {
+    fn read_other(&mut self, i: usize, object: &Object<'a>, otherwise: Otherwise) -> Option<()> {
         match otherwise {
             Otherwise::Refuse => None,
-            Otherwise::Use(text) => self.read(row, object, text),
+            Otherwise::Use(text) => self.read(i, object, text),
         }
     }
 
     /// Writes the keys of the table, without those unknown to it.
     pub fn write_json(&self, out: &mut ObjectWriter<'_>) {
         for (row, value) in self.rows() {
-            let unset = if row.presence { *value == Value::Unset } else { value.is_default() };
+            let unset = if row.presence {
+                *value == Value::Unset
+            } else {
+                value.is_default()
+            };
+            let Some(key) = row.key else { continue };
             if row.emit == Emit::Never || row.emit == Emit::IfSet && unset {
                 continue;
             }
-            let out = out.key(row.key);
+            let out = out.key(key);
             match row.code.convert {
                 Convert::One { write, .. } => write(value, out),
                 Convert::Several { write, .. } => write(self, row, out),
@@ -193,7 +210,11 @@ fn ints(value: &mut Value<'_>) -> Vec<u32> {
 
 fn clamp(row: &Field, value: &mut Value<'_>) {
     let Some(clamp) = &row.clamp else { return };
-    let number = if matches!(row.pb, Pb::F32) { f64::from(value.float()) } else { value.int() as f64 };
+    let number = if matches!(row.pb, Pb::F32) {
+        f64::from(value.float())
+    } else {
+        value.int() as f64
+    };
     // NaN is in no range.
     if !(f64::from(clamp.min)..=f64::from(clamp.max)).contains(&number) {
         *value = match row.pb {
@@ -205,8 +226,11 @@ fn clamp(row: &Field, value: &mut Value<'_>) {
 
 /// The blob of a message whose values are spread over `parts`, fields in ascending order.
 pub fn encode(parts: &[&Message<'_>]) -> Vec<u8> {
-    let mut rows: Vec<_> =
-        parts.iter().flat_map(|part| part.rows()).filter(|(row, _)| row.stored()).collect();
+    let mut rows: Vec<_> = parts
+        .iter()
+        .flat_map(|part| part.rows())
+        .filter(|(row, _)| row.stored())
+        .collect();
     rows.sort_by_key(|(row, _)| row.no);
     let mut blob = Vec::new();
     for (row, value) in rows {
@@ -244,7 +268,9 @@ fn encode_field(row: &Field, value: &Value<'_>, blob: &mut Vec<u8>) {
         }
         Value::Ints(values) => {
             let mut packed = Vec::new();
-            values.iter().for_each(|value| proto::put_varint(&mut packed, u64::from(*value)));
+            values
+                .iter()
+                .for_each(|value| proto::put_varint(&mut packed, u64::from(*value)));
             proto::put_bytes(blob, row.no, &packed);
         }
         Value::Messages(_) => {
@@ -257,7 +283,11 @@ fn encode_field(row: &Field, value: &Value<'_>, blob: &mut Vec<u8>) {
 
 /// Writes the keys that none of the tables has. It is how unknown keys get into field 255, and out of it.
 pub fn write_unknown(object: &Object<'_>, tables: &[&[Field]], out: &mut ObjectWriter<'_>) {
-    let known = |key: &str| tables.iter().any(|table| table.iter().any(|row| row.key == key));
+    let known = |key: &str| {
+        tables
+            .iter()
+            .any(|table| table.iter().any(|row| row.key == Some(key)))
+    };
     for (key, text) in object.iter().filter(|(key, _)| !known(key)) {
         out.key(key).extend_from_slice(text.as_bytes());
     }
@@ -270,7 +300,11 @@ pub fn other(write: impl FnOnce(&mut ObjectWriter<'_>)) -> Value<'static> {
     write(&mut out);
     let empty = out.is_empty();
     out.end();
-    if empty { Value::Unset } else { Value::Bytes(bytes.into()) }
+    if empty {
+        Value::Unset
+    } else {
+        Value::Bytes(bytes.into())
+    }
 }
 
 /// How a small embedded message looks in JSON. Both forms are read.
@@ -286,9 +320,11 @@ pub fn read_embedded(table: &'static [Field], text: &str) -> Option<Vec<u8>> {
     match Object::parse(text) {
         Some(object) => message = Message::from_json(table, &object).ok()?,
         None => {
-            let mut rows = table.iter();
-            json::each(text, |element| message.read(rows.next()?, &Object::default(), element))?;
-            if rows.next().is_some() {
+            let mut rows = 0..table.len();
+            json::each(text, |element| {
+                message.read(rows.next()?, &Object::default(), element)
+            })?;
+            if !rows.is_empty() {
                 return None;
             }
         }
@@ -324,7 +360,9 @@ pub fn write_embedded(table: &'static [Field], form: Form, blob: &[u8], out: &mu
 
 /// Writes an array of small embedded messages.
 pub fn write_all_embedded(table: &'static [Field], form: Form, value: &Value<'_>, out: &mut Vec<u8>) {
-    json::put_array(out, messages(value), |out, message| write_embedded(table, form, message, out));
+    json::put_array(out, messages(value), |out, message| {
+        write_embedded(table, form, message, out)
+    });
 }
 
 fn messages<'v>(value: &'v Value<'_>) -> impl Iterator<Item = &'v [u8]> {

@@ -3,71 +3,76 @@
 use super::code::{self, Code, one};
 use super::engine::{Form, Message, encode, other, read_all_embedded, write_all_embedded, write_unknown};
 use super::json::{self, MAX_DEPTH, Object, ObjectWriter};
-use super::table::{ERR, Emit, Field, OTHER, Pb::*, Value, column, field, hidden, nested, or};
+use super::table::{ERR, Field, OTHER, Pb::*, Value, column, field, hidden, nested, or};
 use super::{Refused, whole};
 
 /// Row columns and message Config of notetypes (6.1).
+#[rustfmt::skip]
 const NOTETYPE: &[Field] = &[
     column("id", code::I64S, ERR, ERR),
     column("name", code::STR, ERR, ERR),
-    field(1, I32, "type", code::up_to::<1>("0 or 1"), ERR, ERR),
+    field(   1, I32,                   "type",              code::ENUM_2,  ERR,         ERR),
     column("mod", code::I64, ERR, ERR),
     column("usn", code::I32, ERR, ERR),
-    field(SORT_FIELD_IDX, U32, "sortf", code::U16, ERR, ERR),
-    field(4, I64, "did", OPT_ID, ERR, or("null")),
+    field(SORT, U32,                   "sortf",             code::U16,     ERR,         ERR),
+    field(   4, I64,                   "did",               OPT_ID,        ERR,         or("null")),
     nested("tmpls", ERR),
     nested("flds", ERR),
-    field(3, Str, "css", code::STR, ERR, or("\"\"")),
-    field(5, Str, "latexPre", code::STR, or("\"\""), ERR),
-    field(6, Str, "latexPost", code::STR, or("\"\""), ERR),
-    field(7, Bool, "latexsvg", code::BOOL, or("false"), or("false")),
-    field(8, Repeated(REQUIREMENT), "req", REQUIREMENTS, or("[]"), or("[]")),
-    field(9, I32, "originalStockKind", code::I32, or("0"), ERR).emit(Emit::IfSet),
-    field(10, I64, "originalId", code::OPT_I64, or("null"), ERR).presence().emit(Emit::IfSet),
+    field(   3, Str,                   "css",               code::STR,     ERR,         or("\"\"")),
+    field(   5, Str,                   "latexPre",          code::STR,     or("\"\""),  ERR),
+    field(   6, Str,                   "latexPost",         code::STR,     or("\"\""),  ERR),
+    field(   7, Bool,                  "latexsvg",          code::BOOL,    or("false"), or("false")),
+    field(   8, Repeated(REQUIREMENT), "req",               REQUIREMENTS,  or("[]"),    or("[]")),
+    field(   9, I32,                   "originalStockKind", code::I32,     or("0"),     ERR).emit_if_set(),
+    field(  10, I64,                   "originalId",        code::OPT_I64, or("null"),  ERR).presence().emit_if_set(),
     hidden(OTHER, Bytes),
 ];
 
 /// Row columns and message Config of fields (6.2).
+#[rustfmt::skip]
 const FIELD: &[Field] = &[
     column("name", code::STR, ERR, ERR),
     // The position in the array counts, not what is sent.
     column("ord", code::OPT_U16, or("null"), ERR),
-    field(1, Bool, "sticky", code::ANY_BOOL, ERR, ERR),
-    field(2, Bool, "rtl", code::ANY_BOOL, ERR, ERR),
-    field(3, Str, "font", code::STR, ERR, ERR),
-    field(4, U32, "size", code::U16, ERR, ERR),
-    field(5, Str, "description", code::STR, or("\"\""), or("\"\"")),
-    field(6, Bool, "plainText", code::BOOL, or("false"), or("false")),
-    field(7, Bool, "collapsed", code::BOOL, or("false"), or("false")),
-    field(8, Bool, "excludeFromSearch", code::BOOL, or("false"), or("false")),
-    field(9, I64, "id", code::OPT_I64, or("null"), or("null")).presence(),
-    field(10, U32, "tag", code::OPT_U32, or("null"), or("null")).presence(),
-    field(11, Bool, "preventDeletion", code::BOOL, or("false"), or("false")),
+    field( 1, Bool, "sticky",            code::ANY_BOOL, ERR,         ERR),
+    field( 2, Bool, "rtl",               code::ANY_BOOL, ERR,         ERR),
+    field( 3, Str,  "font",              code::STR,      ERR,         ERR),
+    field( 4, U32,  "size",              code::U16,      ERR,         ERR),
+    field( 5, Str,  "description",       code::STR,      or("\"\""),  or("\"\"")),
+    field( 6, Bool, "plainText",         code::BOOL,     or("false"), or("false")),
+    field( 7, Bool, "collapsed",         code::BOOL,     or("false"), or("false")),
+    field( 8, Bool, "excludeFromSearch", code::BOOL,     or("false"), or("false")),
+    field( 9, I64,  "id",                code::OPT_I64,  or("null"),  or("null")).presence(),
+    field(10, U32,  "tag",               code::OPT_U32,  or("null"),  or("null")).presence(),
+    field(11, Bool, "preventDeletion",   code::BOOL,     or("false"), or("false")),
     hidden(OTHER, Bytes),
 ];
 
 /// Row columns and message Config of templates (6.3).
+#[rustfmt::skip]
 const TEMPLATE: &[Field] = &[
     column("name", code::STR, ERR, ERR),
     column("ord", code::OPT_U16, or("null"), ERR),
-    field(1, Str, "qfmt", code::STR, ERR, ERR),
-    field(2, Str, "afmt", code::STR, or("\"\""), ERR),
-    field(3, Str, "bqfmt", code::STR, or("\"\""), ERR),
-    field(4, Str, "bafmt", code::STR, or("\"\""), ERR),
-    field(5, I64, "did", OPT_DECK, or("null"), or("null")),
-    field(6, Str, "bfont", code::STR, or("\"\""), or("\"\"")),
-    field(7, U32, "bsize", code::U8, or("0"), or("0")),
-    field(8, I64, "id", code::OPT_I64, or("null"), or("null")).presence(),
+    field(1, Str, "qfmt",  code::STR,     ERR,        ERR),
+    field(2, Str, "afmt",  code::STR,     or("\"\""), ERR),
+    field(3, Str, "bqfmt", code::STR,     or("\"\""), ERR),
+    field(4, Str, "bafmt", code::STR,     or("\"\""), ERR),
+    field(5, I64, "did",   OPT_DECK,      or("null"), or("null")),
+    field(6, Str, "bfont", code::STR,     or("\"\""), or("\"\"")),
+    field(7, U32, "bsize", code::U8,      or("0"),    or("0")),
+    field(8, I64, "id",    code::OPT_I64, or("null"), or("null")).presence(),
     hidden(OTHER, Bytes),
 ];
 
+#[rustfmt::skip]
 const REQUIREMENT: &[Field] = &[
-    field(1, U32, "card_ord", code::U16, ERR, ERR),
-    field(2, I32, "kind", REQUIREMENT_KIND, ERR, ERR),
-    field(3, U32s, "field_ords", U16S, ERR, ERR),
+    field(1, U32,  "card_ord",   code::U16,        ERR, ERR),
+    field(2, I32,  "kind",       REQUIREMENT_KIND, ERR, ERR),
+    field(3, U32s, "field_ords", U16S,             ERR, ERR),
 ];
 
-const SORT_FIELD_IDX: u32 = 2;
+/// Number of sort_field_idx.
+const SORT: u32 = 2;
 
 /// No deck is `null` in JSON and 0 in the message.
 const OPT_ID: Code = code::OPT_I64.written(|value, out| match value.int() {
@@ -91,7 +96,11 @@ const REQUIREMENTS: Code = one(
 const REQUIREMENT_KIND: Code = one(
     "\"none\", \"any\" or \"all\"",
     |text| {
-        Some(Value::Int(KINDS.iter().position(|kind| json::string(text).as_deref() == Some(kind))? as i64))
+        Some(Value::Int(
+            KINDS
+                .iter()
+                .position(|kind| json::string(text).as_deref() == Some(kind))? as i64,
+        ))
     },
     |value, out| {
         let kind = usize::try_from(value.int()).ok().and_then(|kind| KINDS.get(kind));
@@ -112,8 +121,14 @@ const U16S: Code = one(
         Some(Value::Ints(values))
     },
     |value, out| {
-        let values: &[u32] = if let Value::Ints(values) = value { values } else { &[] };
-        json::put_array(out, values, |out, value| json::put_int(out, (*value as u16).into()));
+        let values: &[u32] = if let Value::Ints(values) = value {
+            values
+        } else {
+            &[]
+        };
+        json::put_array(out, values, |out, value| {
+            json::put_int(out, (*value as u16).into())
+        });
     },
 );
 
@@ -161,14 +176,16 @@ pub struct TemplateRow {
 /// Which field of a note is its sort field: `sort_field_idx` of `notetypes.config` (spec 6.1), all 32 bits of it.
 pub fn notetype_sort_field(config: &[u8]) -> Result<u32, Refused> {
     let message = Message::decode(NOTETYPE, config).map_err(|err| err.within("notetype"))?;
-    Ok(message.at(SORT_FIELD_IDX).int() as u32)
+    Ok(message.at(SORT).int() as u32)
 }
 
 impl NotetypeRow {
     /// Reads a notetype as clients send it (spec section 6).
     pub fn from_json(text: &str) -> Result<NotetypeRow, Refused> {
         let object = Object::check(text, MAX_DEPTH);
-        object.and_then(|object| NotetypeRow::from_object(&object)).map_err(|err| err.within("notetype"))
+        object
+            .and_then(|object| NotetypeRow::from_object(&object))
+            .map_err(|err| err.within("notetype"))
     }
 
     fn from_object(object: &Object<'_>) -> Result<NotetypeRow, Refused> {
@@ -198,10 +215,7 @@ impl NotetypeRow {
 
     fn write_object(&self, out: &mut Vec<u8>) -> Result<(), Refused> {
         let mut notetype = Message::decode(NOTETYPE, &self.config)?;
-        notetype.set_column("id", Value::Int(self.id));
-        notetype.set_column("mod", Value::Int(self.mtime_secs));
-        notetype.set_column("name", Value::Text(self.name.as_str().into()));
-        notetype.set_column("usn", Value::Int(self.usn.into()));
+        notetype.set_columns(self.id, &self.name, self.mtime_secs, self.usn);
         let mut out = ObjectWriter::begin(out);
         notetype.write_json(&mut out);
         let fields = self.fields.iter().map(|row| (&*row.name, &*row.config));
@@ -276,4 +290,17 @@ fn write_part(
     write_unknown(&part.other(), &[table], &mut out);
     out.end();
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::table::assert_consistent;
+    use super::*;
+
+    #[test]
+    fn tables_are_consistent() {
+        for table in [NOTETYPE, FIELD, TEMPLATE, REQUIREMENT] {
+            assert_consistent(table, &[]);
+        }
+    }
 }

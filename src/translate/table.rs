@@ -70,10 +70,11 @@ pub struct Clamp {
 pub struct Field {
     pub no: u32,
     pub pb: Pb,
-    pub key: &'static str,
+    pub key: Option<&'static str>,
     pub code: Code,
     pub missing: Otherwise,
     pub invalid: Otherwise,
+    /// Written to the message whenever it is set, even to 0.
     pub presence: bool,
     pub emit: Emit,
     pub clamp: Option<Clamp>,
@@ -88,13 +89,23 @@ pub const fn field(
     missing: Otherwise,
     invalid: Otherwise,
 ) -> Field {
-    Field { no, pb, key, code, missing, invalid, presence: false, emit: Emit::Always, clamp: None }
+    Field {
+        no,
+        pb,
+        key: Some(key),
+        code,
+        missing,
+        invalid,
+        presence: false,
+        emit: Emit::Always,
+        clamp: None,
+    }
 }
 
 /// A field of the message that shares the key of another, or has none.
 pub const fn hidden(no: u32, pb: Pb) -> Field {
-    let row = field(no, pb, "", super::code::ANY, or("null"), ERR);
-    Field { emit: Emit::Never, ..row }
+    let row = field(no, pb, "", super::code::ANY, ERR, ERR);
+    Field { key: None, ..row }
 }
 
 /// A key that is not in the message: a column of the row, or a key that is checked and forgotten.
@@ -104,7 +115,7 @@ pub const fn column(key: &'static str, code: Code, missing: Otherwise, invalid: 
 
 /// A key whose value other code reads and writes.
 pub const fn nested(key: &'static str, missing: Otherwise) -> Field {
-    column(key, super::code::ANY, missing, ERR).emit(Emit::Never)
+    column(key, super::code::ANY, missing, ERR).not_emitted()
 }
 
 impl Field {
@@ -115,15 +126,33 @@ impl Field {
 
     /// Marks a field that is written to the message whenever it is set, even to 0.
     pub const fn presence(self) -> Field {
-        Field { presence: true, ..self }
+        Field {
+            presence: true,
+            ..self
+        }
     }
 
-    pub const fn emit(self, emit: Emit) -> Field {
-        Field { emit, ..self }
+    /// Writes the key only if it is set.
+    pub const fn emit_if_set(self) -> Field {
+        Field {
+            emit: Emit::IfSet,
+            ..self
+        }
+    }
+
+    /// Never writes the key.
+    pub const fn not_emitted(self) -> Field {
+        Field {
+            emit: Emit::Never,
+            ..self
+        }
     }
 
     pub const fn clamp(self, default: f32, min: f32, max: f32) -> Field {
-        Field { clamp: Some(Clamp { default, min, max }), ..self }
+        Field {
+            clamp: Some(Clamp { default, min, max }),
+            ..self
+        }
     }
 }
 
@@ -190,6 +219,29 @@ impl Value<'_> {
             Value::Bytes(value) => value,
             Value::Messages(values) => values,
             _ => &[],
+        }
+    }
+}
+
+/// What must hold for a table: its numbers are unique, its keys too (also among those of `others`, which share the
+/// object), and every default is one that the code of its row accepts.
+#[cfg(test)]
+pub fn assert_consistent(table: &[Field], others: &[&[Field]]) {
+    use super::code::Convert;
+    use std::collections::HashSet;
+
+    let mut numbers = HashSet::new();
+    for row in table.iter().filter(|row| row.stored()) {
+        assert!(numbers.insert(row.no), "field {} twice", row.no);
+    }
+    let mut keys = HashSet::new();
+    for row in table.iter().chain(others.iter().copied().flatten()) {
+        let Some(key) = row.key else { continue };
+        assert!(keys.insert(key), "{key:?} twice");
+        for otherwise in [row.missing, row.invalid] {
+            if let (Otherwise::Use(text), Convert::One { read, .. }) = (otherwise, row.code.convert) {
+                assert!(read(text).is_some(), "{key:?} cannot be {text}");
+            }
         }
     }
 }
