@@ -33,11 +33,7 @@ impl Kind {
             Kind::Config => DeckConfigRow::from_json(text)?.write_json(&mut out)?,
             Kind::Notetype => NotetypeRow::from_json(text)?.write_json(&mut out)?,
         }
-        Ok(String::from_utf8(out)
-            .unwrap()
-            .strip_prefix("before ")
-            .unwrap()
-            .to_owned())
+        Ok(String::from_utf8(out).unwrap().strip_prefix("before ").unwrap().to_owned())
     }
 }
 
@@ -94,19 +90,11 @@ fn every_probe_of_the_tolerance_matrix() {
             for (probe, real) in values.as_object().unwrap() {
                 probes += 1;
                 let mut sent = base.clone();
-                put(
-                    &mut sent,
-                    path,
-                    (probe != "<missing>").then(|| serde_json::from_str(probe).unwrap()),
-                );
+                put(&mut sent, path, (probe != "<missing>").then(|| serde_json::from_str(probe).unwrap()));
                 let ours = kind.round_trip(&sent.to_string());
                 let expected = (real != "REJECT").then(|| {
                     let mut expected = unchanged.clone();
-                    let value = if real.get("also").is_some() {
-                        &real["value"]
-                    } else {
-                        real
-                    };
+                    let value = if real.get("also").is_some() { &real["value"] } else { real };
                     put(&mut expected, path, (value != "<absent>").then(|| value.clone()));
                     for (path, value) in real.get("also").and_then(Value::as_object).into_iter().flatten() {
                         put(&mut expected, path, (value != "<absent>").then(|| value.clone()));
@@ -120,28 +108,17 @@ fn every_probe_of_the_tolerance_matrix() {
                     _ => false,
                 };
                 if !agree {
-                    wrong.push(format!(
-                        "{name} {path} = {probe}: {ours:?}, expected {expected:?}"
-                    ));
+                    wrong.push(format!("{name} {path} = {probe}: {ours:?}, expected {expected:?}"));
                 }
             }
         }
     }
-    assert!(
-        wrong.is_empty(),
-        "{} of {probes} differ:\n{}",
-        wrong.len(),
-        wrong.join("\n")
-    );
+    assert!(wrong.is_empty(), "{} of {probes} differ:\n{}", wrong.len(), wrong.join("\n"));
     assert_eq!(probes, 3144);
 }
 
 fn rows(table: &Value) -> impl Iterator<Item = &Vec<Value>> {
-    table["rows"]
-        .as_array()
-        .unwrap()
-        .iter()
-        .map(|row| row.as_array().unwrap())
+    table["rows"].as_array().unwrap().iter().map(|row| row.as_array().unwrap())
 }
 
 fn int(value: &Value) -> i64 {
@@ -154,10 +131,7 @@ fn text(value: &Value) -> String {
 
 fn blob(value: &Value) -> Vec<u8> {
     let hex = value.as_str().unwrap();
-    (0..hex.len())
-        .step_by(2)
-        .map(|i| u8::from_str_radix(&hex[i..i + 2], 16).unwrap())
-        .collect()
+    (0..hex.len()).step_by(2).map(|i| u8::from_str_radix(&hex[i..i + 2], 16).unwrap()).collect()
 }
 
 struct Rich {
@@ -199,10 +173,7 @@ fn rich() -> Rich {
         config: blob(&row[4]),
         fields: parts("fields", &row[0])
             .iter()
-            .map(|row| FieldRow {
-                name: text(&row[0]),
-                config: blob(&row[1]),
-            })
+            .map(|row| FieldRow { name: text(&row[0]), config: blob(&row[1]) })
             .collect(),
         templates: parts("templates", &row[0])
             .iter()
@@ -228,22 +199,14 @@ fn written(write: impl FnOnce(&mut Vec<u8>) -> Result<(), Refused>) -> String {
 }
 
 fn object_with_id(objects: &Value, id: i64) -> &Value {
-    objects
-        .as_array()
-        .unwrap()
-        .iter()
-        .find(|object| object["id"] == id)
-        .unwrap()
+    objects.as_array().unwrap().iter().find(|object| object["id"] == id).unwrap()
 }
 
 /// The fields of a message in ascending order, with the unknown keys parsed: they may come in any order.
 fn fields(mut blob: &[u8]) -> BTreeMap<(u64, usize), (Vec<u8>, Option<Value>)> {
     fn varint(blob: &mut &[u8]) -> u64 {
         let len = blob.iter().position(|byte| *byte < 0x80).unwrap() + 1;
-        let value = blob[..len]
-            .iter()
-            .rev()
-            .fold(0, |value, byte| value << 7 | u64::from(byte & 0x7f));
+        let value = blob[..len].iter().rev().fold(0, |value, byte| value << 7 | u64::from(byte & 0x7f));
         *blob = &blob[len..];
         value
     }
@@ -264,11 +227,7 @@ fn fields(mut blob: &[u8]) -> BTreeMap<(u64, usize), (Vec<u8>, Option<Value>)> {
         let (payload, rest) = start.split_at(prefix + skip);
         blob = rest;
         let other = (tag >> 3 == 255).then(|| serde_json::from_slice(&payload[prefix..]).unwrap());
-        let payload = if other.is_none() {
-            payload.to_vec()
-        } else {
-            Vec::new()
-        };
+        let payload = if other.is_none() { payload.to_vec() } else { Vec::new() };
         fields.insert((tag, fields.len()), (payload, other));
     }
     fields
@@ -282,34 +241,20 @@ fn rich_collection_both_ways() {
     for row in &rich.decks {
         let object = object_with_id(&objects["decks"], row.id);
         let ours = written(|out| row.write_json(out));
-        assert!(
-            same(&serde_json::from_str(&ours).unwrap(), object),
-            "{ours}\n{object}"
-        );
+        assert!(same(&serde_json::from_str(&ours).unwrap(), object), "{ours}\n{object}");
         let again = DeckRow::from_json(&object.to_string()).unwrap();
         assert_eq!(fields(&again.common), fields(&row.common), "{object}");
         assert_eq!(fields(&again.kind), fields(&row.kind), "{object}");
         assert_eq!(
-            DeckRow {
-                common: vec![],
-                kind: vec![],
-                ..again
-            },
-            DeckRow {
-                common: vec![],
-                kind: vec![],
-                ..row.clone()
-            }
+            DeckRow { common: vec![], kind: vec![], ..again },
+            DeckRow { common: vec![], kind: vec![], ..row.clone() }
         );
         checked += 1;
     }
     for row in &rich.configs {
         let object = object_with_id(&objects["deck_config"], row.id);
         let ours = written(|out| row.write_json(out));
-        assert!(
-            same(&serde_json::from_str(&ours).unwrap(), object),
-            "{ours}\n{object}"
-        );
+        assert!(same(&serde_json::from_str(&ours).unwrap(), object), "{ours}\n{object}");
         let again = DeckConfigRow::from_json(&object.to_string()).unwrap();
         assert_eq!(fields(&again.config), fields(&row.config), "{object}");
         assert_eq!(
@@ -321,10 +266,7 @@ fn rich_collection_both_ways() {
     for row in &rich.notetypes {
         let object = object_with_id(&objects["notetypes"], row.id);
         let ours = written(|out| row.write_json(out));
-        assert!(
-            same(&serde_json::from_str(&ours).unwrap(), object),
-            "{ours}\n{object}"
-        );
+        assert!(same(&serde_json::from_str(&ours).unwrap(), object), "{ours}\n{object}");
         let again = NotetypeRow::from_json(&object.to_string()).unwrap();
         assert_eq!(fields(&again.config), fields(&row.config), "{object}");
         assert_eq!(
@@ -332,28 +274,14 @@ fn rich_collection_both_ways() {
             (row.id, &row.name, row.mtime_secs, row.usn)
         );
         let both = again.fields.iter().zip(&row.fields);
-        assert!(
-            both.clone()
-                .all(|(a, b)| a.name == b.name && fields(&a.config) == fields(&b.config))
-        );
+        assert!(both.clone().all(|(a, b)| a.name == b.name && fields(&a.config) == fields(&b.config)));
         assert_eq!(again.fields.len(), row.fields.len());
         let both = again.templates.iter().zip(&row.templates);
-        assert!(
-            both.clone()
-                .all(|(a, b)| a.name == b.name && fields(&a.config) == fields(&b.config))
-        );
+        assert!(both.clone().all(|(a, b)| a.name == b.name && fields(&a.config) == fields(&b.config)));
         // JSON has no stamps of templates.
-        assert!(
-            again
-                .templates
-                .iter()
-                .all(|template| (template.mtime_secs, template.usn) == (0, 0))
-        );
+        assert!(again.templates.iter().all(|template| (template.mtime_secs, template.usn) == (0, 0)));
         assert_eq!(again.templates.len(), row.templates.len());
-        assert_eq!(
-            i64::from(notetype_sort_field(&row.config).unwrap()),
-            int(&object["sortf"])
-        );
+        assert_eq!(i64::from(notetype_sort_field(&row.config).unwrap()), int(&object["sortf"]));
         checked += 1;
     }
     assert_eq!(checked, 18);
@@ -425,25 +353,13 @@ impl Random {
 
     /// JSON text of something unknown; numbers in forms that no parser keeps.
     fn unknown(&mut self, depth: usize) -> String {
-        let leaves = [
-            "1.50",
-            "1e3",
-            "-0.0",
-            "123456789012345678901234567890",
-            "null",
-            "true",
-            "[ ]",
-            "{ \"a\" : 1 }",
-        ];
+        let leaves =
+            ["1.50", "1e3", "-0.0", "123456789012345678901234567890", "null", "true", "[ ]", "{ \"a\" : 1 }"];
         match self.below(if depth < 4 { 4 } else { 2 }) {
             0 => self.pick(&leaves).to_owned(),
             1 => json!(self.string()).to_string(),
             2 => format!("[{}, {}]", self.unknown(depth + 1), self.unknown(depth + 1)),
-            _ => format!(
-                "{{\"k\":{},\"l\": {}}}",
-                self.unknown(depth + 1),
-                self.unknown(depth + 1)
-            ),
+            _ => format!("{{\"k\":{},\"l\": {}}}", self.unknown(depth + 1), self.unknown(depth + 1)),
         }
     }
 
@@ -570,9 +486,7 @@ fn random_objects_are_stable_after_the_first_pass_and_keep_unknown_keys() {
         let (kind, base) = &bases[random.below(bases.len())];
         let mut unknown = Vec::new();
         let sent = random.object(base, &mut unknown);
-        let once = kind
-            .round_trip(&sent)
-            .unwrap_or_else(|err| panic!("{err}: {sent}"));
+        let once = kind.round_trip(&sent).unwrap_or_else(|err| panic!("{err}: {sent}"));
         assert_sendable(&once);
         for pair in unknown {
             assert!(once.contains(&pair), "{pair} of {sent} in {once}");
@@ -592,11 +506,7 @@ fn random_blobs_never_panic() {
         let (kind, written) = match Kind::ALL[round % 3] {
             Kind::Deck => {
                 let mut row = rich.decks[random.below(rich.decks.len())].clone();
-                let blob = if random.chance(2) {
-                    &mut row.common
-                } else {
-                    &mut row.kind
-                };
+                let blob = if random.chance(2) { &mut row.common } else { &mut row.kind };
                 random.damage(blob);
                 (Kind::Deck, row.write_json(&mut out))
             }
@@ -642,11 +552,7 @@ fn hostile_texts_are_refused() {
             balanced.clone(),
             with(&format!("\"x\":{deep}")),
             with(&format!("\"x\":{balanced}")),
-            with(&format!(
-                "\"x\":{}1{}",
-                "{\"y\":".repeat(1 << 18),
-                "}".repeat(1 << 18)
-            )),
+            with(&format!("\"x\":{}1{}", "{\"y\":".repeat(1 << 18), "}".repeat(1 << 18))),
             with("\"x\":1e999"),
             with("\"x\":\"\\ud800\""),
             with("\"x\":"),
@@ -666,18 +572,11 @@ fn hostile_texts_are_refused() {
         );
         let many: String = (0..20000).map(|i| format!("\"x{}\":{i},", i % 10000)).collect();
         let out = kind.round_trip(&with(&format!("{many}\"x\":0"))).unwrap();
-        assert!(
-            out.contains("\"x9999\":19999") && !out.contains(":9999,"),
-            "the last of each key"
-        );
+        assert!(out.contains("\"x9999\":19999") && !out.contains(":9999,"), "the last of each key");
     }
     let notetype = bases()[0].1.to_string();
     for (key, long) in [("flds", "1,"), ("tmpls", "[],"), ("req", "[],"), ("flds", "{},")] {
-        let text = format!(
-            "{},\"{key}\":[{}0]}}",
-            notetype.strip_suffix('}').unwrap(),
-            long.repeat(1 << 15)
-        );
+        let text = format!("{},\"{key}\":[{}0]}}", notetype.strip_suffix('}').unwrap(), long.repeat(1 << 15));
         assert_eq!(Kind::Notetype.round_trip(&text).is_ok(), key == "req");
     }
 }
@@ -709,11 +608,7 @@ fn damaged_rows_are_refused() {
         (b"\x0a\x00", normal, "deck 1: blob: field 1 is damaged"),
         (b"", b"\x0a\x03\x22\x01\xff", "deck 1: blob: field 4 is damaged"),
         (b"", b"\x0a\x03\x42\x01\x08", "deck 1: blob: field 8 is damaged"),
-        (
-            b"",
-            b"\x12\x05\x12\x03\x0a\x01\xff",
-            "deck 1: blob: field 2 is damaged",
-        ),
+        (b"", b"\x12\x05\x12\x03\x0a\x01\xff", "deck 1: blob: field 2 is damaged"),
     ];
     for (common, kind, why) in refused {
         assert_eq!(deck(common, kind), Err(Refused(why.into())));
@@ -743,10 +638,7 @@ fn unknown_keys_never_clash_and_floats_are_always_numbers() {
     assert_eq!([&filtered["delays"], &filtered["mid"]], [&Value::Null, &json!(9)]);
     assert!(filtered.get("md").is_none() && filtered.get("conf").is_none());
 
-    let normal = DeckRow {
-        kind: b"\x0a\x02\x28\x01".to_vec(),
-        ..row
-    };
+    let normal = DeckRow { kind: b"\x0a\x02\x28\x01".to_vec(), ..row };
     let normal = written(|out| normal.write_json(out));
     assert_sendable(&normal);
     let normal: Value = serde_json::from_str(&normal).unwrap();
@@ -754,13 +646,7 @@ fn unknown_keys_never_clash_and_floats_are_always_numbers() {
 
     // secondsToShowQuestion infinite, fsrsParams6 with NaN, desiredRetention NaN.
     let config = b"\xcd\x02\0\0\x80\x7f\x32\x08\0\0\x80\x3f\0\0\xc0\x7f\xad\x02\0\0\xc0\x7f".to_vec();
-    let row = DeckConfigRow {
-        id: 1,
-        name: "a".into(),
-        mtime_secs: 0,
-        usn: 0,
-        config,
-    };
+    let row = DeckConfigRow { id: 1, name: "a".into(), mtime_secs: 0, usn: 0, config };
     let options: Value = serde_json::from_str(&written(|out| row.write_json(out))).unwrap();
     assert_eq!(options["secondsToShowQuestion"], json!(0.0));
     assert_eq!(options["fsrsParams6"], json!([]));
@@ -789,9 +675,7 @@ fn details_of_the_spec() {
     let normal = bases()[1].1.clone();
     let deck = |changes: &[(&str, Value)]| {
         let mut deck = normal.clone();
-        changes
-            .iter()
-            .for_each(|(path, value)| put(&mut deck, path, Some(value.clone())));
+        changes.iter().for_each(|(path, value)| put(&mut deck, path, Some(value.clone())));
         serde_json::from_str::<Value>(&Kind::Deck.round_trip(&deck.to_string()).unwrap()).unwrap()
     };
     // 4.3: the day of lrnToday does not count, the time is kept whatever its day.
@@ -802,39 +686,20 @@ fn details_of_the_spec() {
         ("timeToday", json!(["x", 4.0, 4])),
     ]);
     let of_days = ["lrnToday", "newToday", "revToday", "timeToday"].map(|key| today[key].clone());
-    assert_eq!(
-        of_days,
-        [json!([5, 0]), json!([5, 2]), json!([5, 0]), json!([5, 4])]
-    );
-    let before_epoch = deck(&[
-        ("newToday", json!([-3, 7])),
-        ("revToday", json!([-4, 1])),
-        ("timeToday", json!([-5, 6])),
-    ]);
-    assert_eq!(
-        [&before_epoch["newToday"], &before_epoch["timeToday"]],
-        [&json!([-3, 7]), &json!([-3, 6])]
-    );
+    assert_eq!(of_days, [json!([5, 0]), json!([5, 2]), json!([5, 0]), json!([5, 4])]);
+    let before_epoch =
+        deck(&[("newToday", json!([-3, 7])), ("revToday", json!([-4, 1])), ("timeToday", json!([-5, 6]))]);
+    assert_eq!([&before_epoch["newToday"], &before_epoch["timeToday"]], [&json!([-3, 7]), &json!([-3, 6])]);
     // 4.4: whole percents, two of which lose one.
     for percent in 0..=100 {
         let back = deck(&[("desiredRetention", json!(percent))])["desiredRetention"].clone();
-        assert_eq!(
-            back,
-            json!(if [53, 59].contains(&percent) {
-                percent - 1
-            } else {
-                percent
-            })
-        );
+        assert_eq!(back, json!(if [53, 59].contains(&percent) { percent - 1 } else { percent }));
     }
     // 4.1: `return` is discarded, and so is every 2 that is not a 1.
     let odd = deck(&[("return", json!(true)), ("dyn", json!(2))]);
     assert_eq!((odd.get("return"), &odd["dyn"]), (None, &json!(0)));
     // 2.2
-    assert_eq!(
-        deck(&[("name", json!(" a :: \u{1}b\n::"))])["name"],
-        "a::b::blank"
-    );
+    assert_eq!(deck(&[("name", json!(" a :: \u{1}b\n::"))])["name"], "a::b::blank");
 
     let mut filtered = bases()[2].1.clone();
     put(
@@ -847,12 +712,9 @@ fn details_of_the_spec() {
         serde_json::from_str(&Kind::Deck.round_trip(&filtered.to_string()).unwrap()).unwrap();
     assert_eq!(filtered["terms"], json!([["a", 7, 99], ["b", 0, 0]]));
     assert_eq!(filtered.get("conf"), None);
-    for terms in [
-        json!([["a", 1]]),
-        json!([["a", 1, 2, 3]]),
-        json!([["a", "+ 1", 2]]),
-        json!([{"search": "a"}]),
-    ] {
+    for terms in
+        [json!([["a", 1]]), json!([["a", 1, 2, 3]]), json!([["a", "+ 1", 2]]), json!([{"search": "a"}])]
+    {
         let mut deck = bases()[2].1.clone();
         put(&mut deck, "terms", Some(terms.clone()));
         assert!(Kind::Deck.round_trip(&deck.to_string()).is_err(), "{terms}");
@@ -884,17 +746,11 @@ fn details_of_the_spec() {
         serde_json::from_str::<Value>(&text).unwrap()["req"].clone()
     };
     let object = json!({"card_ord": 1, "kind": "any", "field_ords": [0, 3]});
-    assert_eq!(
-        req(json!([[0, "none", []], object])),
-        json!([[0, "none", []], [1, "any", [0, 3]]])
-    );
+    assert_eq!(req(json!([[0, "none", []], object])), json!([[0, "none", []], [1, "any", [0, 3]]]));
     assert_eq!(req(json!([[0, "none", []], [0, "some", []]])), json!([]));
     assert_eq!(req(json!([[70000, "none", []]])), json!([]));
     // All 32 bits are stored, 16 are sent.
-    let row = NotetypeRow {
-        config: b"\x10\x81\x80\x04".to_vec(),
-        ..rich().notetypes[0].clone()
-    };
+    let row = NotetypeRow { config: b"\x10\x81\x80\x04".to_vec(), ..rich().notetypes[0].clone() };
     assert_eq!(notetype_sort_field(&row.config), Ok(65537));
     let out: Value = serde_json::from_str(&written(|out| row.write_json(out))).unwrap();
     assert_eq!(out["sortf"], 1);

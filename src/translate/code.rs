@@ -29,17 +29,11 @@ pub enum Convert {
 }
 
 pub const fn one(expects: &'static str, read: Read, write: Write) -> Code {
-    Code {
-        expects,
-        convert: Convert::One { read, write },
-    }
+    Code { expects, convert: Convert::One { read, write } }
 }
 
 pub const fn several(expects: &'static str, read: ReadSeveral, write: WriteSeveral) -> Code {
-    Code {
-        expects,
-        convert: Convert::Several { read, write },
-    }
+    Code { expects, convert: Convert::Several { read, write } }
 }
 
 impl Code {
@@ -61,20 +55,14 @@ pub const U32: Code = int::<0, 0xffff_ffff>("an unsigned integer of 32 bits");
 pub const I32: Code = int::<{ i32::MIN as i64 }, { i32::MAX as i64 }>("an integer of 32 bits");
 pub const I64: Code = int::<{ i64::MIN }, { i64::MAX }>("an integer");
 /// A number, or a string that holds one, as clients before 2.1 wrote ids.
-pub const I64S: Code = one(
-    "an integer, perhaps as a string",
-    read_int_or_digits,
-    write_int::<{ i64::MIN }, { i64::MAX }>,
-);
+pub const I64S: Code =
+    one("an integer, perhaps as a string", read_int_or_digits, write_int::<{ i64::MIN }, { i64::MAX }>);
 pub const OPT_U16: Code = opt_int::<0, 0xffff>("an integer of 16 bits, or null");
 pub const OPT_U32: Code = opt_int::<0, 0xffff_ffff>("an unsigned integer of 32 bits, or null");
 pub const OPT_I64: Code = opt_int::<{ i64::MIN }, { i64::MAX }>("an integer, or null");
-pub const BOOL: Code = one("true or false", read_bool, |v, out| {
-    json::put_bool(out, v.int() != 0)
-});
-pub const ANY_BOOL: Code = one("true, false, 1 or 0", read_any_bool, |v, out| {
-    json::put_bool(out, v.int() != 0)
-});
+pub const BOOL: Code = one("true or false", read_bool, |v, out| json::put_bool(out, v.int() != 0));
+pub const ANY_BOOL: Code =
+    one("true, false, 1 or 0", read_any_bool, |v, out| json::put_bool(out, v.int() != 0));
 pub const F32: Code = one("a number", read_f32, |v, out| json::put_f32(out, v.float()));
 pub const STR: Code = one("a string", read_text, |v, out| json::put_string(out, v.text()));
 pub const F32S: Code = one("numbers", read_floats, write_floats);
@@ -82,19 +70,12 @@ pub const F32S: Code = one("numbers", read_floats, write_floats);
 pub const OPT_F32S: Code = one("numbers, or null", read_opt_floats, write_opt_floats);
 
 /// A `true` that is stored as false, and the reverse.
-pub const NOT: Code = one("true or false", read_not, |v, out| {
-    json::put_bool(out, v.int() == 0)
-});
+pub const NOT: Code = one("true or false", read_not, |v, out| json::put_bool(out, v.int() == 0));
 /// A bool that JSON has as 0 or 1.
-pub const FLAG: Code = one("an integer of 8 bits", read_flag, |v, out| {
-    json::put_int(out, v.int().min(1))
-});
+pub const FLAG: Code = one("an integer of 8 bits", read_flag, |v, out| json::put_int(out, v.int().min(1)));
 /// A signed number in JSON, an unsigned one in the message; negative means 0.
-pub const COUNT: Code = one(
-    "an integer of 32 bits",
-    read_count,
-    write_int::<{ i32::MIN as i64 }, { i32::MAX as i64 }>,
-);
+pub const COUNT: Code =
+    one("an integer of 32 bits", read_count, write_int::<{ i32::MIN as i64 }, { i32::MAX as i64 }>);
 /// The same, perhaps as a string.
 pub const COUNT_S: Code = one(
     "an integer of 32 bits, perhaps as a string",
@@ -104,11 +85,7 @@ pub const COUNT_S: Code = one(
 /// Thousandths in JSON, a factor in the message.
 pub const PERMILLE: Code = one("an integer of 16 bits", read_permille, write_permille);
 /// Whole percents in JSON, a fraction in the message.
-pub const OPT_PERCENT: Code = one(
-    "an integer of 32 bits, or null",
-    read_opt_percent,
-    write_opt_percent,
-);
+pub const OPT_PERCENT: Code = one("an integer of 32 bits, or null", read_opt_percent, write_opt_percent);
 
 /// An enum of two values.
 pub const ENUM_2: Code = up_to::<1>("0 or 1");
@@ -148,11 +125,7 @@ fn read_int<const MIN: i64, const MAX: i64>(text: &str) -> Option<Value<'_>> {
 }
 
 fn read_opt_int<const MIN: i64, const MAX: i64>(text: &str) -> Option<Value<'_>> {
-    if text == "null" {
-        Some(Value::Unset)
-    } else {
-        read_int::<MIN, MAX>(text)
-    }
+    if text == "null" { Some(Value::Unset) } else { read_int::<MIN, MAX>(text) }
 }
 
 /// A stored value beyond the range loses its upper bits.
@@ -169,11 +142,7 @@ fn write_int<const MIN: i64, const MAX: i64>(value: &Value<'_>, out: &mut Vec<u8
 }
 
 fn digits(text: &str) -> Option<i64> {
-    if text.starts_with('"') {
-        json::string(text)?.parse().ok()
-    } else {
-        number(text)
-    }
+    if text.starts_with('"') { json::string(text)?.parse().ok() } else { number(text) }
 }
 
 fn read_int_or_digits(text: &str) -> Option<Value<'_>> {
@@ -212,11 +181,7 @@ fn read_flag(text: &str) -> Option<Value<'_>> {
 }
 
 fn read_any_bool(text: &str) -> Option<Value<'_>> {
-    let inner = if text.starts_with('"') {
-        json::string(text)?
-    } else {
-        text.into()
-    };
+    let inner = if text.starts_with('"') { json::string(text)? } else { text.into() };
     if let Some(value) = bool_text(&inner.to_ascii_lowercase()) {
         return Some(Value::Int(value.into()));
     }
@@ -229,8 +194,7 @@ fn read_any_bool(text: &str) -> Option<Value<'_>> {
 
 fn float(text: &str) -> Option<f32> {
     // Rust also parses words such as "inf"; no JSON number begins with a letter.
-    text.starts_with(|c: char| c == '-' || c.is_ascii_digit())
-        .then_some(())?;
+    text.starts_with(|c: char| c == '-' || c.is_ascii_digit()).then_some(())?;
     text.parse::<f64>().ok().map(|value| value as f32)
 }
 
@@ -257,19 +221,11 @@ fn write_floats(value: &Value<'_>, out: &mut Vec<u8>) {
 }
 
 fn read_opt_floats(text: &str) -> Option<Value<'_>> {
-    if text == "null" {
-        Some(Value::Unset)
-    } else {
-        read_floats(text)
-    }
+    if text == "null" { Some(Value::Unset) } else { read_floats(text) }
 }
 
 fn write_opt_floats(value: &Value<'_>, out: &mut Vec<u8>) {
-    if finite(value).is_empty() {
-        put_null(value, out)
-    } else {
-        write_floats(value, out)
-    }
+    if finite(value).is_empty() { put_null(value, out) } else { write_floats(value, out) }
 }
 
 fn finite<'v>(value: &'v Value<'_>) -> &'v [f32] {

@@ -113,11 +113,7 @@ const TODAY: Code = several(
     },
     |message, row, out| {
         let last_day = message.at(DAY).int() as i32;
-        json::put_array(
-            out,
-            [i64::from(last_day), message.at(row.no).int()],
-            json::put_int,
-        );
+        json::put_array(out, [i64::from(last_day), message.at(row.no).int()], json::put_int);
     },
 );
 
@@ -174,19 +170,13 @@ impl DeckRow {
     /// Reads a deck as clients send it (spec section 4).
     pub fn from_json(text: &str) -> Result<DeckRow, Refused> {
         let object = Object::check(text, MAX_DEPTH);
-        object
-            .and_then(|object| DeckRow::from_object(&object))
-            .map_err(|err| err.within("deck"))
+        object.and_then(|object| DeckRow::from_object(&object)).map_err(|err| err.within("deck"))
     }
 
     fn from_object(object: &Object<'_>) -> Result<DeckRow, Refused> {
         let mut common = Message::from_json(COMMON, object)?;
         let filtered = common.column("dyn").int() == 1;
-        let (no, table) = if filtered {
-            (KIND_FILTERED, FILTERED)
-        } else {
-            (KIND_NORMAL, NORMAL)
-        };
+        let (no, table) = if filtered { (KIND_FILTERED, FILTERED) } else { (KIND_NORMAL, NORMAL) };
         let of_kind = Message::from_json(table, object)?;
         common.set(OTHER, other(|out| write_unknown(object, &[COMMON, table], out)));
         let mut kind = Vec::new();

@@ -247,29 +247,14 @@ mod tests {
             assert_consistent(section.table, &[]);
             assert!(CONFIG.iter().any(|row| row.key == Some(section.key)));
             let default = Object::check(section.default, MAX_DEPTH).unwrap();
-            assert!(
-                section
-                    .table
-                    .iter()
-                    .all(|row| row.key.is_none_or(|key| default.get(key).is_some()))
-            );
+            assert!(section.table.iter().all(|row| row.key.is_none_or(|key| default.get(key).is_some())));
             Message::from_json(section.table, &default).unwrap();
         }
         let tables = [CONFIG, NEW, REV, LAPSE];
-        let numbers = tables
-            .iter()
-            .copied()
-            .flatten()
-            .filter(|row| row.stored())
-            .map(|row| row.no);
+        let numbers = tables.iter().copied().flatten().filter(|row| row.stored()).map(|row| row.no);
         let mut numbers: Vec<u32> = numbers.collect();
         numbers.sort_unstable();
         let reserved = [7, 8, 39];
-        assert!(
-            numbers
-                .iter()
-                .copied()
-                .eq((1..=46).filter(|no| !reserved.contains(no)).chain([OTHER]))
-        );
+        assert!(numbers.iter().copied().eq((1..=46).filter(|no| !reserved.contains(no)).chain([OTHER])));
     }
 }

@@ -16,10 +16,7 @@ pub struct Message<'a> {
 
 impl<'a> Message<'a> {
     pub fn new(table: &'static [Field]) -> Message<'a> {
-        Message {
-            table,
-            values: vec![Value::Unset; table.len()],
-        }
+        Message { table, values: vec![Value::Unset; table.len()] }
     }
 
     /// The value of the field with this number.
@@ -103,11 +100,7 @@ impl<'a> Message<'a> {
     /// Writes the keys of the table, without those unknown to it.
     pub fn write_json(&self, out: &mut ObjectWriter<'_>) {
         for (row, value) in self.rows() {
-            let unset = if row.presence {
-                *value == Value::Unset
-            } else {
-                value.is_default()
-            };
+            let unset = if row.presence { *value == Value::Unset } else { value.is_default() };
             let Some(key) = row.key else { continue };
             if row.emit == Emit::Never || row.emit == Emit::IfSet && unset {
                 continue;
@@ -210,11 +203,7 @@ fn ints(value: &mut Value<'_>) -> Vec<u32> {
 
 fn clamp(row: &Field, value: &mut Value<'_>) {
     let Some(clamp) = &row.clamp else { return };
-    let number = if matches!(row.pb, Pb::F32) {
-        f64::from(value.float())
-    } else {
-        value.int() as f64
-    };
+    let number = if matches!(row.pb, Pb::F32) { f64::from(value.float()) } else { value.int() as f64 };
     // NaN is in no range.
     if !(f64::from(clamp.min)..=f64::from(clamp.max)).contains(&number) {
         *value = match row.pb {
@@ -226,11 +215,8 @@ fn clamp(row: &Field, value: &mut Value<'_>) {
 
 /// The blob of a message whose values are spread over `parts`, fields in ascending order.
 pub fn encode(parts: &[&Message<'_>]) -> Vec<u8> {
-    let mut rows: Vec<_> = parts
-        .iter()
-        .flat_map(|part| part.rows())
-        .filter(|(row, _)| row.stored())
-        .collect();
+    let mut rows: Vec<_> =
+        parts.iter().flat_map(|part| part.rows()).filter(|(row, _)| row.stored()).collect();
     rows.sort_by_key(|(row, _)| row.no);
     let mut blob = Vec::new();
     for (row, value) in rows {
@@ -268,9 +254,7 @@ fn encode_field(row: &Field, value: &Value<'_>, blob: &mut Vec<u8>) {
         }
         Value::Ints(values) => {
             let mut packed = Vec::new();
-            values
-                .iter()
-                .for_each(|value| proto::put_varint(&mut packed, u64::from(*value)));
+            values.iter().for_each(|value| proto::put_varint(&mut packed, u64::from(*value)));
             proto::put_bytes(blob, row.no, &packed);
         }
         Value::Messages(_) => {
@@ -283,11 +267,7 @@ fn encode_field(row: &Field, value: &Value<'_>, blob: &mut Vec<u8>) {
 
 /// Writes the keys that none of the tables has. It is how unknown keys get into field 255, and out of it.
 pub fn write_unknown(object: &Object<'_>, tables: &[&[Field]], out: &mut ObjectWriter<'_>) {
-    let known = |key: &str| {
-        tables
-            .iter()
-            .any(|table| table.iter().any(|row| row.key == Some(key)))
-    };
+    let known = |key: &str| tables.iter().any(|table| table.iter().any(|row| row.key == Some(key)));
     for (key, text) in object.iter().filter(|(key, _)| !known(key)) {
         out.key(key).extend_from_slice(text.as_bytes());
     }
@@ -300,11 +280,7 @@ pub fn other(write: impl FnOnce(&mut ObjectWriter<'_>)) -> Value<'static> {
     write(&mut out);
     let empty = out.is_empty();
     out.end();
-    if empty {
-        Value::Unset
-    } else {
-        Value::Bytes(bytes.into())
-    }
+    if empty { Value::Unset } else { Value::Bytes(bytes.into()) }
 }
 
 /// How a small embedded message looks in JSON. Both forms are read.
@@ -321,9 +297,7 @@ pub fn read_embedded(table: &'static [Field], text: &str) -> Option<Vec<u8>> {
         Some(object) => message = Message::from_json(table, &object).ok()?,
         None => {
             let mut rows = 0..table.len();
-            json::each(text, |element| {
-                message.read(rows.next()?, &Object::default(), element)
-            })?;
+            json::each(text, |element| message.read(rows.next()?, &Object::default(), element))?;
             if !rows.is_empty() {
                 return None;
             }
@@ -360,9 +334,7 @@ pub fn write_embedded(table: &'static [Field], form: Form, blob: &[u8], out: &mu
 
 /// Writes an array of small embedded messages.
 pub fn write_all_embedded(table: &'static [Field], form: Form, value: &Value<'_>, out: &mut Vec<u8>) {
-    json::put_array(out, messages(value), |out, message| {
-        write_embedded(table, form, message, out)
-    });
+    json::put_array(out, messages(value), |out, message| write_embedded(table, form, message, out));
 }
 
 fn messages<'v>(value: &'v Value<'_>) -> impl Iterator<Item = &'v [u8]> {

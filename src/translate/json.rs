@@ -43,8 +43,7 @@ impl<'a> Object<'a> {
     /// The unknown keys kept with a row. Bytes that are not an object we can send hold none (spec 3.4).
     pub fn from_other(bytes: &'a [u8]) -> Object<'a> {
         let text = std::str::from_utf8(bytes).ok().filter(|text| !text.is_empty());
-        text.and_then(|text| Object::check(text, MAX_DEPTH_OTHER).ok())
-            .unwrap_or_default()
+        text.and_then(|text| Object::check(text, MAX_DEPTH_OTHER).ok()).unwrap_or_default()
     }
 
     pub fn get(&self, key: &str) -> Option<&'a str> {
@@ -140,9 +139,7 @@ pub fn each<'a>(text: &'a str, element: impl FnMut(&'a str) -> Option<()>) -> Op
         }
     }
     let mut json = serde_json::Deserializer::from_str(text);
-    json.deserialize_seq(Elements(element, PhantomData))
-        .ok()
-        .flatten()
+    json.deserialize_seq(Elements(element, PhantomData)).ok().flatten()
 }
 
 /// Refuses what is JSON by its grammar but not to the parsers of clients: too deep nesting, numbers beyond a double,
@@ -164,10 +161,7 @@ fn check_limits(text: &str, max_depth: usize) -> Result<(), &'static str> {
             b'}' | b']' => depth = depth.saturating_sub(1),
             b'"' => at = string_end(bytes, at)?,
             b'-' | b'0'..=b'9' => {
-                at += bytes[at..]
-                    .iter()
-                    .take_while(|b| b"0123456789+-.eE".contains(b))
-                    .count();
+                at += bytes[at..].iter().take_while(|b| b"0123456789+-.eE".contains(b)).count();
                 if text[start..at].parse().is_ok_and(f64::is_infinite) {
                     return Err("a number out of range");
                 }
@@ -200,9 +194,7 @@ fn string_end(bytes: &[u8], mut at: usize) -> Result<usize, &'static str> {
 /// The UTF-16 unit of an escape like `\u00e9` at the start of `bytes`.
 fn unit_escape(bytes: &[u8]) -> Option<u16> {
     let digits = bytes.strip_prefix(b"\\u")?.first_chunk::<4>()?;
-    digits.iter().try_fold(0, |unit, &digit| {
-        Some(unit << 4 | char::from(digit).to_digit(16)? as u16)
-    })
+    digits.iter().try_fold(0, |unit, &digit| Some(unit << 4 | char::from(digit).to_digit(16)? as u16))
 }
 
 /// Writes an object key by key.
@@ -264,10 +256,7 @@ pub fn put_int(out: &mut Vec<u8>, value: i64) {
 
 /// The shortest text that reads back to the same single; 0 for what JSON has no number for (spec 3.3).
 pub fn put_f32(out: &mut Vec<u8>, value: f32) {
-    put_display(
-        out,
-        format_args!("{:?}", if value.is_finite() { value } else { 0.0 }),
-    );
+    put_display(out, format_args!("{:?}", if value.is_finite() { value } else { 0.0 }));
 }
 
 pub fn put_bool(out: &mut Vec<u8>, value: bool) {
@@ -320,22 +309,16 @@ mod tests {
         ] {
             assert_eq!(Object::check(text, MAX_DEPTH).unwrap_err().0, why, "{text}");
         }
-        for text in [
-            r#"{"a":"\ud83d\ude00\\u\"[{"}"#,
-            r#"{"a":0e999,"b":1e-999}"#,
-            " { } ",
-        ] {
+        for text in [r#"{"a":"\ud83d\ude00\\u\"[{"}"#, r#"{"a":0e999,"b":1e-999}"#, " { } "] {
             assert!(Object::check(text, MAX_DEPTH).is_ok(), "{text}");
         }
     }
 
     #[test]
     fn a_megabyte_of_brackets_is_an_error_not_a_stack_overflow() {
-        for text in [
-            "[".repeat(1 << 20),
-            format!("{{\"a\":{}", "[".repeat(1 << 20)),
-            "{\"a\":".repeat(1 << 18),
-        ] {
+        for text in
+            ["[".repeat(1 << 20), format!("{{\"a\":{}", "[".repeat(1 << 20)), "{\"a\":".repeat(1 << 18)]
+        {
             assert_eq!(Object::check(&text, MAX_DEPTH).unwrap_err().0, "nested too deep");
         }
     }
@@ -358,10 +341,7 @@ mod tests {
             })
             .map(|()| elements)
         };
-        assert_eq!(
-            collect(r#"[ 1, [2, 3] ,"x"]"#),
-            Some(vec!["1", "[2, 3]", "\"x\""])
-        );
+        assert_eq!(collect(r#"[ 1, [2, 3] ,"x"]"#), Some(vec!["1", "[2, 3]", "\"x\""]));
         assert_eq!(collect("[]"), Some(vec![]));
         assert_eq!(collect("{}"), None);
         assert_eq!(each("[1,2,3]", |element| (element != "2").then_some(())), None);

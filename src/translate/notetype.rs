@@ -96,11 +96,7 @@ const REQUIREMENTS: Code = one(
 const REQUIREMENT_KIND: Code = one(
     "\"none\", \"any\" or \"all\"",
     |text| {
-        Some(Value::Int(
-            KINDS
-                .iter()
-                .position(|kind| json::string(text).as_deref() == Some(kind))? as i64,
-        ))
+        Some(Value::Int(KINDS.iter().position(|kind| json::string(text).as_deref() == Some(kind))? as i64))
     },
     |value, out| {
         let kind = usize::try_from(value.int()).ok().and_then(|kind| KINDS.get(kind));
@@ -121,14 +117,8 @@ const U16S: Code = one(
         Some(Value::Ints(values))
     },
     |value, out| {
-        let values: &[u32] = if let Value::Ints(values) = value {
-            values
-        } else {
-            &[]
-        };
-        json::put_array(out, values, |out, value| {
-            json::put_int(out, (*value as u16).into())
-        });
+        let values: &[u32] = if let Value::Ints(values) = value { values } else { &[] };
+        json::put_array(out, values, |out, value| json::put_int(out, (*value as u16).into()));
     },
 );
 
@@ -183,9 +173,7 @@ impl NotetypeRow {
     /// Reads a notetype as clients send it (spec section 6).
     pub fn from_json(text: &str) -> Result<NotetypeRow, Refused> {
         let object = Object::check(text, MAX_DEPTH);
-        object
-            .and_then(|object| NotetypeRow::from_object(&object))
-            .map_err(|err| err.within("notetype"))
+        object.and_then(|object| NotetypeRow::from_object(&object)).map_err(|err| err.within("notetype"))
     }
 
     fn from_object(object: &Object<'_>) -> Result<NotetypeRow, Refused> {

@@ -89,17 +89,7 @@ pub const fn field(
     missing: Otherwise,
     invalid: Otherwise,
 ) -> Field {
-    Field {
-        no,
-        pb,
-        key: Some(key),
-        code,
-        missing,
-        invalid,
-        presence: false,
-        emit: Emit::Always,
-        clamp: None,
-    }
+    Field { no, pb, key: Some(key), code, missing, invalid, presence: false, emit: Emit::Always, clamp: None }
 }
 
 /// A field of the message that shares the key of another, or has none.
@@ -126,33 +116,21 @@ impl Field {
 
     /// Marks a field that is written to the message whenever it is set, even to 0.
     pub const fn presence(self) -> Field {
-        Field {
-            presence: true,
-            ..self
-        }
+        Field { presence: true, ..self }
     }
 
     /// Writes the key only if it is set.
     pub const fn emit_if_set(self) -> Field {
-        Field {
-            emit: Emit::IfSet,
-            ..self
-        }
+        Field { emit: Emit::IfSet, ..self }
     }
 
     /// Never writes the key.
     pub const fn not_emitted(self) -> Field {
-        Field {
-            emit: Emit::Never,
-            ..self
-        }
+        Field { emit: Emit::Never, ..self }
     }
 
     pub const fn clamp(self, default: f32, min: f32, max: f32) -> Field {
-        Field {
-            clamp: Some(Clamp { default, min, max }),
-            ..self
-        }
+        Field { clamp: Some(Clamp { default, min, max }), ..self }
     }
 }
 
