@@ -9,7 +9,8 @@ use serde::de::DeserializeOwned;
 use super::{Answer, App, Call};
 use crate::error::{Error, Result};
 use crate::spool::Spool;
-use crate::wire::{SanityReply, SanityRequest, StartRequest};
+use crate::wire::graves;
+use crate::wire::{SanityReply, SanityRequest};
 
 /// Parses a body that holds a few keys.
 pub fn parse<T: DeserializeOwned>(body: &mut Spool) -> Result<T> {
@@ -37,7 +38,8 @@ impl Answer {
 
 impl App {
     pub(super) fn start(&self, call: &Call, body: &mut Spool) -> Result<Answer> {
-        let request: StartRequest = parse(body)?;
+        // Read to its end before it may take the session of another device.
+        let request = graves::read_start(reader(body)?, |_, _| Ok(()))?;
         let user = self.user(call)?;
         let mut json = Spool::new(&user.dir);
         let buried =
