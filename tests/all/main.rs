@@ -1,0 +1,10 @@
+//! The whole server, as a process, seen through its socket by a scripted client that may send anything.
+//!
+//! What the real client sends is tested with the real client; here is mostly what it never sends.
+
+mod client; // a client of protocol 11 that does as it is told
+mod harness; // the server as a child process: its log, its memory, its files
+
+mod hostile; // bad input at every endpoint: the right status, a log line, flat memory, untouched files
+mod login; // passwords and keys, and who may see what
+mod sessions; // start to finish and every way to end in between
