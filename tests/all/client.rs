@@ -1,6 +1,6 @@
 //! A client of protocol 11 that does as it is told, also what no client does.
 
-use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
+use std::io::{BufRead, BufReader, Cursor, ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -72,7 +72,8 @@ pub fn pack(plain: &[u8]) -> Vec<u8> {
 
 /// An HTTP connection.
 pub struct Wire {
-    reader: BufReader<TcpStream>,
+    socket: Option<TcpStream>,
+    reader: BufReader<Box<dyn Read>>,
 }
 
 impl Wire {
@@ -80,12 +81,17 @@ impl Wire {
         let socket = TcpStream::connect(address).unwrap();
         socket.set_read_timeout(Some(PATIENCE)).unwrap();
         socket.set_write_timeout(Some(PATIENCE)).unwrap();
-        Wire { reader: BufReader::new(socket) }
+        Wire { reader: BufReader::new(Box::new(socket.try_clone().unwrap())), socket: Some(socket) }
+    }
+
+    /// A recording of what a server sent.
+    pub fn of(recording: Vec<u8>) -> Wire {
+        Wire { socket: None, reader: BufReader::new(Box::new(Cursor::new(recording))) }
     }
 
     /// Sends these bytes. A server that has decided early may close before it took all; the reply tells.
     pub fn send(&mut self, bytes: &[u8]) {
-        if let Err(err) = self.reader.get_mut().write_all(bytes) {
+        if let Err(err) = self.socket.as_mut().unwrap().write_all(bytes) {
             assert!(matches!(err.kind(), ErrorKind::BrokenPipe | ErrorKind::ConnectionReset), "{err}");
         }
     }
@@ -137,11 +143,6 @@ impl Wire {
         assert!(data.ends_with(b"\r\n"));
         data.truncate(size);
         (size > 0).then_some(data)
-    }
-
-    /// Whether the server has closed the connection, which a reset does too.
-    pub fn is_closed(&mut self) -> bool {
-        self.reader.fill_buf().is_ok_and(|rest| rest.is_empty())
     }
 }
 

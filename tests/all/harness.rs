@@ -155,8 +155,13 @@ impl Drop for TestServer {
         let _ = self.child.wait();
         let log = self.log();
         if thread::panicking() {
-            let lines = log.lines().map(|line| format!("{}\n", line.chars().take(300).collect::<String>()));
-            eprintln!("--- the server's log ---\n{}---", lines.collect::<String>());
+            // The end is what matters, and a line may hold what a test sent.
+            let lines: Vec<_> = log.lines().collect();
+            eprintln!("--- the end of the server's log ---");
+            for line in &lines[lines.len().saturating_sub(100)..] {
+                eprintln!("{}", line.chars().take(300).collect::<String>());
+            }
+            eprintln!("---");
         } else {
             assert!(!log.contains("panicked"), "the server panicked:\n{log}");
         }
