@@ -956,6 +956,10 @@ fn clients_that_do_not_read_block_nobody_for_long() {
         client.send("GET /endless HTTP/1.1\r\n\r\n");
     }
     server.assert_alive();
+    // A client that began to read before its time is over would be served for ever.
+    for _ in &deaf {
+        assert_eq!(server.event(), "endless ended");
+    }
     for client in &mut deaf {
         assert!(client.try_answer().is_err());
     }

@@ -278,23 +278,33 @@ impl Guard {
 
     /// Gives free slots to waiting requests: small ones first, then in the order in which they came.
     fn admit(&mut self) {
-        while let Some(at) = self.next_waiting() {
-            if self.has_free_descriptors() {
+        while self.next_waiting().is_some() && self.make_headroom() {
+            // Evictions move places, but never take a waiting request.
+            if let Some(at) = self.next_waiting() {
                 self.conns[at].activate(&mut self.shared);
-            } else if !self.evict(Duration::ZERO) {
-                self.shared
-                    .note(Level::Warn, format_args!("too few descriptors for a request"));
-                self.rest();
-                return;
             }
         }
     }
 
-    /// Whether a request can be handed over now. tiny_http's acceptor dies for good when it is short of descriptors,
-    /// so this must hold whatever the rest of the process has open.
-    fn has_free_descriptors(&self) -> bool {
-        let tries = [(); FDS_PER_REQUEST].map(|()| self.stop.try_clone());
-        tries.iter().all(Result::is_ok)
+    /// Whether there are descriptors for one more of ours, and for all that tiny_http may be about to take. Its
+    /// acceptor dies for good when it finds none, so this is asked before a request is handed over and after each
+    /// accept, whatever the rest of the process has open.
+    fn has_headroom(&self) -> bool {
+        let wanted = 1 + self.shared.limits.max_active * (FDS_PER_REQUEST - 1);
+        let tries: io::Result<Vec<_>> = (0..wanted).map(|_| self.stop.try_clone()).collect();
+        tries.is_ok()
+    }
+
+    /// Evicts connections until there is headroom; says so in the log where that does not help.
+    fn make_headroom(&mut self) -> bool {
+        while !self.has_headroom() {
+            if !self.evict(Duration::ZERO) {
+                self.shared.note(Level::Warn, format_args!("too few descriptors"));
+                self.rest();
+                return false;
+            }
+        }
+        true
     }
 
     fn rest(&mut self) {
@@ -346,6 +356,9 @@ impl Guard {
             };
             match listener.accept() {
                 Ok((socket, peer)) => {
+                    if !self.make_headroom() {
+                        return;
+                    }
                     let prepared = socket
                         .set_nonblocking(true)
                         .and_then(|()| socket.set_nodelay(true));
