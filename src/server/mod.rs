@@ -26,6 +26,9 @@ const WORKERS: usize = 4;
 /// SQLite and serde on one row need far less; untouched stack costs address space only.
 const WORKER_STACK_BYTES: usize = 512 * 1024;
 
+/// Enough for the guard's connections and everything behind them; many systems start programs with 1024.
+const OPEN_FILES: u32 = 2048;
+
 /// Held by the server that runs on a data folder.
 const LOCK_FILE: &str = ".ankipi.lock";
 
@@ -52,6 +55,9 @@ pub fn run(config: Config) -> Result<()> {
         max_body_bytes: u64::MAX,
         ..Limits::default()
     };
+    if let Err(err) = sys::raise_open_files_limit(OPEN_FILES) {
+        log::warn!("the limit on open files stays as it is: {err}");
+    }
     let guard = Guard::new(vec![listener], socket.clone(), limits, api::is_bulk, stop)
         .map_err(|err| Error::Broken(format!("starting the guard: {err}")))?;
     log::info!(
