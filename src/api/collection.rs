@@ -9,11 +9,11 @@ use serde::de::DeserializeOwned;
 use super::{Answer, App, Call};
 use crate::error::{Error, Result};
 use crate::spool::Spool;
-use crate::wire::{SanityReply, SanityRequest, StartRequest};
+use crate::wire::{self, SanityReply, SanityRequest, StartRequest};
 
 /// Parses a body that holds a few keys.
 pub fn parse<T: DeserializeOwned>(body: &mut Spool) -> Result<T> {
-    serde_json::from_reader(reader(body)?).map_err(|err| Error::bad(format!("unexpected JSON: {err}")))
+    serde_json::from_reader(reader(body)?).map_err(|err| wire::shape_error(&err))
 }
 
 fn reader(body: &mut Spool) -> Result<Box<dyn Read + '_>> {

@@ -21,7 +21,7 @@ use crate::http::reply::{ReplyStream, Responder};
 use crate::http::{Request, Verb};
 use crate::session::{User, Users};
 use crate::spool::Spool;
-use crate::wire::SyncHeader;
+use crate::wire::{self, SyncHeader};
 use access_log::AccessLog;
 use route::{Method, Page, Route};
 
@@ -117,8 +117,8 @@ impl App {
                 "no anki-sync header: the client is older than Anki 2.1.57, or something between it and us drops headers",
             ));
         };
-        let header: SyncHeader =
-            serde_json::from_str(header).map_err(|err| Error::bad(format!("anki-sync header: {err}")))?;
+        let header: SyncHeader = serde_json::from_str(header)
+            .map_err(|err| Error::bad(format!("anki-sync header: {}", wire::shape_error(&err))))?;
         log.client(&header.client);
         if !SYNC_VERSIONS.contains(&header.sync_version) {
             return Err(Error::bad(format!("anki-sync header of version {}", header.sync_version)));

@@ -68,7 +68,7 @@ where
             "one element is over the limit of {max_element_bytes} bytes; MAX_SYNC_ROW_MEGS raises it"
         )),
         None if err.is_io() => Error::Io("reading", "spooled request".into(), err.into()),
-        None => Error::bad(format!("unexpected JSON: {err}")),
+        None => super::shape_error(&err),
     })
 }
 
