@@ -180,8 +180,8 @@ impl User {
         Ok(outcome)
     }
 
-    /// Runs a step of the session with this key. A request that does not parse leaves the session as it was; any other
-    /// failure ends it.
+    /// Runs a step of the session with this key. A failure ends the session: the step may have changed something. So
+    /// requests are checked to be well-formed before they come here; a bad one leaves the session as it was.
     pub fn step<T>(&self, skey: &str, work: impl FnOnce(&mut Session) -> Result<T>) -> Result<T> {
         let mut state = self.lock();
         let mut session = match state.session.take() {
@@ -191,16 +191,10 @@ impl User {
                 return Err(Error::NoSession);
             }
         };
-        session.collection.savepoint()?;
-        let outcome = work(&mut session);
-        match &outcome {
-            Ok(_) => session.collection.keep_savepoint()?,
-            Err(Error::BadRequest(_)) => session.collection.undo_savepoint()?,
-            Err(_) => return outcome,
-        }
+        let outcome = work(&mut session)?;
         session.last_step = Instant::now();
         state.session = Some(session);
-        outcome
+        Ok(outcome)
     }
 
     /// Runs the last step of the session with this key.

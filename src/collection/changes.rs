@@ -347,7 +347,7 @@ impl Merge<'_> {
 
 impl ChangeSink for Merge<'_> {
     fn notetype(&mut self, json: &str) -> Result<()> {
-        let mut row = NotetypeRow::from_json(json).map_err(bad("notetype"))?;
+        let mut row = NotetypeRow::from_json(json).map_err(refused("notetype"))?;
         check_id("notetype", row.id)?;
         if !self.is_news("notetypes", row.id, row.mtime_secs)? {
             return Ok(());
@@ -359,7 +359,7 @@ impl ChangeSink for Merge<'_> {
     }
 
     fn deck(&mut self, json: &str) -> Result<()> {
-        let mut row = DeckRow::from_json(json).map_err(bad("deck"))?;
+        let mut row = DeckRow::from_json(json).map_err(refused("deck"))?;
         check_id("deck", row.id)?;
         if !self.is_news("decks", row.id, row.mtime_secs)? {
             return Ok(());
@@ -376,7 +376,7 @@ impl ChangeSink for Merge<'_> {
     }
 
     fn deck_config(&mut self, json: &str) -> Result<()> {
-        let row = DeckConfigRow::from_json(json).map_err(bad("deck options"))?;
+        let row = DeckConfigRow::from_json(json).map_err(refused("deck options"))?;
         check_id("deck options", row.id)?;
         if !self.is_news("deck_config", row.id, row.mtime_secs)? {
             return Ok(());
@@ -420,8 +420,8 @@ impl ChangeSink for Merge<'_> {
     }
 }
 
-fn bad(what: &'static str) -> impl FnOnce(translate::Refused) -> Error {
-    move |Refused(reason)| Error::BadRequest(format!("{what}: {reason}"))
+fn refused(what: &'static str) -> impl FnOnce(translate::Refused) -> Error {
+    move |Refused(reason)| Error::Refused(format!("{what}: {reason}"))
 }
 
 fn check_id(what: &str, id: i64) -> Result<()> {

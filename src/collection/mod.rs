@@ -192,21 +192,6 @@ impl Collection {
     pub fn commit(&self) -> Result<()> {
         Ok(self.db.execute_batch("COMMIT")?)
     }
-
-    /// Marks the state before a step of a session.
-    pub fn savepoint(&self) -> Result<()> {
-        Ok(self.db.execute_batch("SAVEPOINT step")?)
-    }
-
-    /// Keeps what the step changed.
-    pub fn keep_savepoint(&self) -> Result<()> {
-        Ok(self.db.execute_batch("RELEASE step")?)
-    }
-
-    /// Undoes what the step changed; the session's earlier steps stay.
-    pub fn undo_savepoint(&self) -> Result<()> {
-        Ok(self.db.execute_batch("ROLLBACK TO step; RELEASE step")?)
-    }
 }
 
 fn has_side_files(path: &Path) -> bool {

@@ -31,6 +31,42 @@ pub trait ChangeSink {
     fn created(&mut self, stamp: i64) -> Result<()>;
 }
 
+/// Takes the changes nowhere.
+impl ChangeSink for () {
+    fn notetype(&mut self, _: &str) -> Result<()> {
+        Ok(())
+    }
+
+    fn deck(&mut self, _: &str) -> Result<()> {
+        Ok(())
+    }
+
+    fn deck_config(&mut self, _: &str) -> Result<()> {
+        Ok(())
+    }
+
+    fn tag(&mut self, _: &str) -> Result<()> {
+        Ok(())
+    }
+
+    fn replace_config(&mut self) -> Result<()> {
+        Ok(())
+    }
+
+    fn config_entry(&mut self, _: &str, _: &str) -> Result<()> {
+        Ok(())
+    }
+
+    fn created(&mut self, _: i64) -> Result<()> {
+        Ok(())
+    }
+}
+
+/// Checks that `read` will not fail.
+pub fn check(input: impl Read, max_object_bytes: u64) -> Result<()> {
+    read(input, max_object_bytes, &mut ())
+}
+
 /// Reads the body of `applyChanges`. One object at a time is in memory, of at most `max_object_bytes`.
 pub fn read(input: impl Read, max_object_bytes: u64, sink: &mut impl ChangeSink) -> Result<()> {
     parse(input, max_object_bytes, |context| Envelope { context, sink })

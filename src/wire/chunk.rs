@@ -150,6 +150,26 @@ pub trait RowSink {
     fn note(&mut self, row: Note) -> Result<()>;
 }
 
+/// Takes the rows nowhere.
+impl RowSink for () {
+    fn revlog(&mut self, _: Revlog) -> Result<()> {
+        Ok(())
+    }
+
+    fn card(&mut self, _: Card) -> Result<()> {
+        Ok(())
+    }
+
+    fn note(&mut self, _: Note) -> Result<()> {
+        Ok(())
+    }
+}
+
+/// Checks that `read` will not fail.
+pub fn check(input: impl Read, max_row_bytes: u64) -> Result<()> {
+    read(input, max_row_bytes, &mut ())
+}
+
 /// Reads the body of `applyChunk`: `{"chunk": chunk}`. One row at a time is in memory, of at most `max_row_bytes`.
 pub fn read(input: impl Read, max_row_bytes: u64, sink: &mut impl RowSink) -> Result<()> {
     parse(input, max_row_bytes, |context| Envelope { context, sink })

@@ -33,6 +33,11 @@ impl GraveKind {
 /// A list of deletions is short for each element; the bound only has to stop endless numbers.
 const MAX_ELEMENT_BYTES: u64 = 64 * 1024;
 
+/// Checks that `read_chunk` will not fail.
+pub fn check_chunk(input: impl Read) -> Result<()> {
+    read_chunk(input, |_, _| Ok(()))
+}
+
 /// Reads the body of `applyGraves`: `{"chunk": graves}`. Each id goes to `each`.
 pub fn read_chunk(input: impl Read, each: impl FnMut(GraveKind, i64) -> Result<()>) -> Result<()> {
     read(input, "chunk", true, each)
