@@ -1,0 +1,86 @@
+"""Names that must be unique, taken on two devices at once."""
+
+import pytest
+
+# All equal to the collation of the file: case and full case folding do not count.
+TWINS = [("Spanish", "Spanish"), ("Spanish", "sPANISH"), ("Straße", "STRASSE"), ("É", "é"), ("ﬀ", "FF"), ("Ω", "Ω")]
+# The renaming is stamped by client and server, each with its own clock.
+STAMPS = {("decks", "mtime_secs"), ("notetypes", "mtime_secs"), ("templates", "mtime_secs"), ("templates", "usn")}
+
+
+def new_notetype(device, name):
+    made = device.col.models.copy(device.col.models.by_name("Basic"), add=False)
+    made["name"] = name
+    return device.col.models.add_dict(made).id
+
+
+@pytest.mark.ours
+@pytest.mark.parametrize("at_desk, at_phone", TWINS)
+def test_two_decks_of_one_name_become_two_names(account, at_desk, at_phone):
+    desk, phone = account.two_devices()
+    ids = desk.col.decks.id(at_desk), phone.col.decks.id(at_phone)
+    fresh = account.settle(desk, phone, ignoring=STAMPS)
+    names = {fresh.col.decks.get(did)["name"] for did in ids}
+    assert len(names) == 2 and {name.rstrip("+") for name in names} <= {at_desk, at_phone}
+
+
+@pytest.mark.ours
+@pytest.mark.parametrize("at_desk, at_phone", TWINS)
+def test_two_notetypes_of_one_name_become_two_names(account, at_desk, at_phone):
+    desk, phone = account.two_devices()
+    ids = new_notetype(desk, at_desk), new_notetype(phone, at_phone)
+    fresh = account.settle(desk, phone, ignoring=STAMPS)
+    names = {fresh.col.models.get(ntid)["name"] for ntid in ids}
+    assert len(names) == 2 and {name.rstrip("+") for name in names} <= {at_desk, at_phone}
+
+
+@pytest.mark.ours
+def test_the_cards_stay_with_their_own_deck(account):
+    desk, phone = account.two_devices()
+    desk.add_note("from the desk", deck="Spanish::Verbs")
+    phone.add_note("from the phone", deck="spanish::verbs")
+    fresh = account.settle(desk, phone, ignoring=STAMPS)
+    decks = [fresh.col.decks.name(fresh.note(front).cards()[0].did) for front in ("from the desk", "from the phone")]
+    assert len(set(decks)) == 2
+
+
+@pytest.mark.ours
+def test_a_renamed_deck_takes_the_name_of_a_new_one(account):
+    desk, phone = account.device("desk"), None
+    old = desk.col.decks.id("Old")
+    desk.add_note("one", deck="Old")
+    desk.upload()
+    phone = account.device_in_sync("phone")
+    desk.col.decks.rename(old, "New")
+    phone.col.decks.id("New")
+    account.settle(desk, phone, ignoring=STAMPS)
+
+
+def test_decks_that_swap_their_names(account):
+    desk, phone = account.device("desk"), None
+    a, b = desk.col.decks.id("A"), desk.col.decks.id("B")
+    desk.upload()
+    phone = account.device_in_sync("phone")
+    for did, name in [(a, "swap"), (b, "A"), (a, "B")]:
+        desk.col.decks.rename(did, name)
+    desk.sync()
+    phone.sync()
+    assert {phone.col.decks.name(did).rstrip("+") for did in (a, b)} == {"A", "B"}
+
+
+def test_names_that_only_look_alike_are_kept(account):
+    """Composed and decomposed letters are one name; these are not."""
+    desk, phone = account.two_devices()
+    for device, names in [(desk, ["Résumé", "ı", "µ", "²"]), (phone, ["Resume", "i", "m", "2"])]:
+        for name in names:
+            device.col.decks.id(name)
+    fresh = account.settle(desk, phone)
+    assert fresh.count("decks") == 1 + 8
+
+
+def test_tags_that_differ_in_case_are_one_tag(account):
+    desk, phone = account.two_devices()
+    desk.add_note("from the desk", tags="Verb Straße")
+    phone.add_note("from the phone", tags="verb STRASSE")
+    fresh = account.settle(desk, phone)
+    assert fresh.count("tags") == 2
