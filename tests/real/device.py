@@ -1,5 +1,6 @@
 """A device: the real Anki client, without its window, on a collection in a folder of its own."""
 
+import time
 from pathlib import Path
 
 from anki.collection import Collection
@@ -80,6 +81,7 @@ class Device:
         note.fields[0], note.fields[1] = front, back
         note.set_tags_from_str(tags)
         self.col.add_note(note, self.col.decks.id(deck))
+        self._outlive_ids("notes", "cards", "decks")
         return note
 
     def add_notes(self, count: int, text: str = "note") -> None:
@@ -91,6 +93,19 @@ class Device:
         for n, note in enumerate(notes):
             note.fields = [f"{text} {n}", "back"]
         self.col.add_notes([AddNoteRequest(note, deck) for note in notes])
+        self._outlive_ids("notes", "cards")
+
+    def add_deck(self, name: str) -> int:
+        did = self.col.decks.id(name)
+        self._outlive_ids("decks")
+        return did
+
+    def add_notetype(self, name: str) -> int:
+        made = self.col.models.copy(self.col.models.by_name("Basic"), add=False)
+        made["name"] = name
+        ntid = self.col.models.add_dict(made).id
+        self._outlive_ids("notetypes")
+        return ntid
 
     def review(self, count: int = 1, deck: str = "Default", ease: int = 3) -> None:
         """Answers the cards of a deck as they come."""
@@ -99,6 +114,14 @@ class Device:
             card = self.col.sched.getCard()
             assert card, f"{self.name} has nothing to review"
             self.col.sched.answerCard(card, ease)
+        self._outlive_ids("revlog")
+
+    def _outlive_ids(self, *tables: str) -> None:
+        """Waits until the clock has passed the ids just given. They are milliseconds; two people never make something
+        in the same one, but two devices in a story do, and would then have made the same thing."""
+        newest = max(self.col.db.scalar(f"select max(id) from {table}") for table in tables)
+        while time.time() * 1000 <= newest + 1:
+            pass
 
     def note(self, front: str) -> Note:
         """The one note whose first field is this."""

@@ -22,7 +22,8 @@ def table_rows(col: Collection, table: str, key: int) -> dict[tuple, dict[str, o
     exprs = [f"hex({name})" if kind.lower() == "blob" else name for name, kind in columns]
     found = col.db.all(f"select {', '.join(exprs)} from {table}")
     names = [name for name, _ in columns]
-    return {tuple(row[:key]): dict(zip(names, row)) for row in found}
+    # Tags are unique without regard to case.
+    return {tuple(str(part).casefold() if table == "tags" else part for part in row[:key]): dict(zip(names, row)) for row in found}
 
 
 def differences(left: Rows, right: Rows, ignored: set[tuple[str, str]]) -> list[str]:
