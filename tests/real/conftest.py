@@ -84,7 +84,19 @@ def new_server(tmp_path):
 
 
 @pytest.fixture
-def proxy(account):
-    proxy = Proxy(account.server)
-    yield proxy
-    proxy.close()
+def new_proxy():
+    """Makes a `Proxy` in front of an account's server."""
+    proxies = []
+
+    def make(account):
+        proxies.append(Proxy(account.server))
+        return proxies[-1]
+
+    yield make
+    for proxy in proxies:
+        proxy.close()
+
+
+@pytest.fixture
+def proxy(account, new_proxy):
+    return new_proxy(account)

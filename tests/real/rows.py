@@ -9,6 +9,9 @@ from anki.collection import Collection
 KEYS = {"col": 1, "notes": 1, "cards": 1, "revlog": 1, "decks": 1, "deck_config": 1, "notetypes": 1,
         "fields": 2, "templates": 2, "tags": 1, "config": 1}
 
+# A sync stamps what it sends.
+USNS = {(table, "usn") for table in ("notes", "cards", "revlog", "decks", "deck_config", "notetypes", "templates")}
+
 Rows = dict[str, dict[tuple, dict[str, object]]]
 
 
@@ -44,7 +47,7 @@ def assert_same(left: Rows, right: Rows, ignored: set[tuple[str, str]], which: s
     __tracebackhide__ = True
     found = differences(left, right, ignored)
     if found:
-        pytest.fail(f"{which}:\n" + "\n".join(found), pytrace=False)
+        pytest.fail(f"{which}, {len(found)} differences:\n" + "\n".join(found[:40]), pytrace=False)
 
 
 def same(table: str, column: str, left: object, right: object) -> bool:

@@ -4,10 +4,7 @@ import pytest
 
 from account import NOT_SYNCED
 from device import Device
-from rows import assert_same, rows
-
-# A sync stamps what it sends.
-USNS = {(table, "usn") for table in ("notes", "cards", "revlog", "decks", "deck_config", "notetypes", "templates")}
+from rows import USNS, assert_same, rows
 
 CHANGES = []
 
