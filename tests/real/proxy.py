@@ -63,6 +63,10 @@ class Proxy:
         return CUT if self.is_cut else answer
 
 
+def chunk(block: bytes) -> bytes:
+    return b"%x\r\n%b\r\n" % (len(block), block)
+
+
 class _Way(BaseHTTPRequestHandler):
     proxy: Proxy
     protocol_version = "HTTP/1.1"
@@ -127,11 +131,13 @@ class _Way(BaseHTTPRequestHandler):
                 self.send_header(name, value)
         self.send_header("transfer-encoding", "chunked")
         self.end_headers()
-        while block := answer.read(BLOCK):
-            self.wfile.write(b"%x\r\n%b\r\n" % (len(block), block))
-            self.wfile.flush()
+        block = answer.read(BLOCK)
+        while block:
+            after = answer.read(BLOCK)
+            # The client drops the connection if it has all of the frame but not yet the last chunk.
+            self.wfile.write(chunk(block) + (b"" if after else chunk(b"")))
+            block = after
             self.proxy.happen(method, "midway")
-        self.wfile.write(b"0\r\n\r\n")
 
     def log_message(self, *_) -> None:
         pass

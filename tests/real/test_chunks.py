@@ -8,6 +8,8 @@ def add_old_reviews(device, count: int) -> None:
     card = device.col.db.scalar("select min(id) from cards")
     rows = [[1_600_000_000_000 + n, card, -1, 1 + n % 4, n % 400 - 100, -600, 2500, n % 60_000, n % 3] for n in range(count)]
     device.col.db.executemany("insert into revlog values (?,?,?,?,?,?,?,?,?)", rows)
+    # Without this the collection does not know that there is something to sync.
+    device.col.db.execute("update col set mod = mod + 1")
 
 
 def test_hundreds_of_notes_and_a_thousand_reviews_travel_both_ways(account):

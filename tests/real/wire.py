@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import zstandard
 
 from account import Account
+from proxy import chunk
 
 
 @dataclass
@@ -54,7 +55,7 @@ def headers(hkey: str, skey: str = "abc123") -> dict[str, str]:
 
 def chunked(body: bytes) -> bytes:
     blocks = [body[at:at + 65536] for at in range(0, len(body), 65536)]
-    return b"".join(b"%x\r\n%b\r\n" % (len(block), block) for block in [*blocks, b""])
+    return b"".join(chunk(block) for block in [*blocks, b""])
 
 
 def request_raw(account: Account, method: str, body: bytes, hkey: str, skey: str = "abc123", timeout: float = 120) -> Answer:
