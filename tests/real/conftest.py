@@ -6,7 +6,7 @@ import pytest
 
 from account import Account
 from proxy import Proxy
-from server import REFERENCE, Server, phc
+from server import REFERENCE, Server, command, phc
 
 USERS = 200
 PASSWORD = "secret"
@@ -15,6 +15,13 @@ PASSWORD = "secret"
 def pytest_configure(config):
     config.addinivalue_line("markers", "ours: about a recommended difference from the official server; skipped with REFERENCE=1")
     config.addinivalue_line("markers", "slow: takes most of a minute")
+
+
+def pytest_sessionstart():
+    try:
+        command()
+    except FileNotFoundError as err:
+        pytest.exit(str(err), returncode=1)  # once, rather than in each story
 
 
 def pytest_collection_modifyitems(items):
