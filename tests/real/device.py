@@ -3,8 +3,7 @@
 import time
 from pathlib import Path
 
-from anki.collection import Collection
-from anki.errors import NetworkError, SyncError  # noqa: F401 (for the stories)
+from anki.collection import AddNoteRequest, Collection
 from anki.notes import Note
 from anki.sync_pb2 import SyncAuth, SyncCollectionResponse
 
@@ -86,8 +85,6 @@ class Device:
 
     def add_notes(self, count: int, text: str = "note") -> None:
         """Many at once; one transaction each would take the time of many fsyncs."""
-        from anki.collection import AddNoteRequest
-
         basic, deck = self.col.models.by_name("Basic"), self.col.decks.id("Default")
         notes = [self.col.new_note(basic) for _ in range(count)]
         for n, note in enumerate(notes):

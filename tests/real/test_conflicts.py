@@ -2,6 +2,9 @@
 
 import pytest
 
+# A notetype's templates travel inside it, without stamps of their own.
+TEMPLATE_STAMPS = {("templates", "usn"), ("templates", "mtime_secs")}
+
 
 @pytest.mark.parametrize("first_to_sync", ["desk", "phone"])
 def test_the_newer_edit_of_a_note_wins(account, first_to_sync):
@@ -62,12 +65,8 @@ def test_the_newer_edit_of_a_notetype_wins(account, first_to_sync):
     assert fresh.col.models.by_name("Basic")["css"] == "newer"
 
 
-# A notetype's templates travel inside it, without stamps of their own.
-TEMPLATE_STAMPS = {("templates", "usn"), ("templates", "mtime_secs")}
-
-
 def test_edits_of_different_cards_of_one_note_are_both_kept(account):
-    desk, phone = account.device("desk"), None
+    desk = account.device("desk")
     note = desk.add_note("a", "b", notetype="Basic (and reversed card)")
     desk.upload()
     phone = account.device_in_sync("phone")
@@ -103,7 +102,7 @@ def test_both_devices_delete_the_same(account):
 
 
 def test_a_note_is_added_to_a_deck_that_another_device_deleted(account):
-    desk, phone = account.device("desk"), None
+    desk = account.device("desk")
     desk.add_note("one", deck="doomed")
     desk.upload()
     phone = account.device_in_sync("phone")

@@ -46,7 +46,7 @@ def test_the_cards_stay_with_their_own_deck(account):
 
 @pytest.mark.ours
 def test_a_renamed_deck_takes_the_name_of_a_new_one(account):
-    desk, phone = account.device("desk"), None
+    desk = account.device("desk")
     old = desk.add_deck("Old")
     desk.add_note("one", deck="Old")
     desk.upload()
@@ -57,7 +57,7 @@ def test_a_renamed_deck_takes_the_name_of_a_new_one(account):
 
 
 def test_decks_that_swap_their_names(account):
-    desk, phone = account.device("desk"), None
+    desk = account.device("desk")
     a, b = desk.add_deck("A"), desk.add_deck("B")
     desk.upload()
     phone = account.device_in_sync("phone")
