@@ -2,9 +2,6 @@
 
 import pytest
 
-# A notetype's templates travel inside it, without stamps of their own.
-TEMPLATE_STAMPS = {("templates", "usn"), ("templates", "mtime_secs")}
-
 
 @pytest.mark.parametrize("first_to_sync", ["desk", "phone"])
 def test_the_newer_edit_of_a_note_wins(account, first_to_sync):
@@ -61,7 +58,7 @@ def test_the_newer_edit_of_a_notetype_wins(account, first_to_sync):
         device.age("notetypes", basic["id"], secs)
         device.col.db.execute("update col set mod = mod - ?", secs * 1000)
     devices = (desk, phone) if first_to_sync == "desk" else (phone, desk)
-    fresh = account.settle(*devices, ignoring=TEMPLATE_STAMPS)
+    fresh = account.settle(*devices)
     assert fresh.col.models.by_name("Basic")["css"] == "newer"
 
 
