@@ -44,9 +44,8 @@
 //! # Locks
 //!
 //! One per user (`session::User`), and in `accounts` one around password hashing and one per account around its stored
-//! keys. No code takes a second one while it holds the first, but that a login holds the hashing lock alone. A download
-//! counts itself under its user's lock and reads without it; an upload waits, under a condition variable of that lock,
-//! until the count is zero.
+//! keys. No code takes a second one while it holds the first. A download opens and closes its snapshot under its user's
+//! lock and reads without it; an upload may move the file under it, which the snapshot survives.
 //!
 //! # Why a guard
 //!

@@ -188,6 +188,11 @@ impl Collection {
         Ok(self.db.execute_batch("BEGIN IMMEDIATE")?)
     }
 
+    /// Moves committed pages from the WAL into the file, as far as no reader is in the way.
+    fn checkpoint(&self) -> Result<()> {
+        Ok(self.db.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_| Ok(()))?)
+    }
+
     /// Makes the transaction durable.
     pub fn commit(&self) -> Result<()> {
         Ok(self.db.execute_batch("COMMIT")?)

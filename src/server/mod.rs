@@ -10,6 +10,7 @@ use std::os::unix::net::UnixListener;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
 use crate::api::{self, App};
@@ -47,7 +48,9 @@ pub fn run(config: Config) -> Result<()> {
     let backend = tiny_http::Server::from_listener(backend, None)
         .map_err(|err| Error::Broken(format!("starting tiny_http: {err}")))?;
     let backend = Arc::new(backend);
-    let workers: Vec<_> = (0..WORKERS).map(|n| start_worker(n, &app, &backend)).collect::<Result<_>>()?;
+    let stopping = Arc::new(AtomicBool::new(false));
+    let workers: Vec<_> =
+        (0..WORKERS).map(|n| start_worker(n, &app, &backend, &stopping)).collect::<Result<_>>()?;
     let limits = Limits {
         max_active: WORKERS,
         max_bulk: WORKERS / 2,
@@ -67,6 +70,7 @@ pub fn run(config: Config) -> Result<()> {
     );
     guard.run();
     log::info!("stopping");
+    stopping.store(true, Ordering::Relaxed);
     workers.iter().for_each(|_| backend.unblock());
     for worker in workers {
         // A worker catches the panics of its requests; should one have got through, there is nothing left to end.
@@ -125,27 +129,27 @@ fn start_worker(
     number: usize,
     app: &Arc<App>,
     backend: &Arc<tiny_http::Server>,
+    stopping: &Arc<AtomicBool>,
 ) -> Result<thread::JoinHandle<()>> {
-    let (app, backend) = (app.clone(), backend.clone());
+    let (app, backend, stopping) = (app.clone(), backend.clone(), stopping.clone());
     thread::Builder::new()
         .name(format!("worker-{number}"))
         .stack_size(WORKER_STACK_BYTES)
-        .spawn(move || work(&app, &backend))
+        .spawn(move || work(&app, &backend, &stopping))
         .map_err(|err| Error::Broken(format!("starting a worker thread: {err}")))
 }
 
 /// Answers requests until `unblock`. In between, sessions that went silent are rolled back; without any, nothing wakes.
-fn work(app: &App, backend: &tiny_http::Server) {
-    loop {
+fn work(app: &App, backend: &tiny_http::Server, stopping: &AtomicBool) {
+    while !stopping.load(Ordering::Relaxed) {
         let request = match app.users().expire_sessions() {
             Some(wait) => backend.recv_timeout(wait),
             None => backend.recv().map(Some),
         };
-        match request {
+        // Nothing, or an error: woken to stop, or to look at the sessions again.
+        if let Ok(Some(request)) = request {
             // A panic ends its request and its user's session, and never the worker.
-            Ok(Some(request)) => drop(catch_unwind(AssertUnwindSafe(|| app.answer(Request::new(request))))),
-            Ok(None) => {}
-            Err(_unblocked) => return,
+            drop(catch_unwind(AssertUnwindSafe(|| app.answer(Request::new(request)))));
         }
     }
 }
