@@ -5,6 +5,7 @@ use std::io::Read;
 
 use serde::de::{DeserializeSeed, Deserializer, Error as _, IgnoredAny, MapAccess, Visitor};
 
+use super::StartRequest;
 use super::int::Int;
 use super::stream::{Context, List, parse};
 use crate::error::Result;
@@ -39,28 +40,65 @@ pub fn check_chunk(input: impl Read) -> Result<()> {
 }
 
 /// Reads the body of `applyGraves`: `{"chunk": graves}`. Each id goes to `each`.
-pub fn read_chunk(input: impl Read, each: impl FnMut(GraveKind, i64) -> Result<()>) -> Result<()> {
-    read(input, "chunk", true, each)
+pub fn read_chunk(input: impl Read, mut each: impl FnMut(GraveKind, i64) -> Result<()>) -> Result<()> {
+    parse(input, MAX_ELEMENT_BYTES, |context| Envelope { context, each: &mut each })
 }
 
-/// Reads the graves inside the body of `start`, where old clients put them; they may be missing or null.
-pub fn read_in_start(input: impl Read, each: impl FnMut(GraveKind, i64) -> Result<()>) -> Result<()> {
-    read(input, "graves", false, each)
-}
-
-fn read(
+/// Reads the body of `start`. Old clients put their graves there; they may be missing or null.
+pub fn read_start(
     input: impl Read,
-    key: &'static str,
-    required: bool,
     mut each: impl FnMut(GraveKind, i64) -> Result<()>,
-) -> Result<()> {
-    parse(input, MAX_ELEMENT_BYTES, |context| Envelope { context, key, required, each: &mut each })
+) -> Result<StartRequest> {
+    parse(input, MAX_ELEMENT_BYTES, |context| Start { context, each: &mut each })
+}
+
+struct Start<'a, F> {
+    context: Context,
+    each: &'a mut F,
+}
+
+impl<'de, F: FnMut(GraveKind, i64) -> Result<()>> DeserializeSeed<'de> for Start<'_, F> {
+    type Value = StartRequest;
+
+    fn deserialize<D: Deserializer<'de>>(
+        self,
+        deserializer: D,
+    ) -> std::result::Result<StartRequest, D::Error> {
+        deserializer.deserialize_map(self)
+    }
+}
+
+impl<'de, F: FnMut(GraveKind, i64) -> Result<()>> Visitor<'de> for Start<'_, F> {
+    type Value = StartRequest;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object with minUsn and lnewer")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> std::result::Result<StartRequest, A::Error> {
+        let (mut client_usn, mut client_is_newer) = (None, None);
+        while let Some(key) = map.next_key::<String>()? {
+            match key.as_str() {
+                "minUsn" => client_usn = Some(map.next_value()?),
+                "lnewer" => client_is_newer = Some(map.next_value()?),
+                "graves" => map.next_value_seed(Graves {
+                    context: &self.context,
+                    required: false,
+                    each: &mut *self.each,
+                })?,
+                _ => drop(map.next_value::<IgnoredAny>()?),
+            }
+            self.context.element_done();
+        }
+        Ok(StartRequest {
+            client_usn: client_usn.ok_or_else(|| A::Error::missing_field("minUsn"))?,
+            client_is_newer: client_is_newer.ok_or_else(|| A::Error::missing_field("lnewer"))?,
+        })
+    }
 }
 
 struct Envelope<'a, F> {
     context: Context,
-    key: &'static str,
-    required: bool,
     each: &'a mut F,
 }
 
@@ -76,27 +114,27 @@ impl<'de, F: FnMut(GraveKind, i64) -> Result<()>> Visitor<'de> for Envelope<'_, 
     type Value = ();
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "an object with {}", self.key)
+        f.write_str("an object with chunk")
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> std::result::Result<(), A::Error> {
         let mut found = false;
         while let Some(key) = map.next_key::<String>()? {
-            if key == self.key {
+            if key == "chunk" {
                 found = true;
                 map.next_value_seed(Graves {
                     context: &self.context,
-                    required: self.required,
-                    each: self.each,
+                    required: true,
+                    each: &mut *self.each,
                 })?;
             } else {
                 map.next_value::<IgnoredAny>()?;
             }
             self.context.element_done();
         }
-        match found || !self.required {
+        match found {
             true => Ok(()),
-            false => Err(A::Error::custom(format_args!("missing key {}", self.key))),
+            false => Err(A::Error::missing_field("chunk")),
         }
     }
 }
@@ -185,14 +223,21 @@ mod tests {
 
     #[test]
     fn start_may_lack_graves() {
-        for text in [r#"{"minUsn":1}"#, r#"{"minUsn":1,"graves":null}"#] {
-            read_in_start(text.as_bytes(), |_, _| panic!("no grave was sent")).unwrap();
+        for text in [r#"{"lnewer":true,"minUsn":1}"#, r#"{"minUsn":1,"lnewer":true,"graves":null}"#] {
+            let request = read_start(text.as_bytes(), |_, _| panic!("no grave was sent")).unwrap();
+            assert_eq!((request.client_usn, request.client_is_newer), (1, true));
+        }
+        for text in [r#"{"minUsn":1}"#, r#"{"minUsn":1,"lnewer":true,"graves":[]}"#] {
+            assert_eq!(read_start(text.as_bytes(), |_, _| Ok(())).err().map(|err| err.status()), Some(400));
         }
     }
 
     #[test]
-    fn an_endless_number_is_refused_in_bounded_memory() {
-        let text = format!(r#"{{"chunk":{{"cards":["{}"]}}}}"#, "1".repeat(1 << 20));
-        assert_eq!(graves(&text).unwrap_err().status(), 413);
+    fn an_endless_text_is_refused_in_bounded_memory() {
+        let long = "1".repeat(1 << 20);
+        assert_eq!(graves(&format!(r#"{{"chunk":{{"cards":["{long}"]}}}}"#)).unwrap_err().status(), 413);
+        for text in [format!(r#"{{"minUsn":"{long}"}}"#), format!(r#"{{"{long}"#)] {
+            assert_eq!(read_start(text.as_bytes(), |_, _| Ok(())).err().map(|err| err.status()), Some(413));
+        }
     }
 }
