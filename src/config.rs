@@ -81,17 +81,33 @@ impl Config {
                 "SYNC_HOST",
                 flags.host.as_deref().or(var("SYNC_HOST")),
                 IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+                "an address such as 0.0.0.0, 192.168.1.5 or ::",
             )?,
-            port: parse("SYNC_PORT", flags.port.as_deref().or(var("SYNC_PORT")), 8080)?,
+            port: parse(
+                "SYNC_PORT",
+                flags.port.as_deref().or(var("SYNC_PORT")),
+                8080,
+                "a number up to 65535",
+            )?,
             base_path: var("SYNC_BASE_PATH").unwrap_or("").trim_matches('/').to_owned(),
             users: user_settings(&vars)?,
             passwords_hashed: var("PASSWORDS_HASHED").is_some(),
             max_payload_bytes: megs("MAX_SYNC_PAYLOAD_MEGS", var("MAX_SYNC_PAYLOAD_MEGS"), 100)?,
             max_row_bytes: megs("MAX_SYNC_ROW_MEGS", var("MAX_SYNC_ROW_MEGS"), 8)?,
-            session_idle: Duration::from_secs(parse("SYNC_SESSION_SECS", var("SYNC_SESSION_SECS"), 300)?),
-            backups: parse("SYNC_BACKUPS", var("SYNC_BACKUPS"), 3)?,
+            session_idle: Duration::from_secs(parse(
+                "SYNC_SESSION_SECS",
+                var("SYNC_SESSION_SECS"),
+                300,
+                "a number of seconds",
+            )?),
+            backups: parse("SYNC_BACKUPS", var("SYNC_BACKUPS"), 3, "a number")?,
             ip_header: var("SYNC_IP_HEADER").map(str::to_owned),
-            log_level: parse("SYNC_LOG", var("SYNC_LOG"), log::LevelFilter::Info)?,
+            log_level: parse(
+                "SYNC_LOG",
+                var("SYNC_LOG"),
+                log::LevelFilter::Info,
+                "error, warn, info, debug or trace",
+            )?,
         };
         if config.users.is_empty() {
             return Err(Error::Broken(
@@ -123,17 +139,18 @@ fn default_base(home: Option<&str>) -> Result<PathBuf> {
     }
 }
 
-fn parse<T: std::str::FromStr>(key: &str, value: Option<&str>, default: T) -> Result<T> {
+/// The value of a setting; `expected` ends the sentence "KEY=VALUE is not ...".
+fn parse<T: std::str::FromStr>(key: &str, value: Option<&str>, default: T, expected: &str) -> Result<T> {
     match value {
         None => Ok(default),
         Some(text) => {
-            text.trim().parse().map_err(|_| Error::Broken(format!("{key}={text} is not understood")))
+            text.trim().parse().map_err(|_| Error::Broken(format!("{key}={text} is not {expected}")))
         }
     }
 }
 
 fn megs(key: &str, value: Option<&str>, default: u64) -> Result<u64> {
-    match parse(key, value, default)? {
+    match parse(key, value, default, "a number of MiB")? {
         0 => Err(Error::Broken(format!("{key}=0 would refuse everything: give a number of MiB"))),
         megs => Ok(megs.saturating_mul(MIB)),
     }

@@ -1,4 +1,57 @@
 //! ankipi: a self-hosted Anki sync server for small boards.
+//!
+//! One binary, one data folder, a few MB of memory whatever the size of a collection. It is written from a
+//! specification of the protocol and the file format; "spec" in comments means its files sync-protocol.md and
+//! collection-format.md, by section.
+//!
+//! # How a request flows
+//!
+//! ```text
+//! client socket
+//!   server::guard      one poll() thread owns every client socket: heads checked, bodies re-framed, time and numbers
+//!   |                  bounded; hands one request per connection to tiny_http over a private Unix socket
+//!   server             four worker threads take requests from tiny_http; a panic ends its request only
+//!   api                route, then everything that the head tells: version, host key -> user, session key, size
+//!   |  accounts        passwords and host keys
+//!   http::body         socket -> cap on wire bytes -> zstd -> cap on decoded bytes -> spool (or a file, for uploads)
+//!   spool              512 KiB in memory, the rest in a nameless file
+//!   session            the user's lock; the session with this key, which is an open SQLite transaction
+//!   collection         one step of the sync, row by row, through
+//!   |  wire            the JSON shapes, parsed element by element,
+//!   |  translate       the tables between JSON objects and protobuf blobs,
+//!   |  text            what is derived from note text, and the collation of names
+//!   (lock released)
+//!   http::reply        the spooled reply in zstd blocks; http::patience has kept the client waiting if that took long
+//!   api::access_log    one line
+//! ```
+//!
+//! A full upload goes from the decoder to a file beside the collection, is checked there (`collection::upload`), and
+//! only then, under the lock, takes its place (`collection::replace`). A full download is a read transaction of its own
+//! (`collection::download`) that is sent while other devices go on.
+//!
+//! # What holds everywhere
+//!
+//! - `collection` never sees HTTP, `http` never sees SQLite, `wire` and `translate` do no I/O; only `http` and `server`
+//!   name tiny_http. Settings are passed, never global. `unsafe` is in `sys` alone.
+//! - No lock is held while a socket is read or written: bodies are spooled before, replies after.
+//! - Nothing whose size a client chooses is held whole in memory: one row, one notetype, one deck at a time, of at most
+//!   MAX_SYNC_ROW_MEGS.
+//! - Nothing is acknowledged before it is on disk. Every rename is of a synced file and is followed by a sync of the
+//!   folder. Being killed at any line leaves the state before or after a request; `collection::replace::clean_up` tidies
+//!   at the next start.
+//! - An error is a situation (`error::Error`), becomes a status in one place, and is logged once, in `api`.
+//!
+//! # Locks
+//!
+//! One per user (`session::User`), and in `accounts` one around password hashing and one per account around its stored
+//! keys. No code takes a second one while it holds the first. A download opens and closes its snapshot under its user's
+//! lock and reads without it; an upload may move the file under it, which the snapshot survives.
+//!
+//! # Why a guard
+//!
+//! tiny_http does not survive the open network: one request can abort the process, one failed accept ends it, it has no
+//! timers and no limits. The maintained fork mends four of a dozen faults and changes the interface. `server::guard`
+//! says what was measured, and what it does about each.
 
 pub mod accounts;
 pub mod api;

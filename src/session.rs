@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::collection::download::Snapshot;
@@ -17,9 +17,6 @@ use crate::collection::{
 use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::fsutil;
-
-/// How long an upload waits for downloads of the same user before it cuts them off, and then for them to notice.
-const DOWNLOAD_GRACE: Duration = Duration::from_secs(10);
 
 /// All users, by name.
 pub struct Users {
@@ -34,18 +31,13 @@ pub struct User {
     backups: usize,
     uploads: AtomicU32,
     state: Mutex<State>,
-    /// Signalled when a download ends.
-    download_ended: Condvar,
 }
 
 #[derive(Default)]
 struct State {
     session: Option<Session>,
-    downloads: usize,
-    /// Shared with the downloads under way; set when an upload will not wait for them any longer.
-    cut_downloads: Arc<AtomicBool>,
-    /// Uploads that wait for the downloads to end; no new ones may begin.
-    replacements: usize,
+    /// Shared with the downloads of the collection that is in place; set when an upload takes that place.
+    is_replaced: Arc<AtomicBool>,
 }
 
 /// What lies between `start` and `finish`.
@@ -83,13 +75,7 @@ impl Users {
             replace::clean_up(&dir)?;
             users.insert(
                 name.to_owned(),
-                User {
-                    dir,
-                    backups: config.backups,
-                    uploads: AtomicU32::new(0),
-                    state: Mutex::default(),
-                    download_ended: Condvar::new(),
-                },
+                User { dir, backups: config.backups, uploads: AtomicU32::new(0), state: Mutex::default() },
             );
         }
         Ok(Users { users, session_idle: config.session_idle })
@@ -180,8 +166,8 @@ impl User {
         Ok(outcome)
     }
 
-    /// Runs a step of the session with this key. A request that does not parse leaves the session as it was; any other
-    /// failure ends it.
+    /// Runs a step of the session with this key. A failure ends the session: the step may have changed something. So
+    /// requests are checked to be well-formed before they come here; a bad one leaves the session as it was.
     pub fn step<T>(&self, skey: &str, work: impl FnOnce(&mut Session) -> Result<T>) -> Result<T> {
         let mut state = self.lock();
         let mut session = match state.session.take() {
@@ -191,16 +177,10 @@ impl User {
                 return Err(Error::NoSession);
             }
         };
-        session.collection.savepoint()?;
-        let outcome = work(&mut session);
-        match &outcome {
-            Ok(_) => session.collection.keep_savepoint()?,
-            Err(Error::BadRequest(_)) => session.collection.undo_savepoint()?,
-            Err(_) => return outcome,
-        }
+        let outcome = work(&mut session)?;
         session.last_step = Instant::now();
         state.session = Some(session);
-        outcome
+        Ok(outcome)
     }
 
     /// Runs the last step of the session with this key.
@@ -237,13 +217,9 @@ impl User {
     /// the next one may run while the download goes on.
     pub fn download(&self) -> Result<Download<'_>> {
         let mut state = self.lock();
-        if state.replacements > 0 {
-            return Err(Error::Busy("an upload is being put in place".to_owned()));
-        }
         state.session = None;
         let snapshot = Snapshot::open(&self.existing_collection()?)?;
-        state.downloads += 1;
-        Ok(Download { user: self, snapshot: Some(snapshot), cut: state.cut_downloads.clone() })
+        Ok(Download { user: self, snapshot: Some(snapshot), is_replaced: state.is_replaced.clone() })
     }
 
     /// Where the next upload goes.
@@ -251,28 +227,12 @@ impl User {
         replace::upload_path(&self.dir, self.uploads.fetch_add(1, Ordering::Relaxed))
     }
 
-    /// Puts a checked upload in place. Downloads of the old collection get some time to end, and are then cut off.
+    /// Puts a checked upload in place. Downloads of the old collection go on: they have its file open, which moves to
+    /// the backups under them.
     pub fn replace_collection(&self, checked: &Path) -> Result<()> {
         let mut state = self.lock();
-        state.replacements += 1;
-        for cut in [false, true] {
-            state.cut_downloads.fetch_or(cut, Ordering::Relaxed);
-            let waited =
-                self.download_ended.wait_timeout_while(state, DOWNLOAD_GRACE, |state| state.downloads > 0);
-            state = waited.unwrap_or_else(PoisonError::into_inner).0;
-        }
-        state.replacements -= 1;
-        let downloads_are_over = state.downloads == 0;
-        if state.replacements == 0 {
-            // Those that are still there keep the flag they have.
-            state.cut_downloads = Arc::default();
-        }
-        if !downloads_are_over {
-            return Err(Error::Busy(
-                "another device is downloading the collection; try again in a minute".to_owned(),
-            ));
-        }
         state.session = None;
+        std::mem::take(&mut state.is_replaced).store(true, Ordering::Relaxed);
         replace::replace(&self.dir, checked, self.backups)
     }
 }
@@ -282,7 +242,7 @@ pub struct Download<'u> {
     user: &'u User,
     /// Taken when the download ends.
     snapshot: Option<Snapshot>,
-    cut: Arc<AtomicBool>,
+    is_replaced: Arc<AtomicBool>,
 }
 
 impl Download<'_> {
@@ -293,18 +253,16 @@ impl Download<'_> {
 
     /// Sends the file. No lock is held.
     pub fn send(&self, out: &mut impl std::io::Write) -> Result<()> {
-        match &self.snapshot {
-            Some(snapshot) => snapshot.write_to(out, || !self.cut.load(Ordering::Relaxed)),
-            None => Ok(()),
-        }
+        self.snapshot.as_ref().map_or(Ok(()), |snapshot| snapshot.write_to(out))
     }
 }
 
 impl Drop for Download<'_> {
     fn drop(&mut self) {
-        // The connection first: an upload may move the file as soon as the count is zero.
-        self.snapshot = None;
-        self.user.lock().downloads -= 1;
-        self.user.download_ended.notify_all();
+        // Under the lock, so that no upload moves the file meanwhile.
+        let _state = self.user.lock();
+        if let Some(snapshot) = self.snapshot.take() {
+            snapshot.close(self.is_replaced.load(Ordering::Relaxed));
+        }
     }
 }

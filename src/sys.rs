@@ -114,12 +114,30 @@ pub fn check_writable(dir: &Path) -> io::Result<()> {
 
 /// How many descriptors this process may have open (the soft limit).
 pub fn open_files_limit() -> io::Result<usize> {
+    Ok(usize::try_from(open_files_rlimit()?.rlim_cur).unwrap_or(usize::MAX))
+}
+
+/// Raises the soft limit on descriptors to `wanted`, or as far as the hard limit lets.
+pub fn raise_open_files_limit(wanted: u32) -> io::Result<()> {
+    let mut limit = open_files_rlimit()?;
+    let wanted = libc::rlim_t::from(wanted).min(limit.rlim_max);
+    if wanted > limit.rlim_cur {
+        limit.rlim_cur = wanted;
+        // SAFETY: the pointer is to a live rlimit.
+        if unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &limit) } != 0 {
+            return Err(io::Error::last_os_error());
+        }
+    }
+    Ok(())
+}
+
+fn open_files_rlimit() -> io::Result<libc::rlimit> {
     let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
     // SAFETY: the pointer is to a live rlimit that nobody else uses.
     if unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &mut limit) } != 0 {
         return Err(io::Error::last_os_error());
     }
-    Ok(usize::try_from(limit.rlim_cur).unwrap_or(usize::MAX))
+    Ok(limit)
 }
 
 /// Makes the coming close of this TCP socket a reset, so that the peer sees an error and not an end.

@@ -464,7 +464,8 @@ fn a_request_may_arrive_byte_by_byte() {
 fn the_backend_learns_peer_and_length_and_nothing_forged() {
     let server = Server::start();
     let mut client = server.client();
-    let headers = "Connection: upgrade\r\nUpgrade: websocket\r\nX-Ankipi-Peer: 6.6.6.6\r\nContent-Length: 5\r\nAnki-Sync: k\r\n";
+    let headers = "Connection: upgrade\r\nUpgrade: websocket\r\nX-Ankipi-Peer: 6.6.6.6\r\n\
+                   Content-Length: 5\r\nAnki-Sync: k\r\n";
     let answer = client.send(post("/headers", headers)).send("hello").answer();
     let text = answer.text().to_lowercase();
     for line in
@@ -821,6 +822,10 @@ fn clients_that_do_not_read_block_nobody_for_long() {
         client.send("GET /endless HTTP/1.1\r\n\r\n");
     }
     server.assert_alive();
+    // A client that began to read before its time is over would be served for ever.
+    for _ in &deaf {
+        assert_eq!(server.event(), "endless ended");
+    }
     for client in &mut deaf {
         assert!(client.try_answer().is_err());
     }
@@ -1139,13 +1144,16 @@ fn speed() {
     }
     println!("ping {:?}", started.elapsed() / 5000);
     let (size, block) = (300 << 20, vec![0; 1 << 20]);
-    let started = Instant::now();
+    let name = format!("guard-{}", server.guard.addr.port());
+    let (started, spent) = (Instant::now(), time_of_thread(&name));
     client.send(post_length("/bulk/count", size));
     for _ in 0..300 {
         client.send(&block);
     }
     client.answer();
     println!("upload {:.0} MB/s", 300.0 / started.elapsed().as_secs_f64());
+    let spent = time_of_thread(&name).zip(spent).map(|(after, before)| after - before);
+    println!("time of the guard for it {spent:?}");
     let started = Instant::now();
     for _ in 0..10 {
         client.get("/big");

@@ -1,4 +1,7 @@
 //! The steps of a normal sync: decode, one call into the session, encode.
+//!
+//! A body with rows is parsed twice: once to see that it is well-formed, before the session is touched, and once to
+//! apply it row by row. The other way, a savepoint for each step, writes every page that the step touches once more.
 
 use std::io::{Read, Write};
 use std::path::Path;
@@ -9,12 +12,11 @@ use serde::de::DeserializeOwned;
 use super::{Answer, App, Call};
 use crate::error::{Error, Result};
 use crate::spool::Spool;
-use crate::wire::graves;
-use crate::wire::{SanityReply, SanityRequest};
+use crate::wire::{self, SanityReply, SanityRequest, changes, chunk, graves};
 
 /// Parses a body that holds a few keys.
 pub fn parse<T: DeserializeOwned>(body: &mut Spool) -> Result<T> {
-    serde_json::from_reader(reader(body)?).map_err(|err| Error::bad(format!("unexpected JSON: {err}")))
+    serde_json::from_reader(reader(body)?).map_err(|err| wire::shape_error(&err))
 }
 
 fn reader(body: &mut Spool) -> Result<Box<dyn Read + '_>> {
@@ -52,6 +54,7 @@ impl App {
     }
 
     pub(super) fn apply_graves(&self, call: &Call, body: &mut Spool) -> Result<Answer> {
+        graves::check_chunk(reader(body)?)?;
         let user = self.user(call)?;
         let buried = user.step(&call.header.skey, |session| {
             session.collection.apply_graves(reader(body)?, session.stamps.usn)
@@ -60,6 +63,7 @@ impl App {
     }
 
     pub(super) fn apply_changes(&self, call: &Call, body: &mut Spool) -> Result<Answer> {
+        changes::check(reader(body)?, self.config.max_row_bytes)?;
         let user = self.user(call)?;
         let mut json = Spool::new(&user.dir);
         user.step(&call.header.skey, |session| {
@@ -83,6 +87,7 @@ impl App {
     }
 
     pub(super) fn apply_chunk(&self, call: &Call, body: &mut Spool) -> Result<Answer> {
+        chunk::check(reader(body)?, self.config.max_row_bytes)?;
         let user = self.user(call)?;
         let counts = user.step(&call.header.skey, |session| {
             session.collection.apply_chunk(

@@ -5,13 +5,13 @@ use std::io::{self, Write};
 use std::path::Path;
 
 use super::access_log::AccessLog;
-use super::{App, Call, Waiting, refuse, respond_with};
+use super::{App, Call, refuse, respond_with};
 use crate::collection::upload::{self, Unfit};
 use crate::error::{Error, Result};
 use crate::fsutil;
 use crate::http::Request;
 use crate::http::body::{self, Received};
-use crate::http::patience;
+use crate::http::patience::{self, WaitingReply};
 use crate::http::reply::ReplyStream;
 
 /// The reply that clients take for success, to the letter.
@@ -32,7 +32,10 @@ impl App {
             Ok(received) => log.received(received),
             Err(err) => return refuse(request, err),
         }
-        let mut reply = UploadReply { waiting: Waiting::Silent(request.into_responder()), letters_out: 0 };
+        let mut reply = UploadReply {
+            waiting: WaitingReply::new(request.into_responder(), call.packing()),
+            letters_out: 0,
+        };
         let outcome = patience::wait_for(
             || match upload::check(scratch.0)? {
                 Ok(()) => user.replace_collection(scratch.0).map(Ok),
@@ -75,7 +78,7 @@ impl App {
             Err(err) => return respond_with(responder, err),
         };
         log.did(&format!("collection of {} bytes", download.bytes()));
-        let mut stream: ReplyStream = responder.stream(download.bytes())?;
+        let mut stream: ReplyStream = responder.stream(call.packing(), download.bytes());
         download.send(&mut stream)?;
         log.sent(stream.finish()?);
         Ok(())
@@ -126,30 +129,27 @@ impl Write for GentleFile {
 /// The reply to an upload. It is exactly two letters, so there is little to say while a check goes on: the head, then
 /// the first letter. After that clients have one more interval of patience.
 struct UploadReply {
-    waiting: Waiting,
+    waiting: WaitingReply,
     letters_out: usize,
 }
 
 impl UploadReply {
     fn sign_of_life(&mut self, signs: u32) {
-        match signs {
-            1 => self.waiting.keep_alive(b""),
-            2 => {
-                self.letters_out = 1;
-                self.waiting.keep_alive(&ACCEPTED.as_bytes()[..1]);
-            }
-            _ => {}
+        let sign = match signs {
+            1 => &b""[..],
+            2 => &ACCEPTED.as_bytes()[..1],
+            _ => return,
+        };
+        if self.waiting.sign_of_life(sign) {
+            self.letters_out = sign.len();
         }
     }
 
     /// Sends what is left of `text`.
     fn finish(self, text: &str) -> Result<u64> {
-        let mut stream = match self.waiting {
-            Waiting::Silent(responder) => responder.stream(text.len() as u64)?,
-            Waiting::Begun(stream) => stream,
-            Waiting::Gone(err) => return Err(err),
-        };
-        stream.write_all(&text.as_bytes()[self.letters_out..]).map_err(Error::Disconnected)?;
+        let letters_out = self.letters_out;
+        let mut stream = self.waiting.into_stream(text.len() as u64)?;
+        stream.write_all(&text.as_bytes()[letters_out..]).map_err(Error::Disconnected)?;
         stream.finish()
     }
 }

@@ -16,12 +16,12 @@ use crate::accounts::Accounts;
 use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::http::body::{self, Caps};
-use crate::http::patience;
-use crate::http::reply::{ReplyStream, Responder};
+use crate::http::patience::{self, WaitingReply};
+use crate::http::reply::{Packing, Responder};
 use crate::http::{Request, Verb};
 use crate::session::{User, Users};
 use crate::spool::Spool;
-use crate::wire::SyncHeader;
+use crate::wire::{self, SyncHeader};
 use access_log::AccessLog;
 use route::{Method, Page, Route};
 
@@ -43,6 +43,16 @@ struct Call {
     header: SyncHeader,
     /// The account's name; none for `hostKey`.
     user: Option<String>,
+}
+
+impl Call {
+    /// How the client expects its reply.
+    fn packing(&self) -> Packing {
+        match self.header.sync_version {
+            ..11 => Packing::Plain,
+            11.. => Packing::Zstd,
+        }
+    }
 }
 
 /// A reply in JSON, and a few words for the log.
@@ -117,8 +127,8 @@ impl App {
                 "no anki-sync header: the client is older than Anki 2.1.57, or something between it and us drops headers",
             ));
         };
-        let header: SyncHeader =
-            serde_json::from_str(header).map_err(|err| Error::bad(format!("anki-sync header: {err}")))?;
+        let header: SyncHeader = serde_json::from_str(header)
+            .map_err(|err| Error::bad(format!("anki-sync header: {}", wire::shape_error(&err))))?;
         log.client(&header.client);
         if !SYNC_VERSIONS.contains(&header.sync_version) {
             return Err(Error::bad(format!("anki-sync header of version {}", header.sync_version)));
@@ -157,25 +167,26 @@ impl App {
 
     /// Runs a step and sends its JSON, with signs of life if that takes long.
     fn reply(&self, call: &Call, mut body: Spool, responder: Responder, log: &mut AccessLog) -> Result<()> {
-        let mut waiting = Waiting::Silent(responder);
-        let outcome = patience::wait_for(|| self.step(call, &mut body), |_| waiting.keep_alive_with_space());
+        let mut waiting = WaitingReply::new(responder, call.packing());
+        // JSON may begin with white space.
+        let outcome = patience::wait_for(
+            || self.step(call, &mut body),
+            |_| {
+                waiting.sign_of_life(b" ");
+            },
+        );
         drop(body);
-        match (outcome, waiting) {
-            (Ok(mut answer), Waiting::Silent(responder)) => {
+        match outcome {
+            Ok(mut answer) => {
                 log.did(&answer.did);
-                let stream = responder.stream(answer.json.len())?;
-                log.sent(send(&mut answer.json, stream)?);
+                log.sent(send(&mut answer.json, waiting)?);
                 Ok(())
             }
-            (Ok(mut answer), Waiting::Begun(stream)) => {
-                log.did(&answer.did);
-                log.sent(send(&mut answer.json, stream)?);
-                Ok(())
-            }
-            (Err(err), Waiting::Silent(responder)) => respond_with(responder, err),
-            // The status is out already: a broken reply is what is left to say.
-            (Err(err), _) => Err(err),
-            (Ok(_), Waiting::Gone(err)) => Err(err),
+            Err(err) => match waiting.into_responder() {
+                Some(responder) => respond_with(responder, err),
+                // The status is out already: a broken reply is what is left to say.
+                None => Err(err),
+            },
         }
     }
 
@@ -196,43 +207,8 @@ impl App {
     }
 }
 
-/// A reply that its client may have to wait for.
-enum Waiting {
-    /// Nothing was sent.
-    Silent(Responder),
-    /// The head is out.
-    Begun(ReplyStream),
-    /// The client went away.
-    Gone(Error),
-}
-
-impl Waiting {
-    /// Sends the head if it is not out, then `sign`. The size in the head is a guess, which no client checks.
-    fn keep_alive(&mut self, sign: &[u8]) {
-        use std::io::Write;
-        let gone = Waiting::Gone(Error::Broken("reply under construction".to_owned()));
-        *self = match std::mem::replace(self, gone) {
-            Waiting::Silent(responder) => match responder.stream(1) {
-                Ok(stream) => Waiting::Begun(stream),
-                Err(err) => Waiting::Gone(err),
-            },
-            other => other,
-        };
-        if let Waiting::Begun(stream) = self
-            && !sign.is_empty()
-            && let Err(err) = stream.write_all(sign).and_then(|()| stream.flush())
-        {
-            *self = Waiting::Gone(Error::Disconnected(err));
-        }
-    }
-
-    /// JSON may begin with white space.
-    fn keep_alive_with_space(&mut self) {
-        self.keep_alive(b" ");
-    }
-}
-
-fn send(json: &mut Spool, mut stream: ReplyStream) -> Result<u64> {
+fn send(json: &mut Spool, waiting: WaitingReply) -> Result<u64> {
+    let mut stream = waiting.into_stream(json.len())?;
     let mut reader = json.reader().map_err(Error::io("reading", "spooled reply".as_ref()))?;
     std::io::copy(&mut reader, &mut stream).map_err(Error::Disconnected)?;
     stream.finish()

@@ -13,6 +13,9 @@ use crate::text::tag;
 use crate::translate::{self, DeckConfigRow, DeckRow, FieldRow, NotetypeRow, Refused, TemplateRow};
 use crate::wire::changes::{self, ChangeSink};
 
+/// A device must hear that a name is free before it hears who has it now, or it renames the newcomer.
+const RENAMED_FIRST: &str = "ORDER BY name LIKE '%+' DESC, length(name) DESC, id";
+
 impl Collection {
     /// Writes what the client has not seen, and the config if the server's is the newer one. Must run before the
     /// client's own changes are applied.
@@ -39,7 +42,7 @@ impl Collection {
     fn write_notetypes(&self, unseen: Range, out: &mut ObjectWriter<impl Write>) -> Result<()> {
         let mut children = NotetypeChildren::new(&self.db)?;
         let mut select = self.db.prepare(
-            "SELECT id, name, mtime_secs, usn, config FROM notetypes WHERE usn BETWEEN ?1 AND ?2 ORDER BY id",
+            &format!("SELECT id, name, mtime_secs, usn, config FROM notetypes WHERE usn BETWEEN ?1 AND ?2 {RENAMED_FIRST}"),
         )?;
         let mut rows = select.query([unseen.from, unseen.to])?;
         let mut first = true;
@@ -53,7 +56,7 @@ impl Collection {
 
     fn write_decks(&self, unseen: Range, out: &mut ObjectWriter<impl Write>) -> Result<()> {
         let mut select = self.db.prepare(
-            "SELECT id, name, mtime_secs, usn, common, kind FROM decks WHERE usn BETWEEN ?1 AND ?2 ORDER BY id",
+            &format!("SELECT id, name, mtime_secs, usn, common, kind FROM decks WHERE usn BETWEEN ?1 AND ?2 {RENAMED_FIRST}"),
         )?;
         let mut rows = select.query([unseen.from, unseen.to])?;
         let mut first = true;
@@ -116,6 +119,15 @@ impl Collection {
     /// Applies the body of `applyChanges`.
     pub fn apply_changes(&self, body: impl Read, server_usn: i32, max_object_bytes: u64) -> Result<()> {
         changes::read(body, max_object_bytes, &mut Merge { db: &self.db, server_usn })
+    }
+
+    /// Stamps what `free_name` renamed in this session.
+    pub(super) fn stamp_renamed(&self, server_usn: i32) -> Result<()> {
+        for named in [Named::Decks, Named::Notetypes] {
+            let stamp = format!("UPDATE {} SET mtime_secs = ?1 WHERE usn = ?2", named.table());
+            self.db.execute(&stamp, params![clock::now_secs(), server_usn + 1])?;
+        }
+        Ok(())
     }
 
     /// Reads every object as a sync would send it, so that an upload that no device could read is refused at once.
@@ -245,6 +257,15 @@ enum Named {
     Notetypes,
 }
 
+impl Named {
+    fn table(self) -> &'static str {
+        match self {
+            Named::Decks => "decks",
+            Named::Notetypes => "notetypes",
+        }
+    }
+}
+
 /// Merges a client's objects into the collection, one after another.
 struct Merge<'c> {
     db: &'c Connection,
@@ -261,25 +282,31 @@ impl Merge<'_> {
         Ok(ours.is_none_or(|ours| ours <= modified))
     }
 
-    /// Appends `+` until no other row has the name. The changed row gets the next session's usn: with this one's, the
-    /// device that caused it would never hear of its new name.
-    fn make_unique(
-        &self,
-        named: Named,
-        id: i64,
-        name: &mut String,
-        modified: &mut i64,
-        usn: &mut i32,
-    ) -> Result<()> {
-        let mut taken = self.db.prepare(match named {
-            Named::Decks => "SELECT 1 FROM decks WHERE name = ?1 AND id != ?2",
-            Named::Notetypes => "SELECT 1 FROM notetypes WHERE name = ?1 AND id != ?2",
-        })?;
-        while taken.exists(params![*name, id])? {
-            name.push('+');
-            *modified = clock::now_secs();
-            *usn = self.server_usn + 1;
+    /// Frees a name for the object that brings it: a row of another id that has it gets `+` appended until nobody has
+    /// the result.
+    ///
+    /// The official server renames the newcomer. The client that sent it does the same to what it gets from us, so each
+    /// side would keep its own object under the old name for ever (seen with 26.9.3). This way both rename the same
+    /// one. It gets the next session's usn, so that the device that caused this hears of it again, and its modified
+    /// stamp at `finish`, when that device has stamped its own copy; until then a newer version of it may still come in
+    /// this request, as when two names are swapped.
+    fn free_name(&self, named: Named, id: i64, name: &str) -> Result<()> {
+        let table = named.table();
+        let holder: Option<(i64, String)> = self
+            .db
+            .query_row(
+                &format!("SELECT id, name FROM {table} WHERE name = ?1 AND id != ?2"),
+                params![name, id],
+                |row| Ok((row.get(0)?, row.get(1)?)),
+            )
+            .optional()?;
+        let Some((holder, mut new_name)) = holder else { return Ok(()) };
+        let mut taken = self.db.prepare(&format!("SELECT 1 FROM {table} WHERE name = ?1"))?;
+        while taken.exists([&new_name])? {
+            new_name.push('+');
         }
+        let rename = format!("UPDATE {table} SET name = ?1, usn = ?2 WHERE id = ?3");
+        self.db.execute(&rename, params![new_name, self.server_usn + 1, holder])?;
         Ok(())
     }
 
@@ -304,12 +331,12 @@ impl Merge<'_> {
         )))
     }
 
-    fn write_notetype(&self, row: &NotetypeRow, usn: i32) -> Result<()> {
+    fn write_notetype(&self, row: &NotetypeRow) -> Result<()> {
         self.db.execute(
             "INSERT INTO notetypes (id, name, mtime_secs, usn, config) VALUES (?1, ?2, ?3, ?4, ?5)
              ON CONFLICT (id) DO UPDATE SET name = excluded.name, mtime_secs = excluded.mtime_secs,
                usn = excluded.usn, config = excluded.config",
-            params![row.id, row.name, row.mtime_secs, usn, row.config],
+            params![row.id, row.name, row.mtime_secs, self.server_usn, row.config],
         )?;
         self.db.execute("DELETE FROM fields WHERE ntid = ?1", [row.id])?;
         self.db.execute("DELETE FROM templates WHERE ntid = ?1", [row.id])?;
@@ -347,36 +374,34 @@ impl Merge<'_> {
 
 impl ChangeSink for Merge<'_> {
     fn notetype(&mut self, json: &str) -> Result<()> {
-        let mut row = NotetypeRow::from_json(json).map_err(bad("notetype"))?;
+        let row = NotetypeRow::from_json(json).map_err(refused("notetype"))?;
         check_id("notetype", row.id)?;
         if !self.is_news("notetypes", row.id, row.mtime_secs)? {
             return Ok(());
         }
         self.check_same_shape(&row)?;
-        let mut usn = self.server_usn;
-        self.make_unique(Named::Notetypes, row.id, &mut row.name, &mut row.mtime_secs, &mut usn)?;
-        self.write_notetype(&row, usn).map_err(clash)
+        self.free_name(Named::Notetypes, row.id, &row.name)?;
+        self.write_notetype(&row).map_err(clash)
     }
 
     fn deck(&mut self, json: &str) -> Result<()> {
-        let mut row = DeckRow::from_json(json).map_err(bad("deck"))?;
+        let row = DeckRow::from_json(json).map_err(refused("deck"))?;
         check_id("deck", row.id)?;
         if !self.is_news("decks", row.id, row.mtime_secs)? {
             return Ok(());
         }
-        let mut usn = self.server_usn;
-        self.make_unique(Named::Decks, row.id, &mut row.name, &mut row.mtime_secs, &mut usn)?;
+        self.free_name(Named::Decks, row.id, &row.name)?;
         self.db.execute(
             "INSERT INTO decks (id, name, mtime_secs, usn, common, kind) VALUES (?1, ?2, ?3, ?4, ?5, ?6)
              ON CONFLICT (id) DO UPDATE SET name = excluded.name, mtime_secs = excluded.mtime_secs,
                usn = excluded.usn, common = excluded.common, kind = excluded.kind",
-            params![row.id, row.name, row.mtime_secs, usn, row.common, row.kind],
+            params![row.id, row.name, row.mtime_secs, self.server_usn, row.common, row.kind],
         )?;
         Ok(())
     }
 
     fn deck_config(&mut self, json: &str) -> Result<()> {
-        let row = DeckConfigRow::from_json(json).map_err(bad("deck options"))?;
+        let row = DeckConfigRow::from_json(json).map_err(refused("deck options"))?;
         check_id("deck options", row.id)?;
         if !self.is_news("deck_config", row.id, row.mtime_secs)? {
             return Ok(());
@@ -420,8 +445,8 @@ impl ChangeSink for Merge<'_> {
     }
 }
 
-fn bad(what: &'static str) -> impl FnOnce(translate::Refused) -> Error {
-    move |Refused(reason)| Error::BadRequest(format!("{what}: {reason}"))
+fn refused(what: &'static str) -> impl FnOnce(translate::Refused) -> Error {
+    move |Refused(reason)| Error::Refused(format!("{what}: {reason}"))
 }
 
 fn check_id(what: &str, id: i64) -> Result<()> {

@@ -8,6 +8,7 @@ use std::io::{self, Write};
 use std::path::Path;
 
 use rusqlite::OpenFlags;
+use rusqlite::config::DbConfig;
 
 use super::{Collection, SCAN_CACHE_KIB};
 use crate::error::{Error, Result};
@@ -45,7 +46,7 @@ impl Snapshot {
     }
 
     /// Writes the file: in rollback mode, so that no client looks for side files (collection-format.md 1.4).
-    pub fn write_to(&self, out: &mut impl Write, mut go_on: impl FnMut() -> bool) -> Result<()> {
+    pub fn write_to(&self, out: &mut impl Write) -> Result<()> {
         let mut select = self.collection.db.prepare("SELECT data FROM sqlite_dbpage ORDER BY pgno")?;
         let mut pages = select.query([])?;
         let mut written = 0;
@@ -55,13 +56,25 @@ impl Snapshot {
             let first = written == 0;
             written += page.len() as u64;
             write_page(out, page, first).map_err(Error::Disconnected)?;
-            if !go_on() {
-                return Err(Error::Busy("an upload replaced the collection during this download".to_owned()));
-            }
         }
         match written == self.bytes {
             true => Ok(()),
             false => Err(Error::Broken(format!("read {written} of {} bytes of the collection", self.bytes))),
+        }
+    }
+}
+
+impl Snapshot {
+    /// Ends the snapshot. SQLite removes side files by their names when the last connection closes; of a collection
+    /// that was moved, those names belong to the one that took its place.
+    pub fn close(self, is_moved: bool) {
+        if is_moved
+            && let Err(err) =
+                self.collection.db.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)
+        {
+            // Rather leak a connection than another collection's WAL.
+            log::error!("closing a snapshot: {err}");
+            std::mem::forget(self);
         }
     }
 }

@@ -188,24 +188,14 @@ impl Collection {
         Ok(self.db.execute_batch("BEGIN IMMEDIATE")?)
     }
 
+    /// Moves committed pages from the WAL into the file, as far as no reader is in the way.
+    fn checkpoint(&self) -> Result<()> {
+        Ok(self.db.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_| Ok(()))?)
+    }
+
     /// Makes the transaction durable.
     pub fn commit(&self) -> Result<()> {
         Ok(self.db.execute_batch("COMMIT")?)
-    }
-
-    /// Marks the state before a step of a session.
-    pub fn savepoint(&self) -> Result<()> {
-        Ok(self.db.execute_batch("SAVEPOINT step")?)
-    }
-
-    /// Keeps what the step changed.
-    pub fn keep_savepoint(&self) -> Result<()> {
-        Ok(self.db.execute_batch("RELEASE step")?)
-    }
-
-    /// Undoes what the step changed; the session's earlier steps stay.
-    pub fn undo_savepoint(&self) -> Result<()> {
-        Ok(self.db.execute_batch("ROLLBACK TO step; RELEASE step")?)
     }
 }
 

@@ -29,7 +29,7 @@ pub fn upload_path(dir: &Path, number: u32) -> PathBuf {
 }
 
 /// Replaces the collection in `dir` by a checked and synced file, and keeps the newest `keep` of those it replaced.
-/// Nobody may have the old one open.
+/// Only snapshots may have the old one open; they go on reading it where it goes, and its side files go with it.
 pub fn replace(dir: &Path, checked: &Path, keep: usize) -> Result<()> {
     let (current, next) = (dir.join(FILE_NAME), dir.join(CHECKED));
     fs::rename(checked, &next).map_err(Error::io("renaming", checked))?;
@@ -49,10 +49,11 @@ pub fn replace(dir: &Path, checked: &Path, keep: usize) -> Result<()> {
     forget_old_backups(dir, keep)
 }
 
-/// Brings what a crash left in a WAL into the file. That the old collection is beyond reading must not stop the user
+/// Brings what a WAL holds into the file, as far as no snapshot needs the state before. That the old collection is beyond reading must not stop the user
 /// from replacing it.
 fn fold_side_files(collection: &Path) {
-    if let Err(err) = Collection::open(collection) {
+    let folded = Collection::open(collection).and_then(|collection| collection.checkpoint());
+    if let Err(err) = folded {
         log::warn!(
             "the collection that is being replaced cannot be read, its files are kept as they are: {err}"
         );
@@ -84,7 +85,7 @@ fn backup_path(backups: &Path, number: u32) -> PathBuf {
     backups.join(format!("collection-{number:05}.anki2"))
 }
 
-/// Moves the collection, with the side files of one that could not be read, and returns where it is now.
+/// Moves the collection, with the side files that could not be folded, and returns where it is now.
 fn move_to_backups(dir: &Path) -> Result<PathBuf> {
     let (current, backups) = (dir.join(FILE_NAME), dir.join(BACKUPS));
     create_folder(&backups)?;

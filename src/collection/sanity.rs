@@ -37,6 +37,7 @@ impl Collection {
         // A board without a clock battery may live in the past; the stamp must still be another one.
         let stamp = clock::now_millis().max(before.modified + 1);
         self.db.execute("UPDATE col SET ls = ?1, mod = ?1, usn = ?2", params![stamp, before.usn + 1])?;
+        self.stamp_renamed(before.usn)?;
         self.commit()?;
         Ok(stamp)
     }

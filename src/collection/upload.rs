@@ -296,6 +296,8 @@ mod tests {
     use super::*;
     use std::fs;
 
+    type Damage = Box<dyn FnOnce(&Path, &Connection)>;
+
     /// A fresh collection with some notes and cards, and what to do to it.
     fn verdict_after(damage: impl FnOnce(&Path, &Connection)) -> Verdict {
         let dir = tempfile::tempdir().unwrap();
@@ -326,7 +328,7 @@ mod tests {
 
     #[test]
     fn what_no_device_could_use_is_refused_with_a_reason() {
-        let cases: Vec<(Box<dyn FnOnce(&Path, &Connection)>, &str)> = vec![
+        let cases: Vec<(Damage, &str)> = vec![
             (Box::new(|path, _| fs::write(path, "").unwrap()), "empty"),
             (Box::new(|path, _| fs::write(path, "x").unwrap()), "not an SQLite file"),
             (Box::new(|path, _| fs::write(path, "hello ".repeat(999)).unwrap()), "not an SQLite file"),

@@ -8,6 +8,15 @@ use crate::error::{Error, Result};
 
 type Wire = Box<dyn Write + Send>;
 
+/// How the content of a reply is packed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Packing {
+    /// Protocol 11: one zstd frame, and its size beforehand.
+    Zstd,
+    /// Protocols 8 to 10: as it is.
+    Plain,
+}
+
 /// The way to answer one request.
 pub struct Responder {
     out: Wire,
@@ -42,22 +51,31 @@ impl Responder {
         self.out.flush().map_err(Error::Disconnected)
     }
 
-    /// Begins a 200 of protocol 11. Clients use the size for progress and do not verify it.
-    pub fn stream(mut self, original_bytes: u64) -> Result<ReplyStream> {
+    /// Begins a 200, whose head leaves with the first content. Clients use the size for progress and do not verify it.
+    pub fn stream(self, packing: Packing, original_bytes: u64) -> ReplyStream {
+        let size = match packing {
+            Packing::Zstd => format!("anki-original-size: {original_bytes}\r\n"),
+            Packing::Plain => String::new(),
+        };
         let head = format!(
-            "HTTP/1.1 200 OK\r\nContent-Type: application/octet-stream\r\nanki-original-size: {original_bytes}\r\n\
-             Transfer-Encoding: chunked\r\n\r\n"
+            "HTTP/1.1 200 OK\r\nContent-Type: application/octet-stream\r\n{size}Transfer-Encoding: chunked\r\n\r\n"
         );
-        self.out.write_all(head.as_bytes()).and_then(|()| self.out.flush()).map_err(Error::Disconnected)?;
-        Ok(ReplyStream {
-            frame: Encoder::new(ChunkedWriter { out: self.out, pending: Vec::new(), bytes: 0 }),
+        let chunks = ChunkedWriter { out: self.out, pending: head.into_bytes(), bytes: 0 };
+        ReplyStream(match packing {
+            Packing::Zstd => Content::Zstd(Encoder::new(chunks)),
+            Packing::Plain => Content::Plain(chunks),
         })
     }
 }
 
-/// A reply on its way: what is written goes out in zstd blocks.
-pub struct ReplyStream {
-    frame: Encoder<ChunkedWriter>,
+/// A reply on its way.
+pub struct ReplyStream(Content);
+
+enum Content {
+    /// What is written goes out in blocks of one frame.
+    Zstd(Encoder<ChunkedWriter>),
+    /// What is written goes out as it is.
+    Plain(ChunkedWriter),
 }
 
 impl ReplyStream {
@@ -66,7 +84,10 @@ impl ReplyStream {
     /// The last block and the end of the reply leave in one piece: clients stop reading at the end of the frame, and
     /// close a connection whose reply has not ended then.
     pub fn finish(self) -> Result<u64> {
-        let mut chunks = self.frame.finish().map_err(Error::Disconnected)?;
+        let mut chunks = match self.0 {
+            Content::Zstd(frame) => frame.finish().map_err(Error::Disconnected)?,
+            Content::Plain(chunks) => chunks,
+        };
         chunks.pending.extend_from_slice(b"0\r\n\r\n");
         chunks.flush().map_err(Error::Disconnected)?;
         Ok(chunks.bytes)
@@ -75,15 +96,24 @@ impl ReplyStream {
 
 impl Write for ReplyStream {
     fn write(&mut self, data: &[u8]) -> io::Result<usize> {
-        self.frame.write(data)
+        match &mut self.0 {
+            Content::Zstd(frame) => frame.write(data),
+            Content::Plain(chunks) => chunks.write(data),
+        }
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        self.frame.flush()
+        match &mut self.0 {
+            Content::Zstd(frame) => frame.flush(),
+            Content::Plain(chunks) => chunks.flush(),
+        }
     }
 }
 
-/// Each write is one HTTP chunk, which leaves with the next flush.
+/// How much a reply holds back at the most: a block of the zstd encoder stays below it.
+const PENDING_BYTES: usize = 128 * 1024;
+
+/// Each write is one HTTP chunk, which (with the head before it) leaves with the next flush or when enough has come together.
 struct ChunkedWriter {
     out: Wire,
     pending: Vec<u8>,
@@ -97,6 +127,9 @@ impl Write for ChunkedWriter {
             self.pending.extend_from_slice(data);
             self.pending.extend_from_slice(b"\r\n");
             self.bytes += data.len() as u64;
+        }
+        if self.pending.len() >= PENDING_BYTES {
+            self.flush()?;
         }
         Ok(data.len())
     }

@@ -27,6 +27,9 @@ const WORKERS: usize = 4;
 /// SQLite and serde on one row need far less; untouched stack costs address space only.
 const WORKER_STACK_BYTES: usize = 512 * 1024;
 
+/// Enough for the guard's connections and everything behind them; many systems start programs with 1024.
+const OPEN_FILES: u32 = 2048;
+
 /// Held by the server that runs on a data folder.
 const LOCK_FILE: &str = ".ankipi.lock";
 
@@ -35,7 +38,9 @@ const SOCKET_FILE: &str = ".ankipi.sock";
 
 /// Runs until SIGTERM or SIGINT.
 pub fn run(config: Config) -> Result<()> {
-    fsutil::create_folder(&config.base)?;
+    fsutil::create_folder(&config.base).map_err(|err| {
+        Error::Broken(format!("the data folder cannot be used: {err}; choose another with --base DIR"))
+    })?;
     let _lock = lock_folder(&config.base)?;
     let listener = bind(SocketAddr::new(config.host, config.port))?;
     let address = listener.local_addr().map_err(|err| Error::Broken(format!("listening: {err}")))?;
@@ -55,6 +60,9 @@ pub fn run(config: Config) -> Result<()> {
         max_body_bytes: u64::MAX,
         ..Limits::default()
     };
+    if let Err(err) = sys::raise_open_files_limit(OPEN_FILES) {
+        log::warn!("the limit on open files stays as it is: {err}");
+    }
     let guard = Guard::new(vec![listener], socket.clone(), limits, api::is_bulk, stop)
         .map_err(|err| Error::Broken(format!("starting the guard: {err}")))?;
     log::info!(
@@ -133,19 +141,17 @@ fn start_worker(
         .map_err(|err| Error::Broken(format!("starting a worker thread: {err}")))
 }
 
-/// Answers requests until `stopping` is set, followed by `unblock`. In between, sessions that went silent are rolled back; without any, nothing wakes.
+/// Answers requests until `unblock`. In between, sessions that went silent are rolled back; without any, nothing wakes.
 fn work(app: &App, backend: &tiny_http::Server, stopping: &AtomicBool) {
-    // `recv_timeout` does not tell an `unblock` from a time that is over.
     while !stopping.load(Ordering::Relaxed) {
         let request = match app.users().expire_sessions() {
             Some(wait) => backend.recv_timeout(wait),
             None => backend.recv().map(Some),
         };
-        match request {
+        // Nothing, or an error: woken to stop, or to look at the sessions again.
+        if let Ok(Some(request)) = request {
             // A panic ends its request and its user's session, and never the worker.
-            Ok(Some(request)) => drop(catch_unwind(AssertUnwindSafe(|| app.answer(Request::new(request))))),
-            Ok(None) => {}
-            Err(_unblocked) => return,
+            drop(catch_unwind(AssertUnwindSafe(|| app.answer(Request::new(request)))));
         }
     }
 }

@@ -11,6 +11,21 @@ mod stream;
 
 use serde::{Deserialize, Serialize};
 
+use crate::error::Error;
+
+/// The error for JSON of another shape. serde quotes what it found, which may be a password or the text of a note, and
+/// neither may reach the log: only what kind of thing it was is kept.
+pub fn shape_error(err: &serde_json::Error) -> Error {
+    let text = err.to_string();
+    let kind_only = ["invalid type: ", "invalid value: "].into_iter().find_map(|prefix| {
+        let found = text.strip_prefix(prefix)?;
+        let kind = found.split(['"', '`', ',']).next()?.trim_end();
+        let expected = &found[found.rfind(", expected ")?..];
+        Some(format!("{prefix}{kind}{expected}"))
+    });
+    Error::BadRequest(format!("unexpected JSON: {}", kind_only.unwrap_or(text)))
+}
+
 /// The `anki-sync` request header of protocol 11 (sync-protocol.md 4).
 #[derive(Deserialize)]
 pub struct SyncHeader {
@@ -169,5 +184,30 @@ impl SanityReply {
     /// Whether the sync may be finished.
     pub fn is_ok(&self) -> bool {
         self.status == "ok"
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn errors_about_json_do_not_quote_it() {
+        let cases = [
+            (r#"{"u":"a","p":12345}"#, "invalid type: integer, expected a string at line 1 column 18"),
+            (
+                r#"{"u":"a","p":["my, expected secret"]}"#,
+                "invalid type: sequence, expected a string at line 1 column 13",
+            ),
+            (r#""my, expected secret""#, "invalid type: string, expected "),
+            (r#"{"u":"a"}"#, "missing field `p` at line 1 column 9"),
+        ];
+        for (json, expected) in cases {
+            let text = shape_error(&serde_json::from_str::<LoginRequest>(json).err().unwrap()).to_string();
+            assert!(
+                text.starts_with(&format!("unexpected JSON: {expected}")) && !text.contains("my"),
+                "{text}"
+            );
+        }
     }
 }

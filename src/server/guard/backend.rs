@@ -62,7 +62,8 @@ impl Backend {
 }
 
 /// A backend connection that nobody waits for any more, but whose last chunk is written in part: tiny_http would take
-/// an end there for the end of the body. The chunk is finished, then the connection closed, which it takes for an error.
+/// an end there for the end of the body. The chunk is finished, then the connection closed, which it takes for an
+/// error.
 pub struct Tail(Backend);
 
 impl Tail {

@@ -13,7 +13,8 @@ use super::link::{Got, Link};
 use crate::sys::{POLL_IN, POLL_OUT};
 
 /// A request is handed over when so much of its body is here, or all of it: small bodies, however slowly they drip,
-/// hold no worker. Until then reads are no larger either, which bounds what hundreds of waiting requests hold in memory.
+/// hold no worker. Until then reads are no larger either, which bounds what hundreds of waiting requests hold in
+/// memory.
 pub const FIRST_BYTES: usize = 8 << 10;
 
 /// Reads from one socket before the others get their turn.

@@ -1,9 +1,9 @@
 //! Where a message body ends: incremental decoders for both framings, and the encoder towards the backend.
 //!
-//! Pure: bytes in, bytes out, in pieces of any size. The decoder is strict, because whatever it reads differently from
-//! the next hop could hide a request inside a body. The encoder exists for one property: a chunk can be told whole from
-//! split. tiny_http's chunked reader reports an end *inside* a chunk as a clean end of the body, and only an end between
-//! chunks as an error, so a cut upload may be handed on only at a chunk's edge.
+//! Pure: bytes in, bytes out, in pieces of any size. The decoder is strict, because whatever it reads differently
+//! from the next hop could hide a request inside a body. The encoder exists for one property: a chunk can be told
+//! whole from split. tiny_http's chunked reader reports an end *inside* a chunk as a clean end of the body, and only
+//! an end between chunks as an error, so a cut upload may be handed on only at a chunk's edge.
 
 /// Bytes of chunk extensions and trailers that one message may carry. No client sends any.
 const SPARE_BYTES: u16 = 4096;
@@ -156,8 +156,8 @@ impl Chunked {
 const SIZE_LINE: usize = 10;
 const LAST_CHUNK: &[u8] = b"0\r\n\r\n";
 
-/// Gathers body bytes and turns them into one chunk in place. While a chunk is being written nothing can be added, which
-/// is also the back-pressure.
+/// Gathers body bytes and turns them into one chunk in place. While a chunk is being written nothing can be added,
+/// which is also the back-pressure.
 #[derive(Debug, Default)]
 pub struct ChunkWriter {
     buf: Vec<u8>,

@@ -30,7 +30,8 @@ impl Refusal {
     pub fn response(&self) -> String {
         let Refusal { status, reason } = self;
         format!(
-            "HTTP/1.1 {status} {}\r\nContent-Type: text/plain\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{reason}\n",
+            "HTTP/1.1 {status} {}\r\nContent-Type: text/plain\r\nContent-Length: {}\r\n\
+             Connection: close\r\n\r\n{reason}\n",
             status_text(*status),
             reason.len() + 1,
         )
@@ -65,8 +66,8 @@ pub struct Scan {
 }
 
 impl Scan {
-    /// Goes on over `buf`, which holds everything since the last head; returns the head's first byte and the first byte
-    /// behind it once it is whole.
+    /// Goes on over `buf`, which holds everything since the last head; returns the head's first byte and the first
+    /// byte behind it once it is whole.
     pub fn advance(
         &mut self,
         buf: &[u8],
@@ -579,7 +580,8 @@ mod tests {
     #[test]
     fn hop_by_hop_and_forged_headers_are_dropped() {
         let request = post(
-            "Host: h\r\nConnection: upgrade, X-Once\r\nUpgrade: websocket\r\nX-Once: 1\r\nKeep-Alive: 5\r\nTE: trailers\r\n\
+            "Host: h\r\nConnection: upgrade, X-Once\r\nUpgrade: websocket\r\nX-Once: 1\r\nKeep-Alive: 5\r\n\
+             TE: trailers\r\n\
              Trailer: T\r\nProxy-Authorization: p\r\nX-Ankipi-Peer: 1.1.1.1\r\nx-ankipi-other: 1\r\nAnki-Sync: {}\r\n\
              Expect: 100-continue\r\nContent-Length: 7\r\n",
         )

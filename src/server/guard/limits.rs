@@ -75,8 +75,8 @@ impl Limits {
     /// Descriptors for listeners, databases and files.
     const SPARE_FDS: usize = 16;
 
-    /// These limits, made consistent with each other and with the number of descriptors, so that running out of them is
-    /// rare.
+    /// These limits, made consistent with each other and with the number of descriptors, so that running out of them
+    /// is rare.
     pub(super) fn fit(mut self, open_files: usize) -> Limits {
         self.max_active = self.max_active.max(1);
         self.max_bulk = self.max_bulk.clamp(1, (self.max_active - 1).max(1));

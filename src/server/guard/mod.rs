@@ -29,7 +29,8 @@
 //! - Neither side ever sees a clean end of a body that was cut.
 //! - Memory per connection is bounded: the head while it arrives, 16 KiB of body while it waits, 32 KiB per direction
 //!   while it is active, nothing while it is idle.
-//! - No wait for a client is without a deadline, and poll sleeps until the nearest one: an idle server does not wake up.
+//! - No wait for a client is without a deadline, and poll sleeps until the nearest one: an idle server does not wake
+//!   up.
 //! - Nothing a client sends can panic this thread or reach the log.
 //!
 //! Not here: paths, authentication, and everything inside bodies.
@@ -60,7 +61,7 @@ use exchange::Exchange;
 use journal::Journal;
 pub use limits::Limits;
 
-/// One read. Bigger ones gain nothing (measured up to 128 KiB), and a chunk of this size is one write to a Unix socket.
+/// One read, and one chunk towards the backend. Measured on x86-64: 16 KiB are a fifth slower, 64 KiB no faster.
 const READ_BYTES: usize = 32 << 10;
 
 /// Connections accepted before the others get their turn.
@@ -124,8 +125,8 @@ enum Source {
 }
 
 impl Guard {
-    /// Takes over bound listeners. `backend` is the Unix socket on which tiny_http listens, `bulk` says whether a request
-    /// path is a bulk transfer, and `stop` becomes readable, or closes, when the server is to stop.
+    /// Takes over bound listeners. `backend` is the Unix socket on which tiny_http listens, `bulk` says whether a
+    /// request path is a bulk transfer, and `stop` becomes readable, or closes, when the server is to stop.
     pub fn new(
         listeners: Vec<TcpListener>,
         backend: PathBuf,
@@ -267,22 +268,33 @@ impl Guard {
 
     /// Gives free slots to waiting requests: small ones first, then in the order in which they came.
     fn admit(&mut self) {
-        while let Some(at) = self.next_waiting() {
-            if self.has_free_descriptors() {
+        while self.next_waiting().is_some() && self.make_headroom() {
+            // Evictions move places, but never take a waiting request.
+            if let Some(at) = self.next_waiting() {
                 self.conns[at].activate(&mut self.shared);
-            } else if !self.evict(Duration::ZERO) {
-                self.shared.note(Level::Warn, format_args!("too few descriptors for a request"));
-                self.rest();
-                return;
             }
         }
     }
 
-    /// Whether a request can be handed over now. tiny_http's acceptor dies for good when it is short of descriptors, so
-    /// this must hold whatever the rest of the process has open.
-    fn has_free_descriptors(&self) -> bool {
-        let tries = [(); FDS_PER_REQUEST].map(|()| self.stop.try_clone());
-        tries.iter().all(Result::is_ok)
+    /// Whether there are descriptors for one more of ours, and for all that tiny_http may be about to take. Its
+    /// acceptor dies for good when it finds none, so this is asked before a request is handed over and after each
+    /// accept, whatever the rest of the process has open.
+    fn has_headroom(&self) -> bool {
+        let wanted = 1 + self.shared.limits.max_active * (FDS_PER_REQUEST - 1);
+        let tries: io::Result<Vec<_>> = (0..wanted).map(|_| self.stop.try_clone()).collect();
+        tries.is_ok()
+    }
+
+    /// Evicts connections until there is headroom; says so in the log where that does not help.
+    fn make_headroom(&mut self) -> bool {
+        while !self.has_headroom() {
+            if !self.evict(Duration::ZERO) {
+                self.shared.note(Level::Warn, format_args!("too few descriptors"));
+                self.rest();
+                return false;
+            }
+        }
+        true
     }
 
     fn rest(&mut self) {
@@ -308,8 +320,8 @@ impl Guard {
             .map(|(_, _, at)| at)
     }
 
-    /// When the listeners may be asked: at once while there is room, else when a connection may be evicted; `None` while
-    /// all are at work.
+    /// When the listeners may be asked: at once while there is room, else when a connection may be evicted; `None`
+    /// while all are at work.
     fn accepts_from(&self) -> Option<Instant> {
         let room = if self.conns.len() < self.shared.limits.max_conns {
             Some(self.shared.now)
@@ -329,6 +341,9 @@ impl Guard {
             };
             match listener.accept() {
                 Ok((socket, peer)) => {
+                    if !self.make_headroom() {
+                        return;
+                    }
                     let prepared = socket.set_nonblocking(true).and_then(|()| socket.set_nodelay(true));
                     if prepared.is_ok() {
                         let peer = peer.ip().to_canonical();

@@ -1,0 +1,77 @@
+"""An upload that takes the server long to check, as on an old SD card: the client must neither give up nor be told OK too soon.
+
+The client gives up after 30 s without a sign of life, and a check can take longer than that.
+"""
+
+import subprocess
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from account import NOT_SYNCED
+from rows import assert_same, rows
+from wire import request
+
+CHECK_SECS = 45
+TIMER_SECS = 30
+
+pytestmark = [pytest.mark.ours, pytest.mark.slow]
+
+
+@pytest.fixture
+def slow_disk(tmp_path):
+    """The environment of a server whose disk is slow."""
+    library = tmp_path / "slow_disk.so"
+    source = Path(__file__).with_name("slow_disk.c")
+    subprocess.run(["cc", "-shared", "-fPIC", "-O1", "-o", library, source, "-ldl"], check=True)
+    return {"LD_PRELOAD": str(library), "SLOW_DISK_SECS": str(CHECK_SECS)}
+
+
+def test_a_slow_check_keeps_the_client_waiting(new_server, new_account, slow_disk):
+    """Two stories at once, as both take most of a minute: a good file of a real client, and a bad one of a scripted one."""
+    good_one = new_account(new_server("anna:secret", **slow_disk), "anna", "secret")
+    bad_one = new_account(new_server("bob:secret", **slow_disk), "bob", "secret")
+    failures = []
+
+    def tell(story, account):
+        try:
+            story(account)
+        except BaseException as err:
+            failures.append(err)
+
+    threads = [threading.Thread(target=tell, args=story) for story in [(good_upload, good_one), (bad_upload, bad_one)]]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if failures:
+        raise failures[0]
+
+
+def good_upload(account):
+    desk = account.device("desk")
+    desk.add_note("one")
+    desk.login()
+    desk.auth.io_timeout_secs = TIMER_SECS
+    began = time.monotonic()
+    desk.upload()
+    assert time.monotonic() - began > CHECK_SECS, "the disk was not slow"
+    account.settle(desk)
+
+
+def bad_upload(account):
+    desk = account.device("desk")
+    desk.login()
+    good = request(account, "download", {"_pad": None}, desk.auth.hkey).body
+    before = rows(account.device_in_sync("phone").col)
+    page = 4096 * (len(good) // 4096 // 2)
+    bad = good[:page] + bytes(range(256)) * 16 + good[page + 4096:]
+    began = time.monotonic()
+    answer = request(account, "upload", bad, desk.auth.hkey)
+    assert time.monotonic() - began > CHECK_SECS, "the disk was not slow"
+    assert answer.status == 200
+    assert max(answer.gaps) < TIMER_SECS, answer.gaps
+    assert answer.text != "OK" and len(answer.text) > 10, answer.text
+    assert_same(before, rows(account.device_in_sync("laptop").col), NOT_SYNCED, "before / after")
