@@ -117,7 +117,7 @@ fn reviews_and_graves_may_come_twice() {
 }
 
 #[test]
-fn a_renamed_duplicate_reaches_the_device_that_caused_it() {
+fn whoever_has_a_name_gives_it_to_the_newcomer_and_both_devices_hear_of_it() {
     let server = server();
     let objects: Value = serde_json::from_slice(include_bytes!("../vectors/rich18.objects.json")).unwrap();
     let of = |list: &str, id: i64| {
@@ -131,11 +131,16 @@ fn a_renamed_duplicate_reaches_the_device_that_caused_it() {
     let changes = json!({ "models": [notetype], "decks": [[deck, twin], []], "tags": [] }).to_string();
     let device = server.device();
     sync(&device, 6, &changes, &json!({}));
-    assert_eq!(server.rows("SELECT name, usn FROM notetypes WHERE id = 5"), ["bAsIc+|7"]);
-    assert_eq!(server.rows("SELECT name, usn FROM decks WHERE id IN (5, 6)"), ["DEFAULT+|7", "DEFAULT++|7"]);
+    let names = |table: &str, first: i64| {
+        server.rows(&format!("SELECT name, usn FROM {table} WHERE id IN ({first}, 5, 6) ORDER BY id"))
+    };
+    assert_eq!(names("notetypes", BASIC), ["bAsIc|6", "Basic+|7"]);
+    assert_eq!(names("decks", 1), ["Default+|7", "DEFAULT++|7", "DEFAULT|6"]);
     let (_, news, _) = sync(&device, 7, NO_CHANGES, &json!({}));
-    assert_eq!(news["models"][0]["name"], "bAsIc+");
-    assert_eq!(news["decks"][0][1]["name"], "DEFAULT++");
+    assert_eq!(news["models"][0]["name"], "Basic+");
+    let mut told: Vec<_> = news["decks"][0].as_array().unwrap().iter().map(|deck| &deck["name"]).collect();
+    told.sort_by_key(|name| name.to_string());
+    assert_eq!(told, ["DEFAULT++", "Default+"]);
     let (_, news, _) = sync(&device, 8, NO_CHANGES, &json!({}));
     assert_eq!(news, serde_json::from_str::<Value>(NO_CHANGES).unwrap());
 }

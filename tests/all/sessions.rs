@@ -201,6 +201,10 @@ fn an_operation_that_fails_ends_the_session() {
         (changes("models", json!([with(&basic, "id", 0.into())])), "id 0"),
         (changes("decks", json!([[with(&of("decks", 1), "id", 0.into())], []])), "id 0"),
         (changes("decks", json!([[], [with(&of("deck_config", 1), "id", 0.into())]])), "id 0"),
+        (changes("models", json!([null])), "notetype"),
+        (changes("models", json!([{}])), "notetype"),
+        (changes("decks", json!([[{}], []])), "deck"),
+        (changes("decks", json!([[], [[]]])), "deck options"),
     ];
     for ((method, body), reason) in cases {
         let device = server.device();
