@@ -1,10 +1,14 @@
 //! Files that survive a power cut: every rename is of a synced file and is followed by a sync of the folder.
 
-use std::fs::{self, File};
+use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::path::Path;
 
 use crate::error::{Error, Result};
+
+/// A large file is written to the disk in steps of this size, so that a small board never owes the card more than that:
+/// one sync of 300 MB at the end can take longer than clients wait.
+const SYNC_EVERY_BYTES: u64 = 16 * 1024 * 1024;
 
 /// Creates the folder and those above it, for the owner's eyes only (the process's umask sees to the mode).
 pub fn create_folder(dir: &Path) -> Result<()> {
@@ -35,5 +39,40 @@ pub fn remove_if_there(path: &Path) -> Result<()> {
     match fs::remove_file(path) {
         Err(err) if err.kind() != io::ErrorKind::NotFound => Err(Error::Io("deleting", path.to_owned(), err)),
         _ => Ok(()),
+    }
+}
+
+/// A new file that is synced as it grows.
+pub struct GentleFile {
+    file: File,
+    unsynced: u64,
+}
+
+impl GentleFile {
+    /// Creates the file, which must not exist.
+    pub fn create(path: &Path) -> Result<GentleFile> {
+        let open = OpenOptions::new().write(true).create_new(true).open(path);
+        Ok(GentleFile { file: open.map_err(Error::io("creating", path))?, unsynced: 0 })
+    }
+
+    /// Makes the whole file durable.
+    pub fn finish(self) -> io::Result<()> {
+        self.file.sync_all()
+    }
+}
+
+impl Write for GentleFile {
+    fn write(&mut self, data: &[u8]) -> io::Result<usize> {
+        let count = self.file.write(data)?;
+        self.unsynced += count as u64;
+        if self.unsynced >= SYNC_EVERY_BYTES {
+            self.file.sync_data()?;
+            self.unsynced = 0;
+        }
+        Ok(count)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
     }
 }
