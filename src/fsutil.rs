@@ -1,6 +1,6 @@
 //! Files that survive a power cut: every rename is of a synced file and is followed by a sync of the folder.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Write};
 use std::path::Path;
 
@@ -10,9 +10,32 @@ use crate::error::{Error, Result};
 /// one sync of 300 MB at the end can take longer than clients wait.
 const SYNC_EVERY_BYTES: u64 = 16 * 1024 * 1024;
 
+/// Held by the server that runs on a data folder.
+const LOCK_FILE: &str = ".ankipi.lock";
+
 /// Creates the folder and those above it, for the owner's eyes only (the process's umask sees to the mode).
 pub fn create_folder(dir: &Path) -> Result<()> {
     fs::create_dir_all(dir).map_err(Error::io("creating", dir))
+}
+
+/// Locks a data folder until the file is closed. One server per data folder: two would each keep sessions that the other knows nothing of.
+pub fn lock_data_folder(base: &Path) -> Result<File> {
+    let path = base.join(LOCK_FILE);
+    let file = File::create(&path).map_err(Error::io("creating", &path))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => Err(Error::Broken(format!(
+            "another ankipi is running on {}: stop it first, or use another folder with --base DIR",
+            base.display()
+        ))),
+        Err(TryLockError::Error(err)) => Err(Error::Io("locking", path, err)),
+    }
+}
+
+/// Whether a server runs on a data folder.
+pub fn is_in_use(base: &Path) -> bool {
+    File::open(base.join(LOCK_FILE))
+        .is_ok_and(|file| matches!(file.try_lock_shared(), Err(TryLockError::WouldBlock)))
 }
 
 /// Makes renames, links and deletions in this folder durable.

@@ -55,6 +55,7 @@
 
 pub mod accounts;
 pub mod api;
+pub mod check;
 pub mod cli;
 pub mod clock;
 pub mod collection;

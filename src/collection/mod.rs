@@ -117,6 +117,12 @@ impl Collection {
         Ok(collection)
     }
 
+    /// What SQLite finds wrong with the file.
+    pub fn damage(&self) -> Result<Option<String>> {
+        let found: String = self.db.query_row("PRAGMA quick_check(1)", [], |row| row.get(0))?;
+        Ok((found != "ok").then_some(found))
+    }
+
     fn connect(path: &Path, flags: OpenFlags, cache_kib: i64) -> Result<Collection> {
         let db = Connection::open_with_flags(path, flags | OpenFlags::SQLITE_OPEN_NO_MUTEX)?;
         Collection::prepare(db, cache_kib)

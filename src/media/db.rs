@@ -94,6 +94,12 @@ pub struct Change {
     pub sha1: Option<Sha1Sum>,
 }
 
+impl Totals {
+    fn of_row(row: &Row<'_>) -> rusqlite::Result<Totals> {
+        Ok(Totals { last_usn: row.get(0)?, bytes: row.get(1)?, files: row.get(2)? })
+    }
+}
+
 impl MediaDb {
     /// Opens for writing, and makes or upgrades the tables.
     pub fn open(dir: &Path) -> Result<MediaDb> {
@@ -190,6 +196,28 @@ impl MediaDb {
         Ok(())
     }
 
+    /// The counts as the rows have them, and the usn that none of them is above.
+    pub fn counted_totals(&self) -> Result<Totals> {
+        let count = "SELECT max(coalesce(max(usn), 0), (SELECT last_usn FROM meta)),
+            coalesce(sum(size), 0), coalesce(sum(size > 0), 0) FROM media";
+        Ok(self.db.query_row(count, [], Totals::of_row)?)
+    }
+
+    /// Some names of files that are there, in order.
+    pub fn live_names_after(&self, last: &str, limit: u32) -> Result<Vec<String>> {
+        let mut select = self
+            .db
+            .prepare("SELECT fname FROM media WHERE fname > ?1 AND size > 0 ORDER BY fname LIMIT ?2")?;
+        let names = select.query_map(params![last, limit], |row| row.get(0))?;
+        Ok(names.collect::<rusqlite::Result<_>>()?)
+    }
+
+    /// What SQLite finds wrong with the file.
+    pub fn damage(&self) -> Result<Option<String>> {
+        let found: String = self.db.query_row("PRAGMA quick_check(1)", [], |row| row.get(0))?;
+        Ok((found != "ok").then_some(found))
+    }
+
     /// Begins the transaction that records what has happened to files.
     pub fn begin(&self) -> Result<Recording<'_>> {
         Ok(Recording { transaction: self.db.unchecked_transaction()?, totals: self.totals()?, db: self })
@@ -235,25 +263,25 @@ impl Recording<'_> {
         Ok(())
     }
 
-    /// Counts anew, where the counts do not fit the rows.
-    pub fn recount(&mut self) -> Result<()> {
-        let counted =
-            "SELECT max(max(usn), ?1), sum(size), coalesce(sum(size > 0), 0) FROM media HAVING count() > 0";
-        let read =
-            |row: &Row<'_>| Ok(Totals { last_usn: row.get(0)?, bytes: row.get(1)?, files: row.get(2)? });
-        let counted = self.transaction.query_row(counted, [self.totals.last_usn], read).optional()?;
-        self.totals = counted.unwrap_or(Totals { bytes: 0, files: 0, ..self.totals });
-        Ok(())
+    /// Takes these counts for the true ones.
+    pub fn recount(&mut self, counted: Totals) {
+        self.totals = counted;
     }
 
-    /// Makes it durable; returns the last usn.
-    pub fn commit(self) -> Result<i32> {
+    /// Brings the counts into the table, where the transaction's own connection sees them.
+    pub fn store_totals(&self) -> Result<()> {
         let Totals { last_usn, bytes, files } = self.totals;
         self.transaction.execute(
             "UPDATE meta SET last_usn = ?1, total_bytes = ?2, total_nonempty_files = ?3",
             params![last_usn, bytes, files],
         )?;
+        Ok(())
+    }
+
+    /// Makes it durable; returns the last usn.
+    pub fn commit(self) -> Result<i32> {
+        self.store_totals()?;
         self.transaction.commit()?;
-        Ok(last_usn)
+        Ok(self.totals.last_usn)
     }
 }
