@@ -17,6 +17,10 @@ pub struct Server {
 }
 
 impl Server {
+    #[expect(
+        clippy::zombie_processes,
+        reason = "dropping the server waits for it; a test that fails here ends all"
+    )]
     pub fn start(base: &Path) -> Server {
         let mut child = Command::new(env!("CARGO_BIN_EXE_ankipi"))
             .env_clear()
