@@ -1,7 +1,10 @@
 //! The command line: arguments in, `Command` out.
 
+use std::path::PathBuf;
+
 use crate::config::Flags;
 use crate::error::{Error, Result};
+use crate::media::check::Depth;
 
 /// What `ankipi --help` prints.
 pub const HELP: &str = "\
@@ -9,11 +12,16 @@ ankipi - a small self-hosted sync server for Anki
 
 Usage:
   SYNC_USER1=name:password ankipi [--base DIR] [--host ADDRESS] [--port PORT]
+  ankipi check [USER] [--deep] [--fix] [--base DIR]
+      looks at what is stored, says what is wrong, and ends with 1 if anything is
 
 Options:
   --base DIR        the data folder             (SYNC_BASE, ~/.syncserver)
   --host ADDRESS    the address to listen on    (SYNC_HOST, 0.0.0.0; :: for IPv6)
   --port PORT       the port                    (SYNC_PORT, 8080)
+  --deep            check: read every media file and compare its checksum
+  --fix             check: mend the media in a way that all devices will see;
+                    stop the server first
   -h, --help        this text
   -V, --version     the version
 
@@ -37,10 +45,23 @@ The variables are those of Anki's own sync server, and so is the data folder.
 pub enum Command {
     /// Run the server.
     Serve(Flags),
+    /// Look at what is stored.
+    Check(CheckOptions),
     /// Print `HELP`.
     Help,
     /// Print the version.
     Version,
+}
+
+/// What to check.
+#[derive(Debug)]
+pub struct CheckOptions {
+    /// `--base`
+    pub base: Option<PathBuf>,
+    /// The one user; otherwise all.
+    pub user: Option<String>,
+    /// `--deep`, `--fix`
+    pub depth: Depth,
 }
 
 /// Reads the command line.
@@ -58,13 +79,23 @@ pub fn parse(mut args: pico_args::Arguments) -> Result<Command> {
         host: args.opt_value_from_str("--host").map_err(usage)?,
         port: args.opt_value_from_str("--port").map_err(usage)?,
     };
-    match args.finish().first() {
-        None => Ok(Command::Serve(flags)),
-        Some(extra) => Err(Error::Broken(format!(
-            "{} is not an option of ankipi; see ankipi --help",
-            extra.to_string_lossy()
-        ))),
+    let depth = Depth { deep: args.contains("--deep"), fix: args.contains("--fix") };
+    let words: Vec<String> =
+        args.finish().into_iter().map(|word| word.to_string_lossy().into_owned()).collect();
+    let words: Vec<&str> = words.iter().map(String::as_str).collect();
+    let check =
+        |user: Option<&str>| CheckOptions { base: flags.base.clone(), user: user.map(str::to_owned), depth };
+    match words[..] {
+        [] if !depth.deep && !depth.fix => Ok(Command::Serve(flags)),
+        [] => Err(not_an_option("--deep or --fix without check")),
+        ["check"] => Ok(Command::Check(check(None))),
+        ["check", user] if !user.starts_with('-') => Ok(Command::Check(check(Some(user)))),
+        ["check", .., extra] | [extra, ..] => Err(not_an_option(extra)),
     }
+}
+
+fn not_an_option(what: &str) -> Error {
+    Error::Broken(format!("{what} is not an option of ankipi; see ankipi --help"))
 }
 
 fn usage(err: pico_args::Error) -> Error {

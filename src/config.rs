@@ -72,11 +72,7 @@ impl Config {
         let vars: BTreeMap<String, String> = vars.filter(|(key, _)| is_ours(key)).collect();
         let var = |key: &str| vars.get(key).map(String::as_str).filter(|value| !value.is_empty());
         let config = Config {
-            base: match (flags.base, var("SYNC_BASE")) {
-                (Some(dir), _) => dir,
-                (None, Some(dir)) => PathBuf::from(dir),
-                (None, None) => default_base(var("HOME"))?,
-            },
+            base: base(flags.base, &var)?,
             host: parse(
                 "SYNC_HOST",
                 flags.host.as_deref().or(var("SYNC_HOST")),
@@ -120,6 +116,15 @@ impl Config {
         Ok(config)
     }
 
+    /// The data folder alone, for commands that need no accounts.
+    pub fn base_folder(
+        vars: impl Iterator<Item = (String, String)>,
+        flag: Option<PathBuf>,
+    ) -> Result<PathBuf> {
+        let vars: BTreeMap<String, String> = vars.filter(|(key, _)| is_ours(key)).collect();
+        base(flag, &|key: &str| vars.get(key).map(String::as_str).filter(|value| !value.is_empty()))
+    }
+
     /// The largest request body after decompression, in bytes.
     pub fn max_decoded_bytes(&self) -> u64 {
         self.max_payload_bytes.saturating_mul(3)
@@ -128,6 +133,14 @@ impl Config {
 
 fn is_ours(key: &str) -> bool {
     key.starts_with("SYNC_") || key.starts_with("MAX_SYNC_") || key == "PASSWORDS_HASHED" || key == "HOME"
+}
+
+fn base<'v>(flag: Option<PathBuf>, var: &impl Fn(&str) -> Option<&'v str>) -> Result<PathBuf> {
+    match (flag, var("SYNC_BASE")) {
+        (Some(dir), _) => Ok(dir),
+        (None, Some(dir)) => Ok(PathBuf::from(dir)),
+        (None, None) => default_base(var("HOME")),
+    }
 }
 
 fn default_base(home: Option<&str>) -> Result<PathBuf> {

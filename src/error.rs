@@ -25,6 +25,8 @@ pub enum Error {
     MethodNotAllowed(&'static str),
     /// A step of a session that is not (or no longer) open, or that another device has taken over: 409.
     NoSession,
+    /// A media file that the index knows is not there, or is not what the index says: 409, as on the official server.
+    LostFile(&'static str),
     /// A limit was reached: 413. The text names the limit and the variable that raises it.
     TooLarge(String),
     /// The client speaks a protocol version that we do not: 501, which clients show as "too old".
@@ -49,7 +51,7 @@ impl Error {
             Error::Forbidden(_) => 403,
             Error::NotFound => 404,
             Error::MethodNotAllowed(_) => 405,
-            Error::NoSession => 409,
+            Error::NoSession | Error::LostFile(_) => 409,
             Error::TooLarge(_) => 413,
             Error::UnsupportedVersion(_) => 501,
             Error::Busy(_) => 503,
@@ -81,6 +83,12 @@ impl fmt::Display for Error {
             Error::NotFound => f.write_str("no such page"),
             Error::MethodNotAllowed(_) => f.write_str("wrong HTTP method"),
             Error::NoSession => f.write_str("no open sync session with this session key"),
+            Error::LostFile(what) => {
+                write!(
+                    f,
+                    "a media file that a client asked for {what}; `ankipi check` tells which ones are not in order"
+                )
+            }
             Error::UnsupportedVersion(v) => write!(f, "sync version {v} is not supported"),
             Error::Io(verb, path, err) => write!(f, "{verb} {}: {err}", path.display()),
             Error::Db(err) => write!(f, "database: {err}"),

@@ -20,6 +20,7 @@
 //!   |  wire            the JSON shapes, parsed element by element,
 //!   |  translate       the tables between JSON objects and protobuf blobs,
 //!   |  text            what is derived from note text, and the collation of names
+//!   media              the other half of a sync: files and their index, under a lock of their own
 //!   (lock released)
 //!   http::reply        the spooled reply in zstd blocks; http::patience has kept the client waiting if that took long
 //!   api::access_log    one line
@@ -28,6 +29,10 @@
 //! A full upload goes from the decoder to a file beside the collection, is checked there (`collection::upload`), and
 //! only then, under the lock, takes its place (`collection::replace`). A full download is a read transaction of its own
 //! (`collection::download`) that is sent while other devices go on.
+//!
+//! Media come as zips: spooled, read by their directory, each file unpacked to a place of its own and synced, then all of
+//! them renamed into the folder and recorded in one transaction; the header of `media` says what a crash leaves at each
+//! step. They go as zips that are streamed from the files. `ankipi check` (`check`) looks at all of it from outside.
 //!
 //! # What holds everywhere
 //!
@@ -55,14 +60,17 @@
 
 pub mod accounts;
 pub mod api;
+pub mod check;
 pub mod cli;
 pub mod clock;
 pub mod collection;
 pub mod config;
+pub mod dbfile;
 pub mod error;
 pub mod fsutil;
 pub mod http;
 pub mod logging;
+pub mod media;
 pub mod server;
 pub mod session;
 pub mod spool;

@@ -17,6 +17,7 @@ use crate::collection::{
 use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::fsutil;
+use crate::media::MediaStore;
 
 /// All users, by name.
 pub struct Users {
@@ -28,6 +29,8 @@ pub struct Users {
 pub struct User {
     /// The user's folder.
     pub dir: PathBuf,
+    /// The user's media, under a lock of their own.
+    pub media: MediaStore,
     backups: usize,
     uploads: AtomicU32,
     state: Mutex<State>,
@@ -75,7 +78,13 @@ impl Users {
             replace::clean_up(&dir)?;
             users.insert(
                 name.to_owned(),
-                User { dir, backups: config.backups, uploads: AtomicU32::new(0), state: Mutex::default() },
+                User {
+                    media: MediaStore::open(&dir)?,
+                    dir,
+                    backups: config.backups,
+                    uploads: AtomicU32::new(0),
+                    state: Mutex::default(),
+                },
             );
         }
         Ok(Users { users, session_idle: config.session_idle })
@@ -88,15 +97,19 @@ impl Users {
             .ok_or_else(|| Error::Broken(format!("user {name:?} has an account and no folder")))
     }
 
-    /// Rolls back sessions that have been silent for too long; returns how long to wait before looking again, or none
-    /// if no session is open.
+    /// Rolls back sessions that have been silent for too long, and closes media stores that are not in use; returns how
+    /// long to wait before looking again, or none if nothing is open.
     pub fn expire_sessions(&self) -> Option<Duration> {
-        self.users.iter().filter_map(|(name, user)| user.expire(name, self.session_idle)).min()
+        let sessions = self.users.iter().filter_map(|(name, user)| user.expire(name, self.session_idle));
+        sessions.chain(self.users.values().filter_map(|user| user.media.close_if_idle())).min()
     }
 
-    /// Rolls back every session.
+    /// Rolls back every session and closes the media stores.
     pub fn end_sessions(&self) {
-        self.users.values().for_each(|user| user.lock().session = None);
+        for user in self.users.values() {
+            user.lock().session = None;
+            user.media.close();
+        }
     }
 }
 

@@ -6,6 +6,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufReader, Cursor, Read, Seek, SeekFrom, Write};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -44,6 +45,24 @@ impl Spool {
                 file.seek(SeekFrom::Start(0))?;
                 Ok(Box::new(Cursor::new(&self.memory).chain(BufReader::new(file))))
             }
+        }
+    }
+}
+
+impl Spool {
+    /// Fills the buffer with what lies from `offset` on.
+    pub fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
+        // A position that does not fit in memory lies behind what is there.
+        let in_memory = self.memory.get(usize::try_from(offset).unwrap_or(usize::MAX)..).unwrap_or_default();
+        let count = in_memory.len().min(buf.len());
+        let (head, rest) = buf.split_at_mut(count);
+        head.copy_from_slice(&in_memory[..count]);
+        if rest.is_empty() {
+            return Ok(());
+        }
+        match &self.overflow {
+            Some(file) => file.read_exact_at(rest, offset + count as u64 - self.memory.len() as u64),
+            None => Err(io::ErrorKind::UnexpectedEof.into()),
         }
     }
 }
@@ -91,6 +110,12 @@ mod tests {
             let mut spool = Spool::new(dir.path());
             data.chunks(10_000).for_each(|piece| spool.write_all(piece).unwrap());
             assert_eq!(spool.len(), len as u64);
+            for (from, to) in [(0, len), (len / 2, len), (len / 3, len / 2)] {
+                let mut part = vec![0; to - from];
+                spool.read_exact_at(&mut part, from as u64).unwrap();
+                assert!(part == data[from..to], "{from}..{to} of {len}");
+            }
+            assert!(spool.read_exact_at(&mut [0], len as u64).is_err());
             for _ in 0..2 {
                 let mut back = Vec::new();
                 spool.reader().unwrap().read_to_end(&mut back).unwrap();

@@ -1,14 +1,13 @@
 //! Full syncs: a whole collection up or down, streamed between file and socket.
 
-use std::fs::{File, OpenOptions};
-use std::io::{self, Write};
+use std::io::Write;
 use std::path::Path;
 
 use super::access_log::AccessLog;
 use super::{App, Call, refuse, respond_with};
 use crate::collection::upload::{self, Unfit};
 use crate::error::{Error, Result};
-use crate::fsutil;
+use crate::fsutil::{self, GentleFile};
 use crate::http::Request;
 use crate::http::body::{self, Received};
 use crate::http::patience::{self, WaitingReply};
@@ -16,10 +15,6 @@ use crate::http::reply::ReplyStream;
 
 /// The reply that clients take for success, to the letter.
 const ACCEPTED: &str = "OK";
-
-/// An upload is written to the disk in steps of this size, so that a small board never owes the card more than that:
-/// one sync of 300 MB at the end can take longer than clients wait.
-const SYNC_EVERY_BYTES: u64 = 16 * 1024 * 1024;
 
 impl App {
     pub(super) fn upload(&self, call: &Call, mut request: Request, log: &mut AccessLog) -> Result<()> {
@@ -64,8 +59,7 @@ impl App {
     }
 
     fn receive_file(&self, call: &Call, request: &mut Request, path: &Path) -> Result<Received> {
-        let open = OpenOptions::new().write(true).create_new(true).open(path);
-        let mut file = GentleFile { file: open.map_err(Error::io("creating", path))?, unsynced: 0 };
+        let mut file = GentleFile::create(path)?;
         let caps = call.method.caps(&self.config);
         body::receive(request.body(), caps, &mut file, Error::io("writing", path))
     }
@@ -101,28 +95,6 @@ impl Drop for Scratch<'_> {
         if let Err(err) = fsutil::remove_if_there(self.0) {
             log::warn!("{err}");
         }
-    }
-}
-
-/// Syncs as it goes.
-struct GentleFile {
-    file: File,
-    unsynced: u64,
-}
-
-impl Write for GentleFile {
-    fn write(&mut self, data: &[u8]) -> io::Result<usize> {
-        let count = self.file.write(data)?;
-        self.unsynced += count as u64;
-        if self.unsynced >= SYNC_EVERY_BYTES {
-            self.file.sync_data()?;
-            self.unsynced = 0;
-        }
-        Ok(count)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
     }
 }
 

@@ -29,6 +29,14 @@ impl App {
             }
             _ => "",
         };
+        // A broken media store must not keep the collection from syncing; the media sync that follows will tell.
+        let media_usn = user.media.totals().map_or_else(
+            |err| {
+                log::error!("{}: the media are not in order: {err}", call.user.as_deref().unwrap_or("-"));
+                0
+            },
+            |totals| totals.last_usn,
+        );
         let now = clock::now_millis();
         // Before the first upload: as if created just now, and empty, so that clients offer to upload.
         let (modified, schema, usn) = meta.map_or((0, now, 0), |meta| {
@@ -44,7 +52,7 @@ impl App {
             go_on: message.is_empty(),
             host_number: 0,
             empty: meta.is_none_or(|meta| meta.is_empty),
-            media_usn: 0,
+            media_usn,
         };
         Answer::of(&user.dir, &reply, format!("usn {usn}"))
     }

@@ -7,6 +7,7 @@ mod access_log;
 mod collection;
 mod full;
 mod login;
+mod media;
 mod pages;
 mod route;
 
@@ -94,6 +95,7 @@ impl App {
                 }
                 match self.admit(method, &request, log) {
                     Ok(call) if method == Method::Upload => self.upload(&call, request, log),
+                    Ok(call) if method == Method::DownloadFiles => self.download_files(&call, request, log),
                     Ok(call) if method == Method::Download => self.download(&call, request, log),
                     Ok(call) => match self.receive(&call, &mut request, log) {
                         Ok(body) => self.reply(&call, body, request.into_responder(), log),
@@ -202,7 +204,13 @@ impl App {
             Method::SanityCheck => self.sanity_check(call, body),
             Method::Finish => self.finish(call, body),
             Method::Abort => self.abort(call),
-            Method::Upload | Method::Download => Err(Error::Broken("full syncs have no JSON".to_owned())),
+            Method::MediaBegin => self.media_begin(call, body),
+            Method::MediaChanges => self.media_changes(call, body),
+            Method::UploadChanges => self.upload_changes(call, body),
+            Method::MediaSanity => self.media_sanity(call, body),
+            Method::Upload | Method::Download | Method::DownloadFiles => {
+                Err(Error::Broken("whole files are no JSON".to_owned()))
+            }
         }
     }
 }

@@ -8,7 +8,7 @@ use crate::http::body::Caps;
 pub enum Route {
     /// A page for people and monitors.
     Page(Page),
-    /// A step of a collection sync.
+    /// A step of a collection or media sync.
     Sync(Method),
     /// Below `/sync` or `/msync`, but no method that we know: 400.
     UnknownMethod,
@@ -25,7 +25,7 @@ pub enum Page {
     Health,
 }
 
-/// The methods below `/sync`.
+/// The methods below `/sync` and `/msync`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Method {
     /// Login.
@@ -52,6 +52,16 @@ pub enum Method {
     Upload,
     /// The whole collection to the client.
     Download,
+    /// Is there anything new among the media?
+    MediaBegin,
+    /// What has happened to media files.
+    MediaChanges,
+    /// Media files and deletions from the client.
+    UploadChanges,
+    /// Media files to the client.
+    DownloadFiles,
+    /// Do both sides have as many media files?
+    MediaSanity,
 }
 
 const METHODS: &[(&str, Method)] = &[
@@ -69,6 +79,14 @@ const METHODS: &[(&str, Method)] = &[
     ("download", Method::Download),
 ];
 
+const MEDIA_METHODS: &[(&str, Method)] = &[
+    ("begin", Method::MediaBegin),
+    ("mediaChanges", Method::MediaChanges),
+    ("uploadChanges", Method::UploadChanges),
+    ("downloadFiles", Method::DownloadFiles),
+    ("mediaSanity", Method::MediaSanity),
+];
+
 impl Route {
     /// Finds the route of a path: repeated and trailing slashes do not count, nor does the base path in front.
     pub fn parse(path: &str, base_path: &str) -> Route {
@@ -81,12 +99,17 @@ impl Route {
         match segments[..] {
             [] => Route::Page(Page::Start),
             ["health"] => Route::Page(Page::Health),
-            ["sync", name] => match METHODS.iter().find(|(known, _)| *known == name) {
-                Some((_, method)) => Route::Sync(*method),
-                None => Route::UnknownMethod,
-            },
+            ["sync", name] => Route::named(METHODS, name),
+            ["msync", name] => Route::named(MEDIA_METHODS, name),
             ["sync" | "msync", ..] => Route::UnknownMethod,
             _ => Route::Unknown,
+        }
+    }
+
+    fn named(methods: &[(&str, Method)], name: &str) -> Route {
+        match methods.iter().find(|(known, _)| *known == name) {
+            Some((_, method)) => Route::Sync(*method),
+            None => Route::UnknownMethod,
         }
     }
 }
@@ -100,10 +123,15 @@ impl Method {
 
     /// How large its body may be.
     pub fn caps(self, config: &Config) -> Caps {
-        use Method::{ApplyChanges, ApplyChunk, ApplyGraves, Start, Upload};
+        use Method::{ApplyChanges, ApplyChunk, ApplyGraves, Start, Upload, UploadChanges};
         match self {
             Start | ApplyGraves | ApplyChanges | ApplyChunk | Upload => Caps {
                 wire: config.max_payload_bytes,
+                decoded: config.max_decoded_bytes(),
+                raised_by: Some("MAX_SYNC_PAYLOAD_MEGS"),
+            },
+            UploadChanges => Caps {
+                wire: config.max_payload_bytes.saturating_add(BESIDE_LARGEST_FILE_BYTES),
                 decoded: config.max_decoded_bytes(),
                 raised_by: Some("MAX_SYNC_PAYLOAD_MEGS"),
             },
@@ -114,6 +142,10 @@ impl Method {
 
 /// Bodies that hold a few keys or nothing.
 const SMALL_BODY_BYTES: u64 = 64 * 1024;
+
+/// What may be in a media zip beside its last file, which may be as large as the largest payload: 2.5 MiB of other
+/// files, and what holds them together.
+const BESIDE_LARGEST_FILE_BYTES: u64 = 4 * 1024 * 1024;
 
 /// Whether a path asks for a transfer that may take minutes. The guard keeps slots free for the others.
 pub fn is_bulk(path: &str) -> bool {
@@ -143,6 +175,10 @@ mod tests {
             ("/sync/Meta", "", Route::UnknownMethod),
             ("/sync", "", Route::UnknownMethod),
             ("/sync/meta/x", "", Route::UnknownMethod),
+            ("/msync/begin", "", Route::Sync(Method::MediaBegin)),
+            ("//msync//downloadFiles/", "", Route::Sync(Method::DownloadFiles)),
+            ("/sync/begin", "", Route::UnknownMethod),
+            ("/msync/meta", "", Route::UnknownMethod),
             ("/msync/nothing", "", Route::UnknownMethod),
             ("/anki/sync/meta", "", Route::Unknown),
             ("/favicon.ico", "", Route::Unknown),

@@ -24,6 +24,7 @@ use std::time::Duration;
 use rusqlite::config::DbConfig;
 use rusqlite::{Connection, OpenFlags, OptionalExtension, Row};
 
+use crate::dbfile::{has_side_files, immutable_uri};
 use crate::error::{Error, Result};
 use crate::text::unicase;
 
@@ -116,6 +117,12 @@ impl Collection {
         Ok(collection)
     }
 
+    /// What SQLite finds wrong with the file.
+    pub fn damage(&self) -> Result<Option<String>> {
+        let found: String = self.db.query_row("PRAGMA quick_check(1)", [], |row| row.get(0))?;
+        Ok((found != "ok").then_some(found))
+    }
+
     fn connect(path: &Path, flags: OpenFlags, cache_kib: i64) -> Result<Collection> {
         let db = Connection::open_with_flags(path, flags | OpenFlags::SQLITE_OPEN_NO_MUTEX)?;
         Collection::prepare(db, cache_kib)
@@ -197,29 +204,4 @@ impl Collection {
     pub fn commit(&self) -> Result<()> {
         Ok(self.db.execute_batch("COMMIT")?)
     }
-}
-
-fn has_side_files(path: &Path) -> bool {
-    ["-wal", "-journal"].iter().any(|suffix| {
-        let mut name = path.as_os_str().to_owned();
-        name.push(suffix);
-        Path::new(&name).exists()
-    })
-}
-
-/// `file:` URI of a file that nobody writes to.
-fn immutable_uri(path: &Path) -> String {
-    use std::fmt::Write as _;
-    use std::os::unix::ffi::OsStrExt;
-    let mut uri = String::from("file:");
-    for byte in path.as_os_str().as_bytes() {
-        match byte {
-            b'/' | b'.' | b'-' | b'_' | b'0'..=b'9' | b'a'..=b'z' | b'A'..=b'Z' => {
-                uri.push(char::from(*byte))
-            }
-            _ => write!(uri, "%{byte:02x}").expect("writing to a string does not fail"),
-        }
-    }
-    uri.push_str("?immutable=1");
-    uri
 }

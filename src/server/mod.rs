@@ -4,7 +4,7 @@
 
 pub mod guard;
 
-use std::fs::{self, File, TryLockError};
+use std::fs;
 use std::net::{SocketAddr, TcpListener};
 use std::os::unix::net::UnixListener;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -30,9 +30,6 @@ const WORKER_STACK_BYTES: usize = 512 * 1024;
 /// Enough for the guard's connections and everything behind them; many systems start programs with 1024.
 const OPEN_FILES: u32 = 2048;
 
-/// Held by the server that runs on a data folder.
-const LOCK_FILE: &str = ".ankipi.lock";
-
 /// tiny_http's end of the private connection to the guard.
 const SOCKET_FILE: &str = ".ankipi.sock";
 
@@ -41,7 +38,7 @@ pub fn run(config: Config) -> Result<()> {
     fsutil::create_folder(&config.base).map_err(|err| {
         Error::Broken(format!("the data folder cannot be used: {err}; choose another with --base DIR"))
     })?;
-    let _lock = lock_folder(&config.base)?;
+    let _lock = fsutil::lock_data_folder(&config.base)?;
     let listener = bind(SocketAddr::new(config.host, config.port))?;
     let address = listener.local_addr().map_err(|err| Error::Broken(format!("listening: {err}")))?;
     let app = Arc::new(App::open(config.clone())?);
@@ -80,20 +77,6 @@ pub fn run(config: Config) -> Result<()> {
     }
     app.users().end_sessions();
     fsutil::remove_if_there(&socket)
-}
-
-/// One server per data folder: two would each keep sessions that the other knows nothing of.
-fn lock_folder(base: &Path) -> Result<File> {
-    let path = base.join(LOCK_FILE);
-    let file = File::create(&path).map_err(Error::io("creating", &path))?;
-    match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(TryLockError::WouldBlock) => Err(Error::Broken(format!(
-            "another ankipi is running on {}: stop it first, or use another folder with --base DIR",
-            base.display()
-        ))),
-        Err(TryLockError::Error(err)) => Err(Error::Io("locking", path, err)),
-    }
 }
 
 fn bind(address: SocketAddr) -> Result<TcpListener> {

@@ -1,0 +1,138 @@
+//! `ankipi check`: looks at what is stored for each user, and says in plain words what is not in order.
+
+use std::fs;
+use std::io::{IsTerminal, Write, stderr};
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use crate::collection::{self, Collection};
+use crate::error::{Error, Result};
+use crate::fsutil;
+use crate::media::check::{self as media_check, Depth, Listener};
+use crate::media::{self, db};
+
+/// Work that is done sooner shows no progress.
+const PROGRESS_AFTER: Duration = Duration::from_secs(2);
+
+/// Checks one user or all of them; returns whether everything is in order now.
+pub fn check(base: &Path, user: Option<&str>, depth: Depth) -> Result<bool> {
+    // The lock is held until all is done.
+    let _lock = depth.fix.then(|| fsutil::lock_data_folder(base)).transpose()?;
+    if !depth.fix && fsutil::is_in_use(base) {
+        println!("A server runs on {}: what it is doing right now may look like a fault.", base.display());
+    }
+    let names = match user {
+        Some(name) => vec![name.to_owned()],
+        None => users_in(base)?,
+    };
+    let mut in_order = true;
+    for name in names {
+        let dir = base.join(&name);
+        if name.contains('/') || !holds_data(&dir) {
+            return Err(Error::Broken(format!("there is nothing of a user {name:?} in {}", base.display())));
+        }
+        in_order &= check_user(&name, &dir, depth)?;
+    }
+    Ok(in_order)
+}
+
+fn users_in(base: &Path) -> Result<Vec<String>> {
+    let mut names = Vec::new();
+    for entry in fs::read_dir(base).map_err(Error::io("reading", base))? {
+        let entry = entry.map_err(Error::io("reading", base))?;
+        if let (Ok(name), true) = (entry.file_name().into_string(), holds_data(&entry.path())) {
+            names.push(name);
+        }
+    }
+    names.sort_unstable();
+    Ok(names)
+}
+
+fn holds_data(dir: &Path) -> bool {
+    [collection::FILE_NAME, db::FILE_NAME, media::FOLDER].iter().any(|name| dir.join(name).exists())
+}
+
+fn check_user(name: &str, dir: &Path, depth: Depth) -> Result<bool> {
+    let mut report = Report::new(name);
+    let unmended = check_collection(dir, &mut report) + media_check::check(dir, depth, &mut report)?;
+    report.clear_progress();
+    let verdict = match (report.problems, unmended) {
+        (0, _) => "in order".to_owned(),
+        (found, 0) => format!("{found} found, all mended: each device will see it with its next sync"),
+        (found, left) if depth.fix => format!("{found} found, {left} of them left"),
+        (found, _) => format!("{found} found; `ankipi check --fix` mends what is about media"),
+    };
+    println!("{name}: {verdict}");
+    Ok(unmended == 0)
+}
+
+/// Returns how many problems there are; none of them can be mended here.
+fn check_collection(dir: &Path, report: &mut Report) -> u64 {
+    let path = dir.join(collection::FILE_NAME);
+    if !path.exists() {
+        return 0;
+    }
+    report.show_progress("reading the collection");
+    let damage = match Collection::open_to_read(&path).and_then(|collection| collection.damage()) {
+        Ok(None) => return 0,
+        Ok(Some(damage)) => damage,
+        Err(err) => err.to_string(),
+    };
+    report.problem(format!(
+        "collection.anki2 is damaged ({damage}). Upload it anew from a device, or put one of {}/backups back",
+        dir.display()
+    ));
+    1
+}
+
+/// What is said to the user: findings to stdout; progress to a terminal.
+struct Report<'n> {
+    user: &'n str,
+    problems: u64,
+    started: Instant,
+    shown: Option<Instant>,
+}
+
+impl Report<'_> {
+    fn new(user: &str) -> Report<'_> {
+        Report { user, problems: 0, started: Instant::now(), shown: None }
+    }
+
+    fn show_progress(&mut self, what: &str) {
+        let is_due = match self.shown {
+            Some(last) => last.elapsed() > PROGRESS_AFTER / 10,
+            None => self.started.elapsed() > PROGRESS_AFTER,
+        };
+        if is_due && stderr().is_terminal() {
+            eprint!("\r\x1b[K{}: {what}", self.user);
+            let _ = stderr().flush();
+            self.shown = Some(Instant::now());
+        }
+    }
+
+    fn clear_progress(&mut self) {
+        if self.shown.take().is_some() {
+            eprint!("\r\x1b[K");
+        }
+    }
+
+    fn say(&mut self, what: &str) {
+        self.clear_progress();
+        println!("{}: {what}", self.user);
+    }
+}
+
+impl Listener for Report<'_> {
+    fn problem(&mut self, what: String) {
+        self.problems += 1;
+        self.say(&what);
+    }
+
+    fn note(&mut self, what: String) {
+        self.say(&what);
+    }
+
+    fn progress(&mut self, done: u64, of: u64) {
+        self.show_progress(&format!("media file {done} of {of}"));
+    }
+}

@@ -1,0 +1,240 @@
+//! A zip of changes from a client: first each file to a place of its own, then all of them into the folder and the
+//! index. The order of the steps and why is in the header of `media`.
+
+use std::fs;
+use std::io::Write;
+use std::path::PathBuf;
+
+use sha1::{Digest, Sha1};
+
+use super::db::{MediaDb, Record};
+use super::name::{BadName, MediaName};
+use super::zip::{Entry, META, ZipReader};
+use super::{Intent, MAX_FILES, MediaStore, PENDING, State, hex};
+use crate::error::{Error, Result};
+use crate::fsutil::{self, GentleFile};
+use crate::spool::Spool;
+
+/// What an upload did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Outcome {
+    /// Changes in the zip, all of which were handled.
+    pub processed: usize,
+    /// The last usn afterwards.
+    pub last_usn: i32,
+    /// Files that are new or have new contents.
+    pub added: usize,
+    /// Their length.
+    pub added_bytes: u64,
+    /// Files that are gone.
+    pub deleted: usize,
+}
+
+/// A change that is ready to be put in place.
+struct Staged {
+    name: MediaName,
+    change: Change,
+}
+
+enum Change {
+    Delete,
+    /// These contents, in a file of their own.
+    Put(Record, StagedFile),
+    /// The index and the folder had these contents when it was looked at.
+    Same(Record),
+}
+
+/// A file that exists until this is dropped, unless it was renamed.
+struct StagedFile(PathBuf);
+
+impl Drop for StagedFile {
+    fn drop(&mut self) {
+        if let Err(err) = fsutil::remove_if_there(&self.0) {
+            log::warn!("{err}");
+        }
+    }
+}
+
+impl MediaStore {
+    /// Takes the changes of a zip over: all of them, or on an error none.
+    pub fn upload(&self, body: &Spool) -> Result<Outcome> {
+        let zip = ZipReader::open(body)?;
+        let pairs = read_meta(&zip)?;
+        let processed = pairs.len();
+        let mut staged: Vec<Staged> = Vec::with_capacity(processed);
+        for (name, entry) in pairs {
+            let change = match entry {
+                Some(entry) => self.stage(&zip, entry, &name)?,
+                None => Change::Delete,
+            };
+            // The last change of a name wins.
+            staged.retain(|other| other.name != name);
+            staged.push(Staged { name, change });
+        }
+        let outcome = self.put_in_place(&staged)?;
+        Ok(Outcome { processed, ..outcome })
+    }
+
+    /// Brings an entry to a file, unless it is there already.
+    fn stage(&self, zip: &ZipReader, entry: &Entry, name: &MediaName) -> Result<Change> {
+        let known = self.read(|db| db.record(name))?.filter(|record| record.bytes == entry.bytes());
+        if let Some(known) = known.filter(|_| self.has_file(name, entry.bytes())) {
+            let mut sha1 = Sha1::new();
+            zip.unpack(entry, |block| {
+                sha1.update(block);
+                Ok(())
+            })?;
+            if known.sha1 == <[u8; 20]>::from(sha1.finalize()) {
+                return Ok(Change::Same(known));
+            }
+        }
+        let path = self.next_staged_path();
+        let mut file = GentleFile::create(&path)?;
+        let staged = StagedFile(path);
+        let mut sha1 = Sha1::new();
+        zip.unpack(entry, |block| {
+            sha1.update(block);
+            file.write_all(block).map_err(Error::io("writing", &staged.0))
+        })?;
+        file.finish().map_err(Error::io("syncing", &staged.0))?;
+        Ok(Change::Put(Record { sha1: sha1.finalize().into(), bytes: entry.bytes() }, staged))
+    }
+
+    fn has_file(&self, name: &MediaName, bytes: u64) -> bool {
+        fs::symlink_metadata(name.path_in(&self.folder()))
+            .is_ok_and(|meta| meta.is_file() && meta.len() == bytes)
+    }
+
+    fn put_in_place(&self, staged: &[Staged]) -> Result<Outcome> {
+        let mut state = self.lock()?;
+        let db = state.writer(&self.dir)?;
+        let mut changes = Vec::with_capacity(staged.len());
+        for Staged { name, change } in staged {
+            let live = db.record(name)?.filter(Record::is_live);
+            match change {
+                Change::Same(record) if live.as_ref() == Some(record) => {}
+                Change::Same(_) => {
+                    return Err(Error::Busy("another device changed the same media files".to_owned()));
+                }
+                Change::Delete if live.is_none() => {}
+                _ => changes.push(Effective { name, change, live }),
+            }
+        }
+        if changes.is_empty() {
+            return Ok(Outcome { last_usn: db.totals()?.last_usn, ..Outcome::default() });
+        }
+        state.needs_recovery = true;
+        let outcome = self.put_changes_in_place(&mut state, &changes)?;
+        state.needs_recovery = false;
+        Ok(outcome)
+    }
+
+    fn put_changes_in_place(&self, state: &mut State, changes: &[Effective]) -> Result<Outcome> {
+        let folder = self.folder();
+        fsutil::replace_file(&self.dir, PENDING, &intents(changes)?)?;
+        for Effective { name, change, .. } in changes {
+            if let Change::Put(_, file) = change {
+                let path = name.path_in(&folder);
+                fs::rename(&file.0, &path).map_err(Error::io("renaming", &file.0))?;
+            }
+        }
+        fsutil::sync_folder(&folder)?;
+        let outcome = record(state.writer(&self.dir)?, changes)?;
+        if outcome.deleted > 0 {
+            for Effective { name, .. } in changes.iter().filter(|one| matches!(one.change, Change::Delete)) {
+                fsutil::remove_if_there(&name.path_in(&folder))?;
+            }
+            fsutil::sync_folder(&folder)?;
+        }
+        fsutil::remove_if_there(&self.dir.join(PENDING))?;
+        Ok(outcome)
+    }
+}
+
+/// A change that there is something to do for.
+struct Effective<'s> {
+    name: &'s MediaName,
+    change: &'s Change,
+    /// The record so far, of a file that is there.
+    live: Option<Record>,
+}
+
+fn intents(changes: &[Effective]) -> Result<Vec<u8>> {
+    let intents: Vec<Intent> = changes
+        .iter()
+        .map(|Effective { name, change, .. }| Intent {
+            name: name.as_str().to_owned(),
+            sha1: match change {
+                Change::Put(record, _) | Change::Same(record) => Some(hex(&record.sha1)),
+                Change::Delete => None,
+            },
+        })
+        .collect();
+    serde_json::to_vec(&intents).map_err(|err| Error::Broken(format!("writing {PENDING}: {err}")))
+}
+
+fn record(db: &MediaDb, changes: &[Effective]) -> Result<Outcome> {
+    let mut recording = db.begin()?;
+    let mut outcome = Outcome::default();
+    for Effective { name, change, live } in changes {
+        match change {
+            // The record stood, and its file was missing or damaged.
+            Change::Put(record, _) if live.as_ref() == Some(record) => {}
+            Change::Put(record, _) => {
+                recording.put(name, record)?;
+                outcome.added += 1;
+                outcome.added_bytes += record.bytes;
+            }
+            Change::Delete => {
+                recording.delete(name)?;
+                outcome.deleted += 1;
+            }
+            Change::Same(_) => {}
+        }
+    }
+    Ok(Outcome { last_usn: recording.commit()?, ..outcome })
+}
+
+type Pairs<'z> = Vec<(MediaName, Option<&'z Entry>)>;
+
+/// Reads which entry is which file, and checks all of it before anything is unpacked.
+fn read_meta<'z>(zip: &'z ZipReader) -> Result<Pairs<'z>> {
+    let pairs: Vec<(String, Option<String>)> = serde_json::from_slice(&zip.meta()?).map_err(|err| {
+        Error::bad(format!("media zip: _meta at column {} is not as it should be", err.column()))
+    })?;
+    if pairs.len() > MAX_FILES {
+        return Err(Error::bad(format!("media zip: {} changes", pairs.len())));
+    }
+    let mut found: Pairs = Vec::with_capacity(pairs.len());
+    for (name, entry) in pairs {
+        let name = checked_name(name)?;
+        // Desktop before 2.1.22 and AnkiDroid say "" for a deletion.
+        let entry = match entry.as_deref() {
+            None | Some("") => None,
+            Some(META) => return Err(Error::bad("media zip: _meta is no media file")),
+            Some(entry) => Some(
+                zip.entry(entry)
+                    .ok_or_else(|| Error::bad("media zip: _meta speaks of an entry that is not there"))?,
+            ),
+        };
+        if entry.is_some_and(|entry| entry.bytes() == 0) {
+            return Err(Error::bad("media zip: an empty file"));
+        }
+        if let Some(entry) = entry
+            && found.iter().any(|(_, other)| other.is_some_and(|other| std::ptr::eq(other, entry)))
+        {
+            return Err(Error::bad("media zip: two files are one entry"));
+        }
+        found.push((name, entry));
+    }
+    Ok(found)
+}
+
+/// Checks a name that a client sent. The log gets the reason; the name only where the owner asks for details.
+pub fn checked_name(raw: String) -> Result<MediaName> {
+    let shown = raw.chars().take(300).collect::<String>();
+    MediaName::parse(raw).map_err(|BadName(reason)| {
+        log::debug!("refused a media file named {shown:?}");
+        Error::bad(format!("the name of a media file {reason}"))
+    })
+}

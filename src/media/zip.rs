@@ -1,0 +1,404 @@
+//! The zips of media sync (sync-protocol.md 7.3 and 7.4), and no more of the format than they need.
+//!
+//! Reading goes by the central directory of a spooled body, since old clients tell sizes nowhere else. Everything the
+//! directory says is checked before the first entry is unpacked: numbers and sizes against bounds, places against each
+//! other, local heads against the directory. What an entry then turns out to be must match its size and checksum.
+//! Writing is of stored entries whose lengths are known beforehand; their checksums follow them, so that each file is
+//! read once, while it is sent.
+
+use std::io::{self, Write};
+
+use miniz_oxide::inflate::stream::{InflateState, inflate};
+use miniz_oxide::{DataFormat, MZFlush, MZStatus};
+
+use super::crc::Crc32;
+use super::{MAX_FILE_BYTES, MAX_FILES};
+use crate::error::{Error, Result};
+use crate::spool::Spool;
+
+/// The entry that tells which file each other entry is.
+pub const META: &str = "_meta";
+
+/// The official bound on `_meta`.
+const MAX_META_BYTES: u64 = 50 * 1024;
+
+/// All entries of a zip, unpacked: clients stop adding files at 2.5 MiB, and the last one may be the largest there is.
+const MAX_TOTAL_BYTES: u64 = MAX_FILE_BYTES + 4 * 1024 * 1024;
+
+/// Entries are read and unpacked in blocks of this size.
+const BLOCK_BYTES: usize = 32 * 1024;
+
+const LOCAL_MAGIC: u32 = 0x0403_4b50;
+const CENTRAL_MAGIC: u32 = 0x0201_4b50;
+const END_MAGIC: u32 = 0x0605_4b50;
+const DESCRIPTOR_MAGIC: u32 = 0x0807_4b50;
+
+const LOCAL_BYTES: usize = 30;
+const CENTRAL_BYTES: usize = 46;
+const END_BYTES: usize = 22;
+const DESCRIPTOR_BYTES: usize = 16;
+
+/// Flag: checksum and sizes follow the data.
+const HAS_DESCRIPTOR: u16 = 1 << 3;
+/// Flags that make an entry unreadable for us: encryption, patches, hidden heads.
+const UNREADABLE: u16 = 1 | 1 << 5 | 1 << 6 | 1 << 13;
+
+/// A file in a zip.
+pub struct Entry {
+    name: Vec<u8>,
+    method: Method,
+    has_descriptor: bool,
+    crc: u32,
+    packed_bytes: u64,
+    bytes: u64,
+    head_at: u64,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Method {
+    Stored,
+    Deflated,
+}
+
+impl Method {
+    fn of(number: u16) -> Result<Method> {
+        match number {
+            0 => Ok(Method::Stored),
+            8 => Ok(Method::Deflated),
+            other => Err(bad(format!("an entry is packed by method {other}"))),
+        }
+    }
+}
+
+impl Entry {
+    /// Its length, unpacked.
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+}
+
+fn bad(what: impl std::fmt::Display) -> Error {
+    Error::bad(format!("media zip: {what}"))
+}
+
+/// A zip whose directory has been read and is sound.
+pub struct ZipReader<'s> {
+    spool: &'s Spool,
+    entries: Vec<Entry>,
+}
+
+impl<'s> ZipReader<'s> {
+    /// Reads the directory.
+    pub fn open(spool: &'s Spool) -> Result<ZipReader<'s>> {
+        let entries = read_directory(spool)?;
+        let zip = ZipReader { spool, entries };
+        zip.check_places()?;
+        Ok(zip)
+    }
+
+    /// The entry of that name.
+    pub fn entry(&self, name: &str) -> Option<&Entry> {
+        self.entries.iter().find(|entry| entry.name == name.as_bytes())
+    }
+
+    /// The contents of `_meta`.
+    pub fn meta(&self) -> Result<Vec<u8>> {
+        let entry = self.entry(META).ok_or_else(|| bad("there is no _meta"))?;
+        if entry.bytes > MAX_META_BYTES {
+            return Err(bad(format!("_meta has {} bytes", entry.bytes)));
+        }
+        let mut meta = Vec::new();
+        self.unpack(entry, |block| {
+            meta.extend_from_slice(block);
+            Ok(())
+        })?;
+        Ok(meta)
+    }
+
+    /// Hands the contents of an entry to `sink`, block by block. Only when this returns without error were they whole.
+    pub fn unpack(&self, entry: &Entry, mut sink: impl FnMut(&[u8]) -> Result<()>) -> Result<()> {
+        let mut crc = Crc32::new();
+        let mut left = entry.bytes;
+        let mut checked_sink = |block: &[u8]| {
+            left =
+                left.checked_sub(block.len() as u64).ok_or_else(|| bad("an entry is longer than it says"))?;
+            crc.update(block);
+            sink(block)
+        };
+        match entry.method {
+            Method::Stored => self.packed_blocks(entry, &mut checked_sink)?,
+            Method::Deflated => self.inflate(entry, &mut checked_sink)?,
+        }
+        if left != 0 {
+            return Err(bad("an entry is shorter than it says"));
+        }
+        match crc.value() == entry.crc {
+            true => Ok(()),
+            false => Err(bad("an entry does not match its checksum")),
+        }
+    }
+
+    fn data_at(&self, entry: &Entry) -> Result<u64> {
+        let head: [u8; LOCAL_BYTES] = read_at(self.spool, entry.head_at)?;
+        let variable = u64::from(u16_at(&head, 26)) + u64::from(u16_at(&head, 28));
+        Ok(entry.head_at + LOCAL_BYTES as u64 + variable)
+    }
+
+    fn packed_blocks(&self, entry: &Entry, sink: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()> {
+        let mut at = self.data_at(entry)?;
+        let end = at + entry.packed_bytes;
+        let mut block = vec![0; BLOCK_BYTES];
+        while at < end {
+            let count = (end - at).min(BLOCK_BYTES as u64);
+            let block = &mut block[..count as usize];
+            self.spool.read_exact_at(block, at).map_err(spool_error)?;
+            sink(block)?;
+            at += count;
+        }
+        Ok(())
+    }
+
+    fn inflate(&self, entry: &Entry, sink: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()> {
+        let mut state = InflateState::new_boxed(DataFormat::Raw);
+        let mut out = vec![0; BLOCK_BYTES];
+        let mut ended = false;
+        self.packed_blocks(entry, &mut |mut block| {
+            loop {
+                if ended {
+                    return if block.is_empty() {
+                        Ok(())
+                    } else {
+                        Err(bad("data after the end of an entry"))
+                    };
+                }
+                let step = inflate(&mut state, block, &mut out, MZFlush::None);
+                block = &block[step.bytes_consumed..];
+                sink(&out[..step.bytes_written])?;
+                match step.status {
+                    Ok(MZStatus::StreamEnd) => ended = true,
+                    // A full buffer may be all there is, or there may be more to come without more input.
+                    Ok(_) if step.bytes_written == out.len() => {}
+                    Ok(_) | Err(miniz_oxide::MZError::Buf) if block.is_empty() => return Ok(()),
+                    Ok(_) if step.bytes_consumed > 0 => {}
+                    _ => return Err(bad("an entry cannot be inflated")),
+                }
+            }
+        })?;
+        match ended {
+            true => Ok(()),
+            false => Err(bad("an entry is cut off")),
+        }
+    }
+
+    /// Checks each local head against the directory, and that no two entries share a byte.
+    fn check_places(&self) -> Result<()> {
+        let mut places = Vec::with_capacity(self.entries.len());
+        for entry in &self.entries {
+            let head: [u8; LOCAL_BYTES] = read_at(self.spool, entry.head_at)?;
+            let mut name = vec![0; usize::from(u16_at(&head, 26))];
+            if u32_at(&head, 0) != LOCAL_MAGIC || name.len() != entry.name.len() {
+                return Err(bad("an entry is not where the directory says"));
+            }
+            self.spool.read_exact_at(&mut name, entry.head_at + LOCAL_BYTES as u64).map_err(spool_error)?;
+            let sizes = (u64::from(u32_at(&head, 18)), u64::from(u32_at(&head, 22)));
+            let same = name == entry.name
+                && Method::of(u16_at(&head, 8))? == entry.method
+                && (u16_at(&head, 6) & HAS_DESCRIPTOR != 0) == entry.has_descriptor
+                && (entry.has_descriptor
+                    || (u32_at(&head, 14), sizes) == (entry.crc, (entry.packed_bytes, entry.bytes)));
+            if !same {
+                return Err(bad("an entry and the directory differ"));
+            }
+            places.push((entry.head_at, self.data_at(entry)? + entry.packed_bytes));
+        }
+        places.sort_unstable();
+        match places.windows(2).any(|pair| pair[0].1 > pair[1].0)
+            || places.last().is_some_and(|last| last.1 > self.spool.len())
+        {
+            true => Err(bad("entries overlap")),
+            false => Ok(()),
+        }
+    }
+}
+
+/// Reads the directory, which no client follows by a comment.
+fn read_directory(spool: &Spool) -> Result<Vec<Entry>> {
+    let end_at = spool.len().checked_sub(END_BYTES as u64).ok_or_else(|| bad("it is too short"))?;
+    let end: [u8; END_BYTES] = read_at(spool, end_at)?;
+    if u32_at(&end, 0) != END_MAGIC {
+        return Err(bad("it has no end; was it cut off?"));
+    }
+    let count = usize::from(u16_at(&end, 10));
+    if count > MAX_FILES + 1 {
+        return Err(bad(format!("it has {count} entries")));
+    }
+    let (bytes, start) = (u64::from(u32_at(&end, 12)), u64::from(u32_at(&end, 16)));
+    if start + bytes != end_at {
+        return Err(bad("the directory is not where it says"));
+    }
+    let mut at = start;
+    let mut entries: Vec<Entry> = Vec::with_capacity(count);
+    for _ in 0..count {
+        let (entry, length) = read_directory_entry(spool, at)?;
+        at += length;
+        if at > end_at || entry.head_at >= start {
+            return Err(bad("the directory overlaps with something"));
+        }
+        if entries.iter().any(|other| other.name == entry.name) {
+            return Err(bad("two entries have one name"));
+        }
+        entries.push(entry);
+    }
+    if at != end_at {
+        return Err(bad("the directory has another length than it says"));
+    }
+    if entries.iter().map(|entry| entry.bytes).sum::<u64>() > MAX_TOTAL_BYTES {
+        return Err(bad("it holds too much"));
+    }
+    Ok(entries)
+}
+
+fn read_directory_entry(spool: &Spool, at: u64) -> Result<(Entry, u64)> {
+    let head: [u8; CENTRAL_BYTES] = read_at(spool, at)?;
+    if u32_at(&head, 0) != CENTRAL_MAGIC {
+        return Err(bad("the directory is damaged"));
+    }
+    let flags = u16_at(&head, 8);
+    if flags & UNREADABLE != 0 {
+        return Err(bad("an entry is encrypted"));
+    }
+    let mut name = vec![0; usize::from(u16_at(&head, 28))];
+    // Entries are named by numbers.
+    if name.len() > 255 {
+        return Err(bad("an entry has a long name"));
+    }
+    spool.read_exact_at(&mut name, at + CENTRAL_BYTES as u64).map_err(spool_error)?;
+    let length = CENTRAL_BYTES as u64
+        + name.len() as u64
+        + u64::from(u16_at(&head, 30))
+        + u64::from(u16_at(&head, 32));
+    let entry = Entry {
+        name,
+        method: Method::of(u16_at(&head, 10))?,
+        has_descriptor: flags & HAS_DESCRIPTOR != 0,
+        crc: u32_at(&head, 16),
+        packed_bytes: u64::from(u32_at(&head, 20)),
+        bytes: u64::from(u32_at(&head, 24)),
+        head_at: u64::from(u32_at(&head, 42)),
+    };
+    if entry.bytes > MAX_FILE_BYTES {
+        return Err(bad(format!("a file has {} bytes", entry.bytes)));
+    }
+    Ok((entry, length))
+}
+
+fn read_at<const N: usize>(spool: &Spool, at: u64) -> Result<[u8; N]> {
+    let mut bytes = [0; N];
+    spool.read_exact_at(&mut bytes, at).map_err(spool_error)?;
+    Ok(bytes)
+}
+
+fn spool_error(err: io::Error) -> Error {
+    match err.kind() {
+        io::ErrorKind::UnexpectedEof => bad("something lies behind its end"),
+        _ => Error::Io("reading", "spooled request".into(), err),
+    }
+}
+
+fn u16_at(bytes: &[u8], at: usize) -> u16 {
+    u16::from_le_bytes([bytes[at], bytes[at + 1]])
+}
+
+fn u32_at(bytes: &[u8], at: usize) -> u32 {
+    u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
+}
+
+/// What every entry has that we write: stored, sizes and checksum behind it, 1 January 1980.
+const WRITTEN_HEAD: [u8; 10] = [20, 0, HAS_DESCRIPTOR as u8, 8, 0, 0, 0, 0, 0x21, 0];
+
+/// The length of a zip with these entries, given the length of each one's name and contents.
+pub fn zip_bytes(entries: impl Iterator<Item = (usize, u64)>) -> u64 {
+    let per_entry = (LOCAL_BYTES + DESCRIPTOR_BYTES + CENTRAL_BYTES) as u64;
+    END_BYTES as u64 + entries.map(|(name, bytes)| per_entry + 2 * name as u64 + bytes).sum::<u64>()
+}
+
+/// Writes stored entries one after the other.
+pub struct ZipWriter<'w, W: Write> {
+    out: &'w mut W,
+    at: u64,
+    directory: Vec<u8>,
+    entries: u16,
+}
+
+impl<'w, W: Write> ZipWriter<'w, W> {
+    /// An empty zip.
+    pub fn new(out: &'w mut W) -> ZipWriter<'w, W> {
+        ZipWriter { out, at: 0, directory: Vec::new(), entries: 0 }
+    }
+
+    /// Adds an entry of that many bytes, which `contents` writes; it may fail with an error of its own.
+    pub fn add(
+        &mut self,
+        name: &str,
+        bytes: u64,
+        contents: impl FnOnce(&mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()>,
+    ) -> Result<()> {
+        let head_at = self.small(self.at)?;
+        let bytes = self.small(bytes)?;
+        let mut head = LOCAL_MAGIC.to_le_bytes().to_vec();
+        head.extend_from_slice(&WRITTEN_HEAD);
+        head.extend_from_slice(&[0; 12]);
+        head.extend_from_slice(&(name.len() as u32).to_le_bytes());
+        head.extend_from_slice(name.as_bytes());
+        self.write(&head)?;
+        let (mut crc, start) = (Crc32::new(), self.at);
+        contents(&mut |block| {
+            crc.update(block);
+            self.write(block)
+        })?;
+        if self.at - start != u64::from(bytes) {
+            return Err(Error::Broken("an entry of a zip came out with another length".to_owned()));
+        }
+        let mut sizes = Vec::with_capacity(12);
+        [crc.value(), bytes, bytes].iter().for_each(|number| sizes.extend_from_slice(&number.to_le_bytes()));
+        self.write(&DESCRIPTOR_MAGIC.to_le_bytes())?;
+        self.write(&sizes)?;
+        let directory = &mut self.directory;
+        directory.extend_from_slice(&CENTRAL_MAGIC.to_le_bytes());
+        directory.extend_from_slice(&[20, 0]);
+        directory.extend_from_slice(&WRITTEN_HEAD);
+        directory.extend_from_slice(&sizes);
+        directory.extend_from_slice(&(name.len() as u32).to_le_bytes());
+        directory.extend_from_slice(&[0; 10]);
+        directory.extend_from_slice(&head_at.to_le_bytes());
+        directory.extend_from_slice(name.as_bytes());
+        self.entries += 1;
+        Ok(())
+    }
+
+    /// Writes the directory; returns the length of the whole.
+    pub fn finish(mut self) -> Result<u64> {
+        let directory = std::mem::take(&mut self.directory);
+        let (start, bytes) = (self.small(self.at)?, self.small(directory.len() as u64)?);
+        self.write(&directory)?;
+        let mut end = END_MAGIC.to_le_bytes().to_vec();
+        end.extend_from_slice(&[0; 4]);
+        [self.entries; 2].iter().for_each(|count| end.extend_from_slice(&count.to_le_bytes()));
+        end.extend_from_slice(&bytes.to_le_bytes());
+        end.extend_from_slice(&start.to_le_bytes());
+        end.extend_from_slice(&[0; 2]);
+        self.write(&end)?;
+        Ok(self.at)
+    }
+
+    fn write(&mut self, data: &[u8]) -> Result<()> {
+        self.out.write_all(data).map_err(Error::Disconnected)?;
+        self.at += data.len() as u64;
+        Ok(())
+    }
+
+    /// Without the large-file extension, which old clients do not read, numbers have 32 bits.
+    fn small(&self, number: u64) -> Result<u32> {
+        u32::try_from(number).map_err(|_| Error::Broken("a media zip would have over 4 GiB".to_owned()))
+    }
+}

@@ -1,0 +1,299 @@
+//! The server as a process of its own, a scripted client of it, and zips that can be spoiled.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::thread;
+
+use serde_json::{Value, json};
+use sha1::{Digest, Sha1};
+
+pub struct Server {
+    pub child: Child,
+    pub port: u16,
+}
+
+impl Server {
+    #[expect(
+        clippy::zombie_processes,
+        reason = "dropping the server waits for it; a test that fails here ends all"
+    )]
+    pub fn start(base: &Path) -> Server {
+        let mut child = Command::new(env!("CARGO_BIN_EXE_ankipi"))
+            .env_clear()
+            .envs([("SYNC_USER1", "u:p"), ("SYNC_HOST", "127.0.0.1"), ("SYNC_PORT", "0")])
+            .env("SYNC_BASE", base)
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut log = BufReader::new(child.stderr.take().unwrap());
+        let mut said = String::new();
+        loop {
+            let mut line = String::new();
+            assert!(log.read_line(&mut line).unwrap() > 0, "the server ended at once: {said}");
+            said.push_str(&line);
+            if let Some((_, rest)) = line.split_once("listens on http://127.0.0.1:") {
+                let port = rest.split('/').next().unwrap().parse().unwrap();
+                // A full pipe would stop the server.
+                thread::spawn(move || std::io::copy(&mut log, &mut std::io::sink()));
+                return Server { child, port };
+            }
+        }
+    }
+
+    /// As when the power goes.
+    pub fn kill(mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+
+    pub fn peak_kib(&self) -> u64 {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+        line.trim().trim_end_matches(" kB").parse().unwrap()
+    }
+
+    pub fn client(&self) -> Client {
+        Client { port: self.port }
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+#[derive(Clone, Copy)]
+pub struct Client {
+    port: u16,
+}
+
+impl Client {
+    /// None if the connection broke.
+    pub fn try_post(&self, method: &str, payload: &[u8]) -> Option<(u16, Vec<u8>)> {
+        let body = zstd::encode_all(payload, 1).unwrap();
+        let key: String = Sha1::digest("u:p").iter().map(|byte| format!("{byte:02x}")).collect();
+        let header = json!({"v": 11, "k": key, "c": "test", "s": "x"});
+        let head = format!(
+            "POST /msync/{method} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nanki-sync: {header}\r\nContent-Length: {}\r\n\r\n",
+            body.len()
+        );
+        let mut socket = TcpStream::connect(("127.0.0.1", self.port)).ok()?;
+        socket.write_all(head.as_bytes()).ok()?;
+        // A server that refuses early does not read all of it.
+        let _ = socket.write_all(&body);
+        let mut reply = Vec::new();
+        let whole = socket.read_to_end(&mut reply);
+        let end = reply.windows(4).position(|window| window == b"\r\n\r\n")?;
+        let head = String::from_utf8(reply[..end].to_vec()).unwrap();
+        let status = head.split(' ').nth(1)?.parse().ok()?;
+        if status != 200 {
+            return Some((status, Vec::new()));
+        }
+        whole.ok()?;
+        let body = dechunk(&reply[end + 4..])?;
+        let body = zstd::decode_all(&body[..]).ok()?;
+        assert!(
+            head.lines().any(|line| line == format!("anki-original-size: {}", body.len())),
+            "{head}: {}",
+            body.len()
+        );
+        Some((200, body))
+    }
+
+    pub fn post(&self, method: &str, payload: &[u8]) -> (u16, Vec<u8>) {
+        self.try_post(method, payload).expect("an answer")
+    }
+
+    pub fn json(&self, method: &str, payload: Value) -> Value {
+        let (status, body) = self.post(method, payload.to_string().as_bytes());
+        assert_eq!(status, 200, "{method}");
+        let mut reply: Value = serde_json::from_slice(&body).unwrap();
+        assert_eq!(reply["err"], "");
+        reply["data"].take()
+    }
+
+    /// Adds and deletes; returns processed and the last usn.
+    pub fn upload(&self, changes: &[(&str, Option<&[u8]>)]) -> Value {
+        let (status, body) = self.post("uploadChanges", &zip_of(changes));
+        assert_eq!(status, 200);
+        serde_json::from_slice::<Value>(&body).unwrap()["data"].take()
+    }
+
+    pub fn download(&self, names: &[&str]) -> (u16, BTreeMap<String, Vec<u8>>) {
+        let (status, body) = self.post("downloadFiles", json!({ "files": names }).to_string().as_bytes());
+        if status != 200 {
+            return (status, BTreeMap::new());
+        }
+        let mut entries = read_zip(&body);
+        let meta: BTreeMap<String, String> =
+            serde_json::from_slice(&entries.remove("_meta").unwrap()).unwrap();
+        assert_eq!(meta.len(), entries.len());
+        (status, entries.into_iter().map(|(entry, data)| (meta[&entry].clone(), data)).collect())
+    }
+
+    /// All changes from the beginning.
+    pub fn changes(&self) -> Vec<(String, i64, String)> {
+        let mut all: Vec<(String, i64, String)> = Vec::new();
+        loop {
+            let last = all.last().map_or(0, |row| row.1);
+            let page = self.json("mediaChanges", json!({ "lastUsn": last }));
+            let page: Vec<(String, i64, String)> = serde_json::from_value(page).unwrap();
+            if page.is_empty() {
+                return all;
+            }
+            assert!(page.len() <= 1000);
+            all.extend(page);
+        }
+    }
+}
+
+fn dechunk(mut wire: &[u8]) -> Option<Vec<u8>> {
+    let mut body = Vec::new();
+    loop {
+        let end = wire.windows(2).position(|window| window == b"\r\n")?;
+        let size = usize::from_str_radix(std::str::from_utf8(&wire[..end]).ok()?, 16).ok()?;
+        if size == 0 {
+            return Some(body);
+        }
+        body.extend_from_slice(wire.get(end + 2..end + 2 + size)?);
+        wire = wire.get(end + 4 + size..)?;
+    }
+}
+
+/// One entry to write, as it says it is and as it is.
+#[derive(Clone)]
+pub struct Entry {
+    pub name: String,
+    pub flags: u16,
+    pub method: u16,
+    pub crc: u32,
+    pub bytes: u32,
+    pub packed: Vec<u8>,
+    /// Where the directory says it is, if not where it is.
+    pub head_at: Option<u32>,
+}
+
+impl Entry {
+    pub fn stored(name: &str, data: &[u8]) -> Entry {
+        Entry {
+            name: name.to_owned(),
+            flags: 0,
+            method: 0,
+            crc: crc32(data),
+            bytes: data.len() as u32,
+            packed: data.to_vec(),
+            head_at: None,
+        }
+    }
+
+    pub fn deflated(name: &str, data: &[u8]) -> Entry {
+        let packed = miniz_oxide::deflate::compress_to_vec(data, 6);
+        Entry { method: 8, packed, ..Entry::stored(name, data) }
+    }
+
+    /// With a data descriptor, as Java writes them.
+    pub fn described(name: &str, data: &[u8]) -> Entry {
+        Entry { flags: 8, ..Entry::deflated(name, data) }
+    }
+}
+
+pub fn write_zip(entries: &[Entry]) -> Vec<u8> {
+    let (mut out, mut directory) = (Vec::new(), Vec::new());
+    for entry in entries {
+        let head_at = entry.head_at.unwrap_or(out.len() as u32);
+        let sizes = [entry.crc, entry.packed.len() as u32, entry.bytes];
+        let sizes: Vec<u8> = sizes.iter().flat_map(|number| number.to_le_bytes()).collect();
+        let common: Vec<u8> =
+            [20, entry.flags, entry.method, 0, 0x21].iter().flat_map(|number| number.to_le_bytes()).collect();
+        let name_length = (entry.name.len() as u32).to_le_bytes();
+        out.extend_from_slice(b"PK\x03\x04");
+        out.extend_from_slice(&common);
+        out.extend_from_slice(if entry.flags & 8 == 0 { &sizes } else { &[0; 12] });
+        out.extend_from_slice(&name_length);
+        out.extend_from_slice(entry.name.as_bytes());
+        out.extend_from_slice(&entry.packed);
+        if entry.flags & 8 != 0 {
+            out.extend_from_slice(b"PK\x07\x08");
+            out.extend_from_slice(&sizes);
+        }
+        directory.extend_from_slice(b"PK\x01\x02\x14\x03");
+        directory.extend_from_slice(&common);
+        directory.extend_from_slice(&sizes);
+        directory.extend_from_slice(&name_length);
+        directory.extend_from_slice(&[0; 10]);
+        directory.extend_from_slice(&head_at.to_le_bytes());
+        directory.extend_from_slice(entry.name.as_bytes());
+    }
+    let (count, at) = ((entries.len() as u16).to_le_bytes(), (out.len() as u32).to_le_bytes());
+    out.extend_from_slice(&directory);
+    out.extend_from_slice(b"PK\x05\x06\0\0\0\0");
+    out.extend_from_slice(&count);
+    out.extend_from_slice(&count);
+    out.extend_from_slice(&(directory.len() as u32).to_le_bytes());
+    out.extend_from_slice(&at);
+    out.extend_from_slice(&[0, 0]);
+    out
+}
+
+/// The zip that a client of today sends.
+pub fn zip_of(changes: &[(&str, Option<&[u8]>)]) -> Vec<u8> {
+    let mut entries = Vec::new();
+    let mut meta = Vec::new();
+    for (n, (name, data)) in changes.iter().enumerate() {
+        meta.push(json!([name, data.map(|_| n.to_string())]));
+        entries.extend(data.map(|data| Entry::stored(&n.to_string(), data)));
+    }
+    entries.push(Entry::stored("_meta", json!(meta).to_string().as_bytes()));
+    write_zip(&entries)
+}
+
+/// Reads a zip of stored entries as strictly as any client.
+pub fn read_zip(zip: &[u8]) -> BTreeMap<String, Vec<u8>> {
+    let u16_at = |at: usize| usize::from(u16::from_le_bytes(zip[at..at + 2].try_into().unwrap()));
+    let u32_at = |at: usize| u32::from_le_bytes(zip[at..at + 4].try_into().unwrap());
+    let end = zip.len() - 22;
+    assert_eq!(&zip[end..end + 4], b"PK\x05\x06");
+    let (count, mut at) = (u16_at(end + 10), u32_at(end + 16) as usize);
+    assert_eq!(at + u32_at(end + 12) as usize, end);
+    let mut entries = BTreeMap::new();
+    for _ in 0..count {
+        assert_eq!(&zip[at..at + 4], b"PK\x01\x02");
+        let (crc, bytes, name) = (u32_at(at + 16), u32_at(at + 24) as usize, u16_at(at + 28));
+        let head = u32_at(at + 42) as usize;
+        assert_eq!(&zip[head..head + 4], b"PK\x03\x04");
+        let start = head + 30 + u16_at(head + 26) + u16_at(head + 28);
+        let data = zip[start..start + bytes].to_vec();
+        assert_eq!(crc32(&data), crc);
+        entries.insert(String::from_utf8(zip[at + 46..at + 46 + name].to_vec()).unwrap(), data);
+        at += 46 + name;
+    }
+    entries
+}
+
+pub fn crc32(data: &[u8]) -> u32 {
+    let mut table = [0u32; 256];
+    for (i, entry) in (0u32..).zip(&mut table) {
+        *entry = (0..8).fold(i, |crc, _| if crc & 1 == 1 { crc >> 1 ^ 0xedb8_8320 } else { crc >> 1 });
+    }
+    !data.iter().fold(!0, |crc, byte| crc >> 8 ^ table[usize::from(crc as u8 ^ byte)])
+}
+
+pub fn sha1_hex(data: &[u8]) -> String {
+    Sha1::digest(data).iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// The files in the folder of the one user.
+pub fn folder(base: &Path) -> BTreeMap<String, Vec<u8>> {
+    let dir: PathBuf = base.join("u/media");
+    fs::read_dir(dir)
+        .unwrap()
+        .map(|entry| entry.unwrap())
+        .map(|entry| (entry.file_name().into_string().unwrap(), fs::read(entry.path()).unwrap()))
+        .collect()
+}

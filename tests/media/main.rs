@@ -1,0 +1,173 @@
+//! Media sync through the socket, by a scripted client. What the real client does is in tests/real/test_media.py.
+
+mod client;
+mod crash;
+mod hostile;
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use client::{Entry, Server, folder, sha1_hex, write_zip};
+use serde_json::json;
+
+fn check(base: &Path, args: &[&str]) -> (bool, String) {
+    let out = Command::new(env!("CARGO_BIN_EXE_ankipi"))
+        .env_clear()
+        .arg("check")
+        .args(args)
+        .arg("--base")
+        .arg(base)
+        .output()
+        .unwrap();
+    let said = [out.stdout, out.stderr].concat();
+    (out.status.success(), String::from_utf8(said).unwrap())
+}
+
+#[test]
+fn each_effective_change_gets_the_next_usn() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::start(dir.path());
+    let client = server.client();
+    assert_eq!(client.json("begin", json!({"v": "test"}))["usn"], 0);
+    assert_eq!(client.json("mediaChanges", json!({"lastUsn": 0})), json!([]));
+    assert_eq!(client.upload(&[("a", Some(b"1")), ("b", Some(b"22")), ("gone", None)]), json!([3, 2]));
+    assert_eq!(client.upload(&[("a", Some(b"1"))]), json!([1, 2]), "the same again is no change");
+    assert_eq!(client.upload(&[("a", Some(b"new")), ("b", None)]), json!([2, 4]));
+    let rows = [("a".to_owned(), 3, sha1_hex(b"new")), ("b".to_owned(), 4, String::new())];
+    assert_eq!(client.changes(), rows);
+    assert_eq!(client.json("mediaSanity", json!({"local": 1})), "OK");
+    assert_eq!(client.json("mediaSanity", json!({"local": 2})), "mediaSanity");
+    assert_eq!(client.upload(&[("b", Some(b"22"))]), json!([1, 5]));
+    assert_eq!(client.json("begin", json!({"v": "test"}))["usn"], 5);
+    assert_eq!(check(dir.path(), &["--deep"]), (true, check(dir.path(), &[]).1));
+}
+
+#[test]
+fn zips_of_old_clients_are_understood() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::start(dir.path());
+    let text = b"some text ".repeat(20_000);
+    let entries = [
+        Entry::deflated("_meta", r#"[["deflated","7"],["described","x"],["gone",""]]"#.as_bytes()),
+        Entry::deflated("7", &text),
+        Entry::described("x", &text[1..]),
+    ];
+    let (status, body) = server.client().post("uploadChanges", &write_zip(&entries));
+    assert_eq!((status, String::from_utf8(body).unwrap().as_str()), (200, r#"{"data":[3,2],"err":""}"#));
+    assert!(folder(dir.path())["deflated"] == text && folder(dir.path())["described"] == text[1..]);
+}
+
+#[test]
+fn a_download_stops_after_the_file_that_passes_the_bound() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::start(dir.path());
+    let client = server.client();
+    let mib = vec![b'm'; 1024 * 1024];
+    for name in ["a", "b", "c", "d"] {
+        client.upload(&[(name, Some(&mib))]);
+    }
+    let (_, files) = client.download(&["a", "b", "c", "d"]);
+    assert_eq!(files.keys().collect::<Vec<_>>(), ["a", "b", "c"]);
+    assert!(files.values().all(|data| *data == mib));
+    assert_eq!(client.download(&["d"]).1.len(), 1);
+    assert_eq!(client.download(&[]), (200, Default::default()));
+    assert_eq!(client.download(&["a"; 26]).0, 400);
+    assert_eq!(client.download(&["../collection.anki2"]).0, 400);
+}
+
+#[test]
+fn a_file_that_is_not_what_its_record_says_is_not_handed_out_and_can_be_mended() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::start(dir.path());
+    let client = server.client();
+    client.upload(&[("lost", Some(b"lost")), ("spoilt", Some(b"fine")), ("good", Some(b"good"))]);
+    let media = dir.path().join("u/media");
+    fs::remove_file(media.join("lost")).unwrap();
+    fs::write(media.join("spoilt"), "bad!").unwrap();
+    fs::write(media.join("new"), "from the owner").unwrap();
+    assert_eq!(client.download(&["good", "lost"]).0, 409);
+    assert!(client.try_post("downloadFiles", br#"{"files":["spoilt"]}"#).is_none(), "no whole zip");
+    assert_eq!(client.changes().len(), 3, "nothing is forgotten");
+    let (ok, said) = check(dir.path(), &["u", "--fix"]);
+    assert!(!ok && said.contains("another ankipi is running"), "{said}");
+    // The client that has the files sends them again: they are healed without a new usn.
+    assert_eq!(client.upload(&[("lost", Some(b"lost"))]), json!([1, 3]));
+    assert_eq!(client.download(&["lost"]).1["lost"], b"lost");
+    fs::remove_file(media.join("lost")).unwrap();
+    drop(server);
+    let (ok, said) = check(dir.path(), &["--deep"]);
+    assert!(!ok && ["lost", "spoilt", "new"].iter().all(|name| said.contains(name)), "{said}");
+    let (ok, said) = check(dir.path(), &["--deep", "--fix"]);
+    assert!(ok, "{said}");
+    assert_eq!(check(dir.path(), &["--deep"]), (true, "u: in order\n".to_owned()));
+    let client = Server::start(dir.path());
+    let seen: Vec<_> =
+        client.client().changes().into_iter().filter(|row| row.1 > 3).map(|row| (row.0, row.2)).collect();
+    assert_eq!(seen.len(), 3);
+    for row in [("lost", String::new()), ("spoilt", sha1_hex(b"bad!")), ("new", sha1_hex(b"from the owner"))]
+    {
+        assert!(seen.contains(&(row.0.to_owned(), row.1)), "{seen:?}");
+    }
+}
+
+#[test]
+fn an_index_of_the_official_server_is_taken_over() {
+    for version in [3, 4] {
+        let dir = tempfile::tempdir().unwrap();
+        fs::create_dir_all(dir.path().join("u/media")).unwrap();
+        fs::write(dir.path().join("u/media/a"), "one").unwrap();
+        let sql = match version {
+            3 => {
+                "CREATE TABLE media (fname text NOT NULL PRIMARY KEY, csum blob NOT NULL, sz int NOT NULL,
+                   usn int NOT NULL, deleted int NOT NULL);
+                 CREATE INDEX ix_usn ON media (usn);
+                 CREATE TABLE meta (usn int NOT NULL, sz int NOT NULL);
+                 INSERT INTO media VALUES ('a', SUM, 3, 4, 0), ('b', SUM, 9, 5, 1);
+                 INSERT INTO meta VALUES (5, 3);"
+            }
+            _ => {
+                "CREATE TABLE media (fname text NOT NULL PRIMARY KEY, csum blob NOT NULL, size int NOT NULL,
+                   usn int NOT NULL, mtime int NOT NULL);
+                 CREATE INDEX ix_usn ON media (usn);
+                 CREATE TABLE meta (last_usn int NOT NULL, total_bytes int NOT NULL, total_nonempty_files int NOT NULL);
+                 INSERT INTO media VALUES ('a', SUM, 3, 4, 0), ('b', SUM, 0, 5, 0);
+                 INSERT INTO meta VALUES (5, 3, 1);"
+            }
+        };
+        let sql = sql.replace("SUM", &format!("x'{}'", sha1_hex(b"one")));
+        // As the official server leaves it: everything in the WAL.
+        let path = dir.path().join("u/media.db");
+        let official = rusqlite::Connection::open(&path).unwrap();
+        official.execute_batch("PRAGMA journal_mode = WAL; PRAGMA wal_autocheckpoint = 0").unwrap();
+        official.execute_batch(&format!("{sql} PRAGMA user_version = {version};")).unwrap();
+        let copies = ["media.db", "media.db-wal"].map(|name| {
+            let from = dir.path().join("u").join(name);
+            (fs::read(&from).unwrap(), from)
+        });
+        drop(official);
+        copies.iter().for_each(|(data, path)| fs::write(path, data).unwrap());
+        let server = Server::start(dir.path());
+        let client = server.client();
+        let rows = [("a".to_owned(), 4, sha1_hex(b"one")), ("b".to_owned(), 5, String::new())];
+        assert_eq!(client.changes(), rows, "version {version}");
+        assert_eq!(client.json("mediaSanity", json!({"local": 1})), "OK");
+        assert_eq!(client.upload(&[("c", Some(b"c"))]), json!([1, 6]));
+        drop(server);
+        assert_eq!(check(dir.path(), &["--deep"]), (true, "u: in order\n".to_owned()));
+    }
+}
+
+#[test]
+fn changes_come_in_pages() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::start(dir.path());
+    let client = server.client();
+    let names: Vec<String> = (0..1010).map(|n| format!("file {n}")).collect();
+    for names in names.chunks(25) {
+        let changes: Vec<_> = names.iter().map(|name| (name.as_str(), Some(name.as_bytes()))).collect();
+        client.upload(&changes);
+    }
+    let usns: Vec<i64> = client.changes().iter().map(|row| row.1).collect();
+    assert_eq!(usns, (1..=1010).collect::<Vec<_>>());
+}
