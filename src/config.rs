@@ -173,6 +173,7 @@ fn megs(key: &str, value: Option<&str>, default: u64) -> Result<u64> {
 fn user_settings(vars: &BTreeMap<String, String>) -> Result<Vec<UserSetting>> {
     let mut numbered: Vec<(u32, &String, &String)> = vars
         .iter()
+        .filter(|(_, value)| !value.is_empty())
         .filter_map(|(key, value)| Some((key.strip_prefix("SYNC_USER")?.parse().ok()?, key, value)))
         .collect();
     numbered.sort();
@@ -223,7 +224,8 @@ mod tests {
 
     #[test]
     fn a_gap_in_the_numbers_does_not_drop_the_rest() {
-        let config = load(&[("HOME", "/"), ("SYNC_USER10", "c:d:e"), ("SYNC_USER2", "a:b")]).unwrap();
+        let vars = [("HOME", "/"), ("SYNC_USER10", "c:d:e"), ("SYNC_USER2", "a:b"), ("SYNC_USER3", "")];
+        let config = load(&vars).unwrap();
         let users: Vec<_> =
             config.users.iter().map(|user| (user.name.as_str(), user.password.as_str())).collect();
         assert_eq!(users, [("a", "b"), ("c", "d:e")]);
