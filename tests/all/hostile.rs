@@ -316,13 +316,15 @@ fn wrong_shapes_are_400_and_the_session_survives_them() {
     device.begin();
     let mut requests = 0;
     for method in METHODS.iter().filter(|method| !["abort", "upload", "download"].contains(method)) {
-        for body in wrong_shapes(method) {
+        // A login of the right shape takes its time on purpose.
+        let is_login = |body: &str| *method == "hostKey" && body.contains('\u{fffd}');
+        for body in wrong_shapes(method).into_iter().filter(|body| !is_login(body)) {
             let reply = device.call(method, &body);
             // Unknown keys and odd texts whose meaning is clear.
-            let tolerated = ["sanityCheck2", "hostKey", "meta"].contains(method) && body.contains('\u{fffd}')
+            let tolerated = ["sanityCheck2", "meta"].contains(method) && body.contains('\u{fffd}')
                 || body == r#"{"chunk":{"x":[]}}"#
                 // The form is right; what is inside ends the session (sessions.rs).
-                || body.contains(r#""models":[{}]"#)
+                || [r#""models":[{"#, r#""models":[["#].iter().any(|models| body.contains(models))
                 || *method == "start" && reply.status == 200;
             if tolerated {
                 device.begin();
