@@ -18,7 +18,8 @@ pub fn create_folder(dir: &Path) -> Result<()> {
     fs::create_dir_all(dir).map_err(Error::io("creating", dir))
 }
 
-/// Locks a data folder until the file is closed. One server per data folder: two would each keep sessions that the other knows nothing of.
+/// Locks a data folder until the file is closed. One server per data folder: two would each keep sessions that the other
+/// knows nothing of.
 pub fn lock_data_folder(base: &Path) -> Result<File> {
     let path = base.join(LOCK_FILE);
     let file = File::create(&path).map_err(Error::io("creating", &path))?;

@@ -81,9 +81,20 @@ impl AccessLog {
             Ok(()) if self.is_page => log::debug!(target: "request", "{line}"),
             Ok(()) => log::info!(target: "request", "{line}"),
             Err(err @ Error::Disconnected(_)) => log::info!(target: "request", "{line}: {err}"),
-            Err(err) if status < 500 => log::warn!(target: "request", "{line}: {err}"),
-            Err(err) => log::error!(target: "request", "{line}: {err}"),
+            Err(err) if status < 500 => log::warn!(target: "request", "{line}: {}", shortened(&err)),
+            Err(err) => log::error!(target: "request", "{line}: {}", shortened(&err)),
         }
+    }
+}
+
+/// Longer than any text of ours; some quote what a client sent, which may be a row of megabytes.
+const MAX_ERROR_CHARS: usize = 400;
+
+fn shortened(err: &Error) -> String {
+    let text = err.to_string();
+    match text.char_indices().nth(MAX_ERROR_CHARS) {
+        Some((end, _)) => format!("{} [...]", &text[..end]),
+        None => text,
     }
 }
 

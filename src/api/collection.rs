@@ -12,7 +12,7 @@ use serde::de::DeserializeOwned;
 use super::{Answer, App, Call};
 use crate::error::{Error, Result};
 use crate::spool::Spool;
-use crate::wire::{self, SanityReply, SanityRequest, StartRequest, changes, chunk, graves};
+use crate::wire::{self, SanityReply, SanityRequest, changes, chunk, graves};
 
 /// Parses a body that holds a few keys.
 pub fn parse<T: DeserializeOwned>(body: &mut Spool) -> Result<T> {
@@ -40,7 +40,8 @@ impl Answer {
 
 impl App {
     pub(super) fn start(&self, call: &Call, body: &mut Spool) -> Result<Answer> {
-        let request: StartRequest = parse(body)?;
+        // Read to its end before it may take the session of another device.
+        let request = graves::read_start(reader(body)?, |_, _| Ok(()))?;
         let user = self.user(call)?;
         let mut json = Spool::new(&user.dir);
         let buried =

@@ -72,7 +72,7 @@ impl App {
             Err(err) => return respond_with(responder, err),
         };
         log.did(&format!("collection of {} bytes", download.bytes()));
-        let mut stream: ReplyStream = responder.stream(call.packing(), download.bytes())?;
+        let mut stream: ReplyStream = responder.stream(call.packing(), download.bytes());
         download.send(&mut stream)?;
         log.sent(stream.finish()?);
         Ok(())

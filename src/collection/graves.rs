@@ -19,7 +19,7 @@ impl Collection {
     /// Applies the graves that an old client sends inside `start`.
     pub fn apply_graves_in_start(&self, body: impl Read, server_usn: i32) -> Result<usize> {
         let mut undertaker = Undertaker::new(self, server_usn)?;
-        graves::read_in_start(body, |kind, id| undertaker.bury(kind, id))?;
+        graves::read_start(body, |kind, id| undertaker.bury(kind, id))?;
         Ok(undertaker.buried)
     }
 }

@@ -72,7 +72,7 @@ impl WaitingReply {
         }
         let packing = self.packing;
         let sent = match std::mem::replace(&mut self.state, State::Gone(Error::NotFound)) {
-            State::Silent(responder) => responder.stream(packing, 1),
+            State::Silent(responder) => Ok(responder.stream(packing, 1)),
             State::Begun(stream) => Ok(stream),
             State::Gone(err) => Err(err),
         }
@@ -88,7 +88,7 @@ impl WaitingReply {
     /// The reply, to write the rest of; `original_bytes` is told if the head is not out.
     pub fn into_stream(self, original_bytes: u64) -> Result<ReplyStream> {
         match self.state {
-            State::Silent(responder) => responder.stream(self.packing, original_bytes),
+            State::Silent(responder) => Ok(responder.stream(self.packing, original_bytes)),
             State::Begun(stream) => Ok(stream),
             State::Gone(err) => Err(err),
         }

@@ -51,8 +51,8 @@ impl Responder {
         self.out.flush().map_err(Error::Disconnected)
     }
 
-    /// Begins a 200. Clients use the size for progress and do not verify it.
-    pub fn stream(mut self, packing: Packing, original_bytes: u64) -> Result<ReplyStream> {
+    /// Begins a 200, whose head leaves with the first content. Clients use the size for progress and do not verify it.
+    pub fn stream(self, packing: Packing, original_bytes: u64) -> ReplyStream {
         let size = match packing {
             Packing::Zstd => format!("anki-original-size: {original_bytes}\r\n"),
             Packing::Plain => String::new(),
@@ -60,12 +60,11 @@ impl Responder {
         let head = format!(
             "HTTP/1.1 200 OK\r\nContent-Type: application/octet-stream\r\n{size}Transfer-Encoding: chunked\r\n\r\n"
         );
-        self.out.write_all(head.as_bytes()).and_then(|()| self.out.flush()).map_err(Error::Disconnected)?;
-        let chunks = ChunkedWriter { out: self.out, pending: Vec::new(), bytes: 0 };
-        Ok(ReplyStream(match packing {
+        let chunks = ChunkedWriter { out: self.out, pending: head.into_bytes(), bytes: 0 };
+        ReplyStream(match packing {
             Packing::Zstd => Content::Zstd(Encoder::new(chunks)),
             Packing::Plain => Content::Plain(chunks),
-        }))
+        })
     }
 }
 
@@ -114,7 +113,7 @@ impl Write for ReplyStream {
 /// How much a reply holds back at the most: a block of the zstd encoder stays below it.
 const PENDING_BYTES: usize = 128 * 1024;
 
-/// Each write is one HTTP chunk, which leaves with the next flush or when enough has come together.
+/// Each write is one HTTP chunk, which (with the head before it) leaves with the next flush or when enough has come together.
 struct ChunkedWriter {
     out: Wire,
     pending: Vec<u8>,

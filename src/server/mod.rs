@@ -35,7 +35,9 @@ const SOCKET_FILE: &str = ".ankipi.sock";
 
 /// Runs until SIGTERM or SIGINT.
 pub fn run(config: Config) -> Result<()> {
-    fsutil::create_folder(&config.base)?;
+    fsutil::create_folder(&config.base).map_err(|err| {
+        Error::Broken(format!("the data folder cannot be used: {err}; choose another with --base DIR"))
+    })?;
     let _lock = fsutil::lock_data_folder(&config.base)?;
     let listener = bind(SocketAddr::new(config.host, config.port))?;
     let address = listener.local_addr().map_err(|err| Error::Broken(format!("listening: {err}")))?;

@@ -6,11 +6,11 @@
 use std::fmt;
 use std::io::Read;
 
-use serde::de::{DeserializeSeed, Deserializer, Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde::de::{DeserializeSeed, Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
 use serde_json::value::RawValue;
 
 use super::int::Int;
-use super::stream::{Context, List, end_of_row, parse};
+use super::stream::{Context, Envelope, Keys, List, Object, end_of_row, parse};
 use crate::error::Result;
 
 /// Takes the changes as they are parsed.
@@ -69,99 +69,73 @@ pub fn check(input: impl Read, max_object_bytes: u64) -> Result<()> {
 
 /// Reads the body of `applyChanges`. One object at a time is in memory, of at most `max_object_bytes`.
 pub fn read(input: impl Read, max_object_bytes: u64, sink: &mut impl ChangeSink) -> Result<()> {
-    parse(input, max_object_bytes, |context| Envelope { context, sink })
+    parse(
+        input,
+        max_object_bytes,
+        &mut Envelope::new("changes", &mut Changes { sink, missing: REQUIRED.to_vec() }),
+    )
 }
 
-struct Envelope<'a, S> {
-    context: Context,
-    sink: &'a mut S,
+const REQUIRED: [&str; 3] = ["models", "decks", "tags"];
+
+struct Changes<'s, S> {
+    sink: &'s mut S,
+    missing: Vec<&'static str>,
 }
 
-impl<'de, S: ChangeSink> DeserializeSeed<'de> for Envelope<'_, S> {
-    type Value = ();
+impl<S: ChangeSink> Keys for Changes<'_, S> {
+    const WHAT: &'static str = "an object with models, decks and tags";
 
-    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> std::result::Result<(), D::Error> {
-        deserializer.deserialize_map(self)
-    }
-}
-
-impl<'de, S: ChangeSink> Visitor<'de> for Envelope<'_, S> {
-    type Value = ();
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("an object with changes")
-    }
-
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> std::result::Result<(), A::Error> {
-        let mut found = false;
-        while let Some(key) = map.next_key::<String>()? {
-            match key.as_str() {
-                "changes" => {
-                    found = true;
-                    map.next_value_seed(Changes { context: &self.context, sink: self.sink })?;
-                }
-                _ => drop(map.next_value::<IgnoredAny>()?),
+    fn value<'de, A: MapAccess<'de>>(
+        &mut self,
+        context: &Context,
+        key: &str,
+        map: &mut A,
+    ) -> std::result::Result<bool, A::Error> {
+        self.missing.retain(|missing| *missing != key);
+        let sink = &mut *self.sink;
+        match key {
+            "models" => {
+                map.next_value_seed(List::new(context, |json: Box<RawValue>| sink.notetype(json.get())))?;
             }
-            self.context.element_done();
-        }
-        match found {
-            true => Ok(()),
-            false => Err(A::Error::custom("missing key changes")),
-        }
-    }
-}
-
-struct Changes<'a, S> {
-    context: &'a Context,
-    sink: &'a mut S,
-}
-
-impl<'de, S: ChangeSink> DeserializeSeed<'de> for Changes<'_, S> {
-    type Value = ();
-
-    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> std::result::Result<(), D::Error> {
-        deserializer.deserialize_map(self)
-    }
-}
-
-impl<'de, S: ChangeSink> Visitor<'de> for Changes<'_, S> {
-    type Value = ();
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("an object with models, decks and tags")
-    }
-
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> std::result::Result<(), A::Error> {
-        let (context, sink) = (self.context, self.sink);
-        let mut required = 0;
-        while let Some(key) = map.next_key::<String>()? {
-            match key.as_str() {
-                "models" => {
-                    required += 1;
-                    map.next_value_seed(List::new(context, |json: Box<RawValue>| sink.notetype(json.get())))?;
+            "decks" => map.next_value_seed(Decks { context, sink })?,
+            "tags" => map.next_value_seed(List::new(context, |name: String| sink.tag(&name)))?,
+            "conf" => map.next_value_seed(Object::new(context, &mut Config { sink }))?,
+            "crt" => {
+                if let Some(stamp) = map.next_value::<Option<Int>>()? {
+                    context.check::<(), A::Error>(sink.created(stamp.0))?;
                 }
-                "decks" => {
-                    required += 1;
-                    map.next_value_seed(Decks { context, sink })?;
-                }
-                "tags" => {
-                    required += 1;
-                    map.next_value_seed(List::new(context, |name: String| sink.tag(&name)))?;
-                }
-                "conf" => map.next_value_seed(Config { context, sink })?,
-                "crt" => {
-                    if let Some(stamp) = map.next_value::<Option<Int>>()? {
-                        context.check::<(), A::Error>(sink.created(stamp.0))?;
-                    }
-                }
-                _ => drop(map.next_value::<IgnoredAny>()?),
             }
-            context.element_done();
+            _ => return Ok(false),
         }
-        match required >= 3 {
-            true => Ok(()),
-            false => Err(A::Error::custom("changes need models, decks and tags")),
-        }
+        Ok(true)
+    }
+
+    fn missing(&self) -> Option<&'static str> {
+        self.missing.first().copied()
+    }
+}
+
+struct Config<'s, S> {
+    sink: &'s mut S,
+}
+
+impl<S: ChangeSink> Keys for Config<'_, S> {
+    const WHAT: &'static str = "an object of config entries";
+    const NULLABLE: bool = true;
+
+    fn begin(&mut self) -> Result<()> {
+        self.sink.replace_config()
+    }
+
+    fn value<'de, A: MapAccess<'de>>(
+        &mut self,
+        context: &Context,
+        key: &str,
+        map: &mut A,
+    ) -> std::result::Result<bool, A::Error> {
+        let json: Box<RawValue> = map.next_value()?;
+        context.check(self.sink.config_entry(key, json.get())).map(|()| true)
     }
 }
 
@@ -195,40 +169,6 @@ impl<'de, S: ChangeSink> Visitor<'de> for Decks<'_, S> {
             return Err(A::Error::custom("decks need a list of decks and a list of options"));
         }
         end_of_row(&mut pair)
-    }
-}
-
-struct Config<'a, S> {
-    context: &'a Context,
-    sink: &'a mut S,
-}
-
-impl<'de, S: ChangeSink> DeserializeSeed<'de> for Config<'_, S> {
-    type Value = ();
-
-    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> std::result::Result<(), D::Error> {
-        deserializer.deserialize_any(self)
-    }
-}
-
-impl<'de, S: ChangeSink> Visitor<'de> for Config<'_, S> {
-    type Value = ();
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("an object of config entries")
-    }
-
-    fn visit_unit<E>(self) -> std::result::Result<(), E> {
-        Ok(())
-    }
-
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> std::result::Result<(), A::Error> {
-        self.context.check::<(), A::Error>(self.sink.replace_config())?;
-        while let Some((key, value)) = map.next_entry::<String, Box<RawValue>>()? {
-            self.context.check::<(), A::Error>(self.sink.config_entry(&key, value.get()))?;
-            self.context.element_done();
-        }
-        Ok(())
     }
 }
 

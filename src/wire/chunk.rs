@@ -4,12 +4,10 @@
 use std::fmt;
 use std::io::{self, Read, Write};
 
-use serde::de::{
-    Deserialize, DeserializeSeed, Deserializer, Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor,
-};
+use serde::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
 use super::int::{Int, Text};
-use super::stream::{Context, List, end_of_row, parse, required};
+use super::stream::{Context, Envelope, Keys, List, end_of_row, parse, required};
 use crate::error::Result;
 
 /// The integer columns of a card, in the order of the wire and of the table.
@@ -172,80 +170,30 @@ pub fn check(input: impl Read, max_row_bytes: u64) -> Result<()> {
 
 /// Reads the body of `applyChunk`: `{"chunk": chunk}`. One row at a time is in memory, of at most `max_row_bytes`.
 pub fn read(input: impl Read, max_row_bytes: u64, sink: &mut impl RowSink) -> Result<()> {
-    parse(input, max_row_bytes, |context| Envelope { context, sink })
+    parse(input, max_row_bytes, &mut Envelope::new("chunk", &mut Chunk { sink }))
 }
 
-struct Envelope<'a, S> {
-    context: Context,
-    sink: &'a mut S,
+struct Chunk<'s, S> {
+    sink: &'s mut S,
 }
 
-impl<'de, S: RowSink> DeserializeSeed<'de> for Envelope<'_, S> {
-    type Value = ();
+impl<S: RowSink> Keys for Chunk<'_, S> {
+    const WHAT: &'static str = "an object with lists of reviews, cards and notes";
 
-    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> std::result::Result<(), D::Error> {
-        deserializer.deserialize_map(self)
-    }
-}
-
-impl<'de, S: RowSink> Visitor<'de> for Envelope<'_, S> {
-    type Value = ();
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("an object with chunk")
-    }
-
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> std::result::Result<(), A::Error> {
-        let mut found = false;
-        while let Some(key) = map.next_key::<String>()? {
-            match key.as_str() {
-                "chunk" => {
-                    found = true;
-                    map.next_value_seed(Rows { context: &self.context, sink: self.sink })?;
-                }
-                _ => drop(map.next_value::<IgnoredAny>()?),
-            }
-            self.context.element_done();
+    fn value<'de, A: MapAccess<'de>>(
+        &mut self,
+        context: &Context,
+        key: &str,
+        map: &mut A,
+    ) -> std::result::Result<bool, A::Error> {
+        let sink = &mut *self.sink;
+        match key {
+            "revlog" => map.next_value_seed(List::new(context, |row| sink.revlog(row)))?,
+            "cards" => map.next_value_seed(List::new(context, |row| sink.card(row)))?,
+            "notes" => map.next_value_seed(List::new(context, |row| sink.note(row)))?,
+            _ => return Ok(false),
         }
-        match found {
-            true => Ok(()),
-            false => Err(A::Error::custom("missing key chunk")),
-        }
-    }
-}
-
-struct Rows<'a, S> {
-    context: &'a Context,
-    sink: &'a mut S,
-}
-
-impl<'de, S: RowSink> DeserializeSeed<'de> for Rows<'_, S> {
-    type Value = ();
-
-    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> std::result::Result<(), D::Error> {
-        deserializer.deserialize_map(self)
-    }
-}
-
-impl<'de, S: RowSink> Visitor<'de> for Rows<'_, S> {
-    type Value = ();
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("lists of reviews, cards and notes")
-    }
-
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> std::result::Result<(), A::Error> {
-        let (context, sink) = (self.context, self.sink);
-        while let Some(key) = map.next_key::<String>()? {
-            match key.as_str() {
-                "revlog" => map.next_value_seed(List::new(context, |row| sink.revlog(row)))?,
-                "cards" => map.next_value_seed(List::new(context, |row| sink.card(row)))?,
-                "notes" => map.next_value_seed(List::new(context, |row| sink.note(row)))?,
-                _ => drop(map.next_value::<IgnoredAny>()?),
-            }
-            context.element_done();
-        }
-        Ok(())
+        Ok(true)
     }
 }
 

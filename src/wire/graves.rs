@@ -1,13 +1,13 @@
 //! Deletions on the wire: `{"cards":[id],"notes":[id],"decks":[id]}` (collection-format.md 11).
 
-use std::fmt;
 use std::io::Read;
 
-use serde::de::{DeserializeSeed, Deserializer, Error as _, IgnoredAny, MapAccess, Visitor};
+use serde::de::MapAccess;
 
+use super::StartRequest;
 use super::int::Int;
-use super::stream::{Context, List, parse};
-use crate::error::Result;
+use super::stream::{Context, Envelope, Keys, List, Object, parse};
+use crate::error::{Error, Result};
 
 /// What was deleted; the numbers are those of the `graves` table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,112 +40,74 @@ pub fn check_chunk(input: impl Read) -> Result<()> {
 
 /// Reads the body of `applyGraves`: `{"chunk": graves}`. Each id goes to `each`.
 pub fn read_chunk(input: impl Read, each: impl FnMut(GraveKind, i64) -> Result<()>) -> Result<()> {
-    read(input, "chunk", true, each)
+    parse(input, MAX_ELEMENT_BYTES, &mut Envelope::new("chunk", &mut Graves::<_, false>::new(each)))
 }
 
-/// Reads the graves inside the body of `start`, where old clients put them; they may be missing or null.
-pub fn read_in_start(input: impl Read, each: impl FnMut(GraveKind, i64) -> Result<()>) -> Result<()> {
-    read(input, "graves", false, each)
-}
-
-fn read(
-    input: impl Read,
-    key: &'static str,
-    required: bool,
-    mut each: impl FnMut(GraveKind, i64) -> Result<()>,
-) -> Result<()> {
-    parse(input, MAX_ELEMENT_BYTES, |context| Envelope { context, key, required, each: &mut each })
-}
-
-struct Envelope<'a, F> {
-    context: Context,
-    key: &'static str,
-    required: bool,
-    each: &'a mut F,
-}
-
-impl<'de, F: FnMut(GraveKind, i64) -> Result<()>> DeserializeSeed<'de> for Envelope<'_, F> {
-    type Value = ();
-
-    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> std::result::Result<(), D::Error> {
-        deserializer.deserialize_map(self)
+/// Reads the body of `start`. Old clients put their graves there; they may be missing or null.
+pub fn read_start(input: impl Read, each: impl FnMut(GraveKind, i64) -> Result<()>) -> Result<StartRequest> {
+    let mut start = Start { client_usn: None, client_is_newer: None, graves: Graves::new(each) };
+    parse(input, MAX_ELEMENT_BYTES, &mut start)?;
+    match (start.client_usn, start.client_is_newer) {
+        (Some(client_usn), Some(client_is_newer)) => Ok(StartRequest { client_usn, client_is_newer }),
+        _ => Err(Error::bad("start without minUsn or lnewer")),
     }
 }
 
-impl<'de, F: FnMut(GraveKind, i64) -> Result<()>> Visitor<'de> for Envelope<'_, F> {
-    type Value = ();
+struct Start<F> {
+    client_usn: Option<i32>,
+    client_is_newer: Option<bool>,
+    graves: Graves<F, true>,
+}
 
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "an object with {}", self.key)
-    }
+impl<F: FnMut(GraveKind, i64) -> Result<()>> Keys for Start<F> {
+    const WHAT: &'static str = "an object with minUsn and lnewer";
 
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> std::result::Result<(), A::Error> {
-        let mut found = false;
-        while let Some(key) = map.next_key::<String>()? {
-            if key == self.key {
-                found = true;
-                map.next_value_seed(Graves {
-                    context: &self.context,
-                    required: self.required,
-                    each: self.each,
-                })?;
-            } else {
-                map.next_value::<IgnoredAny>()?;
-            }
-            self.context.element_done();
+    fn value<'de, A: MapAccess<'de>>(
+        &mut self,
+        context: &Context,
+        key: &str,
+        map: &mut A,
+    ) -> std::result::Result<bool, A::Error> {
+        match key {
+            "minUsn" => self.client_usn = Some(map.next_value()?),
+            "lnewer" => self.client_is_newer = Some(map.next_value()?),
+            "graves" => map.next_value_seed(Object::new(context, &mut self.graves))?,
+            _ => return Ok(false),
         }
-        match found || !self.required {
-            true => Ok(()),
-            false => Err(A::Error::custom(format_args!("missing key {}", self.key))),
-        }
+        Ok(true)
     }
 }
 
-struct Graves<'a, F> {
-    context: &'a Context,
-    required: bool,
-    each: &'a mut F,
+/// The three lists; `null` may stand for them where `NULLABLE`.
+struct Graves<F, const NULLABLE: bool> {
+    each: F,
+    missing: Vec<&'static str>,
 }
 
-impl<'de, F: FnMut(GraveKind, i64) -> Result<()>> DeserializeSeed<'de> for Graves<'_, F> {
-    type Value = ();
-
-    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> std::result::Result<(), D::Error> {
-        deserializer.deserialize_any(self)
+impl<F, const NULLABLE: bool> Graves<F, NULLABLE> {
+    fn new(each: F) -> Graves<F, NULLABLE> {
+        Graves { each, missing: GraveKind::ALL.map(|(_, key)| key).to_vec() }
     }
 }
 
-impl<'de, F: FnMut(GraveKind, i64) -> Result<()>> Visitor<'de> for Graves<'_, F> {
-    type Value = ();
+impl<F: FnMut(GraveKind, i64) -> Result<()>, const NULLABLE: bool> Keys for Graves<F, NULLABLE> {
+    const WHAT: &'static str = "an object with lists of deleted cards, notes and decks";
+    const NULLABLE: bool = NULLABLE;
 
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("lists of deleted cards, notes and decks")
+    fn value<'de, A: MapAccess<'de>>(
+        &mut self,
+        context: &Context,
+        key: &str,
+        map: &mut A,
+    ) -> std::result::Result<bool, A::Error> {
+        let Some(kind) = GraveKind::of_key(key) else { return Ok(false) };
+        self.missing.retain(|missing| *missing != key);
+        map.next_value_seed(List::new(context, |id: Int| (self.each)(kind, id.0)))?;
+        Ok(true)
     }
 
-    fn visit_unit<E: serde::de::Error>(self) -> std::result::Result<(), E> {
-        match self.required {
-            true => Err(E::custom("no graves")),
-            false => Ok(()),
-        }
-    }
-
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> std::result::Result<(), A::Error> {
-        let each = self.each;
-        let mut lists = 0;
-        while let Some(key) = map.next_key::<String>()? {
-            match GraveKind::of_key(&key) {
-                Some(kind) => {
-                    lists += 1;
-                    map.next_value_seed(List::new(self.context, |id: Int| each(kind, id.0)))?;
-                }
-                None => drop(map.next_value::<IgnoredAny>()?),
-            }
-            self.context.element_done();
-        }
-        match lists >= GraveKind::ALL.len() {
-            true => Ok(()),
-            false => Err(A::Error::custom("graves need cards, notes and decks")),
-        }
+    fn missing(&self) -> Option<&'static str> {
+        self.missing.first().copied()
     }
 }
 
@@ -185,14 +147,21 @@ mod tests {
 
     #[test]
     fn start_may_lack_graves() {
-        for text in [r#"{"minUsn":1}"#, r#"{"minUsn":1,"graves":null}"#] {
-            read_in_start(text.as_bytes(), |_, _| panic!("no grave was sent")).unwrap();
+        for text in [r#"{"lnewer":true,"minUsn":1}"#, r#"{"minUsn":1,"lnewer":true,"graves":null}"#] {
+            let request = read_start(text.as_bytes(), |_, _| panic!("no grave was sent")).unwrap();
+            assert_eq!((request.client_usn, request.client_is_newer), (1, true));
+        }
+        for text in [r#"{"minUsn":1}"#, r#"{"minUsn":1,"lnewer":true,"graves":[]}"#] {
+            assert_eq!(read_start(text.as_bytes(), |_, _| Ok(())).err().map(|err| err.status()), Some(400));
         }
     }
 
     #[test]
-    fn an_endless_number_is_refused_in_bounded_memory() {
-        let text = format!(r#"{{"chunk":{{"cards":["{}"]}}}}"#, "1".repeat(1 << 20));
-        assert_eq!(graves(&text).unwrap_err().status(), 413);
+    fn an_endless_text_is_refused_in_bounded_memory() {
+        let long = "1".repeat(1 << 20);
+        assert_eq!(graves(&format!(r#"{{"chunk":{{"cards":["{long}"]}}}}"#)).unwrap_err().status(), 413);
+        for text in [format!(r#"{{"minUsn":"{long}"}}"#), format!(r#"{{"{long}"#)] {
+            assert_eq!(read_start(text.as_bytes(), |_, _| Ok(())).err().map(|err| err.status()), Some(413));
+        }
     }
 }

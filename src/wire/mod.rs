@@ -102,14 +102,12 @@ pub struct MetaReply {
     pub media_usn: i32,
 }
 
-/// `start` request without its graves, which `graves::read_in_start` streams.
-#[derive(Deserialize)]
+/// `start` request (`minUsn`, `lnewer`) without its graves, which `graves::read_start` streams.
+#[derive(Debug)]
 pub struct StartRequest {
     /// Everything on the server from this usn on is news to the client.
-    #[serde(rename = "minUsn")]
     pub client_usn: i32,
     /// Whether the client's collection was modified last; then its config wins.
-    #[serde(rename = "lnewer")]
     pub client_is_newer: bool,
 }
 

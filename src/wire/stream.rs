@@ -6,7 +6,10 @@ use std::io::{self, BufReader, Read};
 use std::marker::PhantomData;
 use std::rc::Rc;
 
-use serde::de::{DeserializeOwned, DeserializeSeed, Deserializer, Error as _, SeqAccess, Visitor};
+use serde::de::{
+    DeserializeOwned, DeserializeSeed, Deserializer, Error as _, IgnoredAny, MapAccess, SeqAccess,
+    Unexpected, Visitor,
+};
 
 use crate::error::{Error, Result};
 
@@ -49,19 +52,16 @@ impl<R: Read> Read for BudgetReader<R> {
     }
 }
 
-/// Parses all of `input`, one JSON value, with the seed that `seed` makes.
+/// Parses all of `input`, one JSON object.
 ///
-/// Errors: `BadRequest` for JSON of another shape, `TooLarge` for an element over the bound, and whatever a closure
-/// of the seed reported.
-pub fn parse<S, T>(input: impl Read, max_element_bytes: u64, seed: impl FnOnce(Context) -> S) -> Result<T>
-where
-    S: for<'de> DeserializeSeed<'de, Value = T>,
-{
+/// Errors: `BadRequest` for JSON of another shape, `TooLarge` for an element over the bound, and whatever a sink
+/// reported.
+pub fn parse(input: impl Read, max_element_bytes: u64, keys: &mut impl Keys) -> Result<()> {
     let left = Rc::new(Cell::new(max_element_bytes));
     let context = Context { left: left.clone(), max_element_bytes, error: Rc::default() };
     let reader = BufReader::new(BudgetReader { inner: input, left });
     let mut json = serde_json::Deserializer::from_reader(reader);
-    let parsed = seed(context.clone()).deserialize(&mut json).and_then(|value| json.end().map(|()| value));
+    let parsed = Object::new(&context, keys).deserialize(&mut json).and_then(|()| json.end());
     parsed.map_err(|err| match context.error.take() {
         Some(err) => err,
         None if err.io_error_kind() == Some(io::ErrorKind::FileTooLarge) => Error::TooLarge(format!(
@@ -70,6 +70,116 @@ where
         None if err.is_io() => Error::Io("reading", "spooled request".into(), err.into()),
         None => super::shape_error(&err),
     })
+}
+
+/// What an object's keys mean. Keys that are not known are skipped.
+pub trait Keys {
+    /// What to call the object in errors.
+    const WHAT: &'static str;
+
+    /// Whether `null` may stand for the object.
+    const NULLABLE: bool = false;
+
+    /// Called before the first key.
+    fn begin(&mut self) -> Result<()> {
+        Ok(())
+    }
+
+    /// Reads the value of this key from the map, or returns false.
+    fn value<'de, A: MapAccess<'de>>(
+        &mut self,
+        context: &Context,
+        key: &str,
+        map: &mut A,
+    ) -> std::result::Result<bool, A::Error>;
+
+    /// A key that should have been there, after the last one.
+    fn missing(&self) -> Option<&'static str> {
+        None
+    }
+}
+
+/// The seed for one object.
+pub struct Object<'c, 'k, K> {
+    context: &'c Context,
+    keys: &'k mut K,
+}
+
+impl<'c, 'k, K> Object<'c, 'k, K> {
+    /// An object whose keys go to `keys`.
+    pub fn new(context: &'c Context, keys: &'k mut K) -> Object<'c, 'k, K> {
+        Object { context, keys }
+    }
+}
+
+impl<'de, K: Keys> DeserializeSeed<'de> for Object<'_, '_, K> {
+    type Value = ();
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> std::result::Result<(), D::Error> {
+        deserializer.deserialize_any(self)
+    }
+}
+
+impl<'de, K: Keys> Visitor<'de> for Object<'_, '_, K> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(K::WHAT)
+    }
+
+    fn visit_unit<E: serde::de::Error>(self) -> std::result::Result<(), E> {
+        match K::NULLABLE {
+            true => Ok(()),
+            false => Err(E::invalid_type(Unexpected::Unit, &self)),
+        }
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> std::result::Result<(), A::Error> {
+        self.context.check::<(), A::Error>(self.keys.begin())?;
+        while let Some(key) = map.next_key::<String>()? {
+            if !self.keys.value(self.context, &key, &mut map)? {
+                map.next_value::<IgnoredAny>()?;
+            }
+            self.context.element_done();
+        }
+        self.keys.missing().map_or(Ok(()), |key| Err(A::Error::missing_field(key)))
+    }
+}
+
+/// An object with one key of interest, which holds an object.
+pub struct Envelope<'k, K> {
+    key: &'static str,
+    found: bool,
+    keys: &'k mut K,
+}
+
+impl<'k, K> Envelope<'k, K> {
+    /// `{"key": {..}}`
+    pub fn new(key: &'static str, keys: &'k mut K) -> Envelope<'k, K> {
+        Envelope { key, found: false, keys }
+    }
+}
+
+impl<K: Keys> Keys for Envelope<'_, K> {
+    const WHAT: &'static str = "a JSON object";
+
+    fn value<'de, A: MapAccess<'de>>(
+        &mut self,
+        context: &Context,
+        key: &str,
+        map: &mut A,
+    ) -> std::result::Result<bool, A::Error> {
+        if key != self.key {
+            return Ok(false);
+        }
+        self.found = true;
+        map.next_value_seed(Object::new(context, self.keys))?;
+        Ok(true)
+    }
+
+    fn missing(&self) -> Option<&'static str> {
+        (!self.found).then_some(self.key)
+    }
 }
 
 /// A list whose elements, of type T, go to `each`. `null` counts as an empty list.
@@ -123,7 +233,7 @@ pub fn required<'de, T: serde::Deserialize<'de>, A: SeqAccess<'de>>(
 
 /// Fails if the row goes on.
 pub fn end_of_row<'de, A: SeqAccess<'de>>(row: &mut A) -> std::result::Result<(), A::Error> {
-    match row.next_element::<serde::de::IgnoredAny>()? {
+    match row.next_element::<IgnoredAny>()? {
         None => Ok(()),
         Some(_) => Err(A::Error::custom("too many elements in a row")),
     }

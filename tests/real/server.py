@@ -17,8 +17,8 @@ ANKIPI = Path(os.environ.get("ANKIPI_BIN", REPO / "target/release/ankipi"))
 START_SECS = 20
 
 
-def command() -> list[str]:
-    if REFERENCE:
+def command(official: bool = REFERENCE) -> list[str]:
+    if official:
         return [sys.executable, "-m", "anki.syncserver"]
     if not ANKIPI.is_file():
         raise FileNotFoundError(f"no server to test at {ANKIPI}: cargo build --release, or set ANKIPI_BIN or REFERENCE=1")
@@ -49,6 +49,7 @@ class Server:
         self.log_path = base.with_name(base.name + ".log")
         self.url = f"http://127.0.0.1:{self.port}/"
         self.log_mark = 0
+        self.official = REFERENCE
         self.env = {name: value for name, value in os.environ.items() if not name.startswith(("SYNC_", "RUST_LOG"))}
         self.env |= {"NO_COLOR": "1", "SYNC_BASE": str(base), "SYNC_HOST": "127.0.0.1", "SYNC_PORT": str(self.port)}
         self.env |= {f"SYNC_USER{n}": user for n, user in enumerate(users, 1)} | env
@@ -56,7 +57,7 @@ class Server:
 
     def start(self) -> None:
         with open(self.log_path, "ab") as log:
-            self.process = subprocess.Popen(command(), env=self.env, stdout=log, stderr=log)
+            self.process = subprocess.Popen(command(self.official), env=self.env, stdout=log, stderr=log)
         Server.running.append(self)
         deadline = time.monotonic() + START_SECS
         while not self.healthy():
@@ -96,6 +97,12 @@ class Server:
         Server.running.remove(self)
         self.start()
 
+    def go_on_as(self, official: bool) -> None:
+        """Stops, and starts as Anki's own server or as ankipi on the same folder and port."""
+        self.stop()
+        self.official = official
+        self.start()
+
     def stop(self) -> None:
         Server.running.remove(self)
         crashed = self.process.poll()
@@ -108,4 +115,4 @@ class Server:
             raise AssertionError(f"SIGTERM did not end the server:\n{self.log()}") from None
         assert crashed is None, f"the server crashed with {crashed}:\n{self.log()}"
         # The official server does not catch SIGTERM.
-        assert status == 0 or REFERENCE, f"SIGTERM ended the server with {status}:\n{self.log()}"
+        assert status == 0 or self.official, f"SIGTERM ended the server with {status}:\n{self.log()}"

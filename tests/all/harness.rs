@@ -1,0 +1,310 @@
+//! The server as a child process on a folder of its own: its log, its memory, its files.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::io::{BufRead, BufReader};
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::sync::{Arc, Condvar, Mutex};
+use std::thread;
+use std::time::Duration;
+
+use ankipi::text::unicase;
+use rusqlite::Connection;
+use tempfile::TempDir;
+
+use crate::client::Device;
+
+/// Longer than anything should take, also under an emulator; a test that waits for so long has failed.
+pub const PATIENCE: Duration = Duration::from_secs(30);
+
+/// `sha1("test:secret")`: the official key of the first account.
+pub const KEY: &str = "523322844031c7adb91401e307edd32ad150d563";
+
+/// `sha1("other:word")`: the official key of the second account.
+pub const OTHER_KEY: &str = "b73d3910b54504c5228816226c363a7bec6bb2da";
+
+/// A running server with the accounts `test:secret` and `other:word`. Killed on drop; a failed test shows its log.
+pub struct TestServer {
+    child: Child,
+    log: Arc<Log>,
+    vars: Vec<(String, String)>,
+    pub base: Arc<TempDir>,
+    pub address: SocketAddr,
+}
+
+impl TestServer {
+    pub fn start() -> TestServer {
+        TestServer::with(&[])
+    }
+
+    /// With these variables more.
+    pub fn with(vars: &[(&str, &str)]) -> TestServer {
+        TestServer::on(Arc::new(tempfile::tempdir().unwrap()), vars)
+    }
+
+    /// With this file as the collection of `test`.
+    pub fn holding(collection: &[u8], vars: &[(&str, &str)]) -> TestServer {
+        let base = tempfile::tempdir().unwrap();
+        fs::create_dir(base.path().join("test")).unwrap();
+        fs::write(base.path().join("test/collection.anki2"), collection).unwrap();
+        TestServer::on(Arc::new(base), vars)
+    }
+
+    /// On a data folder that may hold something.
+    pub fn on(base: Arc<TempDir>, vars: &[(&str, &str)]) -> TestServer {
+        let vars: Vec<_> = vars.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
+        let mut child = command(base.path(), &vars).stderr(Stdio::piped()).spawn().unwrap();
+        let log = Log::collect(child.stderr.take().unwrap());
+        let Some(line) = log.wait_for(" listens on http://") else {
+            let _ = child.kill();
+            panic!("the server did not start:\n{}", log.text());
+        };
+        let address = line.split("http://").nth(1).and_then(|rest| rest.split('/').next()).unwrap();
+        let address = address.parse().unwrap();
+        TestServer { child, log, vars, base, address }
+    }
+
+    /// The same folder and variables in a new process, after this one was killed without warning.
+    pub fn kill_and_restart(self) -> TestServer {
+        let (base, vars) = (self.base.clone(), self.vars.clone());
+        drop(self);
+        let vars: Vec<_> = vars.iter().map(|(key, value)| (key.as_str(), value.as_str())).collect();
+        TestServer::on(base, &vars)
+    }
+
+    /// A device that is logged in as `test`.
+    pub fn device(&self) -> Device {
+        Device::new(self.address, KEY)
+    }
+
+    /// Asks the process to stop, and waits until it did.
+    pub fn stop(&mut self) -> ExitStatus {
+        let pid = self.child.id().to_string();
+        assert!(Command::new("kill").args(["-TERM", &pid]).status().unwrap().success());
+        // Its standard error ends with it.
+        assert!(self.log.wait_for_end(), "SIGTERM did not stop the server");
+        self.child.wait().unwrap()
+    }
+
+    /// The log so far.
+    pub fn log(&self) -> String {
+        self.log.text()
+    }
+
+    /// Waits for a line that contains `text`.
+    pub fn wait_for_log(&self, text: &str) -> String {
+        self.log.wait_for(text).unwrap_or_else(|| panic!("{text:?} never came"))
+    }
+
+    /// Waits for the access line of a request that ended with this status; the same line counts once.
+    pub fn wait_for_refusal(&self, path: &str, status: u16) -> String {
+        let line = self.log.take(|line| line.contains(&format!(" {path} {status} ")));
+        line.unwrap_or_else(|| panic!("no line about {path} {status}"))
+    }
+
+    /// A figure of the process in KiB, such as VmHWM.
+    pub fn memory_kib(&self, figure: &str) -> u64 {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix(figure)).unwrap();
+        line.trim_matches(|c: char| !c.is_ascii_digit()).parse().unwrap()
+    }
+
+    /// All files of the data folder: names and a hash of their contents.
+    pub fn files(&self) -> BTreeMap<PathBuf, u64> {
+        let mut files = BTreeMap::new();
+        gather(self.base.path(), &mut files);
+        files
+    }
+
+    /// A file of `test`.
+    pub fn file(&self, name: &str) -> PathBuf {
+        self.base.path().join("test").join(name)
+    }
+
+    /// Runs SQL on the committed state of `test`'s collection and returns each row as its values joined by `|`.
+    pub fn rows(&self, sql: &str) -> Vec<String> {
+        rows(&open(&self.file("collection.anki2")), sql)
+    }
+
+    /// A whole sync without changes, which must succeed whatever came before.
+    pub fn assert_syncs(&self) {
+        let device = self.device();
+        let usn = device.meta()["usn"].as_i64().unwrap();
+        device.start(usn, true).ok();
+        device.apply_changes(r#"{"models":[],"decks":[[],[]],"tags":[]}"#).ok();
+        device.chunks();
+        device.apply_chunk(r#"{"done":true}"#).ok();
+        let counts = self.rows(
+            "SELECT count(*), (SELECT count(*) FROM notes), (SELECT count(*) FROM revlog), 0,
+               (SELECT count(*) FROM notetypes), (SELECT count(*) FROM decks), (SELECT count(*) FROM deck_config)
+             FROM cards",
+        );
+        let counts = format!(r#"{{"client":[[0,0,0],{}]}}"#, counts[0].replace('|', ","));
+        assert_eq!(device.call("sanityCheck2", &counts).ok()["status"], "ok");
+        device.call("finish", "{}").ok();
+        assert_eq!(device.meta()["usn"], usn + 1);
+    }
+}
+
+impl Drop for TestServer {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        let log = self.log();
+        if thread::panicking() {
+            // The end is what matters, and a line may hold what a test sent.
+            let lines: Vec<_> = log.lines().collect();
+            eprintln!("--- the end of the server's log ---");
+            for line in &lines[lines.len().saturating_sub(100)..] {
+                eprintln!("{}", line.chars().take(300).collect::<String>());
+            }
+            eprintln!("---");
+        } else {
+            assert!(!log.contains("panicked"), "the server panicked:\n{log}");
+        }
+    }
+}
+
+fn command(base: &Path, vars: &[(String, String)]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_ankipi"));
+    command
+        .env_clear()
+        .envs([("SYNC_HOST", "127.0.0.1"), ("SYNC_PORT", "0")])
+        .envs([("SYNC_USER1", "test:secret"), ("SYNC_USER2", "other:word")])
+        .env("SYNC_BASE", base)
+        .envs(vars.iter().map(|(key, value)| (key, value)));
+    command
+}
+
+/// Runs a server that is expected to end by itself.
+pub fn run_to_end(base: &Path, vars: &[(&str, &str)]) -> Output {
+    let vars: Vec<_> = vars.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
+    command(base, &vars).output().unwrap()
+}
+
+/// Opens a collection as a client does.
+pub fn open(path: &Path) -> Connection {
+    let db = Connection::open(path).unwrap();
+    db.create_collation("unicase", unicase::compare).unwrap();
+    db
+}
+
+/// Each row as its values joined by `|`.
+pub fn rows(db: &Connection, sql: &str) -> Vec<String> {
+    use rusqlite::types::ValueRef::{Blob, Integer, Null, Real, Text};
+    let mut select = db.prepare(sql).unwrap();
+    let columns = select.column_count();
+    let mut rows = select.query([]).unwrap();
+    let mut found = Vec::new();
+    while let Some(row) = rows.next().unwrap() {
+        let values = (0..columns).map(|column| match row.get_ref(column).unwrap() {
+            Null => String::new(),
+            Integer(value) => value.to_string(),
+            Real(value) => value.to_string(),
+            Text(bytes) | Blob(bytes) => String::from_utf8_lossy(bytes).into_owned(),
+        });
+        found.push(values.collect::<Vec<_>>().join("|"));
+    }
+    found
+}
+
+/// The rich collection of the spec's vectors, with usn 1 as after a real upload, and then with `sql` run on it.
+pub fn collection(sql: &str) -> Vec<u8> {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("collection.anki2");
+    fs::write(&path, include_bytes!("../vectors/rich18.anki2")).unwrap();
+    let db = open(&path);
+    for table in ["notes", "cards", "revlog", "tags", "decks", "notetypes", "deck_config", "config"] {
+        db.execute_batch(&format!("UPDATE {table} SET usn = 0")).unwrap();
+    }
+    db.execute_batch("DELETE FROM graves; UPDATE col SET usn = 1").unwrap();
+    db.execute_batch(sql).unwrap();
+    // As the server keeps it: opening it changes nothing.
+    db.pragma_update(None, "journal_mode", "WAL").unwrap();
+    db.close().unwrap();
+    fs::read(&path).unwrap()
+}
+
+fn gather(dir: &Path, files: &mut BTreeMap<PathBuf, u64>) {
+    for entry in fs::read_dir(dir).unwrap() {
+        let entry = entry.unwrap();
+        let kind = entry.file_type().unwrap();
+        let mut hasher = DefaultHasher::new();
+        if kind.is_dir() {
+            gather(&entry.path(), files);
+        } else if kind.is_file() {
+            fs::read(entry.path()).unwrap().hash(&mut hasher);
+        }
+        files.insert(entry.path(), hasher.finish());
+    }
+}
+
+/// The lines of a process's standard error, as they come.
+#[derive(Default)]
+struct Log {
+    state: Mutex<LogState>,
+    news: Condvar,
+}
+
+#[derive(Default)]
+struct LogState {
+    lines: Vec<String>,
+    /// Which of them `take` has handed out.
+    taken: Vec<bool>,
+    ended: bool,
+}
+
+impl Log {
+    fn collect(from: impl std::io::Read + Send + 'static) -> Arc<Log> {
+        let log = Arc::new(Log::default());
+        let filled = log.clone();
+        thread::spawn(move || {
+            for line in BufReader::new(from).lines().map_while(Result::ok) {
+                let mut state = filled.state.lock().unwrap();
+                state.lines.push(line);
+                state.taken.push(false);
+                filled.news.notify_all();
+            }
+            filled.state.lock().unwrap().ended = true;
+            filled.news.notify_all();
+        });
+        log
+    }
+
+    fn text(&self) -> String {
+        self.state.lock().unwrap().lines.iter().map(|line| format!("{line}\n")).collect()
+    }
+
+    fn wait_for(&self, text: &str) -> Option<String> {
+        self.search(|state| state.lines.iter().position(|line| line.contains(text)))
+    }
+
+    fn wait_for_end(&self) -> bool {
+        let state = self.state.lock().unwrap();
+        self.news.wait_timeout_while(state, PATIENCE, |state| !state.ended).unwrap().0.ended
+    }
+
+    fn take(&self, wanted: impl Fn(&str) -> bool) -> Option<String> {
+        self.search(|state| {
+            let at = (0..state.lines.len()).find(|at| !state.taken[*at] && wanted(&state.lines[*at]))?;
+            state.taken[at] = true;
+            Some(at)
+        })
+    }
+
+    fn search(&self, find: impl Fn(&mut LogState) -> Option<usize>) -> Option<String> {
+        let mut at = None;
+        let state = self.state.lock().unwrap();
+        let (state, _) = self
+            .news
+            .wait_timeout_while(state, PATIENCE, |state| {
+                at = find(state);
+                at.is_none() && !state.ended
+            })
+            .unwrap();
+        at.map(|at| state.lines[at].clone())
+    }
+}

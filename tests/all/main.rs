@@ -1,0 +1,13 @@
+//! The whole server, as a process, seen through its socket by a scripted client that may send anything.
+//!
+//! What the real client sends is tested with the real client; here is mostly what it never sends.
+
+mod client; // a client of protocol 11 that does as it is told
+mod harness; // the server as a child process: its log, its memory, its files
+
+mod hostile; // bad input at every endpoint: the right status, a log line, flat memory, untouched files
+mod http; // paths, verbs, framing, pages
+mod login; // passwords and keys, and who may see what
+mod merge; // whose row wins
+mod replay; // requests of the real client, compared with the answers of the official server
+mod sessions; // start to finish and every way to end in between
