@@ -97,7 +97,7 @@ impl App {
             Err(err) => return respond_with(responder, err),
         };
         log.did(&format!("{} files, {} bytes out", download.files(), download.bytes()));
-        let mut stream: ReplyStream = responder.stream(call.packing(), download.bytes())?;
+        let mut stream: ReplyStream = responder.stream(call.packing(), download.bytes());
         download.write_to(&mut stream)?;
         log.sent(stream.finish()?);
         Ok(())
