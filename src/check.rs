@@ -14,6 +14,9 @@ use crate::media::{self, db};
 /// Work that is done sooner shows no progress.
 const PROGRESS_AFTER: Duration = Duration::from_secs(2);
 
+/// A collection that takes longer than that to read, on a small board.
+const LARGE_COLLECTION_BYTES: u64 = 20 * 1024 * 1024;
+
 /// Checks one user or all of them; returns whether everything is in order now.
 pub fn check(base: &Path, user: Option<&str>, depth: Depth) -> Result<bool> {
     // The lock is held until all is done.
@@ -72,7 +75,10 @@ fn check_collection(dir: &Path, report: &mut Report) -> u64 {
     if !path.exists() {
         return 0;
     }
-    report.show_progress("reading the collection");
+    // One statement of SQLite, in which there is nothing to show.
+    if fs::metadata(&path).is_ok_and(|meta| meta.len() > LARGE_COLLECTION_BYTES) {
+        report.show_at_once("reading the collection");
+    }
     let damage = match Collection::open_to_read(&path).and_then(|collection| collection.damage()) {
         Ok(None) => return 0,
         Ok(Some(damage)) => damage,
@@ -103,7 +109,13 @@ impl Report<'_> {
             Some(last) => last.elapsed() > PROGRESS_AFTER / 10,
             None => self.started.elapsed() > PROGRESS_AFTER,
         };
-        if is_due && stderr().is_terminal() {
+        if is_due {
+            self.show_at_once(what);
+        }
+    }
+
+    fn show_at_once(&mut self, what: &str) {
+        if stderr().is_terminal() {
             eprint!("\r\x1b[K{}: {what}", self.user);
             let _ = stderr().flush();
             self.shown = Some(Instant::now());

@@ -36,19 +36,20 @@
 //!
 //! # What holds everywhere
 //!
-//! - `collection` never sees HTTP, `http` never sees SQLite, `wire` and `translate` do no I/O; only `http` and `server`
+//! - `collection` and `media` never see HTTP, `http` never sees SQLite, `wire` and `translate` do no I/O; only `http` and `server`
 //!   name tiny_http. Settings are passed, never global. `unsafe` is in `sys` alone.
 //! - No lock is held while a socket is read or written: bodies are spooled before, replies after.
 //! - Nothing whose size a client chooses is held whole in memory: one row, one notetype, one deck at a time, of at most
-//!   MAX_SYNC_ROW_MEGS.
+//!   MAX_SYNC_ROW_MEGS. Media files pass through in blocks.
 //! - Nothing is acknowledged before it is on disk. Every rename is of a synced file and is followed by a sync of the
-//!   folder. Being killed at any line leaves the state before or after a request; `collection::replace::clean_up` tidies
-//!   at the next start.
+//!   folder. Being killed at any line leaves the state before or after a request; `collection::replace::clean_up` and
+//!   `media::MediaStore::open` tidy at the next start.
 //! - An error is a situation (`error::Error`), becomes a status in one place, and is logged once, in `api`.
 //!
 //! # Locks
 //!
-//! One per user (`session::User`), and in `accounts` one around password hashing and one per account around its stored
+//! One per user around the collection (`session::User`), another around the media (`media::MediaStore`), so that the one
+//! syncs while the other does, and in `accounts` one around password hashing and one per account around its stored
 //! keys. No code takes a second one while it holds the first. A download opens and closes its snapshot under its user's
 //! lock and reads without it; an upload may move the file under it, which the snapshot survives.
 //!

@@ -295,3 +295,149 @@ fn unhex(text: &str) -> Sha1Sum {
     }
     sum
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::spool::Spool;
+
+    /// A zip as a client sends it; no contents is a deletion.
+    fn zip_of(dir: &Path, changes: &[(&str, Option<&str>)]) -> Spool {
+        let mut spool = Spool::new(dir);
+        let mut zip = zip::ZipWriter::new(&mut spool);
+        let mut meta = Vec::new();
+        for (name, contents) in changes {
+            meta.push((name, contents.map(|_| *name)));
+            if let Some(contents) = contents {
+                zip.add(name, contents.len() as u64, |sink| sink(contents.as_bytes())).unwrap();
+            }
+        }
+        let meta = serde_json::to_vec(&meta).unwrap();
+        zip.add(zip::META, meta.len() as u64, |sink| sink(&meta)).unwrap();
+        zip.finish().unwrap();
+        spool
+    }
+
+    fn sum(contents: &str) -> Sha1Sum {
+        Sha1::digest(contents).into()
+    }
+
+    /// A store that holds `a` and `b`, with "1" in them.
+    fn store() -> (tempfile::TempDir, MediaStore) {
+        let dir = tempfile::tempdir().unwrap();
+        let store = MediaStore::open(dir.path()).unwrap();
+        store.upload(&zip_of(dir.path(), &[("a", Some("1")), ("b", Some("1"))])).unwrap();
+        (dir, store)
+    }
+
+    fn interrupt(dir: &Path, intents: &[(&str, Option<&str>)]) {
+        let intents: Vec<_> = intents
+            .iter()
+            .map(|(name, contents)| Intent {
+                name: (*name).to_owned(),
+                sha1: contents.map(|contents| hex(&sum(contents))),
+            })
+            .collect();
+        fs::write(dir.join(PENDING), serde_json::to_vec(&intents).unwrap()).unwrap();
+    }
+
+    /// What the next start makes of it: each name with its usn and contents.
+    fn healed(dir: &Path) -> Vec<(String, i32, Option<Sha1Sum>)> {
+        let store = MediaStore::open(dir).unwrap();
+        assert!(!dir.join(PENDING).exists());
+        let mut rows = Vec::new();
+        store
+            .changes_after(0, |change| {
+                let on_disk = file_sha1(&dir.join(FOLDER).join(&change.name)).unwrap();
+                assert_eq!(on_disk.map(|found| found.sha1), change.sha1, "{}", change.name);
+                rows.push((change.name, change.usn, change.sha1));
+                Ok(())
+            })
+            .unwrap();
+        assert_eq!(store.totals().unwrap(), MediaDb::open_to_read(dir).unwrap().counted_totals().unwrap());
+        rows
+    }
+
+    fn row(name: &str, usn: i32, contents: Option<&str>) -> (String, i32, Option<Sha1Sum>) {
+        (name.to_owned(), usn, contents.map(sum))
+    }
+
+    #[test]
+    fn an_interruption_before_the_renames_leaves_everything_as_it_was() {
+        let (dir, store) = store();
+        drop(store);
+        interrupt(dir.path(), &[("a", Some("2")), ("b", None), ("c", Some("3"))]);
+        fs::write(dir.path().join("media.new-0"), "2").unwrap();
+        assert_eq!(healed(dir.path()), [row("a", 1, Some("1")), row("b", 2, Some("1"))]);
+        assert!(!dir.path().join("media.new-0").exists());
+    }
+
+    #[test]
+    fn an_interruption_between_the_renames_and_the_record_ends_with_what_had_come() {
+        let (dir, store) = store();
+        drop(store);
+        interrupt(dir.path(), &[("a", Some("2")), ("b", None), ("c", Some("3")), ("d", Some("4"))]);
+        for (name, contents) in [("a", "2"), ("c", "3")] {
+            fs::write(dir.path().join(FOLDER).join(name), contents).unwrap();
+        }
+        let expected = [row("b", 2, Some("1")), row("a", 3, Some("2")), row("c", 4, Some("3"))];
+        assert_eq!(healed(dir.path()), expected);
+    }
+
+    #[test]
+    fn an_interruption_before_deleted_files_are_removed_removes_them() {
+        let (dir, store) = store();
+        store.upload(&zip_of(dir.path(), &[("b", None)])).unwrap();
+        drop(store);
+        interrupt(dir.path(), &[("b", None)]);
+        fs::write(dir.path().join(FOLDER).join("b"), "1").unwrap();
+        assert_eq!(healed(dir.path()), [row("a", 1, Some("1")), row("b", 3, None)]);
+        assert!(!dir.path().join(FOLDER).join("b").exists());
+    }
+
+    #[test]
+    fn intents_of_long_ago_and_damaged_ones_do_no_harm() {
+        let (dir, store) = store();
+        drop(store);
+        interrupt(dir.path(), &[("a", Some("0")), ("b", Some("1")), ("../c", Some("1"))]);
+        let expected = [row("a", 1, Some("1")), row("b", 2, Some("1"))];
+        assert_eq!(healed(dir.path()), expected);
+        fs::write(dir.path().join(PENDING), "[{\"na").unwrap();
+        assert_eq!(healed(dir.path()), expected);
+    }
+
+    #[test]
+    fn a_failure_in_the_middle_heals_without_a_restart() {
+        let (dir, store) = store();
+        // A folder in a file's place: the second rename fails.
+        fs::create_dir(dir.path().join(FOLDER).join("c")).unwrap();
+        let zip = zip_of(dir.path(), &[("a", Some("2")), ("c", Some("3"))]);
+        assert_eq!(store.upload(&zip).unwrap_err().status(), 500);
+        fs::remove_dir(dir.path().join(FOLDER).join("c")).unwrap();
+        assert_eq!(store.totals().unwrap().last_usn, 3, "the first was there, and is recorded");
+        assert_eq!(store.upload(&zip).unwrap().last_usn, 4);
+        drop(store);
+        assert_eq!(healed(dir.path()).len(), 3);
+    }
+
+    #[test]
+    fn the_last_change_of_a_name_in_a_zip_wins() {
+        let (dir, store) = store();
+        let changes = [("a", Some("2")), ("a", None), ("b", None)];
+        let outcome = store.upload(&zip_of(dir.path(), &changes)).unwrap();
+        assert_eq!((outcome.processed, outcome.last_usn, outcome.deleted), (3, 4, 2));
+        drop(store);
+        assert_eq!(healed(dir.path()), [row("a", 3, None), row("b", 4, None)]);
+    }
+
+    #[test]
+    fn the_index_is_folded_when_it_is_closed_and_reading_leaves_no_trace() {
+        let (dir, store) = store();
+        let wal = dir.path().join("media.db-wal");
+        assert!(wal.exists() && store.close_if_idle().is_some());
+        store.close();
+        assert!(store.close_if_idle().is_none());
+        assert_eq!(store.totals().unwrap(), Totals { last_usn: 2, bytes: 2, files: 2 });
+        assert!(!wal.exists());
+    }
+}
