@@ -381,7 +381,8 @@ fn sigterm_leaves_a_tidy_folder() {
         .into_keys()
         .map(|path| path.strip_prefix(server.base.path()).unwrap().to_str().unwrap().to_owned())
         .collect();
-    assert_eq!(names, [".ankipi.lock", "other", "test", "test/collection.anki2"]);
+    let expected = [".ankipi.lock", "other", "other/media", "test", "test/collection.anki2", "test/media"];
+    assert_eq!(names, expected);
     assert!(!has_note(&server, 6));
 }
 
