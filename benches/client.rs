@@ -309,8 +309,12 @@ impl Read for ReplyBody<'_> {
             Framing::Chunked | Framing::Ended => return Ok(0),
         };
         let most = buf.len().min(usize::try_from(*left).unwrap_or(usize::MAX));
+        if most == 0 {
+            // Asked for nothing, a buffered reader waits for its source all the same.
+            return Ok(0);
+        }
         let count = self.connection.read(&mut buf[..most])?;
-        if count == 0 && most > 0 {
+        if count == 0 {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
         *left -= count as u64;

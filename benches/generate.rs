@@ -165,9 +165,9 @@ impl Note {
         let mut fields = text(&mut random, front_bytes);
         fields.push('\u{1f}');
         let back_bytes = match random.below(10) {
-            0..4 => 150 + random.below(600),
-            4..8 => 800 + random.below(3000),
-            _ => 4000 + random.below(9000),
+            0..4 => 150 + random.below(500),
+            4..8 => 700 + random.below(2700),
+            _ => 4000 + random.below(7800),
         };
         fields.push_str(&text(&mut random, back_bytes as usize));
         Note { id: FIRST_NOTE + number, guid, modified: CREATED_SECS + number, tags, fields }
@@ -308,7 +308,7 @@ fn text(random: &mut Random, bytes: usize) -> String {
     let mut text = String::with_capacity(bytes + 32);
     while text.len() < bytes {
         // Few words make up most of a text.
-        let rank = random.below(20_000) * random.below(20_000) / 20_000;
+        let rank = random.below(50_000) * random.below(50_000) / 50_000;
         let word = word(rank);
         match random.below(60) {
             0 => text.push_str("<br>"),
