@@ -37,6 +37,11 @@ impl Spool {
         self.len == 0
     }
 
+    /// Everything, if it is in memory.
+    pub fn memory(&self) -> Option<&[u8]> {
+        self.overflow.is_none().then_some(&self.memory)
+    }
+
     /// Reads everything from the start; may be called again.
     pub fn reader(&mut self) -> io::Result<Box<dyn Read + '_>> {
         match &mut self.overflow {

@@ -3,7 +3,7 @@
 //! A body with rows is parsed twice: once to see that it is well-formed, before the session is touched, and once to
 //! apply it row by row. The other way, a savepoint for each step, writes every page that the step touches once more.
 
-use std::io::{Read, Write};
+use std::io::Write;
 use std::path::Path;
 
 use serde::Serialize;
@@ -12,15 +12,23 @@ use serde::de::DeserializeOwned;
 use super::{Answer, App, Call};
 use crate::error::{Error, Result};
 use crate::spool::Spool;
-use crate::wire::{self, SanityReply, SanityRequest, changes, chunk, graves};
+use crate::wire::{self, SanityReply, SanityRequest, Source, changes, chunk, graves};
 
 /// Parses a body that holds a few keys.
 pub fn parse<T: DeserializeOwned>(body: &mut Spool) -> Result<T> {
-    serde_json::from_reader(reader(body)?).map_err(|err| wire::shape_error(&err))
+    match source(body)? {
+        Source::Memory(json) => serde_json::from_slice(json),
+        Source::Stream(json) => serde_json::from_reader(json),
+    }
+    .map_err(|err| wire::shape_error(&err))
 }
 
-fn reader(body: &mut Spool) -> Result<Box<dyn Read + '_>> {
-    body.reader().map_err(Error::io("reading", "spooled request".as_ref()))
+fn source(body: &mut Spool) -> Result<Source<'_>> {
+    // Two steps, because one match would borrow the body for both arms.
+    if body.memory().is_some() {
+        return Ok(Source::Memory(body.memory().unwrap_or_default()));
+    }
+    body.reader().map(Source::Stream).map_err(Error::io("reading", "spooled request".as_ref()))
 }
 
 impl Answer {
@@ -41,36 +49,36 @@ impl Answer {
 impl App {
     pub(super) fn start(&self, call: &Call, body: &mut Spool) -> Result<Answer> {
         // Read to its end before it may take the session of another device.
-        let request = graves::read_start(reader(body)?, |_, _| Ok(()))?;
+        let request = graves::read_start(source(body)?, |_, _| Ok(()))?;
         let user = self.user(call)?;
         let mut json = Spool::new(&user.dir);
         let buried =
             user.start(&call.header.skey, request.client_usn, request.client_is_newer, |session| {
                 session.collection.begin_day(session.stamps.usn)?;
                 session.collection.write_graves(session.unseen(), &mut json)?;
-                session.collection.apply_graves_in_start(reader(body)?, session.stamps.usn)
+                session.collection.apply_graves_in_start(source(body)?, session.stamps.usn)
             })?;
         Ok(Answer { json, did: format!("from usn {}, {buried} graves in", request.client_usn) })
     }
 
     pub(super) fn apply_graves(&self, call: &Call, body: &mut Spool) -> Result<Answer> {
-        graves::check_chunk(reader(body)?)?;
+        graves::check_chunk(source(body)?)?;
         let user = self.user(call)?;
         let buried = user.step(&call.header.skey, |session| {
-            session.collection.apply_graves(reader(body)?, session.stamps.usn)
+            session.collection.apply_graves(source(body)?, session.stamps.usn)
         })?;
         Answer::null(&user.dir, format!("{buried} graves in"))
     }
 
     pub(super) fn apply_changes(&self, call: &Call, body: &mut Spool) -> Result<Answer> {
-        changes::check(reader(body)?, self.config.max_row_bytes)?;
+        changes::check(source(body)?, self.config.max_row_bytes)?;
         let user = self.user(call)?;
         let mut json = Spool::new(&user.dir);
         user.step(&call.header.skey, |session| {
             // Ours first, as they were before the client's.
             session.collection.write_changes(session.unseen(), !session.client_is_newer, &mut json)?;
             session.shapes.clear();
-            session.collection.apply_changes(reader(body)?, session.stamps.usn, self.config.max_row_bytes)
+            session.collection.apply_changes(source(body)?, session.stamps.usn, self.config.max_row_bytes)
         })?;
         Ok(Answer { did: String::new(), json })
     }
@@ -87,11 +95,11 @@ impl App {
     }
 
     pub(super) fn apply_chunk(&self, call: &Call, body: &mut Spool) -> Result<Answer> {
-        chunk::check(reader(body)?, self.config.max_row_bytes)?;
+        chunk::check(source(body)?, self.config.max_row_bytes)?;
         let user = self.user(call)?;
         let counts = user.step(&call.header.skey, |session| {
             session.collection.apply_chunk(
-                reader(body)?,
+                source(body)?,
                 session.client_usn,
                 session.stamps.usn,
                 &mut session.shapes,

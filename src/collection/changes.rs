@@ -1,6 +1,6 @@
 //! Unchunked changes: notetypes, decks, deck options, tags, config (collection-format.md 12.4).
 
-use std::io::{Read, Write};
+use std::io::Write;
 
 use rusqlite::{Connection, OptionalExtension, Row, Statement, params};
 use serde_json::value::RawValue;
@@ -11,6 +11,7 @@ use crate::clock;
 use crate::error::{Error, Result};
 use crate::text::tag;
 use crate::translate::{self, DeckConfigRow, DeckRow, FieldRow, NotetypeRow, Refused, TemplateRow};
+use crate::wire::Source;
 use crate::wire::changes::{self, ChangeSink};
 
 /// A device must hear that a name is free before it hears who has it now, or it renames the newcomer.
@@ -117,7 +118,12 @@ impl Collection {
     }
 
     /// Applies the body of `applyChanges`.
-    pub fn apply_changes(&self, body: impl Read, server_usn: i32, max_object_bytes: u64) -> Result<()> {
+    pub fn apply_changes<'b>(
+        &self,
+        body: impl Into<Source<'b>>,
+        server_usn: i32,
+        max_object_bytes: u64,
+    ) -> Result<()> {
         changes::read(body, max_object_bytes, &mut Merge { db: &self.db, server_usn })
     }
 

@@ -1,7 +1,7 @@
 //! Cards, notes and reviews in chunks, both ways (collection-format.md 12.5, 12.6).
 
 use std::collections::HashMap;
-use std::io::{Read, Write};
+use std::io::Write;
 
 use rusqlite::types::ValueRef;
 use rusqlite::{Connection, OptionalExtension, Row, Statement, params};
@@ -11,6 +11,7 @@ use super::{Collection, Range};
 use crate::error::{Error, Result};
 use crate::text::note;
 use crate::translate;
+use crate::wire::Source;
 use crate::wire::chunk::{self, CARD_INTS, Card, Note, Revlog, RowSink};
 
 /// Rows of one chunk, as clients and the official server have it.
@@ -178,9 +179,9 @@ impl Collection {
     }
 
     /// Applies the body of `applyChunk`.
-    pub fn apply_chunk(
+    pub fn apply_chunk<'b>(
         &self,
-        body: impl Read,
+        body: impl Into<Source<'b>>,
         client_usn: i32,
         server_usn: i32,
         shapes: &mut NotetypeShapes,

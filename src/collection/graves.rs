@@ -1,23 +1,22 @@
 //! Deletions that a client sends (collection-format.md 12.3).
 
-use std::io::Read;
-
 use rusqlite::{Statement, params};
 
 use super::Collection;
 use crate::error::Result;
+use crate::wire::Source;
 use crate::wire::graves::{self, GraveKind};
 
 impl Collection {
     /// Applies the body of `applyGraves`; returns how many.
-    pub fn apply_graves(&self, body: impl Read, server_usn: i32) -> Result<usize> {
+    pub fn apply_graves<'b>(&self, body: impl Into<Source<'b>>, server_usn: i32) -> Result<usize> {
         let mut undertaker = Undertaker::new(self, server_usn)?;
         graves::read_chunk(body, |kind, id| undertaker.bury(kind, id))?;
         Ok(undertaker.buried)
     }
 
     /// Applies the graves that an old client sends inside `start`.
-    pub fn apply_graves_in_start(&self, body: impl Read, server_usn: i32) -> Result<usize> {
+    pub fn apply_graves_in_start<'b>(&self, body: impl Into<Source<'b>>, server_usn: i32) -> Result<usize> {
         let mut undertaker = Undertaker::new(self, server_usn)?;
         graves::read_start(body, |kind, id| undertaker.bury(kind, id))?;
         Ok(undertaker.buried)

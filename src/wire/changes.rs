@@ -4,13 +4,12 @@
 //! Objects are handed on as JSON text; `translate` knows what is inside.
 
 use std::fmt;
-use std::io::Read;
 
 use serde::de::{DeserializeSeed, Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
 use serde_json::value::RawValue;
 
 use super::int::Int;
-use super::stream::{Context, Envelope, Keys, List, Object, end_of_row, parse};
+use super::stream::{Context, Envelope, Keys, List, Object, Source, end_of_row, parse};
 use crate::error::Result;
 
 /// Takes the changes as they are parsed.
@@ -63,12 +62,16 @@ impl ChangeSink for () {
 }
 
 /// Checks that `read` will not fail.
-pub fn check(input: impl Read, max_object_bytes: u64) -> Result<()> {
+pub fn check<'s>(input: impl Into<Source<'s>>, max_object_bytes: u64) -> Result<()> {
     read(input, max_object_bytes, &mut ())
 }
 
 /// Reads the body of `applyChanges`. One object at a time is in memory, of at most `max_object_bytes`.
-pub fn read(input: impl Read, max_object_bytes: u64, sink: &mut impl ChangeSink) -> Result<()> {
+pub fn read<'s>(
+    input: impl Into<Source<'s>>,
+    max_object_bytes: u64,
+    sink: &mut impl ChangeSink,
+) -> Result<()> {
     parse(
         input,
         max_object_bytes,

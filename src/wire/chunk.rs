@@ -2,12 +2,12 @@
 //! `{"done":bool,"revlog":[..],"cards":[..],"notes":[..]}`.
 
 use std::fmt;
-use std::io::{self, Read, Write};
+use std::io::{self, Write};
 
 use serde::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
 use super::int::{Int, Text};
-use super::stream::{Context, Envelope, Keys, List, end_of_row, parse, required};
+use super::stream::{Context, Envelope, Keys, List, Source, end_of_row, parse, required};
 use crate::error::Result;
 
 /// The integer columns of a card, in the order of the wire and of the table.
@@ -164,12 +164,12 @@ impl RowSink for () {
 }
 
 /// Checks that `read` will not fail.
-pub fn check(input: impl Read, max_row_bytes: u64) -> Result<()> {
+pub fn check<'s>(input: impl Into<Source<'s>>, max_row_bytes: u64) -> Result<()> {
     read(input, max_row_bytes, &mut ())
 }
 
 /// Reads the body of `applyChunk`: `{"chunk": chunk}`. One row at a time is in memory, of at most `max_row_bytes`.
-pub fn read(input: impl Read, max_row_bytes: u64, sink: &mut impl RowSink) -> Result<()> {
+pub fn read<'s>(input: impl Into<Source<'s>>, max_row_bytes: u64, sink: &mut impl RowSink) -> Result<()> {
     parse(input, max_row_bytes, &mut Envelope::new("chunk", &mut Chunk { sink }))
 }
 

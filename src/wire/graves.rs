@@ -1,12 +1,10 @@
 //! Deletions on the wire: `{"cards":[id],"notes":[id],"decks":[id]}` (collection-format.md 11).
 
-use std::io::Read;
-
 use serde::de::MapAccess;
 
 use super::StartRequest;
 use super::int::Int;
-use super::stream::{Context, Envelope, Keys, List, Object, parse};
+use super::stream::{Context, Envelope, Keys, List, Object, Source, parse};
 use crate::error::{Error, Result};
 
 /// What was deleted; the numbers are those of the `graves` table.
@@ -34,17 +32,23 @@ impl GraveKind {
 const MAX_ELEMENT_BYTES: u64 = 64 * 1024;
 
 /// Checks that `read_chunk` will not fail.
-pub fn check_chunk(input: impl Read) -> Result<()> {
+pub fn check_chunk<'s>(input: impl Into<Source<'s>>) -> Result<()> {
     read_chunk(input, |_, _| Ok(()))
 }
 
 /// Reads the body of `applyGraves`: `{"chunk": graves}`. Each id goes to `each`.
-pub fn read_chunk(input: impl Read, each: impl FnMut(GraveKind, i64) -> Result<()>) -> Result<()> {
+pub fn read_chunk<'s>(
+    input: impl Into<Source<'s>>,
+    each: impl FnMut(GraveKind, i64) -> Result<()>,
+) -> Result<()> {
     parse(input, MAX_ELEMENT_BYTES, &mut Envelope::new("chunk", &mut Graves::<_, false>::new(each)))
 }
 
 /// Reads the body of `start`. Old clients put their graves there; they may be missing or null.
-pub fn read_start(input: impl Read, each: impl FnMut(GraveKind, i64) -> Result<()>) -> Result<StartRequest> {
+pub fn read_start<'s>(
+    input: impl Into<Source<'s>>,
+    each: impl FnMut(GraveKind, i64) -> Result<()>,
+) -> Result<StartRequest> {
     let mut start = Start { client_usn: None, client_is_newer: None, graves: Graves::new(each) };
     parse(input, MAX_ELEMENT_BYTES, &mut start)?;
     match (start.client_usn, start.client_is_newer) {

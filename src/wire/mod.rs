@@ -12,6 +12,8 @@ mod stream;
 
 use serde::{Deserialize, Serialize};
 
+pub use stream::Source;
+
 use crate::error::Error;
 
 /// The error for JSON of another shape. serde quotes what it found, which may be a password or the text of a note, and

@@ -1,0 +1,195 @@
+//! A server process and what it uses: processor, memory, disk.
+
+use std::collections::VecDeque;
+use std::fs;
+use std::io::{BufRead, BufReader};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crate::Result;
+use crate::client::{Client, Traffic};
+
+/// Accounts `user1` to `user4`, which every server has.
+pub const USERS: usize = 4;
+
+/// How often RssAnon is looked at.
+const SAMPLE_EVERY: Duration = Duration::from_millis(10);
+
+/// Lines of the server's log that are shown when a job fails.
+const LOG_LINES: usize = 40;
+
+/// Linux counts processor time in hundredths of a second for user space, whatever its own clock does.
+const TICKS_PER_SECOND: f64 = 100.0;
+
+/// One server on a data folder of its own; it is killed when this is dropped.
+pub struct Server {
+    child: Child,
+    address: SocketAddr,
+    log: Arc<Mutex<VecDeque<String>>>,
+}
+
+/// What a job cost the server.
+pub struct Usage {
+    /// From the first request to the last reply.
+    pub wall: Duration,
+    /// utime + stime, s.
+    pub cpu: f64,
+    /// The peak of the resident set, KiB, from the process's start.
+    pub hwm_kib: u64,
+    /// The largest RssAnon that was seen: without the pages of files, above all of the program itself. KiB.
+    pub anon_kib: u64,
+    /// What the process made the kernel write to the disk, bytes.
+    pub written: u64,
+    /// Bytes of bodies on the wire.
+    pub traffic: Traffic,
+}
+
+impl Server {
+    /// Starts `command` (a path, or a command with arguments) on the folder `base` and waits until it listens.
+    pub fn start(command: &str, base: &Path) -> Result<Server> {
+        let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port();
+        let mut words = command.split_whitespace();
+        let mut run = match Path::new(command).exists() {
+            true => Command::new(command),
+            false => Command::new(words.next().ok_or("--server is empty")?),
+        };
+        if !Path::new(command).exists() {
+            run.args(words);
+        }
+        for n in 1..=USERS {
+            run.env(format!("SYNC_USER{n}"), format!("user{n}:secret"));
+        }
+        let mut child = run
+            .env("SYNC_BASE", base)
+            .env("SYNC_HOST", "127.0.0.1")
+            .env("SYNC_PORT", port.to_string())
+            // Both servers take the large collection then.
+            .env("MAX_SYNC_PAYLOAD_MEGS", "1000")
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            // A pipe: what goes into a file would count as written.
+            .stderr(Stdio::piped())
+            .spawn()
+            .map_err(|err| format!("starting {command}: {err}"))?;
+        let log = Arc::new(Mutex::new(VecDeque::new()));
+        if let Some(stderr) = child.stderr.take() {
+            let log = log.clone();
+            thread::spawn(move || keep_last_lines(BufReader::new(stderr), &log));
+        }
+        let mut server = Server { child, address: (Ipv4Addr::LOCALHOST, port).into(), log };
+        server.wait_until_it_listens()?;
+        Ok(server)
+    }
+
+    fn wait_until_it_listens(&mut self) -> Result<()> {
+        let deadline = Instant::now() + Duration::from_secs(30);
+        while TcpStream::connect(self.address).is_err() {
+            if let Some(status) = self.child.try_wait()? {
+                return Err(format!("the server ended at once ({status}):\n{}", self.log()).into());
+            }
+            if Instant::now() > deadline {
+                return Err("the server does not listen".into());
+            }
+            thread::sleep(Duration::from_millis(5));
+        }
+        Ok(())
+    }
+
+    /// A client of the account with this number.
+    pub fn client(&self, user: usize) -> Client {
+        Client::new(self.address, &format!("user{user}"), "secret")
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Runs a job and tells what the server used for it.
+    pub fn measure(&self, job: impl FnOnce() -> Result<Traffic>) -> Result<Usage> {
+        let (cpu, written) = (self.cpu()?, self.written()?);
+        let started = Instant::now();
+        let over = AtomicBool::new(false);
+        let (outcome, anon_kib) = thread::scope(|scope| {
+            let sampler = scope.spawn(|| {
+                let mut most = 0;
+                while !over.load(Ordering::Relaxed) {
+                    most = most.max(self.status_kib("RssAnon").unwrap_or(0));
+                    thread::sleep(SAMPLE_EVERY);
+                }
+                most
+            });
+            let outcome = job();
+            over.store(true, Ordering::Relaxed);
+            (outcome, sampler.join().unwrap_or(0))
+        });
+        let wall = started.elapsed();
+        let traffic = outcome.map_err(|err| format!("{err}\nthe server's last words:\n{}", self.log()))?;
+        Ok(Usage {
+            wall,
+            cpu: self.cpu()? - cpu,
+            hwm_kib: self.status_kib("VmHWM")?,
+            anon_kib,
+            written: self.written()? - written,
+            traffic,
+        })
+    }
+
+    fn log(&self) -> String {
+        let lines = self.log.lock().map(|lines| lines.iter().cloned().collect::<Vec<_>>());
+        lines.unwrap_or_default().join("\n")
+    }
+
+    fn read(&self, file: &str) -> Result<String> {
+        Ok(fs::read_to_string(PathBuf::from(format!("/proc/{}/{file}", self.child.id())))?)
+    }
+
+    fn status_kib(&self, key: &str) -> Result<u64> {
+        number_after(&self.read("status")?, key)
+    }
+
+    fn written(&self) -> Result<u64> {
+        number_after(&self.read("io")?, "write_bytes")
+    }
+
+    /// utime + stime, of threads that have ended too.
+    fn cpu(&self) -> Result<f64> {
+        let stat = self.read("stat")?;
+        // The name, in parentheses, may hold spaces; utime and stime are the 14th and 15th of all fields.
+        let after_name = stat.rsplit(')').next().unwrap_or_default();
+        let mut ticks = after_name.split_whitespace().skip(11).map(str::parse::<f64>);
+        let mut next = || ticks.next().and_then(std::result::Result::ok).ok_or("/proc/PID/stat is odd");
+        Ok((next()? + next()?) / TICKS_PER_SECOND)
+    }
+}
+
+impl Drop for Server {
+    /// Killed and not asked: what a reply has promised must be on the disk.
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn number_after(text: &str, key: &str) -> Result<u64> {
+    text.lines()
+        .filter_map(|line| line.strip_prefix(key)?.strip_prefix(':'))
+        .find_map(|rest| rest.split_whitespace().next()?.parse().ok())
+        .ok_or_else(|| format!("the kernel does not tell {key}").into())
+}
+
+fn keep_last_lines(stderr: impl BufRead, log: &Mutex<VecDeque<String>>) {
+    for line in stderr.lines().map_while(std::result::Result::ok) {
+        if let Ok(mut lines) = log.lock() {
+            lines.push_back(line);
+            if lines.len() > LOG_LINES {
+                lines.pop_front();
+            }
+        }
+    }
+}

@@ -1,0 +1,487 @@
+//! What a sync costs the server: memory, processor, disk. Runs a server binary through the jobs of the memory budget,
+//! each on a fresh process, and checks the outcome of each. See README.md beside this file.
+
+mod client;
+mod generate;
+mod measure;
+
+use std::io::{BufReader, Write};
+use std::net::TcpStream;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::thread;
+use std::time::Duration;
+
+use ankipi::collection::FILE_NAME;
+use serde_json::json;
+use tempfile::TempDir;
+
+use client::{Client, Head, Received, Rows, Traffic};
+use generate::{Counts, Generated};
+use measure::{Server, USERS, Usage};
+
+type Result<T> = std::result::Result<T, Box<dyn std::error::Error + Send + Sync>>;
+
+const HELP: &str = "\
+cargo bench --bench sync -- [options]
+
+  --quick          small sizes, for a smoke test
+  --job NAME       this job only; may be given more than once
+  --server CMD     another server: a path, or a command with arguments
+  --notes N        notes of the collection (75000 make 300 MB)
+  --json           JSON in place of the table
+";
+
+/// Sizes of a run.
+struct Sizes {
+    /// Notes of the collection that every job but `idle` is about.
+    notes: i64,
+    new_notes: i64,
+    /// Reviews of a day.
+    reviews: i64,
+    /// Reviews of years.
+    history: i64,
+    connections: usize,
+}
+
+const FULL: Sizes =
+    Sizes { notes: 75_000, new_notes: 10_000, reviews: 5_000, history: 200_000, connections: 500 };
+const QUICK: Sizes = Sizes { notes: 1_000, new_notes: 600, reviews: 300, history: 3_000, connections: 50 };
+
+/// Something to measure.
+struct Job {
+    name: &'static str,
+    /// VmHWM that design.md allows, MB.
+    budget: f64,
+    run: fn(&Bench) -> Result<Usage>,
+}
+
+const JOBS: &[Job] = &[
+    Job { name: "idle", budget: 1.5, run: Bench::idle },
+    Job { name: "logins", budget: 1.5, run: Bench::logins },
+    Job { name: "no-change", budget: 8.0, run: Bench::no_change },
+    Job { name: "upload", budget: 8.0, run: |bench| bench.uploads(1) },
+    Job { name: "download", budget: 8.0, run: |bench| bench.downloads(1) },
+    Job { name: "notes-up", budget: 8.0, run: Bench::notes_up },
+    Job { name: "notes-down", budget: 8.0, run: Bench::notes_down },
+    Job { name: "reviews-up", budget: 8.0, run: Bench::reviews_up },
+    Job { name: "reviews-down", budget: 8.0, run: Bench::reviews_down },
+    Job { name: "history-up", budget: 8.0, run: Bench::history_up },
+    Job { name: "history-down", budget: 8.0, run: Bench::history_down },
+    Job { name: "four-uploads", budget: 16.0, run: |bench| bench.uploads(USERS) },
+    Job { name: "four-downloads", budget: 16.0, run: |bench| bench.downloads(USERS) },
+    Job { name: "connections", budget: 16.0, run: Bench::connections },
+];
+
+/// One run of the program.
+struct Bench {
+    server: String,
+    sizes: Sizes,
+    cache: PathBuf,
+    collection: Generated,
+    counts: Counts,
+}
+
+/// Logins and no-change syncs of one job; one alone is too short for the clock.
+const REPEATS: u32 = 20;
+
+impl Bench {
+    /// A data folder on which the users have the collection, changed by `prepare`.
+    fn base(&self, users: usize, prepare: impl Fn(&rusqlite::Connection) -> Result<()>) -> Result<TempDir> {
+        let base = tempfile::tempdir_in(&self.cache)?;
+        for user in 1..=users {
+            let file = file_of(base.path(), user);
+            std::fs::create_dir_all(file.with_file_name(""))?;
+            generate::copy(&self.collection.path, &file)?;
+            let db = generate::open(&file)?;
+            db.execute_batch("BEGIN")?;
+            prepare(&db)?;
+            db.execute_batch("COMMIT")?;
+        }
+        // The disk has been busy for the benchmark's sake only.
+        std::process::Command::new("sync").status()?;
+        Ok(base)
+    }
+
+    fn idle(&self) -> Result<Usage> {
+        let base = tempfile::tempdir_in(&self.cache)?;
+        let server = Server::start(&self.server, base.path())?;
+        server.measure(|| {
+            thread::sleep(Duration::from_millis(500));
+            Ok(Traffic::default())
+        })
+    }
+
+    fn logins(&self) -> Result<Usage> {
+        let base = tempfile::tempdir_in(&self.cache)?;
+        let server = Server::start(&self.server, base.path())?;
+        let mut client = server.client(1);
+        server.measure(|| {
+            for _ in 0..REPEATS {
+                client.log_in()?;
+            }
+            Ok(client.traffic)
+        })
+    }
+
+    fn no_change(&self) -> Result<Usage> {
+        let base = self.base(1, |_| Ok(()))?;
+        let expected = generate::stamps(&file_of(base.path(), 1))?;
+        let server = Server::start(&self.server, base.path())?;
+        let mut client = server.client(1);
+        let usage = server.measure(|| {
+            for _ in 0..REPEATS {
+                let meta = client.meta()?;
+                if (meta.modified, meta.schema, meta.usn) != expected {
+                    return Err(format!("meta says {meta:?}, the file {expected:?}").into());
+                }
+            }
+            Ok(client.traffic)
+        })?;
+        match usage.written {
+            0 => Ok(usage),
+            bytes => Err(format!("syncs without changes wrote {bytes} bytes").into()),
+        }
+    }
+
+    /// So many users send the collection at once.
+    fn uploads(&self, users: usize) -> Result<Usage> {
+        let base = tempfile::tempdir_in(&self.cache)?;
+        let server = Server::start(&self.server, base.path())?;
+        let expected = generate::stamps(&self.collection.path)?;
+        let usage = server.measure(|| {
+            at_once(&server, users, |client, _| {
+                client.upload(&self.collection.packed)?;
+                let meta = client.meta()?;
+                match (meta.modified, meta.schema, meta.usn) == expected {
+                    true => Ok(()),
+                    false => Err(format!("meta says {meta:?}, the file {expected:?}").into()),
+                }
+            })
+        })?;
+        drop(server);
+        for user in 1..=users {
+            self.check(&file_of(base.path(), user), self.counts)?;
+        }
+        Ok(usage)
+    }
+
+    /// So many users fetch theirs at once.
+    fn downloads(&self, users: usize) -> Result<Usage> {
+        let base = self.base(users, |_| Ok(()))?;
+        let server = Server::start(&self.server, base.path())?;
+        let file = |user: usize| base.path().join(format!("downloaded-{user}"));
+        let usage =
+            server.measure(|| at_once(&server, users, |client, user| client.download(&file(user))))?;
+        drop(server);
+        let bytes = std::fs::metadata(&self.collection.path)?.len();
+        for user in 1..=users {
+            self.check(&file(user), self.counts)?;
+            let arrived = std::fs::metadata(file(user))?.len();
+            if arrived != bytes {
+                return Err(format!("{arrived} bytes arrived of a collection of {bytes}").into());
+            }
+        }
+        Ok(usage)
+    }
+
+    fn notes_up(&self) -> Result<Usage> {
+        let numbers = self.sizes.notes..self.sizes.notes + self.sizes.new_notes;
+        self.sync_up(|usn| Rows {
+            notes: Some(Box::new(numbers.clone().map(move |n| generate::note_json(n, usn)))),
+            cards: Some(Box::new(numbers.clone().map(move |n| generate::card_json(n, usn, false)))),
+            ..Rows::default()
+        })
+    }
+
+    fn notes_down(&self) -> Result<Usage> {
+        let numbers = self.sizes.notes..self.sizes.notes + self.sizes.new_notes;
+        let count = self.sizes.new_notes as usize;
+        self.sync_down(Received { notes: count, cards: count, revlog: 0 }, |db| {
+            generate::add_notes(db, numbers.clone(), generate::USN)
+        })
+    }
+
+    /// A day of reviews, each of another card.
+    fn reviews_up(&self) -> Result<Usage> {
+        let (cards, reviews) = (self.sizes.notes, self.reviews(self.sizes.reviews));
+        let touched = 0..self.sizes.reviews.min(cards);
+        self.sync_up(|usn| Rows {
+            revlog: Some(Box::new(reviews.clone().map(move |n| generate::review_json(n, cards, usn)))),
+            cards: Some(Box::new(touched.clone().map(move |n| generate::card_json(n, usn, true)))),
+            ..Rows::default()
+        })
+    }
+
+    fn reviews_down(&self) -> Result<Usage> {
+        let touched = 0..self.sizes.reviews.min(self.sizes.notes);
+        let received = Received {
+            revlog: self.sizes.reviews as usize,
+            cards: touched.end as usize,
+            ..Received::default()
+        };
+        self.sync_down(received, |db| {
+            generate::touch_cards(db, touched.clone(), generate::USN)?;
+            generate::add_reviews(db, self.reviews(self.sizes.reviews), self.sizes.notes, generate::USN)
+        })
+    }
+
+    /// Reviews alone, as an import of somebody's history has them.
+    fn history_up(&self) -> Result<Usage> {
+        let (cards, reviews) = (self.sizes.notes, self.reviews(self.sizes.history));
+        self.sync_up(|usn| Rows {
+            revlog: Some(Box::new(reviews.clone().map(move |n| generate::review_json(n, cards, usn)))),
+            ..Rows::default()
+        })
+    }
+
+    fn history_down(&self) -> Result<Usage> {
+        let received = Received { revlog: self.sizes.history as usize, ..Received::default() };
+        self.sync_down(received, |db| {
+            generate::add_reviews(db, self.reviews(self.sizes.history), self.sizes.notes, generate::USN)
+        })
+    }
+
+    /// Numbers of reviews that the collection does not have.
+    fn reviews(&self, count: i64) -> std::ops::Range<i64> {
+        let first = generate::next_review(self.sizes.notes);
+        first..first + count
+    }
+
+    /// A normal sync of a device that has new rows.
+    fn sync_up<'r>(&self, rows: impl Fn(i64) -> Rows<'r>) -> Result<Usage> {
+        let base = self.base(1, |_| Ok(()))?;
+        let file = file_of(base.path(), 1);
+        let config = generate::config_json(&generate::open(&file)?)?;
+        let mut counts = self.counts;
+        let new = rows(generate::USN);
+        counts[0] += if new.notes.is_some() { count(new.cards) } else { 0 };
+        counts[1] += count(new.notes);
+        counts[2] += count(new.revlog);
+        let server = Server::start(&self.server, base.path())?;
+        let mut client = server.client(1);
+        let usage = server.measure(|| {
+            let received = client.sync(generate::USN, Some(&config), rows(generate::USN), counts)?;
+            match received == Received::default() {
+                true => Ok(client.traffic),
+                false => Err(format!("{received:?} came down, and nothing was new").into()),
+            }
+        })?;
+        drop(server);
+        self.check(&file, counts)?;
+        Ok(usage)
+    }
+
+    /// A normal sync of a device that has not seen what `prepare` puts into the server's collection.
+    fn sync_down(
+        &self,
+        expected: Received,
+        prepare: impl Fn(&rusqlite::Connection) -> Result<()>,
+    ) -> Result<Usage> {
+        let base = self.base(1, |db| {
+            prepare(db)?;
+            db.execute("UPDATE col SET mod = mod + 1, usn = usn + 1", [])?;
+            Ok(())
+        })?;
+        let file = file_of(base.path(), 1);
+        let counts = generate::counts(&generate::open(&file)?)?;
+        let server = Server::start(&self.server, base.path())?;
+        let mut client = server.client(1);
+        let usage = server.measure(|| {
+            let received = client.sync(generate::USN, None, Rows::default(), counts)?;
+            match received == expected {
+                true => Ok(client.traffic),
+                false => Err(format!("{received:?} came down instead of {expected:?}").into()),
+            }
+        })?;
+        drop(server);
+        self.check(&file, counts)?;
+        Ok(usage)
+    }
+
+    /// Half of them kept alive after a request, half in the middle of a head; all of them are served in the end.
+    fn connections(&self) -> Result<Usage> {
+        const HEAD: &[u8] = b"GET /health HTTP/1.1\r\nhost: bench\r\n";
+        let base = self.base(1, |_| Ok(()))?;
+        let server = Server::start(&self.server, base.path())?;
+        let send =
+            |connection: &mut BufReader<TcpStream>, bytes: &[u8]| connection.get_mut().write_all(bytes);
+        let finish = |connection: &mut BufReader<TcpStream>| -> Result<()> {
+            send(connection, b"\r\n")?;
+            let head = Head::read(connection)?;
+            match head.status {
+                200 => head.skip_body(connection),
+                status => Err(format!("health: status {status}").into()),
+            }
+        };
+        server.measure(|| {
+            let (mut idle, mut half_open) = (Vec::new(), Vec::new());
+            for number in 0..self.sizes.connections {
+                let mut connection = client::connect(server.address())?;
+                send(&mut connection, HEAD)?;
+                if number % 2 == 0 {
+                    finish(&mut connection)?;
+                    idle.push(connection);
+                } else {
+                    half_open.push(connection);
+                }
+            }
+            let mut client = server.client(1);
+            client.meta()?;
+            half_open.iter_mut().try_for_each(finish)?;
+            for connection in &mut idle {
+                send(connection, HEAD)?;
+                finish(connection)?;
+            }
+            Ok(client.traffic)
+        })
+    }
+
+    fn check(&self, file: &Path, expected: Counts) -> Result<()> {
+        match generate::check(file)? {
+            counts if counts == expected => Ok(()),
+            counts => Err(format!("{} holds {counts:?} rows instead of {expected:?}", file.display()).into()),
+        }
+    }
+}
+
+fn count<T>(rows: Option<impl Iterator<Item = T>>) -> i64 {
+    rows.map_or(0, |rows| rows.count() as i64)
+}
+
+fn file_of(base: &Path, user: usize) -> PathBuf {
+    base.join(format!("user{user}")).join(FILE_NAME)
+}
+
+/// Lets the clients of so many users work side by side.
+fn at_once(
+    server: &Server,
+    users: usize,
+    work: impl Fn(&mut Client, usize) -> Result<()> + Sync,
+) -> Result<Traffic> {
+    thread::scope(|scope| {
+        let work = &work;
+        let threads: Vec<_> = (1..=users)
+            .map(|user| {
+                let mut client = server.client(user);
+                scope.spawn(move || work(&mut client, user).map(|()| client.traffic))
+            })
+            .collect();
+        let mut sum = Traffic::default();
+        for thread in threads {
+            sum += thread.join().map_err(|_| "a client panicked")??;
+        }
+        Ok(sum)
+    })
+}
+
+const MB: f64 = 1024.0 * 1024.0;
+
+fn print_heading() {
+    println!(
+        "{:<15} {:>8} {:>8} {:>9} {:>9} {:>9} {:>9} {:>9} {:>9}  (MiB)",
+        "job", "wall s", "CPU s", "VmHWM", "budget", "RssAnon", "written", "wire up", "wire down"
+    );
+}
+
+fn print_row(job: &Job, usage: &Usage) {
+    let megs = |bytes: u64| bytes as f64 / MB;
+    let hwm = megs(usage.hwm_kib * 1024);
+    println!(
+        "{:<15} {:>8.2} {:>8.2} {:>8.1}{} {:>9.1} {:>9.1} {:>9.1} {:>9.1} {:>9.1}{}",
+        job.name,
+        usage.wall.as_secs_f64(),
+        usage.cpu,
+        hwm,
+        if hwm > job.budget { '!' } else { ' ' },
+        job.budget,
+        megs(usage.anon_kib * 1024),
+        megs(usage.written),
+        megs(usage.traffic.up),
+        megs(usage.traffic.down),
+        match usage.traffic.refused {
+            0 => String::new(),
+            times => format!("  {times} x 503"),
+        }
+    );
+}
+
+fn json_row(job: &Job, usage: &Usage) -> serde_json::Value {
+    json!({
+        "job": job.name,
+        "wall_secs": usage.wall.as_secs_f64(),
+        "cpu_secs": usage.cpu,
+        "hwm_bytes": usage.hwm_kib * 1024,
+        "budget_bytes": (job.budget * MB) as u64,
+        "anon_bytes": usage.anon_kib * 1024,
+        "written_bytes": usage.written,
+        "wire_up_bytes": usage.traffic.up,
+        "wire_down_bytes": usage.traffic.down,
+        "refused_requests": usage.traffic.refused,
+    })
+}
+
+fn run() -> Result<()> {
+    let mut args = pico_args::Arguments::from_env();
+    if args.contains(["-h", "--help"]) {
+        print!("{HELP}");
+        return Ok(());
+    }
+    // What cargo adds.
+    let _ = args.contains("--bench");
+    let mut sizes = if args.contains("--quick") { QUICK } else { FULL };
+    let as_json = args.contains("--json");
+    let server: Option<String> = args.opt_value_from_str("--server")?;
+    if let Some(notes) = args.opt_value_from_str("--notes")? {
+        sizes.notes = notes;
+    }
+    let wanted: Vec<String> = args.values_from_str("--job")?;
+    if let Some(extra) = args.finish().first() {
+        return Err(format!("{} is not an option\n{HELP}", extra.to_string_lossy()).into());
+    }
+    if let Some(unknown) = wanted.iter().find(|name| JOBS.iter().all(|job| job.name != **name)) {
+        let names: Vec<_> = JOBS.iter().map(|job| job.name).collect();
+        return Err(format!("no job '{unknown}'; there are: {}", names.join(", ")).into());
+    }
+
+    let cache = Path::new(env!("CARGO_TARGET_TMPDIR")).with_file_name("bench-data");
+    let collection = generate::collection(&cache, sizes.notes)?;
+    let counts = generate::check(&collection.path)?;
+    let server = server.unwrap_or_else(|| env!("CARGO_BIN_EXE_ankipi").to_owned());
+    let file_bytes = std::fs::metadata(&collection.path)?.len();
+    let bench = Bench { server, sizes, cache, collection, counts };
+    if !as_json {
+        println!("{}; a collection of {} notes, {file_bytes} bytes", bench.server, bench.sizes.notes);
+        print_heading();
+    }
+    let mut rows = Vec::new();
+    let mut failures = Vec::new();
+    for job in JOBS.iter().filter(|job| wanted.is_empty() || wanted.iter().any(|name| name == job.name)) {
+        match (job.run)(&bench) {
+            Ok(usage) if as_json => rows.push(json_row(job, &usage)),
+            Ok(usage) => print_row(job, &usage),
+            Err(err) => {
+                eprintln!("{}: {err}", job.name);
+                failures.push(job.name);
+            }
+        }
+    }
+    if as_json {
+        let run = json!({ "server": bench.server, "notes": bench.sizes.notes, "collection_bytes": file_bytes, "jobs": rows });
+        println!("{run:#}");
+    }
+    match failures[..] {
+        [] => Ok(()),
+        _ => Err(format!("failed: {}", failures.join(", ")).into()),
+    }
+}
+
+fn main() -> ExitCode {
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(err) => {
+            eprintln!("{err}");
+            ExitCode::FAILURE
+        }
+    }
+}
