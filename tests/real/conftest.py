@@ -8,7 +8,7 @@ from account import Account
 from proxy import Proxy
 from server import REFERENCE, Server, command, phc
 
-USERS = 200
+USERS = 500
 PASSWORD = "secret"
 
 
