@@ -76,6 +76,15 @@ pub struct Client {
 impl Client {
     /// None if the connection broke.
     pub fn try_post(&self, method: &str, payload: &[u8]) -> Option<(u16, Vec<u8>)> {
+        Client::post_on(TcpStream::connect(("127.0.0.1", self.port)).ok()?, method, payload)
+    }
+
+    /// A connection that no later server with the same port can answer.
+    pub fn connect(&self) -> TcpStream {
+        TcpStream::connect(("127.0.0.1", self.port)).unwrap()
+    }
+
+    pub fn post_on(mut socket: TcpStream, method: &str, payload: &[u8]) -> Option<(u16, Vec<u8>)> {
         let body = zstd::encode_all(payload, 1).unwrap();
         let key: String = Sha1::digest("u:p").iter().map(|byte| format!("{byte:02x}")).collect();
         let header = json!({"v": 11, "k": key, "c": "test", "s": "x"});
@@ -83,7 +92,6 @@ impl Client {
             "POST /msync/{method} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nanki-sync: {header}\r\nContent-Length: {}\r\n\r\n",
             body.len()
         );
-        let mut socket = TcpStream::connect(("127.0.0.1", self.port)).ok()?;
         socket.write_all(head.as_bytes()).ok()?;
         // A server that refuses early does not read all of it.
         let _ = socket.write_all(&body);

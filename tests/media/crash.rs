@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use ankipi::media::check::{Depth, Listener, check};
 use serde_json::json;
 
-use crate::client::{Server, folder, sha1_hex, zip_of};
+use crate::client::{Client, Server, folder, sha1_hex, zip_of};
 
 const KILLS: u32 = 200;
 
@@ -79,10 +79,10 @@ fn a_kill_at_any_moment_of_an_upload_heals() {
             let zip = zip_of(
                 &changes.iter().map(|(name, data)| (name.as_str(), data.as_deref())).collect::<Vec<_>>(),
             );
-            let client = server.client();
+            let socket = server.client().connect();
             let uploading = thread::spawn(move || {
                 let started = Instant::now();
-                (client.try_post("uploadChanges", &zip), zip, started.elapsed())
+                (Client::post_on(socket, "uploadChanges", &zip), zip, started.elapsed())
             });
             let is_last = dice.below(3) > 0;
             if is_last {
@@ -96,8 +96,9 @@ fn a_kill_at_any_moment_of_an_upload_heals() {
             let (reply, zip, took) = uploading.join().unwrap();
             match reply {
                 Some((status, _)) => {
-                    assert_eq!(status, 200);
-                    usual = usual.max(took.min(Duration::from_millis(500)));
+                    assert_eq!(status, 200, "kill {kill}");
+                    // An average: one slow upload must not send most kills after the end of the next ones.
+                    usual = (usual * 3 + took) / 4;
                 }
                 None => {
                     cut += 1;
