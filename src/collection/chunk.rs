@@ -104,10 +104,11 @@ impl Table {
         };
         let table = self.key();
         // The rest of one usn, then the later ones: as one condition SQLite would walk the first usn from its start
-        // for every chunk.
+        // for every chunk. The index is named because the statistics that
+        // clients leave in their uploads make SQLite read the whole table instead.
         format!(
-            "SELECT {columns} FROM {table} WHERE usn = ?1 AND id > ?3
-             UNION ALL SELECT {columns} FROM {table} WHERE usn > ?1 AND usn <= ?2 ORDER BY usn, id"
+            "SELECT {columns} FROM {table} INDEXED BY ix_{table}_usn WHERE usn = ?1 AND id > ?3
+             UNION ALL SELECT {columns} FROM {table} INDEXED BY ix_{table}_usn WHERE usn > ?1 AND usn <= ?2 ORDER BY usn, id"
         )
     }
 

@@ -40,6 +40,7 @@ pub fn replace(dir: &Path, checked: &Path, keep: usize) -> Result<()> {
         if let Err(err) = fs::rename(&next, &current) {
             // Back to where we were; what is in `next` goes at the next start.
             let _ = fs::rename(&backup, &current);
+            let _ = move_side_files(&backup, &current);
             return Err(Error::Io("renaming", next, err));
         }
     } else {
@@ -103,6 +104,16 @@ fn move_to_backups(dir: &Path) -> Result<PathBuf> {
     Ok(backup)
 }
 
+fn move_side_files(from: &Path, to: &Path) -> Result<()> {
+    for suffix in SIDE_SUFFIXES {
+        let side_file = with_suffix(from, suffix);
+        if side_file.exists() {
+            fs::rename(&side_file, with_suffix(to, suffix)).map_err(Error::io("renaming", &side_file))?;
+        }
+    }
+    Ok(())
+}
+
 fn forget_old_backups(dir: &Path, keep: usize) -> Result<()> {
     let backups = dir.join(BACKUPS);
     if !backups.exists() {
@@ -124,8 +135,18 @@ pub fn clean_up(dir: &Path) -> Result<()> {
     let (current, next) = (dir.join(FILE_NAME), dir.join(CHECKED));
     if next.exists() && !current.exists() {
         // The power went between the two renames: the upload was whole, checked and synced.
-        for suffix in SIDE_SUFFIXES {
-            remove_if_there(&with_suffix(&current, suffix))?;
+        // What is left beside it belongs to the collection that had gone to the backups.
+        let backups = dir.join(BACKUPS);
+        match backups
+            .exists()
+            .then(|| backup_numbers(&backups))
+            .transpose()?
+            .and_then(|numbers| numbers.last().copied())
+        {
+            Some(newest) => move_side_files(&current, &backup_path(&backups, newest))?,
+            None => {
+                SIDE_SUFFIXES.iter().try_for_each(|suffix| remove_if_there(&with_suffix(&current, suffix)))?
+            }
         }
         fs::rename(&next, &current).map_err(Error::io("renaming", &next))?;
         log::warn!("{}: put a checked upload in place that a crash had interrupted", dir.display());
