@@ -27,6 +27,9 @@ const ROUNDS: u32 = 600_000;
 /// The file of host keys in a user's folder: one line per login, `sha256-of-key client`.
 const KEYS_FILE: &str = "keys";
 
+/// The accounts that `ankipi user` makes, in the data folder.
+pub const USERS_FILE: &str = "users";
+
 /// The host keys of one account are forgotten, oldest first, beyond this many logins.
 const MAX_KEYS: usize = 200;
 
@@ -222,12 +225,12 @@ fn unhex(text: &str) -> Option<KeyDigest> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::Flags;
+    use crate::config::{Flags, Settings};
 
     fn accounts(base: &Path, vars: &[(&str, &str)]) -> Accounts {
         let base = [("SYNC_BASE", base.to_str().unwrap())];
         let vars = vars.iter().chain(&base).map(|(key, value)| ((*key).to_owned(), (*value).to_owned()));
-        Accounts::open(&Config::load(vars, Flags::default()).unwrap()).unwrap()
+        Accounts::open(&Settings::read(None, vars, Flags::new()).unwrap().config().unwrap()).unwrap()
     }
 
     /// 1000 rounds; the password is "secret".

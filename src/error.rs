@@ -39,6 +39,8 @@ pub enum Error {
     Db(rusqlite::Error),
     /// The connection to the client broke; nobody is left to answer.
     Disconnected(io::Error),
+    /// The command line does not say what to do; no request ends with it.
+    Usage(String),
     /// The server's own state does not allow it (start-up, damaged file): 500.
     Broken(String),
 }
@@ -55,7 +57,7 @@ impl Error {
             Error::TooLarge(_) => 413,
             Error::UnsupportedVersion(_) => 501,
             Error::Busy(_) => 503,
-            Error::Io(..) | Error::Db(_) | Error::Disconnected(_) | Error::Broken(_) => 500,
+            Error::Io(..) | Error::Db(_) | Error::Disconnected(_) | Error::Usage(_) | Error::Broken(_) => 500,
         }
     }
 
@@ -79,6 +81,7 @@ impl fmt::Display for Error {
             | Error::Forbidden(text)
             | Error::TooLarge(text)
             | Error::Busy(text)
+            | Error::Usage(text)
             | Error::Broken(text) => f.write_str(text),
             Error::NotFound => f.write_str("no such page"),
             Error::MethodNotAllowed(_) => f.write_str("wrong HTTP method"),
