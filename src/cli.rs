@@ -9,7 +9,7 @@ use std::process::ExitCode;
 
 use pico_args::Arguments;
 
-use crate::commands::{COMMANDS, DEFAULT};
+use crate::commands::{COMMANDS, DEFAULT, PASSWORD_OPTIONS};
 use crate::config::{Flags, SETTINGS, Settings};
 use crate::error::{Error, Result};
 use crate::nearest::nearest;
@@ -137,24 +137,15 @@ pub fn run(mut args: Arguments) -> ExitCode {
 fn take_shared(invocation: &mut Invocation) -> Result<Vec<String>> {
     invocation.base = invocation.path("--base")?;
     invocation.config = invocation.path("--config")?;
-    let mut words = Vec::new();
-    loop {
-        let longer = |word: &str| [words.join(" "), word.to_owned()].join(" ").trim_start().to_owned();
-        // The next argument, if it goes on with a name; other words belong to the command.
-        let goes_on = match invocation.args.clone().subcommand() {
-            Ok(Some(word)) => words.is_empty() || is_name(&longer(&word)) || words == ["help"],
-            _ => false,
-        };
-        if !goes_on || words.len() == 3 {
-            return Ok(words);
+    let mut words: Vec<String> = Vec::new();
+    // Other words belong to the command.
+    while words.last().is_none_or(|last| last == "help" || family(last).next().is_some()) && words.len() < 3 {
+        match invocation.args.subcommand().map_err(|err| Error::Usage(err.to_string()))? {
+            Some(word) => words.push(word),
+            None => break,
         }
-        words.extend(invocation.args.subcommand().map_err(|err| Error::Usage(err.to_string()))?);
     }
-}
-
-fn is_name(text: &str) -> bool {
-    let text = text.strip_prefix("help ").unwrap_or(text);
-    COMMANDS.iter().any(|command| command.name == text)
+    Ok(words)
 }
 
 enum Found {
@@ -275,6 +266,7 @@ fn usage(command: &Command) -> String {
 fn help(command: &Command) -> String {
     let mut text = format!("ankipi {} - {}\n\nUsage: {}\n", command.name, command.summary, usage(command));
     let own = command.help.replace("{settings}", &settings_table());
+    let own = own.replace("{password options}", PASSWORD_OPTIONS);
     for part in [own.as_str(), SHARED_OPTIONS] {
         let _ = write!(text, "\n{}\n", part.trim());
     }
@@ -307,7 +299,7 @@ mod tests {
 
     #[test]
     fn every_help_fits_on_a_terminal_and_names_its_usage() {
-        let mut texts = vec![overview()];
+        let mut texts = vec![overview(), family_help("user"), family_help("device")];
         texts.extend(COMMANDS.iter().map(|command| help(command)));
         for text in texts {
             for line in text.lines() {

@@ -74,6 +74,7 @@ pub mod logging;
 pub mod media;
 pub mod nearest;
 pub mod network;
+pub mod prompt;
 pub mod server;
 pub mod session;
 pub mod spool;

@@ -4,6 +4,7 @@
 //! there is no SQL here.
 
 mod access_log;
+mod address;
 mod collection;
 mod full;
 mod login;
@@ -11,6 +12,8 @@ mod media;
 mod pages;
 mod route;
 
+use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::Instant;
 
 use crate::accounts::Accounts;
@@ -44,6 +47,8 @@ struct Call {
     header: SyncHeader,
     /// The account's name; none for `hostKey`.
     user: Option<String>,
+    /// The client's.
+    address: IpAddr,
 }
 
 impl Call {
@@ -66,8 +71,13 @@ impl App {
     /// Reads the accounts and readies the users' folders.
     pub fn open(config: Config) -> Result<App> {
         let accounts = Accounts::open(&config)?;
-        let users = Users::open(&config, accounts.names())?;
+        let users = Users::open(&config, &accounts.names())?;
         Ok(App { config, accounts, users })
+    }
+
+    /// Whether nobody can log in.
+    pub fn has_no_accounts(&self) -> bool {
+        self.accounts.names().is_empty()
     }
 
     /// All users.
@@ -78,12 +88,22 @@ impl App {
     /// Answers one request; whatever goes wrong ends up in its status and in the log.
     pub fn answer(&self, request: Request) {
         let started = Instant::now();
-        let mut log = AccessLog::new(&request, self.config.ip_header.as_deref());
-        let outcome = self.dispatch(request, &mut log);
+        let address = address::of(&request, &self.config);
+        let mut log = AccessLog::new(&request, address);
+        let outcome = match self.is_allowed(address) {
+            true => self.dispatch(request, address, &mut log),
+            // As if there were nothing: 403 would log a device out that is abroad for a day.
+            false => refuse(request, Error::NotFound),
+        };
         log.write(outcome, started.elapsed());
     }
 
-    fn dispatch(&self, mut request: Request, log: &mut AccessLog) -> Result<()> {
+    fn is_allowed(&self, address: IpAddr) -> bool {
+        let allow = &self.config.allow;
+        allow.is_empty() || allow.iter().any(|network| network.contains(address))
+    }
+
+    fn dispatch(&self, mut request: Request, address: IpAddr, log: &mut AccessLog) -> Result<()> {
         match Route::parse(request.path(), &self.config.base_path) {
             Route::Page(page) => match request.verb() {
                 Verb::Get | Verb::Head => self.show(page, request),
@@ -93,7 +113,7 @@ impl App {
                 if request.verb() != Verb::Post {
                     return refuse(request, Error::MethodNotAllowed("POST"));
                 }
-                match self.admit(method, &request, log) {
+                match self.admit(method, &request, address, log) {
                     Ok(call) if method == Method::Upload => self.upload(&call, request, log),
                     Ok(call) if method == Method::DownloadFiles => self.download_files(&call, request, log),
                     Ok(call) if method == Method::Download => self.download(&call, request, log),
@@ -123,7 +143,7 @@ impl App {
     }
 
     /// Checks everything that the head tells, before the first byte of the body is read.
-    fn admit(&self, method: Method, request: &Request, log: &mut AccessLog) -> Result<Call> {
+    fn admit(&self, method: Method, request: &Request, address: IpAddr, log: &mut AccessLog) -> Result<Call> {
         let Some(header) = request.header("anki-sync") else {
             return Err(Error::bad(
                 "no anki-sync header: the client is older than Anki 2.1.57, or something between it and us drops headers",
@@ -137,7 +157,10 @@ impl App {
         }
         let user = match method {
             Method::HostKey => None,
-            _ => Some(self.accounts.user_of_key(&header.hkey)?.to_owned()),
+            _ => {
+                self.notice_changed_accounts();
+                Some(self.accounts.user_of_key(&header.hkey)?)
+            }
         };
         if let Some(user) = &user {
             log.user(user);
@@ -146,23 +169,30 @@ impl App {
             return Err(Error::bad("a sync step without a session key"));
         }
         method.caps(&self.config).check_declared(request.declared_bytes())?;
-        Ok(Call { method, header, user })
+        Ok(Call { method, header, user, address })
     }
 
-    fn user(&self, call: &Call) -> Result<&User> {
+    /// Lets `ankipi user` and `ankipi device` take effect.
+    fn notice_changed_accounts(&self) {
+        if self.accounts.refresh() {
+            self.users.keep_only(&self.accounts.names());
+        }
+    }
+
+    fn user(&self, call: &Call) -> Result<Arc<User>> {
         self.users.by_name(call.user.as_deref().unwrap_or_default())
     }
 
     /// Reads the body into a spool.
     fn receive(&self, call: &Call, request: &mut Request, log: &mut AccessLog) -> Result<Spool> {
         let dir = match call.user {
-            Some(_) => &self.user(call)?.dir,
-            None => &self.config.base,
+            Some(_) => self.user(call)?.dir.clone(),
+            None => self.config.base.clone(),
         };
-        let mut spool = Spool::new(dir);
+        let mut spool = Spool::new(&dir);
         let caps: Caps = call.method.caps(&self.config);
         let received =
-            body::receive(request.body(), caps, &mut spool, Error::io("spooling a request in", dir))?;
+            body::receive(request.body(), caps, &mut spool, Error::io("spooling a request in", &dir))?;
         log.received(received);
         Ok(spool)
     }

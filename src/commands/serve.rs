@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use crate::cli::{Command, Invocation};
 use crate::config::{Flags, SETTINGS};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::{logging, server};
 
 /// `ankipi serve`
@@ -35,14 +35,6 @@ fn run(mut invocation: Invocation) -> Result<ExitCode> {
     }
     invocation.words(0, 0)?;
     let config = invocation.settings(flags)?.config()?;
-    if config.users.is_empty() {
-        return Err(Error::Broken(
-            "no account is set up. Start it with one, for example:\n  \
-             SYNC_USER1=me:my-password ankipi\n\
-             More accounts go into SYNC_USER2, SYNC_USER3 and so on."
-                .to_owned(),
-        ));
-    }
     logging::start(config.log_level);
     server::run(config)?;
     Ok(ExitCode::SUCCESS)
