@@ -80,7 +80,7 @@ settings! {
     /// Bytes.
     quota_bytes: Option<u64> = "SYNC_QUOTA_MEGS", "", "", kind::OPTIONAL_MEGS, "what each user may store, in MiB";
     /// Bytes.
-    min_free_bytes: u64 = "SYNC_MIN_FREE_MEGS", "", "50", kind::MEGS_OR_NONE, "what uploads leave free on the disk, in MiB";
+    min_free_bytes: u64 = "SYNC_MIN_FREE_MEGS", "", "16", kind::MEGS_OR_NONE, "what uploads leave free on the disk, in MiB";
     session_idle: Duration = "SYNC_SESSION_SECS", "", "300", kind::SECONDS, "a silent sync is given up after so long";
     backups: usize = "SYNC_BACKUPS", "", "3", kind::COUNT, "replaced collections kept for each user";
     ip_header: Option<String> = "SYNC_IP_HEADER", "", "", kind::IP_HEADER, "where a proxy tells the address: X-Real-IP, ...";

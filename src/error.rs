@@ -29,6 +29,8 @@ pub enum Error {
     LostFile(&'static str),
     /// A limit was reached: 413. The text names the limit and the variable that raises it.
     TooLarge(String),
+    /// There is no room on the disk for what the request brings: 507.
+    DiskFull(String),
     /// The client speaks a protocol version that we do not: 501, which clients show as "too old".
     UnsupportedVersion(u64),
     /// Somebody else holds what the request needs, and waiting did not help: 503.
@@ -57,6 +59,7 @@ impl Error {
             Error::TooLarge(_) => 413,
             Error::UnsupportedVersion(_) => 501,
             Error::Busy(_) => 503,
+            Error::DiskFull(_) => 507,
             Error::Io(..) | Error::Db(_) | Error::Disconnected(_) | Error::Usage(_) | Error::Broken(_) => 500,
         }
     }
@@ -80,6 +83,7 @@ impl fmt::Display for Error {
             | Error::Refused(text)
             | Error::Forbidden(text)
             | Error::TooLarge(text)
+            | Error::DiskFull(text)
             | Error::Busy(text)
             | Error::Usage(text)
             | Error::Broken(text) => f.write_str(text),

@@ -4,6 +4,7 @@ use std::io::Write;
 use std::path::Path;
 
 use super::access_log::AccessLog;
+use super::ration::{self, Rationed};
 use super::{App, Call, refuse, respond_with};
 use crate::collection::upload::{self, Unfit};
 use crate::error::{Error, Result};
@@ -61,7 +62,9 @@ impl App {
     fn receive_file(&self, call: &Call, request: &mut Request, path: &Path) -> Result<Received> {
         let mut file = GentleFile::create(path)?;
         let caps = call.method.caps(&self.config);
-        body::receive(request.body(), caps, &mut file, Error::io("writing", path))
+        let ration = self.ration(call)?;
+        let mut sink = Rationed::new(&mut file, ration.as_ref());
+        body::receive(request.body(), caps, &mut sink, ration::error_of(Error::io("writing", path)))
     }
 
     pub(super) fn download(&self, call: &Call, mut request: Request, log: &mut AccessLog) -> Result<()> {

@@ -10,6 +10,7 @@ mod full;
 mod login;
 mod media;
 mod pages;
+mod ration;
 mod route;
 
 use std::net::IpAddr;
@@ -27,6 +28,7 @@ use crate::session::{User, Users};
 use crate::spool::Spool;
 use crate::wire::{self, SyncHeader};
 use access_log::AccessLog;
+use ration::{Ration, Rationed};
 use route::{Method, Page, Route};
 
 pub use route::is_bulk;
@@ -168,8 +170,21 @@ impl App {
         if method.is_step() && header.skey.is_empty() {
             return Err(Error::bad("a sync step without a session key"));
         }
-        method.caps(&self.config).check_declared(request.declared_bytes())?;
-        Ok(Call { method, header, user, address })
+        let declared = request.declared_bytes();
+        method.caps(&self.config).check_declared(declared)?;
+        let call = Call { method, header, user, address };
+        if let (Some(ration), Some(bytes)) = (self.ration(&call)?, declared) {
+            ration.check(bytes, 0)?;
+        }
+        Ok(call)
+    }
+
+    /// What the request may store.
+    fn ration(&self, call: &Call) -> Result<Option<Ration>> {
+        match call.user {
+            Some(_) => Ration::of(call.method, &*self.user(call)?, &self.config),
+            None => Ok(None),
+        }
     }
 
     /// Lets `ankipi user` and `ankipi device` take effect.
@@ -191,8 +206,10 @@ impl App {
         };
         let mut spool = Spool::new(&dir);
         let caps: Caps = call.method.caps(&self.config);
-        let received =
-            body::receive(request.body(), caps, &mut spool, Error::io("spooling a request in", &dir))?;
+        let ration = self.ration(call)?;
+        let mut sink = Rationed::new(&mut spool, ration.as_ref());
+        let sink_error = ration::error_of(Error::io("spooling a request in", &dir));
+        let received = body::receive(request.body(), caps, &mut sink, sink_error)?;
         log.received(received);
         Ok(spool)
     }
