@@ -48,7 +48,14 @@ fn give_to_owner_of(dir: &Path, file: &File) -> io::Result<()> {
 /// knows nothing of.
 pub fn lock_data_folder(base: &Path) -> Result<File> {
     let path = base.join(LOCK_FILE);
-    let file = File::create(&path).map_err(Error::io("creating", &path))?;
+    let file = File::create(&path).map_err(|err| match err.kind() {
+        io::ErrorKind::PermissionDenied => Error::Broken(format!(
+            "the data folder {dir} cannot be written to: give it to the user that ankipi runs as \
+             (`chown -R USER {dir}`), or use another with --base DIR",
+            dir = base.display()
+        )),
+        _ => Error::Io("creating", path.clone(), err),
+    })?;
     match file.try_lock() {
         Ok(()) => Ok(file),
         Err(TryLockError::WouldBlock) => Err(Error::Broken(format!(

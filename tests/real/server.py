@@ -57,13 +57,16 @@ class Server:
 
     def start(self) -> None:
         with open(self.log_path, "ab") as log:
-            self.process = subprocess.Popen(command(self.official), env=self.env, stdout=log, stderr=log)
+            self.process = subprocess.Popen(self.command_line(), env=self.env, stdout=log, stderr=log)
         Server.running.append(self)
         deadline = time.monotonic() + START_SECS
         while not self.healthy():
             assert self.process.poll() is None, f"the server ended at once:\n{self.log()}"
             assert time.monotonic() < deadline, f"the server did not get ready in {START_SECS} s:\n{self.log()}"
             time.sleep(0.01)  # between two questions; nothing is assumed to have happened by then
+
+    def command_line(self) -> list[str]:
+        return command(self.official)
 
     def healthy(self) -> bool:
         try:
