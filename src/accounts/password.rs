@@ -43,9 +43,7 @@ impl Hash {
         let mut salt = [0u8; 16];
         sys::random(&mut salt).map_err(|err| Error::Broken(format!("no random bytes: {err}")))?;
         let hasher = Params::new(rounds).map(|params| Pbkdf2::new(Algorithm::Pbkdf2Sha256, params));
-        let hash = hasher
-            .map_err(pbkdf2::password_hash::Error::from)
-            .and_then(|hasher| hasher.hash_password_with_salt(password.as_bytes(), &salt));
+        let hash = hasher.and_then(|hasher| hasher.hash_password_with_salt(password.as_bytes(), &salt));
         let hash: PasswordHash = hash.map_err(|err| Error::Broken(format!("hashing a password: {err}")))?;
         Ok(Hash(hash.to_string()))
     }

@@ -70,7 +70,7 @@ fn revoke(mut invocation: Invocation) -> Result<ExitCode> {
     let all = invocation.has("--all");
     let mut ids = invocation.words(1, usize::MAX)?;
     let name = ids.remove(0);
-    if all == !ids.is_empty() {
+    if all != ids.is_empty() {
         return Err(Error::Usage("either the numbers of devices or --all".to_owned()));
     }
     let base = invocation.base()?;

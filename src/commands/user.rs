@@ -132,7 +132,8 @@ fn remove(mut invocation: Invocation) -> Result<ExitCode> {
     let folder = base.join(&name);
     let is_known = users_file::read(&base, |fault| eprintln!("ankipi: {fault}"))?.contains_key(&name);
     // The data may be of an account that was removed before.
-    if !is_known && !(deletes_data && folder.is_dir()) {
+    let has_data_to_delete = deletes_data && folder.is_dir();
+    if !is_known && !has_data_to_delete {
         return Err(unknown(&name));
     }
     let question = format!("Delete everything in {}?", folder.display());
@@ -146,7 +147,7 @@ fn remove(mut invocation: Invocation) -> Result<ExitCode> {
     if is_known {
         users_file::change(&base, |hashes| Ok(hashes.remove(&name)))?;
     }
-    if deletes_data && folder.is_dir() {
+    if has_data_to_delete {
         std::fs::remove_dir_all(&folder).map_err(Error::io("deleting", &folder))?;
         say(&format!("{name} and all data are gone\n"));
     } else {
