@@ -24,6 +24,14 @@ pub fn today() -> Day {
     Day(i32::try_from(now_secs() / (24 * 60 * 60)).unwrap_or(i32::MAX))
 }
 
+/// A moment for people, UTC: 2026-11-24 09:05.
+pub fn moment(secs: i64) -> String {
+    const DAY_SECS: i64 = 24 * 60 * 60;
+    let day = Day(i32::try_from(secs.div_euclid(DAY_SECS)).unwrap_or(i32::MAX));
+    let minutes = secs.rem_euclid(DAY_SECS) / 60;
+    format!("{day} {:02}:{:02}", minutes / 60, minutes % 60)
+}
+
 // The calendar as a count of days, for a year that begins in March (Howard Hinnant, "chrono-compatible low-level date
 // algorithms"): the leap day is then the last one.
 impl fmt::Display for Day {
@@ -60,6 +68,13 @@ impl FromStr for Day {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn moments_are_in_utc() {
+        assert_eq!(moment(0), "1970-01-01 00:00");
+        assert_eq!(moment(1_795_511_100), "2026-11-24 09:05");
+        assert_eq!(moment(-1), "1969-12-31 23:59");
+    }
 
     #[test]
     fn days_are_written_and_read() {

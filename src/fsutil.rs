@@ -48,7 +48,9 @@ fn give_to_owner_of(dir: &Path, file: &File) -> io::Result<()> {
 /// knows nothing of.
 pub fn lock_data_folder(base: &Path) -> Result<File> {
     let path = base.join(LOCK_FILE);
-    let file = File::create(&path).map_err(|err| match err.kind() {
+    // Not truncated before it is ours: it tells the number of the process that holds it.
+    let open = OpenOptions::new().write(true).create(true).truncate(false).open(&path);
+    let mut file = open.map_err(|err| match err.kind() {
         io::ErrorKind::PermissionDenied => Error::Broken(format!(
             "the data folder {dir} cannot be written to: give it to the user that ankipi runs as \
              (`chown -R USER {dir}`), or use another with --base DIR",
@@ -57,13 +59,27 @@ pub fn lock_data_folder(base: &Path) -> Result<File> {
         _ => Error::Io("creating", path.clone(), err),
     })?;
     match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(TryLockError::WouldBlock) => Err(Error::Broken(format!(
-            "another ankipi is running on {}: stop it first, or use another folder with --base DIR",
-            base.display()
-        ))),
-        Err(TryLockError::Error(err)) => Err(Error::Io("locking", path, err)),
+        Ok(()) => {}
+        Err(TryLockError::WouldBlock) => {
+            return Err(Error::Broken(format!(
+                "another ankipi is running on {}: stop it first, or use another folder with --base DIR",
+                base.display()
+            )));
+        }
+        Err(TryLockError::Error(err)) => return Err(Error::Io("locking", path, err)),
     }
+    let sign = |file: &mut File| {
+        give_to_owner_of(base, file)?;
+        file.set_len(0)?;
+        write!(file, "{}", std::process::id())
+    };
+    sign(&mut file).map_err(Error::io("writing", &path))?;
+    Ok(file)
+}
+
+/// The number of the process that holds the data folder, if one does; it may be one of another container.
+pub fn holder(base: &Path) -> Option<u32> {
+    is_in_use(base).then(|| fs::read_to_string(base.join(LOCK_FILE)).ok()?.parse().ok()).flatten()
 }
 
 /// Whether a server runs on a data folder.

@@ -13,6 +13,7 @@ pub mod download;
 mod graves;
 mod new;
 pub mod replace;
+pub mod restore;
 mod sanity;
 pub mod schema;
 mod start;
@@ -165,6 +166,12 @@ impl Collection {
         let read =
             |row: &Row<'_>| Ok(Stamps { modified: row.get(0)?, schema: row.get(1)?, usn: row.get(2)? });
         Ok(self.db.query_row("SELECT mod, scm, usn FROM col", [], read)?)
+    }
+
+    /// How many notes and cards there are.
+    pub fn counts(&self) -> Result<(u64, u64)> {
+        let read = |row: &Row<'_>| Ok((row.get::<_, i64>(0)? as u64, row.get::<_, i64>(1)? as u64));
+        Ok(self.db.query_row("SELECT (SELECT count() FROM notes), (SELECT count() FROM cards)", [], read)?)
     }
 
     /// What `meta` tells (collection-format.md 12.1).

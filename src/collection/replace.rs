@@ -21,7 +21,7 @@ const UPLOAD_PREFIX: &str = "collection.anki2.upload-";
 const CHECKED: &str = "collection.anki2.new";
 
 /// Files that SQLite keeps beside a collection while it is open or after a crash.
-const SIDE_SUFFIXES: [&str; 3] = ["-wal", "-shm", "-journal"];
+pub(super) const SIDE_SUFFIXES: [&str; 3] = ["-wal", "-shm", "-journal"];
 
 /// Where the upload of this number goes.
 pub fn upload_path(dir: &Path, number: u32) -> PathBuf {
@@ -61,7 +61,7 @@ fn fold_side_files(collection: &Path) {
     }
 }
 
-fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
+pub(super) fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push(suffix);
     name.into()
@@ -84,6 +84,24 @@ fn backup_numbers(backups: &Path) -> Result<Vec<u32>> {
 /// Numbers and not dates: many boards do not know the date.
 fn backup_path(backups: &Path, number: u32) -> PathBuf {
     backups.join(format!("collection-{number:05}.anki2"))
+}
+
+/// A collection that was replaced.
+pub struct Backup {
+    /// The higher, the newer.
+    pub number: u32,
+    /// Where it is.
+    pub path: PathBuf,
+}
+
+/// The backups in a user's folder, oldest first.
+pub fn backups(dir: &Path) -> Result<Vec<Backup>> {
+    let backups = dir.join(BACKUPS);
+    if !backups.exists() {
+        return Ok(Vec::new());
+    }
+    let of_number = |number| Backup { number, path: backup_path(&backups, number) };
+    Ok(backup_numbers(&backups)?.into_iter().map(of_number).collect())
 }
 
 /// Moves the collection, with the side files that could not be folded, and returns where it is now.

@@ -6,11 +6,11 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
+use super::data::these_users;
 use crate::cli::{Command, FAILED, Invocation};
 use crate::collection::{self, Collection};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::media::check::{self as media_check, Depth, Listener};
-use crate::media::{self, db};
 use crate::{fsutil, logging};
 
 /// Work that is done sooner shows no progress.
@@ -41,48 +41,25 @@ fn run(mut invocation: Invocation) -> Result<ExitCode> {
     logging::start(log::LevelFilter::Warn);
     let depth = Depth { deep: invocation.has("--deep"), fix: invocation.has("--fix") };
     let user = invocation.words(0, 1)?.pop();
-    match check(&invocation.base()?, user.as_deref(), depth)? {
+    match check(&invocation.base()?, user, depth)? {
         true => Ok(ExitCode::SUCCESS),
         false => Ok(ExitCode::from(FAILED)),
     }
 }
 
 /// Checks one user or all of them; returns whether everything is in order now.
-fn check(base: &Path, user: Option<&str>, depth: Depth) -> Result<bool> {
+fn check(base: &Path, user: Option<String>, depth: Depth) -> Result<bool> {
     // The lock is held until all is done.
     let _lock = depth.fix.then(|| fsutil::lock_data_folder(base)).transpose()?;
     if !depth.fix && fsutil::is_in_use(base) {
         println!("A server runs on {}: what it is doing right now may look like a fault.", base.display());
     }
-    let names = match user {
-        Some(name) => vec![name.to_owned()],
-        None => users_in(base)?,
-    };
+    let names = these_users(base, user)?;
     let mut in_order = true;
     for name in names {
-        let dir = base.join(&name);
-        if name.contains('/') || !holds_data(&dir) {
-            return Err(Error::Broken(format!("there is nothing of a user {name:?} in {}", base.display())));
-        }
-        in_order &= check_user(&name, &dir, depth)?;
+        in_order &= check_user(&name, &base.join(&name), depth)?;
     }
     Ok(in_order)
-}
-
-fn users_in(base: &Path) -> Result<Vec<String>> {
-    let mut names = Vec::new();
-    for entry in fs::read_dir(base).map_err(Error::io("reading", base))? {
-        let entry = entry.map_err(Error::io("reading", base))?;
-        if let (Ok(name), true) = (entry.file_name().into_string(), holds_data(&entry.path())) {
-            names.push(name);
-        }
-    }
-    names.sort_unstable();
-    Ok(names)
-}
-
-fn holds_data(dir: &Path) -> bool {
-    [collection::FILE_NAME, db::FILE_NAME, media::FOLDER].iter().any(|name| dir.join(name).exists())
 }
 
 fn check_user(name: &str, dir: &Path, depth: Depth) -> Result<bool> {

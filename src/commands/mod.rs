@@ -1,7 +1,9 @@
 //! The commands of the command line, one module for each family. A command is declared here and nowhere else.
 
+mod backup;
 mod check;
 mod config;
+mod data;
 mod device;
 mod hash_password;
 mod serve;
@@ -25,4 +27,6 @@ pub static COMMANDS: &[&Command] = &[
     &hash_password::HASH_PASSWORD,
     &config::CONFIG,
     &check::CHECK,
+    &backup::LIST,
+    &backup::RESTORE,
 ];
