@@ -2,7 +2,7 @@
 
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Write};
-use std::os::unix::fs::{MetadataExt, fchown};
+use std::os::unix::fs::{FileExt, MetadataExt, fchown};
 use std::path::Path;
 
 use crate::error::{Error, Result};
@@ -126,6 +126,11 @@ impl GentleFile {
     pub fn create(path: &Path) -> Result<GentleFile> {
         let open = OpenOptions::new().write(true).create_new(true).open(path);
         Ok(GentleFile { file: open.map_err(Error::io("creating", path))?, unsynced: 0 })
+    }
+
+    /// Writes over what is there already.
+    pub fn patch(&self, data: &[u8], at: u64) -> io::Result<()> {
+        self.file.write_all_at(data, at)
     }
 
     /// Makes the whole file durable.

@@ -64,6 +64,7 @@ pub mod api;
 pub mod cli;
 pub mod clock;
 pub mod collection;
+pub mod colpkg;
 pub mod commands;
 pub mod config;
 pub mod dbfile;

@@ -1,20 +1,16 @@
 //! `ankipi check`: looks at what is stored for each user, and says in plain words what is not in order.
 
 use std::fs;
-use std::io::{IsTerminal, Write, stderr};
 use std::path::Path;
 use std::process::ExitCode;
-use std::time::{Duration, Instant};
 
 use super::data::these_users;
+use super::progress::Progress;
 use crate::cli::{Command, FAILED, Invocation};
 use crate::collection::{self, Collection};
 use crate::error::Result;
 use crate::media::check::{self as media_check, Depth, Listener};
 use crate::{fsutil, logging};
-
-/// Work that is done sooner shows no progress.
-const PROGRESS_AFTER: Duration = Duration::from_secs(2);
 
 /// A collection that takes longer than that to read, on a small board.
 const LARGE_COLLECTION_BYTES: u64 = 20 * 1024 * 1024;
@@ -65,7 +61,7 @@ fn check(base: &Path, user: Option<String>, depth: Depth) -> Result<bool> {
 fn check_user(name: &str, dir: &Path, depth: Depth) -> Result<bool> {
     let mut report = Report::new(name);
     let unmended = check_collection(dir, &mut report) + media_check::check(dir, depth, &mut report)?;
-    report.clear_progress();
+    report.progress.clear();
     let verdict = match (report.problems, unmended) {
         (0, _) => "in order".to_owned(),
         (found, 0) => format!("{found} found, all mended: each device will see it with its next sync"),
@@ -84,7 +80,7 @@ fn check_collection(dir: &Path, report: &mut Report) -> u64 {
     }
     // One statement of SQLite, in which there is nothing to show.
     if fs::metadata(&path).is_ok_and(|meta| meta.len() > LARGE_COLLECTION_BYTES) {
-        report.show_at_once("reading the collection");
+        report.progress.show_at_once(&format!("{}: reading the collection", report.user));
     }
     let damage = match Collection::open_to_read(&path).and_then(|collection| collection.damage()) {
         Ok(None) => return 0,
@@ -102,41 +98,16 @@ fn check_collection(dir: &Path, report: &mut Report) -> u64 {
 struct Report<'n> {
     user: &'n str,
     problems: u64,
-    started: Instant,
-    shown: Option<Instant>,
+    progress: Progress,
 }
 
 impl Report<'_> {
     fn new(user: &str) -> Report<'_> {
-        Report { user, problems: 0, started: Instant::now(), shown: None }
-    }
-
-    fn show_progress(&mut self, what: &str) {
-        let is_due = match self.shown {
-            Some(last) => last.elapsed() > PROGRESS_AFTER / 10,
-            None => self.started.elapsed() > PROGRESS_AFTER,
-        };
-        if is_due {
-            self.show_at_once(what);
-        }
-    }
-
-    fn show_at_once(&mut self, what: &str) {
-        if stderr().is_terminal() {
-            eprint!("\r\x1b[K{}: {what}", self.user);
-            let _ = stderr().flush();
-            self.shown = Some(Instant::now());
-        }
-    }
-
-    fn clear_progress(&mut self) {
-        if self.shown.take().is_some() {
-            eprint!("\r\x1b[K");
-        }
+        Report { user, problems: 0, progress: Progress::start() }
     }
 
     fn say(&mut self, what: &str) {
-        self.clear_progress();
+        self.progress.clear();
         println!("{}: {what}", self.user);
     }
 }
@@ -152,6 +123,6 @@ impl Listener for Report<'_> {
     }
 
     fn progress(&mut self, done: u64, of: u64) {
-        self.show_progress(&format!("media file {done} of {of}"));
+        self.progress.show(&format!("{}: media file {done} of {of}", self.user));
     }
 }

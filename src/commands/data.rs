@@ -3,9 +3,9 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use crate::collection;
 use crate::error::{Error, Result};
 use crate::media::{self, db};
-use crate::collection;
 
 /// The users that something is stored of, by name.
 pub fn users_in(base: &Path) -> Result<Vec<String>> {

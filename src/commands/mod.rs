@@ -5,8 +5,11 @@ mod check;
 mod config;
 mod data;
 mod device;
+mod export;
 mod hash_password;
+mod progress;
 mod serve;
+mod status;
 mod user;
 
 use crate::cli::Command;
@@ -26,7 +29,9 @@ pub static COMMANDS: &[&Command] = &[
     &device::REVOKE,
     &hash_password::HASH_PASSWORD,
     &config::CONFIG,
+    &status::STATUS,
     &check::CHECK,
     &backup::LIST,
     &backup::RESTORE,
+    &export::EXPORT,
 ];

@@ -34,7 +34,7 @@ mod engine;
 mod json;
 pub mod names;
 mod notetype;
-mod proto;
+pub(crate) mod proto;
 mod table;
 
 use std::fmt;
