@@ -73,7 +73,7 @@ fn facts(dir: &Path) -> Vec<(&'static str, String)> {
     };
     let media = || {
         let totals = MediaDb::open_to_read(dir)?.totals()?;
-        Ok(format!("{} files, {}", totals.files, size(totals.bytes)))
+        Ok(format!("{} files, {}", totals.files, size(u64::try_from(totals.bytes).unwrap_or(0))))
     };
     let kept = || {
         let backups = backups(dir)?;

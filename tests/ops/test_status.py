@@ -32,4 +32,3 @@ def test_without_a_server_it_says_so_and_ends_with_1(new_server, new_account):
     ended = run(server, "status")
     assert ended.returncode == 1 and ended.stdout.startswith("server   not running\n") and "3 notes" in ended.stdout
     assert sorted(server.base.rglob("*")) == files
-    server.start()

@@ -107,6 +107,8 @@ class Server:
         self.start()
 
     def stop(self) -> None:
+        if self not in Server.running:
+            return  # the story stopped it
         Server.running.remove(self)
         crashed = self.process.poll()
         self.process.send_signal(signal.SIGTERM)
