@@ -69,6 +69,7 @@ pub mod commands;
 pub mod config;
 pub mod dbfile;
 pub mod error;
+pub mod fetch;
 pub mod fsutil;
 pub mod http;
 pub mod logging;

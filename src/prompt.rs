@@ -31,6 +31,14 @@ pub fn new_password(file: Option<&Path>, credentials: Option<&Path>) -> Result<S
     }
 }
 
+/// A password that there is already: from standard input if that is no terminal, or asked for.
+pub fn known_password() -> Result<String> {
+    match io::stdin().is_terminal() {
+        true => hidden_line("Password: "),
+        false => line(),
+    }
+}
+
 /// Asks a question that only a `y` at a terminal answers with yes.
 pub fn confirm(question: &str) -> Result<bool> {
     if !io::stdin().is_terminal() {

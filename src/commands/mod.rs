@@ -5,6 +5,7 @@ mod check;
 mod config;
 mod data;
 mod device;
+mod doctor;
 mod export;
 mod hash_password;
 mod progress;
@@ -30,6 +31,7 @@ pub static COMMANDS: &[&Command] = &[
     &hash_password::HASH_PASSWORD,
     &config::CONFIG,
     &status::STATUS,
+    &doctor::DOCTOR,
     &check::CHECK,
     &backup::LIST,
     &backup::RESTORE,
