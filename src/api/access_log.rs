@@ -48,7 +48,9 @@ impl AccessLog {
 
     /// Notes the client's version.
     pub fn client(&mut self, version: &str) {
-        self.client = printable(version);
+        if !version.is_empty() {
+            self.client = printable(version);
+        }
     }
 
     /// Notes the length of the request's body.

@@ -23,6 +23,9 @@ const MAX_META_BYTES: u64 = 50 * 1024;
 /// All entries of a zip, unpacked: clients stop adding files at 2.5 MiB, and the last one may be the largest there is.
 const MAX_TOTAL_BYTES: u64 = MAX_FILE_BYTES + 4 * 1024 * 1024;
 
+/// Clients of 2.1.22 to 2.1.56 end their zips with `zip-rs`.
+const MAX_COMMENT_BYTES: u64 = 64;
+
 /// Entries are read in blocks of this size.
 const BLOCK_BYTES: usize = 32 * 1024;
 
@@ -201,13 +204,21 @@ impl<'s> ZipReader<'s> {
     }
 }
 
-/// Reads the directory, which no client follows by a comment.
-fn read_directory(spool: &Spool) -> Result<Vec<Entry>> {
-    let end_at = spool.len().checked_sub(END_BYTES as u64).ok_or_else(|| bad("it is too short"))?;
-    let end: [u8; END_BYTES] = read_at(spool, end_at)?;
-    if u32_at(&end, 0) != END_MAGIC {
-        return Err(bad("it has no end; was it cut off?"));
+/// Finds the record at the end: the last one with a comment behind it that is as long as it says.
+fn find_end(spool: &Spool) -> Result<(u64, [u8; END_BYTES])> {
+    let last_at = spool.len().checked_sub(END_BYTES as u64).ok_or_else(|| bad("it is too short"))?;
+    for comment_bytes in 0..=MAX_COMMENT_BYTES.min(last_at) {
+        let end_at = last_at - comment_bytes;
+        let end: [u8; END_BYTES] = read_at(spool, end_at)?;
+        if u32_at(&end, 0) == END_MAGIC && u64::from(u16_at(&end, 20)) == comment_bytes {
+            return Ok((end_at, end));
+        }
     }
+    Err(bad("it has no end; was it cut off?"))
+}
+
+fn read_directory(spool: &Spool) -> Result<Vec<Entry>> {
+    let (end_at, end) = find_end(spool)?;
     let count = usize::from(u16_at(&end, 10));
     if count > MAX_FILES + 1 {
         return Err(bad(format!("it has {count} entries")));
