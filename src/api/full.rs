@@ -11,7 +11,7 @@ use crate::fsutil::{self, GentleFile};
 use crate::http::Request;
 use crate::http::body::{self, Received};
 use crate::http::patience::{self, WaitingReply};
-use crate::http::reply::ReplyStream;
+use crate::http::reply::{Packing, ReplyStream};
 
 /// The reply that clients take for success, to the letter.
 const ACCEPTED: &str = "OK";
@@ -32,7 +32,7 @@ impl App {
             letters_out: 0,
         };
         let outcome = patience::wait_for(
-            || match upload::check(scratch.0)? {
+            || match upload::check(scratch.0, self.config.max_row_bytes)? {
                 Ok(()) => user.replace_collection(scratch.0).map(Ok),
                 Err(unfit) => Ok(Err(unfit)),
             },
@@ -43,15 +43,18 @@ impl App {
                 log.did("collection replaced");
                 ACCEPTED.to_owned()
             }
-            Ok(Err(Unfit(reason))) => {
+            Ok(Err(Unfit { reason, advice })) => {
                 log.did(&format!("upload refused: {reason}"));
-                refusal(&reason)
+                refusal(&reason, advice)
             }
             Err(err) => {
                 // Whatever went wrong here, the old collection stands, and this is the one reply whose text users see.
                 log::error!("upload failed: {err}");
                 log.did("upload failed");
-                refusal(&format!("the server could not store it ({err})"))
+                refusal(
+                    &format!("the server could not store it ({err})"),
+                    "Please try again later; whoever runs the server finds more in its log.",
+                )
             }
         };
         log.sent(reply.finish(&text)?);
@@ -65,7 +68,13 @@ impl App {
     }
 
     pub(super) fn download(&self, call: &Call, mut request: Request, log: &mut AccessLog) -> Result<()> {
-        let begun = self.receive(call, &mut request, log).and_then(|_| self.user(call)?.download());
+        let begun = self.receive(call, &mut request, log).and_then(|_| {
+            let user = self.user(call)?;
+            match call.packing() {
+                Packing::Zstd => user.download(),
+                Packing::Plain => user.download_for_old_clients(),
+            }
+        });
         let responder = request.into_responder();
         let download = match begun {
             Ok(download) => download,
@@ -79,12 +88,9 @@ impl App {
     }
 }
 
-/// A sentence for the user. It begins with the first letter of `ACCEPTED`, which may be on its way already.
-fn refusal(reason: &str) -> String {
-    format!(
-        "Our server refused this upload: {reason}. The collection on the server is unchanged. On this device, please \
-         use Check Database in the Tools menu, then upload again."
-    )
+/// Sentences for the user. They begin with the first letter of `ACCEPTED`, which may be on its way already.
+fn refusal(reason: &str, advice: &str) -> String {
+    format!("Our server refused this upload: {reason}. The collection on the server is unchanged. {advice}")
 }
 
 /// A file that exists until this is dropped, unless it was renamed.
