@@ -37,6 +37,8 @@ pub enum Error {
     Io(&'static str, PathBuf, io::Error),
     /// SQLite failed in a way the client did not cause: 500.
     Db(rusqlite::Error),
+    /// The collection in place is of this older schema version, as another server may leave it: it can be upgraded. 500.
+    OldSchema(i64),
     /// The connection to the client broke; nobody is left to answer.
     Disconnected(io::Error),
     /// The server's own state does not allow it (start-up, damaged file): 500.
@@ -55,7 +57,11 @@ impl Error {
             Error::TooLarge(_) => 413,
             Error::UnsupportedVersion(_) => 501,
             Error::Busy(_) => 503,
-            Error::Io(..) | Error::Db(_) | Error::Disconnected(_) | Error::Broken(_) => 500,
+            Error::Io(..)
+            | Error::Db(_)
+            | Error::OldSchema(_)
+            | Error::Disconnected(_)
+            | Error::Broken(_) => 500,
         }
     }
 
@@ -92,6 +98,12 @@ impl fmt::Display for Error {
             Error::UnsupportedVersion(v) => write!(f, "sync version {v} is not supported"),
             Error::Io(verb, path, err) => write!(f, "{verb} {}: {err}", path.display()),
             Error::Db(err) => write!(f, "database: {err}"),
+            Error::OldSchema(version) => {
+                write!(
+                    f,
+                    "the collection has the old format {version}; the server upgrades it at the next sync"
+                )
+            }
             Error::Disconnected(err) => write!(f, "connection lost: {err}"),
         }
     }
@@ -101,6 +113,11 @@ impl std::error::Error for Error {}
 
 impl From<rusqlite::Error> for Error {
     fn from(err: rusqlite::Error) -> Error {
-        Error::Db(err)
+        match err.sqlite_error_code() {
+            Some(rusqlite::ErrorCode::TooBig) => {
+                Error::TooLarge("a row is over the limit; MAX_SYNC_ROW_MEGS raises it".to_owned())
+            }
+            _ => Error::Db(err),
+        }
     }
 }

@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use crate::collection::downgrade::{OldCopy, Scratch};
 use crate::collection::download::Snapshot;
 use crate::collection::{
     self, ChunkCursor, Collection, FILE_NAME, Meta, NotetypeShapes, Range, Stamps, replace,
@@ -32,7 +33,9 @@ pub struct User {
     /// The user's media, under a lock of their own.
     pub media: MediaStore,
     backups: usize,
-    uploads: AtomicU32,
+    max_row_bytes: u64,
+    /// Numbers the files that are made beside the collection.
+    files_made: AtomicU32,
     state: Mutex<State>,
 }
 
@@ -82,7 +85,8 @@ impl Users {
                     media: MediaStore::open(&dir)?,
                     dir,
                     backups: config.backups,
-                    uploads: AtomicU32::new(0),
+                    max_row_bytes: config.max_row_bytes,
+                    files_made: AtomicU32::new(0),
                     state: Mutex::default(),
                 },
             );
@@ -144,10 +148,9 @@ impl User {
 
     /// What `meta` tells: the last committed state, also while a session is open. None before the first upload.
     pub fn meta(&self) -> Result<Option<Meta>> {
-        let _state = self.lock();
-        let path = self.collection_path();
-        match path.exists() {
-            true => Collection::open_to_read(&path)?.meta().map(Some),
+        let mut state = self.lock();
+        match self.collection_path().exists() {
+            true => self.open_with(&mut state, Collection::open_to_read)?.meta().map(Some),
             false => Ok(None),
         }
     }
@@ -162,7 +165,8 @@ impl User {
     ) -> Result<T> {
         let mut state = self.lock();
         state.session = None;
-        let collection = Collection::open(&self.existing_collection()?)?;
+        let collection = self.open_with(&mut state, Collection::open)?;
+        collection.limit_rows(self.max_row_bytes)?;
         collection.begin()?;
         let mut session = Session {
             skey: skey.to_owned(),
@@ -217,13 +221,36 @@ impl User {
         }
     }
 
-    /// The path of the collection, made now if there is none.
-    fn existing_collection(&self) -> Result<PathBuf> {
+    /// Opens the collection, which is made now if there is none, and upgraded if another server left an old schema.
+    fn open_with<T>(&self, state: &mut State, open: impl Fn(&Path) -> Result<T>) -> Result<T> {
         let path = self.collection_path();
         if !path.exists() {
             collection::create_new(&self.dir)?;
         }
-        Ok(path)
+        match open(&path) {
+            Err(Error::OldSchema(version)) => {
+                log::info!("{}: upgrading from schema {version}", path.display());
+                self.upgrade_in_place(state)?;
+                open(&path)
+            }
+            opened => opened,
+        }
+    }
+
+    /// Puts an upgraded copy of the collection in its place: the old file goes to the backups untouched.
+    ///
+    /// No request of ours leaves such a file, but the official server does when a client of an old protocol downloads
+    /// and no other request follows. So it is found when the data folder is taken over, also while we run.
+    fn upgrade_in_place(&self, state: &mut State) -> Result<()> {
+        let copy = self.next_upload_path();
+        let made = collection::upgraded_copy(&self.collection_path(), &copy, self.max_row_bytes)
+            .and_then(|()| self.replace(state, &copy));
+        if made.is_err()
+            && let Err(err) = fsutil::remove_if_there(&copy)
+        {
+            log::warn!("{err}");
+        }
+        made
     }
 
     /// Begins a full download of the last committed state. An open session is rolled back, as on the official server;
@@ -231,19 +258,40 @@ impl User {
     pub fn download(&self) -> Result<Download<'_>> {
         let mut state = self.lock();
         state.session = None;
-        let snapshot = Snapshot::open(&self.existing_collection()?)?;
-        Ok(Download { user: self, snapshot: Some(snapshot), is_replaced: state.is_replaced.clone() })
+        let snapshot = self.open_with(&mut state, Snapshot::open)?;
+        Ok(Download {
+            user: self,
+            snapshot: Some(snapshot),
+            old_copy: None,
+            is_replaced: state.is_replaced.clone(),
+        })
+    }
+
+    /// A full download in schema 11, for clients of protocol 8 to 10. It is made here and now, on the side.
+    pub fn download_for_old_clients(&self) -> Result<Download<'_>> {
+        let mut download = self.download()?;
+        if let Some(snapshot) = &download.snapshot {
+            let number = self.files_made.fetch_add(1, Ordering::Relaxed);
+            let scratch = Scratch::copy(snapshot, &replace::old_copy_path(&self.dir, number))?;
+            // The rest needs it no more, and the next upload or sync would have to mind it.
+            download.end_snapshot();
+            download.old_copy = Some(scratch.downgrade()?);
+        }
+        Ok(download)
     }
 
     /// Where the next upload goes.
     pub fn next_upload_path(&self) -> PathBuf {
-        replace::upload_path(&self.dir, self.uploads.fetch_add(1, Ordering::Relaxed))
+        replace::upload_path(&self.dir, self.files_made.fetch_add(1, Ordering::Relaxed))
     }
 
     /// Puts a checked upload in place. Downloads of the old collection go on: they have its file open, which moves to
     /// the backups under them.
     pub fn replace_collection(&self, checked: &Path) -> Result<()> {
-        let mut state = self.lock();
+        self.replace(&mut self.lock(), checked)
+    }
+
+    fn replace(&self, state: &mut State, checked: &Path) -> Result<()> {
         state.session = None;
         std::mem::take(&mut state.is_replaced).store(true, Ordering::Relaxed);
         replace::replace(&self.dir, checked, self.backups)
@@ -255,27 +303,39 @@ pub struct Download<'u> {
     user: &'u User,
     /// Taken when the download ends.
     snapshot: Option<Snapshot>,
+    /// What is sent in place of the snapshot.
+    old_copy: Option<OldCopy>,
     is_replaced: Arc<AtomicBool>,
 }
 
 impl Download<'_> {
     /// The length of the file.
     pub fn bytes(&self) -> u64 {
-        self.snapshot.as_ref().map_or(0, Snapshot::len)
+        match &self.old_copy {
+            Some(copy) => copy.len(),
+            None => self.snapshot.as_ref().map_or(0, Snapshot::len),
+        }
     }
 
     /// Sends the file. No lock is held.
     pub fn send(&self, out: &mut impl std::io::Write) -> Result<()> {
-        self.snapshot.as_ref().map_or(Ok(()), |snapshot| snapshot.write_to(out))
+        match &self.old_copy {
+            Some(copy) => copy.write_to(out),
+            None => self.snapshot.as_ref().map_or(Ok(()), |snapshot| snapshot.write_to(out)),
+        }
     }
-}
 
-impl Drop for Download<'_> {
-    fn drop(&mut self) {
+    fn end_snapshot(&mut self) {
         // Under the lock, so that no upload moves the file meanwhile.
         let _state = self.user.lock();
         if let Some(snapshot) = self.snapshot.take() {
             snapshot.close(self.is_replaced.load(Ordering::Relaxed));
         }
+    }
+}
+
+impl Drop for Download<'_> {
+    fn drop(&mut self) {
+        self.end_snapshot();
     }
 }

@@ -6,13 +6,13 @@ use std::path::PathBuf;
 use super::access_log::AccessLog;
 use super::admission::Call;
 use super::route::Method;
-use super::{App, refuse, respond_with};
+use super::{App, give_up, refuse, respond_with};
 use crate::collection::upload::{self, Unfit};
 use crate::error::{Error, Result};
 use crate::fsutil::{self, GentleFile};
 use crate::http::Request;
 use crate::http::patience::{self, WaitingReply};
-use crate::http::reply::ReplyStream;
+use crate::http::reply::{Packing, ReplyStream};
 
 /// The reply that clients take for success, to the letter.
 const ACCEPTED: &str = "OK";
@@ -32,7 +32,7 @@ impl App {
             letters_out: 0,
         };
         let outcome = patience::wait_for(
-            || match upload::check(&scratch.0)? {
+            || match upload::check(&scratch.0, self.config.max_row_bytes)? {
                 Ok(()) => user.replace_collection(&scratch.0).map(Ok),
                 Err(unfit) => Ok(Err(unfit)),
             },
@@ -43,15 +43,18 @@ impl App {
                 log.did("collection replaced");
                 ACCEPTED.to_owned()
             }
-            Ok(Err(Unfit(reason))) => {
+            Ok(Err(Unfit { reason, advice })) => {
                 log.did(&format!("upload refused: {reason}"));
-                refusal(&reason)
+                refusal(&reason, advice)
             }
             Err(err) => {
                 // Whatever went wrong here, the old collection stands, and this is the one reply whose text users see.
                 log::error!("upload failed: {err}");
                 log.did("upload failed");
-                refusal(&format!("the server could not store it ({err})"))
+                refusal(
+                    &format!("the server could not store it ({err})"),
+                    "Please try again later; whoever runs the server finds more in its log.",
+                )
             }
         };
         log.sent(reply.finish(&text)?);
@@ -68,29 +71,38 @@ impl App {
     }
 
     pub(super) fn download(&self, mut request: Request, log: &mut AccessLog) -> Result<()> {
-        let begun = self.receive(Method::Download, &mut request, log).and_then(|(call, _)| {
-            let download = self.user(&call)?.download()?;
-            Ok((call, download))
-        });
+        let admitted = self.receive(Method::Download, &mut request, log);
         let responder = request.into_responder();
-        let (call, download) = match begun {
-            Ok(begun) => begun,
+        let (call, user) = match admitted.and_then(|(call, _)| Ok((self.user(&call)?, call))) {
+            Ok((user, call)) => (call, user),
             Err(err) => return respond_with(responder, err),
         };
+        let mut waiting = WaitingReply::new(responder, call.packing());
+        let begun = match call.packing() {
+            Packing::Zstd => user.download(),
+            // The copy is made first, and the head may go ahead of it.
+            Packing::Plain => patience::wait_for(
+                || user.download_for_old_clients(),
+                |_| {
+                    waiting.sign_of_life(b"");
+                },
+            ),
+        };
+        let download = match begun {
+            Ok(download) => download,
+            Err(err) => return give_up(waiting, err),
+        };
         log.did(&format!("collection of {} bytes", download.bytes()));
-        let mut stream: ReplyStream = responder.stream(call.packing(), download.bytes());
+        let mut stream: ReplyStream = waiting.into_stream(download.bytes())?;
         download.send(&mut stream)?;
         log.sent(stream.finish()?);
         Ok(())
     }
 }
 
-/// A sentence for the user. It begins with the first letter of `ACCEPTED`, which may be on its way already.
-fn refusal(reason: &str) -> String {
-    format!(
-        "Our server refused this upload: {reason}. The collection on the server is unchanged. On this device, please \
-         use Check Database in the Tools menu, then upload again."
-    )
+/// Sentences for the user. They begin with the first letter of `ACCEPTED`, which may be on its way already.
+fn refusal(reason: &str, advice: &str) -> String {
+    format!("Our server refused this upload: {reason}. The collection on the server is unchanged. {advice}")
 }
 
 /// A file that exists until this is dropped, unless it was renamed.

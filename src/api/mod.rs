@@ -145,11 +145,7 @@ impl App {
                 log.sent(send(&mut answer.json, waiting)?);
                 Ok(())
             }
-            Err(err) => match waiting.into_responder() {
-                Some(responder) => respond_with(responder, err),
-                // The status is out already: a broken reply is what is left to say.
-                None => Err(err),
-            },
+            Err(err) => give_up(waiting, err),
         }
     }
 
@@ -185,6 +181,14 @@ fn send(json: &mut Spool, waiting: WaitingReply) -> Result<u64> {
 
 fn refuse(request: Request, err: Error) -> Result<()> {
     respond_with(request.into_responder(), err)
+}
+
+/// Answers with the status of an error, if none is out already: then a broken reply is what is left to say.
+fn give_up(waiting: WaitingReply, err: Error) -> Result<()> {
+    match waiting.into_responder() {
+        Some(responder) => respond_with(responder, err),
+        None => Err(err),
+    }
 }
 
 /// Answers with the status of an error, and passes the error on to the log. Clients never show the text.

@@ -201,7 +201,7 @@ fn is_full(counts: RowCounts, out: &impl CountedWrite) -> bool {
 fn write_row(table: Table, row: &Row<'_>, out: &mut impl Write) -> Result<()> {
     match table {
         Table::Revlog => chunk::write_revlog(out, &Revlog { ints: Revlog::fit(ints(row)?) }),
-        Table::Cards => chunk::write_card(out, &Card::fit(ints(row)?), text(row, CARD_INTS)?),
+        Table::Cards => chunk::write_card(out, &Card::fit(ints(row)?), card_data(row)),
         Table::Notes => chunk::write_note(
             out,
             [int(row, 0)?, int(row, 2)?, int(row, 3)?, int(row, 4)?],
@@ -235,6 +235,11 @@ fn text<'r>(row: &'r Row<'_>, column: usize) -> Result<&'r str> {
         }),
         _ => Ok(""),
     }
+}
+
+/// The last column of cards: what is not text counts as empty (collection-format.md 15).
+fn card_data<'r>(row: &'r Row<'_>) -> &'r str {
+    text(row, CARD_INTS).unwrap_or_default()
 }
 
 /// Merges a client's rows.

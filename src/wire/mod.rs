@@ -7,6 +7,7 @@ pub mod changes;
 pub mod chunk;
 pub mod graves;
 mod int;
+pub mod map;
 pub mod media;
 mod stream;
 

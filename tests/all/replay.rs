@@ -105,19 +105,16 @@ fn unzipped(zip: &[u8]) -> BTreeMap<String, Vec<u8>> {
 }
 
 #[test]
-#[ignore = "needs collections of schema 11"]
 fn a_history_of_protocol_8_is_answered_as_by_the_official_server() {
     tell("src2.0.52", true);
 }
 
 #[test]
-#[ignore = "needs collections of schema 11"]
 fn a_history_of_protocol_9_is_answered_as_by_the_official_server() {
     tell("src2.1.15", true);
 }
 
 #[test]
-#[ignore = "needs collections of schema 11"]
 fn histories_of_protocol_10_are_answered_as_by_the_official_server() {
     for client in ["2.1.25", "2.1.28", "2.1.56"] {
         tell(client, true);
@@ -180,7 +177,6 @@ fn the_end_of_a_sync_that_failed_is_answered_as_by_the_official_server() {
 }
 
 #[test]
-#[ignore = "needs collections of schema 11"]
 fn constructed_requests_get_the_official_answers() {
     let server = TestServer::start();
     for Exchange { name, request, answer } in recording("constructed") {
