@@ -335,11 +335,7 @@ mod tests {
     }
 
     fn gzip(data: &[u8]) -> Vec<u8> {
-        let mut crc = crate::crc::Crc32::new();
-        crc.update(data);
-        let deflated = miniz_oxide::deflate::compress_to_vec(data, 6);
-        let length = (data.len() as u32).to_le_bytes();
-        [&[0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0, 3], &deflated[..], &crc.value().to_le_bytes(), &length].concat()
+        gzip::tests::member(data, 0, b"")
     }
 
     fn packed(data: &[u8]) -> Vec<u8> {
