@@ -59,7 +59,7 @@ enum Content<'r> {
     /// Protocol 11: one zstd frame.
     Zstd(&'r mut dyn Read),
     /// Protocols 8 to 10: the data of a form, which come next.
-    Form { form: WireForm<'r>, is_gzip: bool },
+    Form { form: Box<WireForm<'r>>, is_gzip: bool },
     /// The data of a form, which came before what admits the request, as they were sent.
     Spooled { data: Spool, is_gzip: bool, wire_bytes: u64 },
     /// There is none.
@@ -146,7 +146,7 @@ impl<'r> WireForm<'r> {
     /// The body, of a form that stands before its data, when all that matters was read before them.
     pub fn into_body(self, is_gzip: bool) -> Body<'r> {
         let caps = self.wire.caps;
-        Body { content: Content::Form { form: self, is_gzip }, caps }
+        Body { content: Content::Form { form: Box::new(self), is_gzip }, caps }
     }
 
     /// The body, of a form that stands before its data: they are spooled in `dir` as they are, and then the rest of the
@@ -328,7 +328,7 @@ mod tests {
         let mut fields = Fields::default();
         let mut spooled = WireForm::new(&mut again, "x", CAPS);
         assert!(spooled.read_fields(&mut fields)?);
-        let mut spooled = || read(spooled.into_spooled_body(&mut fields, dir.path())?);
+        let spooled = || read(spooled.into_spooled_body(&mut fields, dir.path())?);
         let spooled = spooled();
         assert_eq!(format!("{streamed:?}"), format!("{spooled:?}"));
         streamed

@@ -101,6 +101,12 @@ impl Decoder {
     }
 }
 
+impl Default for Decoder {
+    fn default() -> Decoder {
+        Decoder::new()
+    }
+}
+
 /// The length of a gzip header; none if it goes on.
 fn header_bytes(data: &[u8]) -> Result<Option<usize>, &'static str> {
     const HEADER_CHECKSUM: u8 = 1 << 1;
