@@ -216,9 +216,10 @@ fn meta_refuses_what_an_old_client_would_damage() {
         ("creationOffset", "-60", [false, false, true, true]),
     ] {
         // As a client would: its config replaces the server's.
-        let mut config = json(&device.call("start", r#"{"minUsn":0,"lnewer":false}"#));
-        config = json(&device.call("applyChanges", r#"{"changes":{"models":[],"decks":[[],[]],"tags":[]}}"#))
-            ["conf"]
+        json(&device.call("start", r#"{"minUsn":0,"lnewer":false}"#));
+        let mut config = json(
+            &device.call("applyChanges", r#"{"changes":{"models":[],"decks":[[],[]],"tags":[]}}"#),
+        )["conf"]
             .take();
         config[key] = value.parse::<i64>().unwrap().into();
         device.call("start", r#"{"minUsn":0,"lnewer":true}"#);
