@@ -2,7 +2,8 @@
 
 use serde_json::json;
 
-use crate::client::{Entry, Server, folder, write_zip, zip_of};
+use crate::client::{Server, folder};
+use crate::zip::{Entry, write_zip, zip_of};
 
 /// How much the peak of the server's memory may grow over all of them. Half of it is the zstd window.
 const GROWTH_KIB: u64 = 6 * 1024;

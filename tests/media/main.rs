@@ -3,13 +3,15 @@
 mod client;
 mod crash;
 mod hostile;
+mod zip;
 
 use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-use client::{Entry, Server, folder, sha1_hex, write_zip};
+use client::{Server, folder, sha1_hex};
 use serde_json::json;
+use zip::{Entry, write_zip};
 
 fn check(base: &Path, args: &[&str]) -> (bool, String) {
     let out = Command::new(env!("CARGO_BIN_EXE_ankipi"))
