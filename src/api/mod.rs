@@ -159,7 +159,10 @@ impl App {
             Some(_) => &self.user(call)?.dir,
             None => &self.config.base,
         };
-        let mut spool = Spool::new(dir);
+        let mut spool = match call.method {
+            Method::UploadChanges => self.user(call)?.media.spool(),
+            _ => Spool::new(dir),
+        };
         let caps: Caps = call.method.caps(&self.config);
         let received =
             body::receive(request.body(), caps, &mut spool, Error::io("spooling a request in", dir))?;
