@@ -3,7 +3,6 @@
 
 use std::cell::RefCell;
 use std::io::{self, BufReader, Read, Write};
-use std::path::Path;
 use std::rc::Rc;
 
 use super::multipart::{Fields, Form};
@@ -112,15 +111,14 @@ impl<'r> Body<'r> {
         Ok(Received { wire: wire_bytes, decoded: sink.bytes })
     }
 
-    /// Unpacks the body into a spool that overflows in `dir`.
-    pub fn into_spool(self, dir: &Path) -> Result<(Spool, Received)> {
+    /// Unpacks the body into this spool, or gives another that it is in already.
+    pub fn into_spool(self, mut spool: Spool) -> Result<(Spool, Received)> {
         // Media zips come as they are: there is nothing to unpack.
         if let Content::Spooled { data, is_gzip: false, wire_bytes } = self.content {
             let received = Received { wire: wire_bytes, decoded: data.len() };
             return Ok((data, received));
         }
-        let mut spool = Spool::new(dir);
-        let received = self.read_into(&mut spool, Error::io("spooling a request in", dir))?;
+        let received = self.read_into(&mut spool, spooling_error)?;
         Ok((spool, received))
     }
 }
@@ -149,12 +147,11 @@ impl<'r> WireForm<'r> {
         Body { content: Content::Form { form: Box::new(self), is_gzip }, caps }
     }
 
-    /// The body, of a form that stands before its data: they are spooled in `dir` as they are, and then the rest of the
-    /// fields is read.
-    pub fn into_spooled_body(mut self, fields: &mut Fields, dir: &Path) -> Result<Body<'r>> {
-        let mut data = Spool::new(dir);
+    /// The body, of a form that stands before its data: they are spooled as they are, and then the rest of the fields is
+    /// read.
+    pub fn into_spooled_body(mut self, fields: &mut Fields, mut data: Spool) -> Result<Body<'r>> {
         pass_on(&mut self.form, &|err| self.wire.fault(err), &mut |block| {
-            data.write_all(block).map_err(Error::io("spooling a request in", dir))
+            data.write_all(block).map_err(spooling_error)
         })?;
         self.read_fields(fields)?;
         let content = Content::Spooled {
@@ -211,6 +208,10 @@ fn undecodable(why: impl std::fmt::Display) -> Error {
 
 fn spool_error(err: io::Error) -> Error {
     Error::Io("reading", "spooled request".into(), err)
+}
+
+fn spooling_error(err: io::Error) -> Error {
+    Error::Io("writing", "spooled request".into(), err)
 }
 
 /// The consumer, under the cap on decoded bytes.
@@ -328,7 +329,7 @@ mod tests {
         let mut fields = Fields::default();
         let mut spooled = WireForm::new(&mut again, "x", CAPS);
         assert!(spooled.read_fields(&mut fields)?);
-        let spooled = || read(spooled.into_spooled_body(&mut fields, dir.path())?);
+        let spooled = || read(spooled.into_spooled_body(&mut fields, Spool::new(dir.path()))?);
         let spooled = spooled();
         assert_eq!(format!("{streamed:?}"), format!("{spooled:?}"));
         streamed
