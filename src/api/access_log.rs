@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use crate::error::{Error, Result};
 use crate::http::body::Received;
-use crate::http::{PEER_HEADER, Request, Verb};
+use crate::http::{PEER_HEADER, Request};
 
 /// What is known of a request so far.
 pub struct AccessLog {
@@ -32,8 +32,13 @@ impl AccessLog {
             did: String::new(),
             received: Received::default(),
             sent: 0,
-            is_page: request.verb() != Verb::Post,
+            is_page: false,
         }
+    }
+
+    /// Notes that it is for a page, which is only of interest if it fails.
+    pub fn page(&mut self) {
+        self.is_page = true;
     }
 
     /// Notes the user whose key it carries.
@@ -43,7 +48,9 @@ impl AccessLog {
 
     /// Notes the client's version.
     pub fn client(&mut self, version: &str) {
-        self.client = printable(version);
+        if !version.is_empty() {
+            self.client = printable(version);
+        }
     }
 
     /// Notes the length of the request's body.
@@ -99,6 +106,6 @@ fn shortened(err: &Error) -> String {
 }
 
 /// What a client sent, short and on one line.
-fn printable(text: &str) -> String {
+pub fn printable(text: &str) -> String {
     text.chars().take(100).map(|c| if c.is_control() || c.is_whitespace() { '?' } else { c }).collect()
 }

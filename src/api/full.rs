@@ -1,15 +1,16 @@
 //! Full syncs: a whole collection up or down, streamed between file and socket.
 
 use std::io::Write;
-use std::path::Path;
+use std::path::PathBuf;
 
 use super::access_log::AccessLog;
-use super::{App, Call, refuse, respond_with};
+use super::admission::Call;
+use super::route::Method;
+use super::{App, give_up, refuse, respond_with};
 use crate::collection::upload::{self, Unfit};
 use crate::error::{Error, Result};
 use crate::fsutil::{self, GentleFile};
 use crate::http::Request;
-use crate::http::body::{self, Received};
 use crate::http::patience::{self, WaitingReply};
 use crate::http::reply::{Packing, ReplyStream};
 
@@ -17,23 +18,22 @@ use crate::http::reply::{Packing, ReplyStream};
 const ACCEPTED: &str = "OK";
 
 impl App {
-    pub(super) fn upload(&self, call: &Call, mut request: Request, log: &mut AccessLog) -> Result<()> {
-        let user = match self.user(call) {
+    pub(super) fn upload(&self, mut request: Request, log: &mut AccessLog) -> Result<()> {
+        let (call, scratch) = match self.receive_file(&mut request, log) {
+            Ok(received) => received,
+            Err(err) => return refuse(request, err),
+        };
+        let user = match self.user(&call) {
             Ok(user) => user,
             Err(err) => return refuse(request, err),
         };
-        let scratch = Scratch(&user.next_upload_path());
-        match self.receive_file(call, &mut request, scratch.0) {
-            Ok(received) => log.received(received),
-            Err(err) => return refuse(request, err),
-        }
         let mut reply = UploadReply {
             waiting: WaitingReply::new(request.into_responder(), call.packing()),
             letters_out: 0,
         };
         let outcome = patience::wait_for(
-            || match upload::check(scratch.0, self.config.max_row_bytes)? {
-                Ok(()) => user.replace_collection(scratch.0).map(Ok),
+            || match upload::check(&scratch.0, self.config.max_row_bytes)? {
+                Ok(()) => user.replace_collection(&scratch.0).map(Ok),
                 Err(unfit) => Ok(Err(unfit)),
             },
             |signs| reply.sign_of_life(signs),
@@ -61,27 +61,39 @@ impl App {
         Ok(())
     }
 
-    fn receive_file(&self, call: &Call, request: &mut Request, path: &Path) -> Result<Received> {
-        let mut file = GentleFile::create(path)?;
-        let caps = call.method.caps(&self.config);
-        body::receive(request.body(), caps, &mut file, Error::io("writing", path))
+    /// Admits an upload and brings its body to a file.
+    fn receive_file(&self, request: &mut Request, log: &mut AccessLog) -> Result<(Call, Scratch)> {
+        let (call, body) = self.admit(Method::Upload, request, log)?;
+        let scratch = Scratch(self.user(&call)?.next_upload_path());
+        let mut file = GentleFile::create(&scratch.0)?;
+        log.received(body.read_into(&mut file, Error::io("writing", &scratch.0))?);
+        Ok((call, scratch))
     }
 
-    pub(super) fn download(&self, call: &Call, mut request: Request, log: &mut AccessLog) -> Result<()> {
-        let begun = self.receive(call, &mut request, log).and_then(|_| {
-            let user = self.user(call)?;
-            match call.packing() {
-                Packing::Zstd => user.download(),
-                Packing::Plain => user.download_for_old_clients(),
-            }
-        });
+    pub(super) fn download(&self, mut request: Request, log: &mut AccessLog) -> Result<()> {
+        let admitted = self.receive(Method::Download, &mut request, log);
         let responder = request.into_responder();
-        let download = match begun {
-            Ok(download) => download,
+        let (call, user) = match admitted.and_then(|(call, _)| Ok((self.user(&call)?, call))) {
+            Ok((user, call)) => (call, user),
             Err(err) => return respond_with(responder, err),
         };
+        let mut waiting = WaitingReply::new(responder, call.packing());
+        let begun = match call.packing() {
+            Packing::Zstd => user.download(),
+            // The copy is made first, and the head may go ahead of it.
+            Packing::Plain => patience::wait_for(
+                || user.download_for_old_clients(),
+                |_| {
+                    waiting.sign_of_life(b"");
+                },
+            ),
+        };
+        let download = match begun {
+            Ok(download) => download,
+            Err(err) => return give_up(waiting, err),
+        };
         log.did(&format!("collection of {} bytes", download.bytes()));
-        let mut stream: ReplyStream = responder.stream(call.packing(), download.bytes());
+        let mut stream: ReplyStream = waiting.into_stream(download.bytes())?;
         download.send(&mut stream)?;
         log.sent(stream.finish()?);
         Ok(())
@@ -94,11 +106,11 @@ fn refusal(reason: &str, advice: &str) -> String {
 }
 
 /// A file that exists until this is dropped, unless it was renamed.
-struct Scratch<'p>(&'p Path);
+struct Scratch(PathBuf);
 
-impl Drop for Scratch<'_> {
+impl Drop for Scratch {
     fn drop(&mut self) {
-        if let Err(err) = fsutil::remove_if_there(self.0) {
+        if let Err(err) = fsutil::remove_if_there(&self.0) {
             log::warn!("{err}");
         }
     }

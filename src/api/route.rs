@@ -101,6 +101,10 @@ impl Route {
             ["health"] => Route::Page(Page::Health),
             ["sync", name] => Route::named(METHODS, name),
             ["msync", name] => Route::named(MEDIA_METHODS, name),
+            // AnkiDroid 2.12 to 2.15 with the bare host as its address for media.
+            [name] if MEDIA_METHODS.iter().any(|(known, _)| *known == name) => {
+                Route::named(MEDIA_METHODS, name)
+            }
             ["sync" | "msync", ..] => Route::UnknownMethod,
             _ => Route::Unknown,
         }
@@ -180,6 +184,10 @@ mod tests {
             ("/sync/begin", "", Route::UnknownMethod),
             ("/msync/meta", "", Route::UnknownMethod),
             ("/msync/nothing", "", Route::UnknownMethod),
+            ("/begin", "", Route::Sync(Method::MediaBegin)),
+            ("//mediaSanity/", "anki", Route::Sync(Method::MediaSanity)),
+            ("/anki/uploadChanges", "anki", Route::Sync(Method::UploadChanges)),
+            ("/meta", "", Route::Unknown),
             ("/anki/sync/meta", "", Route::Unknown),
             ("/favicon.ico", "", Route::Unknown),
         ];

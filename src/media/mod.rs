@@ -24,7 +24,6 @@
 //! was not answered sends its changes again, and what is there already costs nothing.
 
 pub mod check;
-mod crc;
 pub mod db;
 pub mod download;
 pub mod name;

@@ -11,3 +11,6 @@ mod login; // passwords and keys, and who may see what
 mod merge; // whose row wins
 mod replay; // requests of the real client, compared with the answers of the official server
 mod sessions; // start to finish and every way to end in between
+#[path = "../media/zip.rs"]
+#[allow(dead_code, reason = "the other half is for the tests of media")]
+mod zip; // the zips of media sync

@@ -1,4 +1,4 @@
-//! CRC-32 as zip files have it.
+//! CRC-32 as zip files and gzip have it.
 
 /// Eight tables, so that eight bytes are taken at a time: four times as fast as one, for 8 KiB.
 const TABLES: [[u32; 256]; 8] = make_tables();
