@@ -263,6 +263,7 @@ mod tests {
         collection(dir.path(), CHECKED, 8);
         fs::write(dir.path().join("collection.anki2-wal"), "of the old one").unwrap();
         fs::write(dir.path().join("collection.anki2.upload-3"), "half").unwrap();
+        fs::write(dir.path().join("collection.anki2.schema11-4"), "half").unwrap();
         fs::write(dir.path().join("spool-1-1"), "half").unwrap();
         clean_up(dir.path()).unwrap();
         assert_eq!(created(&dir.path().join(FILE_NAME)), 8);
