@@ -69,10 +69,12 @@ pub fn replace(dir: &Path, checked: &Path, keep: usize) -> Result<()> {
 /// from replacing it.
 fn fold_side_files(collection: &Path) {
     let folded = Collection::open(collection).and_then(|collection| collection.checkpoint());
-    if let Err(err) = folded {
-        log::warn!(
+    match folded {
+        // Of an old schema, it was folded when it was closed again.
+        Ok(()) | Err(Error::OldSchema(_)) => {}
+        Err(err) => log::warn!(
             "the collection that is being replaced cannot be read, its files are kept as they are: {err}"
-        );
+        ),
     }
 }
 
