@@ -69,10 +69,12 @@ pub fn replace(dir: &Path, checked: &Path, keep: usize) -> Result<()> {
 /// from replacing it.
 fn fold_side_files(collection: &Path) {
     let folded = Collection::open(collection).and_then(|collection| collection.checkpoint());
-    if let Err(err) = folded {
-        log::warn!(
+    match folded {
+        // Of an old schema, it was folded when it was closed again.
+        Ok(()) | Err(Error::OldSchema(_)) => {}
+        Err(err) => log::warn!(
             "the collection that is being replaced cannot be read, its files are kept as they are: {err}"
-        );
+        ),
     }
 }
 
@@ -263,6 +265,7 @@ mod tests {
         collection(dir.path(), CHECKED, 8);
         fs::write(dir.path().join("collection.anki2-wal"), "of the old one").unwrap();
         fs::write(dir.path().join("collection.anki2.upload-3"), "half").unwrap();
+        fs::write(dir.path().join("collection.anki2.schema11-4"), "half").unwrap();
         fs::write(dir.path().join("spool-1-1"), "half").unwrap();
         clean_up(dir.path()).unwrap();
         assert_eq!(created(&dir.path().join(FILE_NAME)), 8);

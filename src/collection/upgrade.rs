@@ -57,7 +57,11 @@ pub fn upgrade(db: &Connection, version: i64, max_object_bytes: u64) -> Result<(
         upgrade.rebuild("tags", "tag, usn, 1, NULL")?;
     }
     upgrade.rebuild("graves", "oid, type, usn")?;
-    db.execute("UPDATE col SET ver = ?1", [SCHEMA_VERSION])?;
+    // All at once: to write the row SQLite reads what is to stay of it, and that must not be a column of JSON.
+    db.execute(
+        "UPDATE col SET ver = ?1, conf = '', models = '', decks = '', dconf = '', tags = ''",
+        [SCHEMA_VERSION],
+    )?;
     Ok(db.execute_batch("COMMIT")?)
 }
 
@@ -167,7 +171,7 @@ impl Upgrade<'_> {
         Ok(())
     }
 
-    /// Hands the entries of a JSON column of `col` to `each`, then empties the column.
+    /// Hands the entries of a JSON column of `col` to `each`.
     fn each_in_column(
         &self,
         column: &str,
@@ -181,9 +185,7 @@ impl Upgrade<'_> {
                 Error::Refused(format!("its {what} cannot be read: {reason}"))
             }
             other => other,
-        })?;
-        self.db.execute(&format!("UPDATE col SET {column} = ''"), [])?;
-        Ok(())
+        })
     }
 
     /// Hands id and blob of each row to `each`, which may update that row.

@@ -11,6 +11,7 @@ mod http; // paths, verbs, framing, pages
 mod legacy; // forms, and what else clients before 2.1.57 send
 mod login; // passwords and keys, and who may see what
 mod merge; // whose row wins
+mod old_files; // old schemas, and rows out of order
 mod replay; // requests of the real client, compared with the answers of the official server
 mod sessions; // start to finish and every way to end in between
 #[path = "../media/zip.rs"]
