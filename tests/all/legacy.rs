@@ -125,6 +125,28 @@ fn a_collection_goes_up_and_comes_down_in_every_form() {
 }
 
 #[test]
+fn a_large_collection_passes_in_flat_memory() {
+    let large = collection(
+        "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 3000)
+         INSERT INTO notes SELECT i, 'guid' || i, mid, mod, 0, '', flds || hex(randomblob(5000)), sfld, csum, 0, ''
+           FROM n, (SELECT * FROM notes LIMIT 1)",
+    );
+    let packed = gzip(&large);
+    for generation in [KeyFirst, DataFirst] {
+        let server = TestServer::start();
+        let device = OldDevice::of(&server, generation);
+        // Once in vain: what SQLite and the heap need anyway is there then.
+        device.send_packed("upload", &gzip(&collection("")));
+        let peak = server.memory_kib("VmHWM:");
+        assert_eq!(plain(&device.send_packed("upload", &packed)), "OK");
+        assert_eq!(device.send_packed("download", b"").status, 200);
+        let growth = server.memory_kib("VmHWM:") - peak;
+        println!("{generation:?}: {} bytes in {}, VmHWM grew by {growth} KiB", large.len(), packed.len());
+        assert!(large.len() > 30_000_000 && growth < 3 * 1024, "{growth} KiB");
+    }
+}
+
+#[test]
 fn media_pass_in_every_form_and_with_the_zips_of_java() {
     for generation in [KeyFirst, DataFirst] {
         let server = TestServer::start();
