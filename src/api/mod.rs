@@ -21,7 +21,7 @@ use crate::http::patience::{self, WaitingReply};
 use crate::http::reply::{Packing, Responder};
 use crate::http::{Request, Verb};
 use crate::session::{User, Users};
-use crate::spool::Spool;
+use crate::spool::{self, Spool};
 use access_log::AccessLog;
 use admission::Call;
 use route::{Method, Page, Route};
@@ -47,6 +47,8 @@ struct Answer {
 impl App {
     /// Reads the accounts and readies the users' folders.
     pub fn open(config: Config) -> Result<App> {
+        // Forms whose data come before their key are spooled here.
+        spool::remove_leftovers(&config.base).map_err(Error::io("tidying", &config.base))?;
         let accounts = Accounts::open(&config)?;
         let users = Users::open(&config, accounts.names())?;
         Ok(App { config, accounts, users })
