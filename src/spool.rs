@@ -183,6 +183,7 @@ pub fn remove_leftovers(dir: &Path) -> io::Result<()> {
     for entry in fs::read_dir(dir)? {
         let entry = entry?;
         if entry.file_name().to_string_lossy().starts_with(LEFTOVER_PREFIX) {
+            log::warn!("removed {}, which an interrupted request had left", entry.path().display());
             fs::remove_file(entry.path())?;
         }
     }

@@ -133,7 +133,7 @@ impl App {
     /// Runs a step and sends its JSON, with signs of life if that takes long.
     fn reply(&self, call: &Call, mut body: Spool, responder: Responder, log: &mut AccessLog) -> Result<()> {
         let mut waiting = WaitingReply::new(responder, call.packing());
-        let sign: &[u8] = match waiting.packing() {
+        let sign: &[u8] = match call.packing() {
             // JSON may begin with white space.
             Packing::Zstd => b" ",
             // Old clients take the answer to the letter, so the head is all that can go ahead.
