@@ -5,6 +5,7 @@ use std::io::Write;
 use rusqlite::{Connection, OptionalExtension, Row, Statement, params};
 use serde_json::value::RawValue;
 
+use super::chunk::int;
 use super::start::spooling;
 use super::{Collection, Range, untranslatable};
 use crate::clock;
@@ -92,7 +93,7 @@ impl Collection {
             out.separate(&mut first)?;
             serde_json::to_writer(&mut out.out, name).map_err(|err| spooling(err.into()))?;
             if out.is_map {
-                out.raw(&format!(":{}", row.get::<_, i32>(1)?))?;
+                out.raw(&format!(":{}", int(row, 1)? as i32))?;
             }
         }
         Ok(())
