@@ -67,6 +67,12 @@ impl Crc32 {
     }
 }
 
+impl Default for Crc32 {
+    fn default() -> Crc32 {
+        Crc32::new()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -79,9 +79,9 @@ impl GentleFile {
         Ok(GentleFile { file: open.map_err(Error::io("creating", path))?, unsynced: 0 })
     }
 
-    /// Makes the whole file durable.
-    pub fn finish(self) -> io::Result<()> {
-        self.file.sync_all()
+    /// The file, whose last part is not synced.
+    pub fn into_file(self) -> File {
+        self.file
     }
 }
 

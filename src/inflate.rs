@@ -51,3 +51,9 @@ impl Inflater {
         Ok(packed.len() - rest.len())
     }
 }
+
+impl Default for Inflater {
+    fn default() -> Inflater {
+        Inflater::new()
+    }
+}

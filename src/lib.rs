@@ -13,7 +13,8 @@
 //!   server             four worker threads take requests from tiny_http; a panic ends its request only
 //!   api                route, then everything that the head tells: version, host key -> user, session key, size
 //!   |  accounts        passwords and host keys
-//!   http::body         socket -> cap on wire bytes -> zstd -> cap on decoded bytes -> spool (or a file, for uploads)
+//!   http::body         socket -> cap on wire bytes -> zstd, or (clients before 2.1.57) a form with gzip in it
+//!                      -> cap on decoded bytes -> spool (or a file, for uploads)
 //!   spool              512 KiB in memory, the rest in a nameless file
 //!   session            the user's lock; the session with this key, which is an open SQLite transaction
 //!   collection         one step of the sync, row by row, through
@@ -25,6 +26,10 @@
 //!   http::reply        the spooled reply in zstd blocks; http::patience has kept the client waiting if that took long
 //!   api::access_log    one line
 //! ```
+//!
+//! Protocols 8 to 10 tell in a form what protocol 11 tells in a header (`api::admission`), and the form's fields may stand
+//! behind its data. Then these are spooled as they are, and unpacked only when the key was seen. Replies to forms are
+//! plain, to the letter, and have their length in the head.
 //!
 //! A full upload goes from the decoder to a file beside the collection, is checked there (`collection::upload`), and
 //! only then, under the lock, takes its place (`collection::replace`). A full download is a read transaction of its own

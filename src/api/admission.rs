@@ -11,6 +11,7 @@ use crate::http::body::{Body, WireForm};
 use crate::http::multipart::{self, Fields};
 use crate::http::reply::Packing;
 use crate::http::{Request, Verb};
+use crate::spool::Spool;
 use crate::wire::{self, SyncHeader};
 
 /// The protocol version of forms. Only `meta` tells which of 8 to 10 it is, and nothing else depends on it.
@@ -110,7 +111,12 @@ impl App {
             (false, _) => Body::nothing(caps),
             // Nothing that may follow the data has a meaning here.
             (true, Some(is_gzip)) if method == Method::Upload && user.is_some() => form.into_body(is_gzip),
-            (true, _) => form.into_spooled_body(&mut fields, &self.config.base)?,
+            // It stays as it is, so it may go where it is used.
+            (true, Some(false)) => {
+                let spool = self.spool(method, user.as_deref())?;
+                form.into_spooled_body(&mut fields, spool)?
+            }
+            (true, _) => form.into_spooled_body(&mut fields, Spool::new(&self.config.base))?,
         };
         let header = header_of(Fields { client: fields.client.or(Some(agent)), ..fields });
         log.client(&header.client);

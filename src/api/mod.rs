@@ -21,7 +21,7 @@ use crate::http::patience::{self, WaitingReply};
 use crate::http::reply::{Packing, Responder};
 use crate::http::{Request, Verb};
 use crate::session::{User, Users};
-use crate::spool::Spool;
+use crate::spool::{self, Spool};
 use access_log::AccessLog;
 use admission::Call;
 use route::{Method, Page, Route};
@@ -47,6 +47,8 @@ struct Answer {
 impl App {
     /// Reads the accounts and readies the users' folders.
     pub fn open(config: Config) -> Result<App> {
+        // Forms whose data come before their key are spooled here.
+        spool::remove_leftovers(&config.base).map_err(Error::io("tidying", &config.base))?;
         let accounts = Accounts::open(&config)?;
         let users = Users::open(&config, accounts.names())?;
         Ok(App { config, accounts, users })
@@ -114,13 +116,18 @@ impl App {
     /// Admits a request and reads its body into a spool.
     fn receive(&self, method: Method, request: &mut Request, log: &mut AccessLog) -> Result<(Call, Spool)> {
         let (call, body) = self.admit(method, request, log)?;
-        let dir = match call.user {
-            Some(_) => &self.user(&call)?.dir,
-            None => &self.config.base,
-        };
-        let (spool, received) = body.into_spool(dir)?;
+        let (spool, received) = body.into_spool(self.spool(method, call.user.as_deref())?)?;
         log.received(received);
         Ok((call, spool))
+    }
+
+    /// A spool for what this user sends.
+    fn spool(&self, method: Method, user: Option<&str>) -> Result<Spool> {
+        Ok(match user.map(|name| self.users.by_name(name)).transpose()? {
+            Some(user) if method == Method::UploadChanges => user.media.spool(),
+            Some(user) => Spool::new(&user.dir),
+            None => Spool::new(&self.config.base),
+        })
     }
 
     /// Runs a step and sends its JSON, with signs of life if that takes long.

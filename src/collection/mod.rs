@@ -58,6 +58,24 @@ pub struct Collection {
     db: Connection,
 }
 
+/// Whether the SQLite in this binary can do what downloads need. Its build settings come from `.cargo/config.toml`,
+/// which a variable of the same name in the environment of the build overrides.
+pub fn check_sqlite() -> Result<()> {
+    let used = Connection::open_in_memory()?.query_row(
+        "SELECT sqlite_compileoption_used('ENABLE_DBPAGE_VTAB')",
+        [],
+        |row| row.get::<_, bool>(0),
+    )?;
+    match used {
+        true => Ok(()),
+        false => Err(Error::Broken(
+            "this binary was built with another LIBSQLITE3_FLAGS than that of .cargo/config.toml, and could not serve \
+             downloads: build it again without that variable"
+                .to_owned(),
+        )),
+    }
+}
+
 /// The stamps that decide what kind of sync there is to do (sync-protocol.md 6.2).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Stamps {

@@ -56,7 +56,7 @@ pub fn check(path: &Path, max_row_bytes: u64) -> Result<Verdict> {
 pub fn upgraded_copy(path: &Path, copy: &Path, max_row_bytes: u64) -> Result<()> {
     let mut file = GentleFile::create(copy)?;
     Snapshot::open_any(path)?.copy_to(&mut file, copy)?;
-    file.finish().map_err(Error::io("syncing", copy))?;
+    file.into_file().sync_all().map_err(Error::io("syncing", copy))?;
     check(copy, max_row_bytes)?.map_err(|unfit| {
         Error::Broken(format!(
             "{} has an old format and cannot be upgraded: {}. Upload the collection anew from a device",

@@ -3,7 +3,6 @@
 
 use std::cell::RefCell;
 use std::io::{self, BufReader, Read, Write};
-use std::path::Path;
 use std::rc::Rc;
 
 use super::multipart::{Fields, Form};
@@ -59,8 +58,8 @@ enum Content<'r> {
     /// Protocol 11: one zstd frame.
     Zstd(&'r mut dyn Read),
     /// Protocols 8 to 10: the data of a form, which come next.
-    Form { form: WireForm<'r>, is_gzip: bool },
-    /// The data of a form, which came before what admits the request, as they were sent.
+    Form { form: Box<WireForm<'r>>, is_gzip: bool },
+    /// The data of a form as they were sent, because fields that matter may have followed them.
     Spooled { data: Spool, is_gzip: bool, wire_bytes: u64 },
     /// There is none.
     Nothing,
@@ -112,15 +111,14 @@ impl<'r> Body<'r> {
         Ok(Received { wire: wire_bytes, decoded: sink.bytes })
     }
 
-    /// Unpacks the body into a spool that overflows in `dir`.
-    pub fn into_spool(self, dir: &Path) -> Result<(Spool, Received)> {
+    /// Unpacks the body into this spool, or gives another that it is in already.
+    pub fn into_spool(self, mut spool: Spool) -> Result<(Spool, Received)> {
         // Media zips come as they are: there is nothing to unpack.
         if let Content::Spooled { data, is_gzip: false, wire_bytes } = self.content {
             let received = Received { wire: wire_bytes, decoded: data.len() };
             return Ok((data, received));
         }
-        let mut spool = Spool::new(dir);
-        let received = self.read_into(&mut spool, Error::io("spooling a request in", dir))?;
+        let received = self.read_into(&mut spool, spooling_error)?;
         Ok((spool, received))
     }
 }
@@ -146,15 +144,14 @@ impl<'r> WireForm<'r> {
     /// The body, of a form that stands before its data, when all that matters was read before them.
     pub fn into_body(self, is_gzip: bool) -> Body<'r> {
         let caps = self.wire.caps;
-        Body { content: Content::Form { form: self, is_gzip }, caps }
+        Body { content: Content::Form { form: Box::new(self), is_gzip }, caps }
     }
 
-    /// The body, of a form that stands before its data: they are spooled in `dir` as they are, and then the rest of the
-    /// fields is read.
-    pub fn into_spooled_body(mut self, fields: &mut Fields, dir: &Path) -> Result<Body<'r>> {
-        let mut data = Spool::new(dir);
+    /// The body, of a form that stands before its data: they are spooled as they are, and then the rest of the fields is
+    /// read.
+    pub fn into_spooled_body(mut self, fields: &mut Fields, mut data: Spool) -> Result<Body<'r>> {
         pass_on(&mut self.form, &|err| self.wire.fault(err), &mut |block| {
-            data.write_all(block).map_err(Error::io("spooling a request in", dir))
+            data.write_all(block).map_err(spooling_error)
         })?;
         self.read_fields(fields)?;
         let content = Content::Spooled {
@@ -211,6 +208,10 @@ fn undecodable(why: impl std::fmt::Display) -> Error {
 
 fn spool_error(err: io::Error) -> Error {
     Error::Io("reading", "spooled request".into(), err)
+}
+
+fn spooling_error(err: io::Error) -> Error {
+    Error::Io("writing", "spooled request".into(), err)
 }
 
 /// The consumer, under the cap on decoded bytes.
@@ -328,18 +329,14 @@ mod tests {
         let mut fields = Fields::default();
         let mut spooled = WireForm::new(&mut again, "x", CAPS);
         assert!(spooled.read_fields(&mut fields)?);
-        let mut spooled = || read(spooled.into_spooled_body(&mut fields, dir.path())?);
+        let spooled = || read(spooled.into_spooled_body(&mut fields, Spool::new(dir.path()))?);
         let spooled = spooled();
         assert_eq!(format!("{streamed:?}"), format!("{spooled:?}"));
         streamed
     }
 
     fn gzip(data: &[u8]) -> Vec<u8> {
-        let mut crc = crate::crc::Crc32::new();
-        crc.update(data);
-        let deflated = miniz_oxide::deflate::compress_to_vec(data, 6);
-        let length = (data.len() as u32).to_le_bytes();
-        [&[0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0, 3], &deflated[..], &crc.value().to_le_bytes(), &length].concat()
+        gzip::tests::member(data, 0, b"")
     }
 
     fn packed(data: &[u8]) -> Vec<u8> {

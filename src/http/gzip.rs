@@ -101,6 +101,12 @@ impl Decoder {
     }
 }
 
+impl Default for Decoder {
+    fn default() -> Decoder {
+        Decoder::new()
+    }
+}
+
 /// The length of a gzip header; none if it goes on.
 fn header_bytes(data: &[u8]) -> Result<Option<usize>, &'static str> {
     const HEADER_CHECKSUM: u8 = 1 << 1;
@@ -136,13 +142,13 @@ fn header_bytes(data: &[u8]) -> Result<Option<usize>, &'static str> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use miniz_oxide::deflate::compress_to_vec;
 
     use super::*;
 
     /// One member with these flags and what they announce.
-    fn member(data: &[u8], flags: u8, fields: &[u8]) -> Vec<u8> {
+    pub fn member(data: &[u8], flags: u8, fields: &[u8]) -> Vec<u8> {
         let mut crc = Crc32::new();
         crc.update(data);
         let head = [0x1f, 0x8b, 8, flags, 1, 2, 3, 4, 2, 255];

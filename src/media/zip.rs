@@ -7,6 +7,7 @@
 //! read once, while it is sent.
 
 use std::io::{self, Write};
+use std::path::Path;
 
 use super::{MAX_FILE_BYTES, MAX_FILES};
 use crate::crc::Crc32;
@@ -28,6 +29,9 @@ const MAX_COMMENT_BYTES: u64 = 64;
 
 /// Entries are read in blocks of this size.
 const BLOCK_BYTES: usize = 32 * 1024;
+
+/// Contents that are better not held in memory while the rest arrives.
+const LARGE_BYTES: usize = 1024 * 1024;
 
 const LOCAL_MAGIC: u32 = 0x0403_4b50;
 const CENTRAL_MAGIC: u32 = 0x0201_4b50;
@@ -139,6 +143,16 @@ impl<'s> ZipReader<'s> {
         }
     }
 
+    /// The file of the spool, if it begins with the contents of this entry.
+    pub fn file_of(&self, entry: &Entry) -> Result<Option<&'s Path>> {
+        match self.spool.file() {
+            Some((path, start)) if entry.method == Method::Stored && self.data_at(entry)? == start => {
+                Ok(Some(path))
+            }
+            _ => Ok(None),
+        }
+    }
+
     fn data_at(&self, entry: &Entry) -> Result<u64> {
         let head: [u8; LOCAL_BYTES] = read_at(self.spool, entry.head_at)?;
         let variable = u64::from(u16_at(&head, 26)) + u64::from(u16_at(&head, 28));
@@ -200,6 +214,24 @@ impl<'s> ZipReader<'s> {
         {
             true => Err(bad("entries overlap")),
             false => Ok(()),
+        }
+    }
+}
+
+/// Given the beginning of a zip, where the contents of its last entry begin, if they are stored, large and not all there
+/// yet. As far as the entries follow each other, and a hint only: everything is read by the directory.
+pub fn large_contents(zip: &[u8]) -> Option<usize> {
+    let mut at = 0;
+    loop {
+        let head = zip.get(at..at + LOCAL_BYTES)?;
+        let is_plain = u32_at(head, 0) == LOCAL_MAGIC
+            && u16_at(head, 6) & HAS_DESCRIPTOR == 0
+            && Method::of(u16_at(head, 8)).ok()? == Method::Stored;
+        let contents = at + LOCAL_BYTES + usize::from(u16_at(head, 26)) + usize::from(u16_at(head, 28));
+        let bytes = u32_at(head, 18) as usize;
+        at = contents.checked_add(bytes).filter(|_| is_plain)?;
+        if at > zip.len() {
+            return (contents <= zip.len() && bytes >= LARGE_BYTES).then_some(contents);
         }
     }
 }

@@ -14,6 +14,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
 use crate::api::{self, App};
+use crate::collection;
 use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::fsutil;
@@ -38,6 +39,7 @@ pub fn run(config: Config) -> Result<()> {
     fsutil::create_folder(&config.base).map_err(|err| {
         Error::Broken(format!("the data folder cannot be used: {err}; choose another with --base DIR"))
     })?;
+    collection::check_sqlite()?;
     let _lock = fsutil::lock_data_folder(&config.base)?;
     let listener = bind(SocketAddr::new(config.host, config.port))?;
     let address = listener.local_addr().map_err(|err| Error::Broken(format!("listening: {err}")))?;

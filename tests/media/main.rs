@@ -27,6 +27,49 @@ fn check(base: &Path, args: &[&str]) -> (bool, String) {
 }
 
 #[test]
+fn a_large_file_is_written_once_wherever_it_stands_in_its_zip() {
+    let base = tempfile::tempdir().unwrap();
+    let server = Server::start(base.path());
+    let client = server.client();
+    let written = || {
+        let io = fs::read_to_string(format!("/proc/{}/io", server.child.id())).unwrap();
+        let line = io.lines().find_map(|line| line.strip_prefix("wchar: ")).unwrap();
+        line.parse::<u64>().unwrap()
+    };
+    let noise = |seed: u32, bytes: usize| -> Vec<u8> {
+        let mut state = seed;
+        let mut next = || {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            (state >> 24) as u8
+        };
+        (0..bytes).map(|_| next()).collect()
+    };
+    let mut expected = std::collections::BTreeMap::new();
+    for (round, position) in [0, 2, 4].into_iter().enumerate() {
+        let sizes = |n: usize| if n == position { 5_000_000 } else { 40_000 };
+        let files: Vec<(String, Vec<u8>)> =
+            (0..5).map(|n| (format!("{round}-{n}"), noise(n as u32 + 1, sizes(n)))).collect();
+        let changes: Vec<_> = files.iter().map(|(name, data)| (name.as_str(), Some(&data[..]))).collect();
+        let before = written();
+        client.upload(&changes);
+        let bytes: u64 = files.iter().map(|(_, data)| data.len() as u64).sum();
+        let times = (written() - before) as f64 / bytes as f64;
+        assert!(times < 1.2, "round {round}: what came was written {times} times");
+        expected.extend(files.clone());
+        assert_eq!(folder(base.path()), expected);
+        // The same again is recognised, and leaves nothing behind.
+        client.upload(&changes);
+        assert_eq!(folder(base.path()), expected);
+        let left: Vec<_> = fs::read_dir(base.path().join("u"))
+            .unwrap()
+            .filter_map(|entry| entry.unwrap().file_name().into_string().ok())
+            .filter(|name| name.starts_with("media.new"))
+            .collect();
+        assert!(left.is_empty(), "{left:?}");
+    }
+}
+
+#[test]
 fn each_effective_change_gets_the_next_usn() {
     let dir = tempfile::tempdir().unwrap();
     let server = Server::start(dir.path());

@@ -1,4 +1,4 @@
-//! Zips as clients of all generations write them, that can be spoiled, and a strict reader.
+//! Zips of media sync as clients write and read them, and as nobody should write them. The benchmark uses it, too.
 
 use std::collections::BTreeMap;
 
