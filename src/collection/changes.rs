@@ -412,7 +412,9 @@ pub(super) fn put_deck(db: &Connection, row: &DeckRow) -> Result<()> {
 /// Writes deck options in place of those with their id.
 pub(super) fn put_deck_config(db: &Connection, row: &DeckConfigRow) -> Result<()> {
     db.execute(
-        "INSERT OR REPLACE INTO deck_config (id, name, mtime_secs, usn, config) VALUES (?1, ?2, ?3, ?4, ?5)",
+        "INSERT INTO deck_config (id, name, mtime_secs, usn, config) VALUES (?1, ?2, ?3, ?4, ?5)
+         ON CONFLICT (id) DO UPDATE SET name = excluded.name, mtime_secs = excluded.mtime_secs,
+           usn = excluded.usn, config = excluded.config",
         params![row.id, row.name, row.mtime_secs, row.usn, row.config],
     )?;
     Ok(())

@@ -16,6 +16,7 @@ mod new;
 pub mod replace;
 mod sanity;
 pub mod schema;
+mod size;
 mod start;
 mod unfit;
 mod upgrade;

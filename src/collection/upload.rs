@@ -12,15 +12,14 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use rusqlite::types::ValueRef;
-use rusqlite::{Connection, OpenFlags, OptionalExtension, Row};
+use rusqlite::{Connection, OpenFlags, Row};
 
 use super::download::{JOURNAL_BYTES, Snapshot};
 use super::schema::{INDEXES, Index, LARGE_TABLES, TABLES, TABLES_WITH_USN, tables_of};
 use super::unfit::{
-    Checked, Failure, MEND, REMOVE_IT, SHORTEN, TRY_AGAIN, UPDATE_CLIENT, UPDATE_SERVER, WHOLE_COLLECTION,
-    refuse,
+    Checked, Failure, MEND, REMOVE_IT, TRY_AGAIN, UPDATE_CLIENT, UPDATE_SERVER, WHOLE_COLLECTION, refuse,
 };
-use super::{Collection, SCAN_CACHE_KIB, SCHEMA_VERSION, upgrade};
+use super::{Collection, SCAN_CACHE_KIB, SCHEMA_VERSION, size, upgrade};
 use crate::error::{Error, Result};
 use crate::fsutil::GentleFile;
 
@@ -97,17 +96,13 @@ fn check_header(mut file: &File) -> std::io::Result<Verdict> {
 fn check_contents(path: &Path, max_row_bytes: u64) -> Checked {
     let collection = Collection::connect(path, OpenFlags::SQLITE_OPEN_READ_WRITE, SCAN_CACHE_KIB)?;
     collection.limit_values(max_row_bytes)?;
-    read_contents(&collection, max_row_bytes).or_else(|failure| {
-        if let Failure::Ours(Error::TooLarge(_)) = failure {
-            // SQLite gives up on a value over the limit without telling where it is.
-            for (table, columns) in TABLES.iter().filter(|(table, _)| *table != "col") {
-                let found = columns_of(&collection.db, table)?;
-                if columns.iter().all(|column| found.iter().any(|found| found.eq_ignore_ascii_case(column))) {
-                    refuse_long_row(&collection.db, table, columns, max_row_bytes)?;
-                }
-            }
+    read_contents(&collection, max_row_bytes).or_else(|failure| match failure {
+        // SQLite gives up on a value over the limit without telling where it is.
+        Failure::Ours(Error::TooLarge(_)) => {
+            size::refuse_long_rows(&collection.db, max_row_bytes)?;
+            Err(failure)
         }
-        Err(failure)
+        failure => Err(failure),
     })
 }
 
@@ -122,13 +117,13 @@ fn read_contents(collection: &Collection, max_row_bytes: u64) -> Checked {
     check_col(db)?;
     if version < SCHEMA_VERSION {
         // Before anything is read that could be too long for the upgrade.
-        check_sizes(db, version, max_row_bytes)?;
+        size::check_small_tables(db, version, max_row_bytes)?;
         upgrade::upgrade(db, version, max_row_bytes)?;
     }
     for index in INDEXES {
         db.execute_batch(&index.create_sql())?;
     }
-    check_sizes(db, SCHEMA_VERSION, max_row_bytes)?;
+    size::check_small_tables(db, SCHEMA_VERSION, max_row_bytes)?;
     for (table, _) in TABLES.iter().filter(|(table, _)| !LARGE_TABLES.contains(table)) {
         check_structure(db, &format!("PRAGMA integrity_check({table})"))?;
     }
@@ -160,7 +155,7 @@ fn check_nothing_runs(db: &Connection) -> Checked {
     Ok(())
 }
 
-fn columns_of(db: &Connection, table: &str) -> rusqlite::Result<Vec<String>> {
+pub(super) fn columns_of(db: &Connection, table: &str) -> rusqlite::Result<Vec<String>> {
     let mut select = db.prepare("SELECT name FROM pragma_table_xinfo(?1) ORDER BY cid")?;
     select.query_map([table], |row| row.get(0))?.collect()
 }
@@ -216,49 +211,6 @@ fn check_col(db: &Connection) -> Checked {
     }
 }
 
-/// Asks how long each row of the small tables is, without reading it. Those of the large ones are looked at as they are
-/// read, and `col` is never read whole.
-fn check_sizes(db: &Connection, version: i64, max_row_bytes: u64) -> Checked {
-    for (table, columns) in tables_of(version).filter(|(table, _)| *table != "col") {
-        if !LARGE_TABLES.contains(&table) {
-            refuse_long_row(db, table, columns, max_row_bytes)?;
-        }
-    }
-    Ok(())
-}
-
-/// Asks SQLite how long a value is, which it knows without reading it.
-fn bytes_of(column: &str) -> String {
-    match column {
-        // A part of the fields, stored once more: only what goes beyond them counts.
-        "sfld" => "max(ifnull(octet_length(sfld), 0) - ifnull(octet_length(flds), 0), 0)".to_owned(),
-        column => format!("ifnull(octet_length({column}), 0)"),
-    }
-}
-
-fn refuse_long_row(db: &Connection, table: &str, columns: &[&str], max_row_bytes: u64) -> Checked {
-    let bytes: Vec<String> = columns.iter().map(|column| bytes_of(column)).collect();
-    let bytes = bytes.join(" + ");
-    // What names a row: its id or name, or its notetype in `fields` and `templates`.
-    let sql = format!(
-        "SELECT CAST(substr({}, 1, 40) AS TEXT), {bytes} FROM {table} WHERE {bytes} > ?1",
-        columns[0]
-    );
-    let long = db
-        .query_row(&sql, [max_row_bytes as i64], |row| Ok((row.get::<_, String>(0)?, row.get::<_, i64>(1)?)))
-        .optional()?;
-    match long {
-        None => Ok(()),
-        Some((key, bytes)) => refuse(
-            format!(
-                "row {key} of table {table} has {bytes} bytes, which is over the server's limit of {max_row_bytes} \
-                 (MAX_SYNC_ROW_MEGS)"
-            ),
-            SHORTEN,
-        ),
-    }
-}
-
 /// How an index and its table are compared: how many entries, and a sum over them in which the order has no weight.
 #[derive(Clone, Copy, Default, PartialEq, Eq)]
 struct Tally {
@@ -291,8 +243,10 @@ impl Tally {
 fn check_rows(db: &Connection, table: &str, max_row_bytes: u64) -> Checked {
     let indexes: Vec<&Index> = INDEXES.iter().filter(|index| index.table == table).collect();
     let (texts, others): (&[&str], _) = match table {
-        "notes" => (&["guid", "tags", "flds"], format!("{} + {}", bytes_of("sfld"), bytes_of("data"))),
-        "cards" => (&[], bytes_of("data")),
+        "notes" => {
+            (&["guid", "tags", "flds"], format!("{} + {}", size::bytes_of("sfld"), size::bytes_of("data")))
+        }
+        "cards" => (&[], size::bytes_of("data")),
         _ => (&[], "0".to_owned()),
     };
     // id, bytes of what is not read here, the texts, then for each index its condition and its columns.
