@@ -35,6 +35,9 @@
 //! only then, under the lock, takes its place (`collection::replace`). A full download is a read transaction of its own
 //! (`collection::download`) that is sent while other devices go on.
 //!
+//! Clients of protocols 8 to 10 keep their collection in schema 11. Their uploads are brought to schema 18 by the check
+//! (`collection::upgrade`); their downloads are a scratch copy that is brought back (`collection::downgrade`).
+//!
 //! Media come as zips: spooled, read by their directory, each file unpacked to a place of its own and synced, then all of
 //! them renamed into the folder and recorded in one transaction; the header of `media` says what a crash leaves at each
 //! step. They go as zips that are streamed from the files. `ankipi check` (`check`) looks at all of it from outside.

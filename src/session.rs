@@ -237,7 +237,8 @@ impl User {
         }
     }
 
-    /// Puts an upgraded copy of the collection in its place: the old file goes to the backups untouched.
+    /// Puts an upgraded copy of the collection in its place: the old file goes to the backups as it was,
+    /// but for its journal mode.
     ///
     /// No request of ours leaves such a file, but the official server does when a client of an old protocol downloads
     /// and no other request follows. So it is found when the data folder is taken over, also while we run.

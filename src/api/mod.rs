@@ -21,7 +21,7 @@ use crate::http::patience::{self, WaitingReply};
 use crate::http::reply::{Packing, Responder};
 use crate::http::{Request, Verb};
 use crate::session::{User, Users};
-use crate::spool::Spool;
+use crate::spool::{self, Spool};
 use access_log::AccessLog;
 use admission::Call;
 use route::{Method, Page, Route};
@@ -47,6 +47,8 @@ struct Answer {
 impl App {
     /// Reads the accounts and readies the users' folders.
     pub fn open(config: Config) -> Result<App> {
+        // Forms whose data come before their key are spooled here.
+        spool::remove_leftovers(&config.base).map_err(Error::io("tidying", &config.base))?;
         let accounts = Accounts::open(&config)?;
         let users = Users::open(&config, accounts.names())?;
         Ok(App { config, accounts, users })
@@ -131,7 +133,7 @@ impl App {
     /// Runs a step and sends its JSON, with signs of life if that takes long.
     fn reply(&self, call: &Call, mut body: Spool, responder: Responder, log: &mut AccessLog) -> Result<()> {
         let mut waiting = WaitingReply::new(responder, call.packing());
-        let sign: &[u8] = match waiting.packing() {
+        let sign: &[u8] = match call.packing() {
             // JSON may begin with white space.
             Packing::Zstd => b" ",
             // Old clients take the answer to the letter, so the head is all that can go ahead.

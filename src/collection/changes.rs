@@ -5,6 +5,7 @@ use std::io::Write;
 use rusqlite::{Connection, OptionalExtension, Row, Statement, params};
 use serde_json::value::RawValue;
 
+use super::chunk::int;
 use super::start::spooling;
 use super::{Collection, Range, untranslatable};
 use crate::clock;
@@ -92,7 +93,7 @@ impl Collection {
             out.separate(&mut first)?;
             serde_json::to_writer(&mut out.out, name).map_err(|err| spooling(err.into()))?;
             if out.is_map {
-                out.raw(&format!(":{}", row.get::<_, i32>(1)?))?;
+                out.raw(&format!(":{}", int(row, 1)? as i32))?;
             }
         }
         Ok(())
@@ -411,7 +412,9 @@ pub(super) fn put_deck(db: &Connection, row: &DeckRow) -> Result<()> {
 /// Writes deck options in place of those with their id.
 pub(super) fn put_deck_config(db: &Connection, row: &DeckConfigRow) -> Result<()> {
     db.execute(
-        "INSERT OR REPLACE INTO deck_config (id, name, mtime_secs, usn, config) VALUES (?1, ?2, ?3, ?4, ?5)",
+        "INSERT INTO deck_config (id, name, mtime_secs, usn, config) VALUES (?1, ?2, ?3, ?4, ?5)
+         ON CONFLICT (id) DO UPDATE SET name = excluded.name, mtime_secs = excluded.mtime_secs,
+           usn = excluded.usn, config = excluded.config",
         params![row.id, row.name, row.mtime_secs, row.usn, row.config],
     )?;
     Ok(())

@@ -212,7 +212,7 @@ fn write_row(table: Table, row: &Row<'_>, out: &mut impl Write) -> Result<()> {
 }
 
 /// A number as clients of every age left it in the file: REAL is cut, anything else is 0 (collection-format.md 15).
-fn int(row: &Row<'_>, column: usize) -> rusqlite::Result<i64> {
+pub(super) fn int(row: &Row<'_>, column: usize) -> rusqlite::Result<i64> {
     Ok(match row.get_ref(column)? {
         ValueRef::Integer(value) => value,
         ValueRef::Real(value) => value as i64,

@@ -14,6 +14,7 @@ use rusqlite::blob::ZeroBlob;
 use rusqlite::{Connection, OpenFlags, params};
 
 use super::changes::ObjectWriter;
+use super::chunk::int;
 use super::download::Snapshot;
 use super::schema::{self, CREATE_OLD_GRAVES, INDEXES, INDEXES_SINCE_15, TABLES, TABLES_SINCE_11};
 use super::{Collection, Range, SCAN_CACHE_KIB};
@@ -165,7 +166,7 @@ fn rebuild_col(collection: &Collection) -> Result<()> {
     let numbers: [i64; 7] = db.query_row("SELECT id, crt, mod, scm, dty, usn, ls FROM col", [], |row| {
         let mut numbers = [0; 7];
         for (i, number) in numbers.iter_mut().enumerate() {
-            *number = row.get(i)?;
+            *number = int(row, i)?;
         }
         Ok(numbers)
     })?;

@@ -16,6 +16,7 @@ mod new;
 pub mod replace;
 mod sanity;
 pub mod schema;
+mod size;
 mod start;
 mod unfit;
 mod upgrade;
@@ -178,9 +179,15 @@ impl Collection {
         Ok(Collection { db })
     }
 
-    /// Refuses to read or write rows that are longer, whatever the file holds.
+    /// Refuses to read or write rows that are longer than what a client may send of one, whatever the file holds.
     pub fn limit_rows(&self, max_row_bytes: u64) -> Result<()> {
-        let max = i32::try_from(max_row_bytes.saturating_add(ROW_OVERHEAD_BYTES)).unwrap_or(i32::MAX);
+        // The row of a note holds its sort field twice.
+        self.limit_values(max_row_bytes.saturating_mul(2))
+    }
+
+    /// Refuses to read values that are longer, and to write rows that are.
+    fn limit_values(&self, max_bytes: u64) -> Result<()> {
+        let max = i32::try_from(max_bytes.saturating_add(ROW_OVERHEAD_BYTES)).unwrap_or(i32::MAX);
         self.db.set_limit(Limit::SQLITE_LIMIT_LENGTH, max)?;
         Ok(())
     }

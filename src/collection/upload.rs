@@ -12,15 +12,14 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use rusqlite::types::ValueRef;
-use rusqlite::{Connection, OpenFlags, OptionalExtension, Row};
+use rusqlite::{Connection, OpenFlags, Row};
 
 use super::download::{JOURNAL_BYTES, Snapshot};
 use super::schema::{INDEXES, Index, LARGE_TABLES, TABLES, TABLES_WITH_USN, tables_of};
 use super::unfit::{
-    Checked, Failure, MEND, REMOVE_IT, SHORTEN, TRY_AGAIN, UPDATE_CLIENT, UPDATE_SERVER, WHOLE_COLLECTION,
-    refuse,
+    Checked, Failure, MEND, REMOVE_IT, TRY_AGAIN, UPDATE_CLIENT, UPDATE_SERVER, WHOLE_COLLECTION, refuse,
 };
-use super::{Collection, SCAN_CACHE_KIB, SCHEMA_VERSION, upgrade};
+use super::{Collection, SCAN_CACHE_KIB, SCHEMA_VERSION, size, upgrade};
 use crate::error::{Error, Result};
 use crate::fsutil::GentleFile;
 
@@ -29,6 +28,9 @@ const MAGIC: &[u8; 16] = b"SQLite format 3\0";
 
 /// Bytes of the file header.
 const HEADER_BYTES: usize = 100;
+
+/// What the header says of the encoding of texts in every collection.
+const UTF_8: [u8; 4] = [0, 0, 0, 1];
 
 pub use super::unfit::{Unfit, Verdict};
 
@@ -85,12 +87,26 @@ fn check_header(mut file: &File) -> std::io::Result<Verdict> {
     if len < pages * page_bytes {
         return unfit(&format!("it is cut off: {len} of {} bytes arrived", pages * page_bytes), TRY_AGAIN);
     }
+    if header[56..60] != UTF_8 {
+        return unfit("its texts are not in UTF-8", WHOLE_COLLECTION);
+    }
     Ok(Ok(()))
 }
 
 fn check_contents(path: &Path, max_row_bytes: u64) -> Checked {
     let collection = Collection::connect(path, OpenFlags::SQLITE_OPEN_READ_WRITE, SCAN_CACHE_KIB)?;
-    collection.limit_rows(max_row_bytes)?;
+    collection.limit_values(max_row_bytes)?;
+    read_contents(&collection, max_row_bytes).or_else(|failure| match failure {
+        // SQLite gives up on a value over the limit without telling where it is.
+        Failure::Ours(Error::TooLarge(_)) => {
+            size::refuse_long_rows(&collection.db, max_row_bytes)?;
+            Err(failure)
+        }
+        failure => Err(failure),
+    })
+}
+
+fn read_contents(collection: &Collection, max_row_bytes: u64) -> Checked {
     let db = &collection.db;
     // If the power goes, the file is thrown away.
     db.execute_batch("PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF; PRAGMA locking_mode = EXCLUSIVE")?;
@@ -101,13 +117,13 @@ fn check_contents(path: &Path, max_row_bytes: u64) -> Checked {
     check_col(db)?;
     if version < SCHEMA_VERSION {
         // Before anything is read that could be too long for the upgrade.
-        check_sizes(db, version, max_row_bytes)?;
+        size::check_small_tables(db, version, max_row_bytes)?;
         upgrade::upgrade(db, version, max_row_bytes)?;
     }
     for index in INDEXES {
         db.execute_batch(&index.create_sql())?;
     }
-    check_sizes(db, SCHEMA_VERSION, max_row_bytes)?;
+    size::check_small_tables(db, SCHEMA_VERSION, max_row_bytes)?;
     for (table, _) in TABLES.iter().filter(|(table, _)| !LARGE_TABLES.contains(table)) {
         check_structure(db, &format!("PRAGMA integrity_check({table})"))?;
     }
@@ -115,6 +131,8 @@ fn check_contents(path: &Path, max_row_bytes: u64) -> Checked {
         check_rows(db, table, max_row_bytes)?;
     }
     collection.check_objects()?;
+    // What follows writes whole rows, which were found to be within bounds.
+    collection.limit_rows(max_row_bytes)?;
     for table in TABLES_WITH_USN {
         // Otherwise every sanity check to come would fail on them.
         db.execute(&format!("UPDATE {table} SET usn = 0 WHERE usn = -1"), [])?;
@@ -137,7 +155,7 @@ fn check_nothing_runs(db: &Connection) -> Checked {
     Ok(())
 }
 
-fn columns_of(db: &Connection, table: &str) -> rusqlite::Result<Vec<String>> {
+pub(super) fn columns_of(db: &Connection, table: &str) -> rusqlite::Result<Vec<String>> {
     let mut select = db.prepare("SELECT name FROM pragma_table_xinfo(?1) ORDER BY cid")?;
     select.query_map([table], |row| row.get(0))?.collect()
 }
@@ -193,42 +211,6 @@ fn check_col(db: &Connection) -> Checked {
     }
 }
 
-/// Asks how long each row of the small tables is, without reading it. Those of the large ones are looked at as they are
-/// read, and `col` is never read whole.
-fn check_sizes(db: &Connection, version: i64, max_row_bytes: u64) -> Checked {
-    for (table, columns) in tables_of(version).filter(|(table, _)| *table != "col") {
-        if !LARGE_TABLES.contains(&table) {
-            refuse_long_row(db, table, columns, max_row_bytes)?;
-        }
-    }
-    Ok(())
-}
-
-fn refuse_long_row(db: &Connection, table: &str, columns: &[&str], max_row_bytes: u64) -> Checked {
-    // Only rows with values on pages of their own are long: most are passed over by their first page.
-    let bytes: Vec<String> =
-        columns.iter().map(|column| format!("ifnull(octet_length({column}), 0)")).collect();
-    let bytes = bytes.join(" + ");
-    // What names a row: its id or name, or its notetype in `fields` and `templates`.
-    let sql = format!(
-        "SELECT CAST(substr({}, 1, 40) AS TEXT), {bytes} FROM {table} WHERE {bytes} > ?1",
-        columns[0]
-    );
-    let long = db
-        .query_row(&sql, [max_row_bytes as i64], |row| Ok((row.get::<_, String>(0)?, row.get::<_, i64>(1)?)))
-        .optional()?;
-    match long {
-        None => Ok(()),
-        Some((key, bytes)) => refuse(
-            format!(
-                "row {key} of table {table} has {bytes} bytes, which is over the server's limit of {max_row_bytes} \
-                 (MAX_SYNC_ROW_MEGS)"
-            ),
-            SHORTEN,
-        ),
-    }
-}
-
 /// How an index and its table are compared: how many entries, and a sum over them in which the order has no weight.
 #[derive(Clone, Copy, Default, PartialEq, Eq)]
 struct Tally {
@@ -259,30 +241,16 @@ impl Tally {
 
 /// Reads each row of a large table once: its texts must be texts, and its indexes must hold what it holds.
 fn check_rows(db: &Connection, table: &str, max_row_bytes: u64) -> Checked {
-    read_rows(db, table, max_row_bytes).or_else(|failure| {
-        if is_too_long(&failure) {
-            let columns =
-                TABLES.iter().find(|(name, _)| *name == table).map_or(&[][..], |(_, columns)| columns);
-            refuse_long_row(db, table, columns, max_row_bytes)?;
-        }
-        Err(failure)
-    })
-}
-
-/// SQLite gives up on a value over the limit, which is not read, and does not tell where.
-fn is_too_long(failure: &Failure) -> bool {
-    matches!(failure, Failure::Ours(Error::TooLarge(_)))
-}
-
-fn read_rows(db: &Connection, table: &str, max_row_bytes: u64) -> Checked {
     let indexes: Vec<&Index> = INDEXES.iter().filter(|index| index.table == table).collect();
-    let (texts, others): (&[&str], &str) = match table {
-        "notes" => (&["guid", "tags", "flds"], "octet_length(sfld) + octet_length(data)"),
-        "cards" => (&[], "octet_length(data)"),
-        _ => (&[], "0"),
+    let (texts, others): (&[&str], _) = match table {
+        "notes" => {
+            (&["guid", "tags", "flds"], format!("{} + {}", size::bytes_of("sfld"), size::bytes_of("data")))
+        }
+        "cards" => (&[], size::bytes_of("data")),
+        _ => (&[], "0".to_owned()),
     };
     // id, bytes of what is not read here, the texts, then for each index its condition and its columns.
-    let mut columns = vec!["id", others];
+    let mut columns = vec!["id", &others];
     columns.extend(texts);
     for index in &indexes {
         columns.push(index.only_if.unwrap_or("1"));
@@ -293,8 +261,7 @@ fn read_rows(db: &Connection, table: &str, max_row_bytes: u64) -> Checked {
     let mut rows = select.query([])?;
     while let Some(row) = rows.next()? {
         let texts_end = 2 + texts.len();
-        let bytes =
-            row.get::<_, Option<i64>>(1)?.unwrap_or(0) as u64 + check_texts(table, row, 2..texts_end)?;
+        let bytes = row.get::<_, i64>(1)? as u64 + check_texts(table, row, 2..texts_end)?;
         if bytes > max_row_bytes {
             return Err(Error::TooLarge(format!("a row has {bytes} bytes")).into());
         }
@@ -397,6 +364,7 @@ mod tests {
                 "cut off",
             ),
             (Box::new(|path, _| overwrite(path, 4)), "damaged"),
+            (Box::new(|path, _| in_utf_16(path)), "not in UTF-8"),
             (
                 Box::new(sql("CREATE TRIGGER t AFTER INSERT ON notes BEGIN DELETE FROM cards; END")),
                 "trigger 't'",
@@ -427,6 +395,22 @@ mod tests {
     fn overwrite(path: &Path, page: u64) {
         let file = OpenOptions::new().write(true).open(path).unwrap();
         file.write_all_at(&[0xa5; 4096], page * 4096).unwrap();
+    }
+
+    fn in_utf_16(path: &Path) {
+        fs::remove_file(path).unwrap();
+        let db = Connection::open(path).unwrap();
+        db.execute_batch("PRAGMA encoding = 'UTF-16'; CREATE TABLE col (id)").unwrap();
+    }
+
+    #[test]
+    fn a_long_sort_field_counts_once() {
+        // Each 6 MB: the row is longer than the limit, and what a sync sends of it is not.
+        let fill = "UPDATE notes SET flds = hex(zeroblob(3000000)), sfld = 'x' || hex(zeroblob(2999999)), usn = -1 WHERE id = 5";
+        verdict_after(sql(fill)).unwrap();
+        let alone = "UPDATE notes SET sfld = 'x' || hex(zeroblob(5000000)) WHERE id = 5";
+        let Unfit { reason, .. } = verdict_after(sql(alone)).expect_err("a sort field of nothing");
+        assert!(reason.contains("row 5 of table notes"), "{reason}");
     }
 
     #[test]

@@ -59,7 +59,7 @@ enum Content<'r> {
     Zstd(&'r mut dyn Read),
     /// Protocols 8 to 10: the data of a form, which come next.
     Form { form: Box<WireForm<'r>>, is_gzip: bool },
-    /// The data of a form, which came before what admits the request, as they were sent.
+    /// The data of a form as they were sent, because fields that matter may have followed them.
     Spooled { data: Spool, is_gzip: bool, wire_bytes: u64 },
     /// There is none.
     Nothing,

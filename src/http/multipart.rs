@@ -532,6 +532,38 @@ mod tests {
     }
 
     #[test]
+    fn spoilt_forms_are_read_alike_in_pieces_of_any_size() {
+        let whole = form(
+            PYTHON,
+            &[("data", b"\r\n--Anki\r\n"), ("c", b"1"), ("k", b"key")],
+            "--Anki-sync-boundary--\r\n",
+        );
+        let mut state = 1u32;
+        let mut below = |bound: usize| {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            (state >> 8) as usize % bound
+        };
+        let mut read = 0;
+        for _ in 0..20_000 {
+            let mut spoilt = whole.clone();
+            for _ in 0..=below(3) {
+                let (at, to) = (below(spoilt.len()), below(spoilt.len()));
+                match below(4) {
+                    0 => spoilt[at] = b"\r\n-\";=:A"[below(8)],
+                    1 => spoilt.truncate(at + 1),
+                    2 => drop(spoilt.drain(at.min(to)..at.max(to).max(1))),
+                    _ => spoilt.extend_from_within(at.min(to)..at.max(to)),
+                }
+                if spoilt.is_empty() {
+                    spoilt.push(b'-');
+                }
+            }
+            read += usize::from(parse(&spoilt, PYTHON).is_ok());
+        }
+        assert!(read > 1000, "{read}");
+    }
+
+    #[test]
     fn boundaries_come_bare_or_quoted() {
         let longest = "b".repeat(70);
         let cases = [

@@ -62,11 +62,6 @@ impl WaitingReply {
         WaitingReply { state: State::Silent(responder), packing }
     }
 
-    /// How the reply is packed.
-    pub fn packing(&self) -> Packing {
-        self.packing
-    }
-
     /// Sends the head if it is not out, then `sign`, which may be empty. Returns whether it was sent.
     pub fn sign_of_life(&mut self, sign: &[u8]) -> bool {
         let packing = self.packing;

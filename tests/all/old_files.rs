@@ -164,6 +164,28 @@ fn a_note_of_many_megabytes_is_refused_without_being_read() {
 }
 
 #[test]
+fn a_note_of_many_megabytes_that_is_in_place_stops_its_sync_alone() {
+    let file =
+        collection("UPDATE notes SET flds = hex(zeroblob(40000000)) WHERE id = (SELECT max(id) FROM notes)");
+    let server = TestServer::holding(&file, &[]);
+    let device = server.device();
+    device.start(0, false).ok();
+    device.apply_changes(r#"{"models":[],"decks":[[],[]],"tags":[]}"#).ok();
+    device.call("chunk", "{}").refused(413);
+    assert!(server.wait_for_log("/sync/chunk 413").contains("MAX_SYNC_ROW_MEGS"));
+    assert!(server.memory_kib("VmHWM") < 40_000, "{} KiB", server.memory_kib("VmHWM"));
+}
+
+#[test]
+fn an_old_client_gets_an_empty_collection_before_the_first_upload() {
+    let server = TestServer::start();
+    let file = download_as_old_client(&server);
+    assert_eq!(rows_of(&file, "SELECT ver, (SELECT count(*) FROM cards) FROM col"), ["11|0"]);
+    let models = rows_of(&file, "SELECT models FROM col").remove(0);
+    assert!(serde_json::from_str::<Value>(&models).unwrap()["1600000000000"]["flds"].is_array(), "{models}");
+}
+
+#[test]
 fn an_upload_in_place_is_acknowledged_though_an_old_backup_stays() {
     let server = TestServer::holding(&collection(""), &[("SYNC_BACKUPS", "0")]);
     // A folder is not deleted as a file is.

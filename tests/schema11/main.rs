@@ -221,6 +221,40 @@ fn columns_of_many_megabytes_are_texts_that_old_clients_can_read() {
 }
 
 #[test]
+fn any_page_size_goes_down() {
+    for pragmas in ["page_size = 512", "page_size = 65536", "page_size = 1024; PRAGMA auto_vacuum = FULL"] {
+        let live = tempfile::tempdir().unwrap();
+        let file = live.path().join(FILE_NAME);
+        fs::copy(vector_path("rich18.anki2"), &file).unwrap();
+        open(&file)
+            .execute_batch(&format!("PRAGMA journal_mode = DELETE; PRAGMA {pragmas}; VACUUM"))
+            .unwrap();
+        let plain = read(&file);
+        let dir = downgraded(&file);
+        let path = dir.path().join(FILE_NAME);
+        let damage: String = open(&path).query_row("PRAGMA integrity_check", [], |row| row.get(0)).unwrap();
+        assert_eq!(damage, "ok", "{pragmas}");
+        upload::check(&path, MAX_ROW).unwrap().unwrap();
+        assert_eq!(read(&path)["fields"], plain["fields"], "{pragmas}");
+    }
+}
+
+#[test]
+fn an_object_beyond_reading_fails_the_download_and_leaves_no_copy() {
+    let live = tempfile::tempdir().unwrap();
+    let file = live.path().join(FILE_NAME);
+    fs::copy(vector_path("rich18.anki2"), &file).unwrap();
+    open(&file).execute_batch("UPDATE decks SET kind = x'ff' WHERE id = 1").unwrap();
+    let snapshot = Snapshot::open(&file).unwrap();
+    let scratch = live.path().join("scratch");
+    let copy = Scratch::copy(&snapshot, &scratch).unwrap();
+    assert!(scratch.exists());
+    let err = copy.downgrade().err().expect("an error").to_string();
+    assert!(err.contains("deck 1"), "{err}");
+    assert!(!scratch.exists());
+}
+
+#[test]
 fn what_the_upgrade_renames_is_news_to_other_devices() {
     let uploaded = Uploaded::new("old_2.1.25_schema11.anki2", |path| {
         let db = open(path);
