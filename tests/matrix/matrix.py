@@ -79,14 +79,16 @@ installing = threading.Lock()
 def install(release: Release) -> Path:
     """The interpreter of a virtual environment with that release; made on first use, whole or not at all."""
     venv = VENVS / release.version
-    if not (venv / "installed").exists():
+    wanted = " ".join([f"anki=={release.version}", *release.needs])
+    installed = venv / "installed"
+    if not installed.exists() or installed.read_text() != wanted:
         with installing:
             say(f"installing anki {release.version} for Python {release.python}")
             shutil.rmtree(venv, ignore_errors=True)
             subprocess.run([find_python(release.python), "-m", "venv", venv], check=True)
             pip = [venv / "bin/pip", "install", "--quiet", "--disable-pip-version-check"]
-            subprocess.run([*pip, f"anki=={release.version}", *release.needs], check=True)
-            (venv / "installed").touch()
+            subprocess.run([*pip, *wanted.split()], check=True)
+            installed.write_text(wanted)
     return venv / "bin/python"
 
 
