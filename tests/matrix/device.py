@@ -46,6 +46,13 @@ def first(owner, *names):
     raise AttributeError("%s has none of %s" % (owner, ", ".join(names)))
 
 
+def outlive(stamp):
+    """Waits until what was changed at that second can be changed visibly: of two edits in one second, devices may each
+    keep another."""
+    while time.time() < stamp + 1:
+        time.sleep(0.01)
+
+
 class Device:
     """Clients from 2.1.28 on, which sync in Rust."""
 
@@ -147,6 +154,7 @@ class Device:
 
     def edit_note(self, front, new_front, tags=""):
         note = first(self.col, "get_note", "getNote")(self.note_id(front))
+        outlive(note.mod)
         note.fields[0] = new_front
         first(note, "set_tags_from_str", "setTagsFromStr")(tags)
         if hasattr(self.col, "update_note"):
@@ -173,11 +181,13 @@ class Device:
 
     def set_new_per_day(self, count):
         options = first(self.col.decks, "config_dict_for_deck_id", "confForDid")(1)
+        outlive(options["mod"])
         options["new"]["perDay"] = count
         first(self.col.decks, "update_config", "save")(options)
 
     def set_css(self, css):
         model = first(self.col.models, "by_name", "byName")("Basic")
+        outlive(model["mod"])
         model["css"] = css
         first(self.col.models, "update_dict", "save")(model)
 
