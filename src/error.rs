@@ -29,6 +29,8 @@ pub enum Error {
     LostFile(&'static str),
     /// A limit was reached: 413. The text names the limit and the variable that raises it.
     TooLarge(String),
+    /// It is done, but the disk did not say that it will last: 500.
+    Unconfirmed(String),
     /// The client speaks a protocol version that we do not: 501, which clients show as "too old".
     UnsupportedVersion(u64),
     /// Somebody else holds what the request needs, and waiting did not help: 503.
@@ -61,6 +63,7 @@ impl Error {
             | Error::Db(_)
             | Error::OldSchema(_)
             | Error::Disconnected(_)
+            | Error::Unconfirmed(_)
             | Error::Broken(_) => 500,
         }
     }
@@ -85,6 +88,7 @@ impl fmt::Display for Error {
             | Error::Forbidden(text)
             | Error::TooLarge(text)
             | Error::Busy(text)
+            | Error::Unconfirmed(text)
             | Error::Broken(text) => f.write_str(text),
             Error::NotFound => f.write_str("no such page"),
             Error::MethodNotAllowed(_) => f.write_str("wrong HTTP method"),

@@ -47,8 +47,13 @@ impl App {
                 log.did(&format!("upload refused: {reason}"));
                 refusal(&reason, advice)
             }
+            Err(Error::Unconfirmed(err)) => {
+                log::error!("an upload is in place, but may not outlast a power cut: {err}");
+                log.did("collection replaced, unconfirmed");
+                "Our server has this upload, but its disk did not confirm that it is safe. Please upload again.".to_owned()
+            }
             Err(err) => {
-                // Whatever went wrong here, the old collection stands, and this is the one reply whose text users see.
+                // Whatever else went wrong, the old collection stands, and this is the one reply whose text users see.
                 log::error!("upload failed: {err}");
                 log.did("upload failed");
                 refusal(

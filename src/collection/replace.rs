@@ -39,7 +39,7 @@ pub fn old_copy_path(dir: &Path, number: u32) -> PathBuf {
 /// Replaces the collection in `dir` by a checked and synced file, and keeps the newest `keep` of those it replaced.
 /// Only snapshots may have the old one open; they go on reading it where it goes, and its side files go with it.
 ///
-/// An error means that the old collection is in place.
+/// An error means that the old collection is in place, but for `Unconfirmed`.
 pub fn replace(dir: &Path, checked: &Path, keep: usize) -> Result<()> {
     let (current, next) = (dir.join(FILE_NAME), dir.join(CHECKED));
     fs::rename(checked, &next).map_err(Error::io("renaming", checked))?;
@@ -58,8 +58,9 @@ pub fn replace(dir: &Path, checked: &Path, keep: usize) -> Result<()> {
     } else {
         fs::rename(&next, &current).map_err(Error::io("renaming", &next))?;
     }
-    // The new one is in place, and it would be wrong to tell the client otherwise.
-    if let Err(err) = sync_folder(dir).and_then(|()| forget_old_backups(dir, keep)) {
+    sync_folder(dir).map_err(|err| Error::Unconfirmed(err.to_string()))?;
+    // The new one is in place and safe, and it would be wrong to tell the client otherwise.
+    if let Err(err) = forget_old_backups(dir, keep) {
         log::error!("the new collection is in place, but {err}");
     }
     Ok(())
