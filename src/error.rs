@@ -31,6 +31,8 @@ pub enum Error {
     TooLarge(String),
     /// It is done, but the disk did not say that it will last: 500.
     Unconfirmed(String),
+    /// There is no room on the disk for what the request brings: 507.
+    DiskFull(String),
     /// The client speaks a protocol version that we do not: 501, which clients show as "too old".
     UnsupportedVersion(u64),
     /// Somebody else holds what the request needs, and waiting did not help: 503.
@@ -43,6 +45,8 @@ pub enum Error {
     OldSchema(i64),
     /// The connection to the client broke; nobody is left to answer.
     Disconnected(io::Error),
+    /// The command line does not say what to do; no request ends with it.
+    Usage(String),
     /// The server's own state does not allow it (start-up, damaged file): 500.
     Broken(String),
 }
@@ -59,11 +63,13 @@ impl Error {
             Error::TooLarge(_) => 413,
             Error::UnsupportedVersion(_) => 501,
             Error::Busy(_) => 503,
+            Error::DiskFull(_) => 507,
             Error::Io(..)
             | Error::Db(_)
             | Error::OldSchema(_)
             | Error::Disconnected(_)
             | Error::Unconfirmed(_)
+            | Error::Usage(_)
             | Error::Broken(_) => 500,
         }
     }
@@ -87,8 +93,10 @@ impl fmt::Display for Error {
             | Error::Refused(text)
             | Error::Forbidden(text)
             | Error::TooLarge(text)
+            | Error::DiskFull(text)
             | Error::Busy(text)
             | Error::Unconfirmed(text)
+            | Error::Usage(text)
             | Error::Broken(text) => f.write_str(text),
             Error::NotFound => f.write_str("no such page"),
             Error::MethodNotAllowed(_) => f.write_str("wrong HTTP method"),

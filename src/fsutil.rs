@@ -2,6 +2,7 @@
 
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Write};
+use std::os::unix::fs::{MetadataExt, fchown};
 use std::path::Path;
 
 use crate::error::{Error, Result};
@@ -15,7 +16,32 @@ const LOCK_FILE: &str = ".ankipi.lock";
 
 /// Creates the folder and those above it, for the owner's eyes only (the process's umask sees to the mode).
 pub fn create_folder(dir: &Path) -> Result<()> {
-    fs::create_dir_all(dir).map_err(Error::io("creating", dir))
+    if dir.is_dir() {
+        return Ok(());
+    }
+    fs::create_dir_all(dir).map_err(Error::io("creating", dir))?;
+    let give = |parent: &Path| give_to_owner_of(parent, &File::open(dir)?);
+    dir.parent().map_or(Ok(()), give).map_err(Error::io("creating", dir))
+}
+
+/// Creates or truncates a file in `dir` that the owner of the folder can use, too: root runs `ankipi user add` for a
+/// server that is not root.
+pub fn create_for_owner(dir: &Path, path: &Path) -> io::Result<File> {
+    let file = File::create(path)?;
+    give_to_owner_of(dir, &file)?;
+    Ok(file)
+}
+
+fn give_to_owner_of(dir: &Path, file: &File) -> io::Result<()> {
+    let (owner, is) = (fs::metadata(dir)?, file.metadata()?);
+    match owner.uid() == is.uid() {
+        true => Ok(()),
+        // Who is not root cannot, and need not: the file is as good as any other that they make.
+        false => match fchown(file, Some(owner.uid()), Some(owner.gid())) {
+            Err(err) if err.kind() != io::ErrorKind::PermissionDenied => Err(err),
+            _ => Ok(()),
+        },
+    }
 }
 
 /// Locks a data folder until the file is closed. One server per data folder: two would each keep sessions that the other
@@ -49,7 +75,7 @@ pub fn replace_file(dir: &Path, name: &str, contents: &[u8]) -> Result<()> {
     let path = dir.join(name);
     let temporary = dir.join(format!("{name}.new"));
     let write = || {
-        let mut file = File::create(&temporary)?;
+        let mut file = create_for_owner(dir, &temporary)?;
         file.write_all(contents)?;
         file.sync_all()?;
         fs::rename(&temporary, &path)

@@ -40,7 +40,7 @@
 //!
 //! Media come as zips: spooled, read by their directory, each file unpacked to a place of its own and synced, then all of
 //! them renamed into the folder and recorded in one transaction; the header of `media` says what a crash leaves at each
-//! step. They go as zips that are streamed from the files. `ankipi check` (`check`) looks at all of it from outside.
+//! step. They go as zips that are streamed from the files. `ankipi check` (`commands::check`) looks at all of it from outside.
 //!
 //! # What holds everywhere
 //!
@@ -69,10 +69,10 @@
 
 pub mod accounts;
 pub mod api;
-pub mod check;
 pub mod cli;
 pub mod clock;
 pub mod collection;
+pub mod commands;
 pub mod config;
 pub mod crc;
 pub mod dbfile;
@@ -82,6 +82,9 @@ pub mod http;
 pub mod inflate;
 pub mod logging;
 pub mod media;
+pub mod nearest;
+pub mod network;
+pub mod prompt;
 pub mod server;
 pub mod session;
 pub mod spool;

@@ -20,10 +20,13 @@ use crate::error::{Error, Result};
 use crate::fsutil;
 use crate::media::MediaStore;
 
-/// All users, by name.
+/// All users, by name. They come and go while the server runs.
 pub struct Users {
-    users: BTreeMap<String, User>,
+    base: PathBuf,
+    backups: usize,
+    max_row_bytes: u64,
     session_idle: Duration,
+    users: Mutex<BTreeMap<String, Arc<User>>>,
 }
 
 /// One user: a folder and a lock.
@@ -73,51 +76,85 @@ impl Session {
 
 impl Users {
     /// Makes the users' folders where they are missing and tidies up after a crash.
-    pub fn open<'a>(config: &Config, names: impl Iterator<Item = &'a str>) -> Result<Users> {
-        let mut users = BTreeMap::new();
-        for name in names {
-            let dir = config.base.join(name);
-            fsutil::create_folder(&dir)?;
-            replace::clean_up(&dir)?;
-            users.insert(
-                name.to_owned(),
-                User {
-                    media: MediaStore::open(&dir)?,
-                    dir,
-                    backups: config.backups,
-                    max_row_bytes: config.max_row_bytes,
-                    files_made: AtomicU32::new(0),
-                    state: Mutex::default(),
-                },
-            );
-        }
-        Ok(Users { users, session_idle: config.session_idle })
+    pub fn open(config: &Config, names: &[String]) -> Result<Users> {
+        let users = Users {
+            base: config.base.clone(),
+            backups: config.backups,
+            max_row_bytes: config.max_row_bytes,
+            session_idle: config.session_idle,
+            users: Mutex::default(),
+        };
+        names.iter().try_for_each(|name| users.by_name(name).map(drop))?;
+        Ok(users)
     }
 
-    /// The user of that name, who must have an account.
-    pub fn by_name(&self, name: &str) -> Result<&User> {
-        self.users
-            .get(name)
-            .ok_or_else(|| Error::Broken(format!("user {name:?} has an account and no folder")))
+    /// The user of that name, who must have an account. A new one's folder is made now.
+    pub fn by_name(&self, name: &str) -> Result<Arc<User>> {
+        let mut users = self.lock();
+        if let Some(user) = users.get(name) {
+            return Ok(user.clone());
+        }
+        let user = Arc::new(User::open(self.base.join(name), self.backups, self.max_row_bytes)?);
+        users.insert(name.to_owned(), user.clone());
+        Ok(user)
+    }
+
+    /// Forgets users that have no account any more: their sessions are rolled back.
+    pub fn keep_only(&self, names: &[String]) {
+        let mut gone = Vec::new();
+        self.lock().retain(|name, user| {
+            let stays = names.contains(name);
+            if !stays {
+                gone.push((name.clone(), user.clone()));
+            }
+            stays
+        });
+        for (name, user) in gone {
+            log::info!("{name:?} has no account any more");
+            user.end();
+        }
     }
 
     /// Rolls back sessions that have been silent for too long, and closes media stores that are not in use; returns how
     /// long to wait before looking again, or none if nothing is open.
     pub fn expire_sessions(&self) -> Option<Duration> {
-        let sessions = self.users.iter().filter_map(|(name, user)| user.expire(name, self.session_idle));
-        sessions.chain(self.users.values().filter_map(|user| user.media.close_if_idle())).min()
+        let users: Vec<_> = self.lock().iter().map(|(name, user)| (name.clone(), user.clone())).collect();
+        let sessions = users.iter().filter_map(|(name, user)| user.expire(name, self.session_idle));
+        sessions.chain(users.iter().filter_map(|(_, user)| user.media.close_if_idle())).min()
     }
 
     /// Rolls back every session and closes the media stores.
     pub fn end_sessions(&self) {
-        for user in self.users.values() {
-            user.lock().session = None;
-            user.media.close();
-        }
+        let users: Vec<_> = self.lock().values().cloned().collect();
+        users.iter().for_each(|user| user.end());
+    }
+
+    /// Held to look a user up or to add one, and while no other lock is taken.
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<String, Arc<User>>> {
+        self.users.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl User {
+    fn open(dir: PathBuf, backups: usize, max_row_bytes: u64) -> Result<User> {
+        fsutil::create_folder(&dir)?;
+        replace::clean_up(&dir)?;
+        Ok(User {
+            media: MediaStore::open(&dir)?,
+            dir,
+            backups,
+            max_row_bytes,
+            files_made: AtomicU32::new(0),
+            state: Mutex::default(),
+        })
+    }
+
+    /// Rolls back the session and closes the media store.
+    fn end(&self) {
+        self.lock().session = None;
+        self.media.close();
+    }
+
     /// A panic in the middle of a step may have left a session half-way: it goes.
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(|poisoned: PoisonError<_>| {
@@ -256,12 +293,12 @@ impl User {
 
     /// Begins a full download of the last committed state. An open session is rolled back, as on the official server;
     /// the next one may run while the download goes on.
-    pub fn download(&self) -> Result<Download<'_>> {
+    pub fn download(self: &Arc<User>) -> Result<Download> {
         let mut state = self.lock();
         state.session = None;
         let snapshot = self.open_with(&mut state, Snapshot::open)?;
         Ok(Download {
-            user: self,
+            user: self.clone(),
             snapshot: Some(snapshot),
             old_copy: None,
             is_replaced: state.is_replaced.clone(),
@@ -269,7 +306,7 @@ impl User {
     }
 
     /// A full download in schema 11, for clients of protocol 8 to 10. It is made here and now, on the side.
-    pub fn download_for_old_clients(&self) -> Result<Download<'_>> {
+    pub fn download_for_old_clients(self: &Arc<User>) -> Result<Download> {
         let mut download = self.download()?;
         if let Some(snapshot) = &download.snapshot {
             let number = self.files_made.fetch_add(1, Ordering::Relaxed);
@@ -300,8 +337,8 @@ impl User {
 }
 
 /// A full download under way.
-pub struct Download<'u> {
-    user: &'u User,
+pub struct Download {
+    user: Arc<User>,
     /// Taken when the download ends.
     snapshot: Option<Snapshot>,
     /// What is sent in place of the snapshot.
@@ -309,7 +346,7 @@ pub struct Download<'u> {
     is_replaced: Arc<AtomicBool>,
 }
 
-impl Download<'_> {
+impl Download {
     /// The length of the file.
     pub fn bytes(&self) -> u64 {
         match &self.old_copy {
@@ -335,7 +372,7 @@ impl Download<'_> {
     }
 }
 
-impl Drop for Download<'_> {
+impl Drop for Download {
     fn drop(&mut self) {
         self.end_snapshot();
     }

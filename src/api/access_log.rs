@@ -1,16 +1,17 @@
 //! One line per request: who, from which client, what it did, how long it took. Never keys, passwords or texts of notes.
 
 use std::fmt::Write;
+use std::net::IpAddr;
 use std::time::Duration;
 
 use crate::error::{Error, Result};
+use crate::http::Request;
 use crate::http::body::Received;
-use crate::http::{PEER_HEADER, Request};
 
 /// What is known of a request so far.
 pub struct AccessLog {
     path: String,
-    peer: String,
+    address: IpAddr,
     user: String,
     client: String,
     did: String,
@@ -22,11 +23,10 @@ pub struct AccessLog {
 
 impl AccessLog {
     /// Notes where a request comes from and where it goes.
-    pub fn new(request: &Request, ip_header: Option<&str>) -> AccessLog {
-        let peer = ip_header.and_then(|name| request.header(name)).or_else(|| request.header(PEER_HEADER));
+    pub fn new(request: &Request, address: IpAddr) -> AccessLog {
         AccessLog {
             path: printable(request.path()),
-            peer: printable(peer.unwrap_or("-")),
+            address,
             user: "-".to_owned(),
             client: "-".to_owned(),
             did: String::new(),
@@ -34,6 +34,11 @@ impl AccessLog {
             sent: 0,
             is_page: false,
         }
+    }
+
+    /// Where the request comes from.
+    pub fn address(&self) -> IpAddr {
+        self.address
     }
 
     /// Notes that it is for a page, which is only of interest if it fails.
@@ -73,7 +78,7 @@ impl AccessLog {
         let status = outcome.as_ref().err().map_or(200, Error::status);
         let mut line = format!(
             "{} {} {} {} {status} {} ms in {} out {}",
-            self.peer,
+            self.address,
             self.user,
             self.client,
             self.path,

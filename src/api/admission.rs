@@ -3,11 +3,13 @@
 //! Three ways in (sync-protocol.md 3 and 4): protocol 11 tells everything in a header; protocols 8 to 10 send a form, in
 //! which the fields may stand before the data or behind them; and one method has a query.
 
+use std::net::IpAddr;
+
 use super::access_log::AccessLog;
 use super::route::Method;
 use super::{App, SYNC_VERSIONS};
 use crate::error::{Error, Result};
-use crate::http::body::{Body, WireForm};
+use crate::http::body::{Body, Caps, WireForm};
 use crate::http::multipart::{self, Fields};
 use crate::http::reply::Packing;
 use crate::http::{Request, Verb};
@@ -25,13 +27,15 @@ pub struct Call {
     pub header: SyncHeader,
     /// The account's name; none for `hostKey`.
     pub user: Option<String>,
+    /// The client's.
+    pub address: IpAddr,
 }
 
 impl Call {
-    fn new(method: Method, header: SyncHeader, user: Option<String>) -> Result<Call> {
+    fn new(method: Method, header: SyncHeader, user: Option<String>, address: IpAddr) -> Result<Call> {
         match method.is_step() && header.skey.is_empty() {
             true => Err(Error::bad("a sync step without a session key")),
-            false => Ok(Call { method, header, user }),
+            false => Ok(Call { method, header, user, address }),
         }
     }
 
@@ -65,9 +69,9 @@ impl App {
             return Err(Error::bad(format!("anki-sync header of version {}", header.sync_version)));
         }
         let user = self.user_of_key(method, &header.hkey, log)?;
-        let call = Call::new(method, header, user)?;
+        let call = Call::new(method, header, user, log.address())?;
         let caps = method.caps(&self.config);
-        caps.check_declared(request.declared_bytes())?;
+        self.check_declared(&call, caps, request.declared_bytes())?;
         Ok((call, Body::zstd(request.body(), caps)))
     }
 
@@ -82,7 +86,7 @@ impl App {
         let header = header_of(Fields { hkey: field("k"), client: field("v"), ..Fields::default() });
         log.client(&header.client);
         let user = self.user_of_key(method, &header.hkey, log)?;
-        Ok((Call::new(method, header, user)?, Body::nothing(method.caps(&self.config))))
+        Ok((Call::new(method, header, user, log.address())?, Body::nothing(method.caps(&self.config))))
     }
 
     fn admit_form<'r>(
@@ -98,7 +102,8 @@ impl App {
             Error::bad("no anki-sync header, and no form: something between the client and us drops headers")
         })?;
         let caps = method.caps(&self.config);
-        caps.check_declared(request.declared_bytes())?;
+        let declared = request.declared_bytes();
+        caps.check_declared(declared)?;
         let mut fields = Fields::default();
         let mut form = WireForm::new(request.body(), &boundary, caps);
         let has_data = form.read_fields(&mut fields)?;
@@ -123,7 +128,18 @@ impl App {
         if user.is_none() {
             user = self.user_of_key(method, &header.hkey, log)?;
         }
-        Ok((Call::new(method, header, user)?, body))
+        let call = Call::new(method, header, user, log.address())?;
+        self.check_declared(&call, caps, declared)?;
+        Ok((call, body))
+    }
+
+    /// Refuses a body by the length that the client declared.
+    fn check_declared(&self, call: &Call, caps: Caps, declared: Option<u64>) -> Result<()> {
+        caps.check_declared(declared)?;
+        match (self.ration(call)?, declared) {
+            (Some(ration), Some(bytes)) => ration.check(bytes, 0),
+            _ => Ok(()),
+        }
     }
 
     /// The account of a host key; none for `hostKey`, which asks for one.
@@ -131,9 +147,10 @@ impl App {
         if method == Method::HostKey {
             return Ok(None);
         }
+        self.notice_changed_accounts();
         let user = self.accounts.user_of_key(hkey)?;
-        log.user(user);
-        Ok(Some(user.to_owned()))
+        log.user(&user);
+        Ok(Some(user))
     }
 }
 

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use super::access_log::AccessLog;
 use super::admission::Call;
+use super::ration::{self, Rationed};
 use super::route::Method;
 use super::{App, give_up, refuse, respond_with};
 use crate::collection::upload::{self, Unfit};
@@ -70,8 +71,10 @@ impl App {
     fn receive_file(&self, request: &mut Request, log: &mut AccessLog) -> Result<(Call, Scratch)> {
         let (call, body) = self.admit(Method::Upload, request, log)?;
         let scratch = Scratch(self.user(&call)?.next_upload_path());
+        let ration = self.ration(&call)?;
         let mut file = GentleFile::create(&scratch.0)?;
-        log.received(body.read_into(&mut file, Error::io("writing", &scratch.0))?);
+        let mut sink = Rationed::new(&mut file, ration.as_ref());
+        log.received(body.read_into(&mut sink, ration::error_of(Error::io("writing", &scratch.0)))?);
         Ok((call, scratch))
     }
 

@@ -12,7 +12,9 @@ use crate::wire::{LoginReply, LoginRequest, MetaReply, MetaRequest};
 impl App {
     pub(super) fn host_key(&self, call: &Call, body: &mut Spool) -> Result<Answer> {
         let request: LoginRequest = super::collection::parse(body)?;
-        let key = self.accounts.log_in(&request.user, &request.password, &call.header.client)?;
+        self.notice_changed_accounts();
+        let key =
+            self.accounts.log_in(&request.user, &request.password, &call.header.client, call.address)?;
         Answer::of(&self.config.base, &LoginReply { key }, format!("logged in {:?}", request.user))
     }
 

@@ -4,14 +4,18 @@
 //! there is no SQL here.
 
 mod access_log;
+mod address;
 mod admission;
 mod collection;
 mod full;
 mod login;
 mod media;
 mod pages;
+mod ration;
 mod route;
 
+use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::Instant;
 
 use crate::accounts::Accounts;
@@ -24,6 +28,7 @@ use crate::session::{User, Users};
 use crate::spool::{self, Spool};
 use access_log::AccessLog;
 use admission::Call;
+use ration::{Ration, Rationed};
 use route::{Method, Page, Route};
 
 pub use route::is_bulk;
@@ -50,8 +55,13 @@ impl App {
         // Forms whose data come before their key are spooled here.
         spool::remove_leftovers(&config.base).map_err(Error::io("tidying", &config.base))?;
         let accounts = Accounts::open(&config)?;
-        let users = Users::open(&config, accounts.names())?;
+        let users = Users::open(&config, &accounts.names())?;
         Ok(App { config, accounts, users })
+    }
+
+    /// Whether nobody can log in.
+    pub fn has_no_accounts(&self) -> bool {
+        self.accounts.names().is_empty()
     }
 
     /// All users.
@@ -62,9 +72,19 @@ impl App {
     /// Answers one request; whatever goes wrong ends up in its status and in the log.
     pub fn answer(&self, request: Request) {
         let started = Instant::now();
-        let mut log = AccessLog::new(&request, self.config.ip_header.as_deref());
-        let outcome = self.dispatch(request, &mut log);
+        let address = address::of(&request, &self.config);
+        let mut log = AccessLog::new(&request, address);
+        let outcome = match self.is_allowed(address) {
+            true => self.dispatch(request, &mut log),
+            // As if there were nothing: 403 would log a device out that is abroad for a day.
+            false => refuse(request, Error::NotFound),
+        };
         log.write(outcome, started.elapsed());
+    }
+
+    fn is_allowed(&self, address: IpAddr) -> bool {
+        let allow = &self.config.allow;
+        allow.is_empty() || allow.iter().any(|network| network.contains(address))
     }
 
     fn dispatch(&self, request: Request, log: &mut AccessLog) -> Result<()> {
@@ -109,14 +129,39 @@ impl App {
         }
     }
 
-    fn user(&self, call: &Call) -> Result<&User> {
+    /// What the request may store.
+    fn ration(&self, call: &Call) -> Result<Option<Ration>> {
+        match call.user {
+            Some(_) => Ration::of(call.method, &*self.user(call)?, &self.config),
+            None => Ok(None),
+        }
+    }
+
+    /// Lets `ankipi user` and `ankipi device` take effect.
+    fn notice_changed_accounts(&self) {
+        if self.accounts.refresh() {
+            self.users.keep_only(&self.accounts.names());
+        }
+    }
+
+    fn user(&self, call: &Call) -> Result<Arc<User>> {
         self.users.by_name(call.user.as_deref().unwrap_or_default())
     }
 
     /// Admits a request and reads its body into a spool.
     fn receive(&self, method: Method, request: &mut Request, log: &mut AccessLog) -> Result<(Call, Spool)> {
         let (call, body) = self.admit(method, request, log)?;
-        let (spool, received) = body.into_spool(self.spool(method, call.user.as_deref())?)?;
+        let (spool, received) = match body.spooled() {
+            Ok(spooled) => spooled,
+            Err(body) => {
+                let ration = self.ration(&call)?;
+                let mut spool = self.spool(method, call.user.as_deref())?;
+                let mut sink = Rationed::new(&mut spool, ration.as_ref());
+                let sink_error = ration::error_of(Error::io("writing", "spooled request".as_ref()));
+                let received = body.read_into(&mut sink, sink_error)?;
+                (spool, received)
+            }
+        };
         log.received(received);
         Ok((call, spool))
     }

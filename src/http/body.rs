@@ -111,15 +111,16 @@ impl<'r> Body<'r> {
         Ok(Received { wire: wire_bytes, decoded: sink.bytes })
     }
 
-    /// Unpacks the body into this spool, or gives another that it is in already.
-    pub fn into_spool(self, mut spool: Spool) -> Result<(Spool, Received)> {
-        // Media zips come as they are: there is nothing to unpack.
-        if let Content::Spooled { data, is_gzip: false, wire_bytes } = self.content {
-            let received = Received { wire: wire_bytes, decoded: data.len() };
-            return Ok((data, received));
+    /// The spool that the body is in already, or itself if it is yet to be unpacked.
+    pub fn spooled(self) -> std::result::Result<(Spool, Received), Body<'r>> {
+        match self.content {
+            // Media zips come as they are: there is nothing to unpack.
+            Content::Spooled { data, is_gzip: false, wire_bytes } => {
+                let decoded = data.len();
+                Ok((data, Received { wire: wire_bytes, decoded }))
+            }
+            content => Err(Body { content, caps: self.caps }),
         }
-        let received = self.read_into(&mut spool, spooling_error)?;
-        Ok((spool, received))
     }
 }
 

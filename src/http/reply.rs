@@ -198,6 +198,7 @@ fn reason(status: u16) -> &'static str {
         413 => "Content Too Large",
         501 => "Not Implemented",
         503 => "Service Unavailable",
+        507 => "Insufficient Storage",
         _ => "Internal Server Error",
     }
 }

@@ -69,6 +69,12 @@ pub fn run(config: Config) -> Result<()> {
         env!("CARGO_PKG_VERSION"),
         config.base.display()
     );
+    if app.has_no_accounts() {
+        log::warn!(
+            "there is no account yet. To make one: ankipi user add NAME --base {}",
+            config.base.display()
+        );
+    }
     guard.run();
     log::info!("stopping");
     stopping.store(true, Ordering::Relaxed);

@@ -3,13 +3,15 @@
 use std::fs;
 use std::io::{IsTerminal, Write, stderr};
 use std::path::Path;
+use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
+use crate::cli::{Command, FAILED, Invocation};
 use crate::collection::{self, Collection};
 use crate::error::{Error, Result};
-use crate::fsutil;
 use crate::media::check::{self as media_check, Depth, Listener};
 use crate::media::{self, db};
+use crate::{fsutil, logging};
 
 /// Work that is done sooner shows no progress.
 const PROGRESS_AFTER: Duration = Duration::from_secs(2);
@@ -17,8 +19,36 @@ const PROGRESS_AFTER: Duration = Duration::from_secs(2);
 /// A collection that takes longer than that to read, on a small board.
 const LARGE_COLLECTION_BYTES: u64 = 20 * 1024 * 1024;
 
+/// `ankipi check`
+pub static CHECK: Command = Command {
+    name: "check",
+    arguments: "[USER] [--deep] [--fix]",
+    summary: "say whether what is stored is in order",
+    help: "\
+Looks at the collection of one user or of all, and compares media.db with the
+files in media/. Ends with 1 if anything is not in order.
+
+Options:
+  --deep    read every media file and compare its checksum
+  --fix     mend the media in a way that every device will see: what is in the
+            folder counts. Stop the server first, and put back files that you
+            have a copy of; the devices delete those that are gone.
+",
+    run,
+};
+
+fn run(mut invocation: Invocation) -> Result<ExitCode> {
+    logging::start(log::LevelFilter::Warn);
+    let depth = Depth { deep: invocation.has("--deep"), fix: invocation.has("--fix") };
+    let user = invocation.words(0, 1)?.pop();
+    match check(&invocation.base()?, user.as_deref(), depth)? {
+        true => Ok(ExitCode::SUCCESS),
+        false => Ok(ExitCode::from(FAILED)),
+    }
+}
+
 /// Checks one user or all of them; returns whether everything is in order now.
-pub fn check(base: &Path, user: Option<&str>, depth: Depth) -> Result<bool> {
+fn check(base: &Path, user: Option<&str>, depth: Depth) -> Result<bool> {
     // The lock is held until all is done.
     let _lock = depth.fix.then(|| fsutil::lock_data_folder(base)).transpose()?;
     if !depth.fix && fsutil::is_in_use(base) {
