@@ -150,10 +150,10 @@ impl App {
 
     /// Admits a request and reads its body into a spool.
     fn receive(&self, method: Method, request: &mut Request, log: &mut AccessLog) -> Result<(Call, Spool)> {
-        let (call, body) = self.admit(method, request, log)?;
-        let (spool, received) = match body.spooled() {
-            Ok(spooled) => spooled,
-            Err(body) => {
+        let (call, mut body) = self.admit(method, request, log)?;
+        let (spool, received) = match body.take_spool() {
+            Some(spooled) => spooled,
+            None => {
                 let ration = self.ration(&call)?;
                 let mut spool = self.spool(method, call.user.as_deref())?;
                 let mut sink = Rationed::new(&mut spool, ration.as_ref());

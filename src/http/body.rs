@@ -111,15 +111,17 @@ impl<'r> Body<'r> {
         Ok(Received { wire: wire_bytes, decoded: sink.bytes })
     }
 
-    /// The spool that the body is in already, or itself if it is yet to be unpacked.
-    pub fn spooled(self) -> std::result::Result<(Spool, Received), Body<'r>> {
-        match self.content {
-            // Media zips come as they are: there is nothing to unpack.
+    /// Takes the body out as the spool that it is in already, if there is nothing to unpack: media zips come as they are.
+    pub fn take_spool(&mut self) -> Option<(Spool, Received)> {
+        match std::mem::replace(&mut self.content, Content::Nothing) {
             Content::Spooled { data, is_gzip: false, wire_bytes } => {
                 let decoded = data.len();
-                Ok((data, Received { wire: wire_bytes, decoded }))
+                Some((data, Received { wire: wire_bytes, decoded }))
             }
-            content => Err(Body { content, caps: self.caps }),
+            content => {
+                self.content = content;
+                None
+            }
         }
     }
 }

@@ -81,8 +81,8 @@ def install(release: Release) -> Path:
     venv = VENVS / release.version
     wanted = " ".join([f"anki=={release.version}", *release.needs])
     installed = venv / "installed"
-    if not installed.exists() or installed.read_text() != wanted:
-        with installing:
+    with installing:
+        if not installed.exists() or installed.read_text() != wanted:
             say(f"installing anki {release.version} for Python {release.python}")
             shutil.rmtree(venv, ignore_errors=True)
             subprocess.run([find_python(release.python), "-m", "venv", venv], check=True)
