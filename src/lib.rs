@@ -12,9 +12,14 @@
 //!   |                  bounded; hands one request per connection to tiny_http over a private Unix socket
 //!   server             four worker threads take requests from tiny_http; a panic ends its request only
 //!   api                route, then everything that the head tells: version, host key -> user, session key, size
+<<<<<<< HEAD
 //!   |  accounts        passwords and host keys
 //!   http::body         socket -> cap on wire bytes -> zstd, or (clients before 2.1.57) a form with gzip in it
 //!                      -> cap on decoded bytes -> spool (or a file, for uploads)
+=======
+//!   |  accounts        passwords, host keys, and how often somebody may guess
+//!   http::body         socket -> cap on wire bytes -> zstd -> cap on decoded bytes -> spool (or a file, for uploads)
+>>>>>>> accounts
 //!   spool              512 KiB in memory, the rest in a nameless file
 //!   session            the user's lock; the session with this key, which is an open SQLite transaction
 //!   collection         one step of the sync, row by row, through
@@ -57,8 +62,12 @@
 //! # Locks
 //!
 //! One per user around the collection (`session::User`), another around the media (`media::MediaStore`), so that the one
-//! syncs while the other does, and in `accounts` one around password hashing and one per account around its stored
-//! keys. No code takes a second one while it holds the first. A download opens and closes its snapshot under its user's
+//! syncs while the other does, and one around the map of users (`session::Users`), held for a look-up, and while the
+//! folder of a new user is readied. In `accounts` there are one around what is known of accounts, held for a look-up or
+//! while changed files are read anew, one per account around its keys, one around the counts of failed logins, and one
+//! around password hashing. No code takes a second one while it holds the first; readying a new user's media and reading
+//! accounts anew make theirs. Across processes, a lock file (`accounts::users_file::lock`) is held while accounts or
+//! keys are changed; it is taken first, for a moment, and never while a password is asked for or hashed. A download opens and closes its snapshot under its user's
 //! lock and reads without it; an upload may move the file under it, which the snapshot survives.
 //!
 //! # Why a guard

@@ -31,6 +31,7 @@ pub struct Users {
 
 /// One user: a folder and a lock.
 pub struct User {
+    name: String,
     /// The user's folder.
     pub dir: PathBuf,
     /// The user's media, under a lock of their own.
@@ -39,6 +40,8 @@ pub struct User {
     max_row_bytes: u64,
     /// Numbers the files that are made beside the collection.
     files_made: AtomicU32,
+    /// The account was removed.
+    has_left: AtomicBool,
     state: Mutex<State>,
 }
 
@@ -88,45 +91,47 @@ impl Users {
         Ok(users)
     }
 
-    /// The user of that name, who must have an account. A new one's folder is made now.
+    /// The user of that name, who must have an account. The folder of a new one is made now.
     pub fn by_name(&self, name: &str) -> Result<Arc<User>> {
         let mut users = self.lock();
         if let Some(user) = users.get(name) {
+            if user.has_left.swap(false, Ordering::Relaxed) {
+                // The folder may have been deleted meanwhile.
+                user.media.make_folder()?;
+            }
             return Ok(user.clone());
         }
-        let user = Arc::new(User::open(self.base.join(name), self.backups, self.max_row_bytes)?);
+        let user = Arc::new(User::open(&self.base, name, self.backups, self.max_row_bytes)?);
         users.insert(name.to_owned(), user.clone());
         Ok(user)
     }
 
-    /// Forgets users that have no account any more: their sessions are rolled back.
+    /// Rolls back the sessions of users that have no account any more. Their locks stay: the account may come back while
+    /// a request of before is still under way.
     pub fn keep_only(&self, names: &[String]) {
-        let mut gone = Vec::new();
-        self.lock().retain(|name, user| {
-            let stays = names.contains(name);
-            if !stays {
-                gone.push((name.clone(), user.clone()));
+        for user in self.all().into_iter().filter(|user| !names.contains(&user.name)) {
+            if !user.has_left.swap(true, Ordering::Relaxed) {
+                log::info!("{:?} has no account any more", user.name);
+                user.end();
             }
-            stays
-        });
-        for (name, user) in gone {
-            log::info!("{name:?} has no account any more");
-            user.end();
         }
     }
 
     /// Rolls back sessions that have been silent for too long, and closes media stores that are not in use; returns how
     /// long to wait before looking again, or none if nothing is open.
     pub fn expire_sessions(&self) -> Option<Duration> {
-        let users: Vec<_> = self.lock().iter().map(|(name, user)| (name.clone(), user.clone())).collect();
-        let sessions = users.iter().filter_map(|(name, user)| user.expire(name, self.session_idle));
-        sessions.chain(users.iter().filter_map(|(_, user)| user.media.close_if_idle())).min()
+        let users = self.all();
+        let sessions = users.iter().filter_map(|user| user.expire(self.session_idle));
+        sessions.chain(users.iter().filter_map(|user| user.media.close_if_idle())).min()
     }
 
     /// Rolls back every session and closes the media stores.
     pub fn end_sessions(&self) {
-        let users: Vec<_> = self.lock().values().cloned().collect();
-        users.iter().for_each(|user| user.end());
+        self.all().iter().for_each(|user| user.end());
+    }
+
+    fn all(&self) -> Vec<Arc<User>> {
+        self.lock().values().cloned().collect()
     }
 
     /// Held to look a user up or to add one, and while no other lock is taken.
@@ -136,12 +141,15 @@ impl Users {
 }
 
 impl User {
-    fn open(dir: PathBuf, backups: usize, max_row_bytes: u64) -> Result<User> {
+    fn open(base: &Path, name: &str, backups: usize, max_row_bytes: u64) -> Result<User> {
+        let dir = base.join(name);
         fsutil::create_folder(&dir)?;
         replace::clean_up(&dir)?;
         Ok(User {
+            name: name.to_owned(),
             media: MediaStore::open(&dir)?,
             dir,
+            has_left: AtomicBool::new(false),
             backups,
             max_row_bytes,
             files_made: AtomicU32::new(0),
@@ -169,7 +177,7 @@ impl User {
         self.dir.join(FILE_NAME)
     }
 
-    fn expire(&self, name: &str, idle: Duration) -> Option<Duration> {
+    fn expire(&self, idle: Duration) -> Option<Duration> {
         // Who holds the lock is busy with the session; one user must not wait for another here.
         let Ok(mut state) = self.state.try_lock() else {
             return Some(idle);
@@ -179,7 +187,7 @@ impl User {
             return Some(idle - silent);
         }
         state.session = None;
-        log::info!("{name}: rolled back a sync that was silent for {} s", silent.as_secs());
+        log::info!("{}: rolled back a sync that was silent for {} s", self.name, silent.as_secs());
         None
     }
 

@@ -93,7 +93,8 @@ impl AccessLog {
             Ok(()) if self.is_page => log::debug!(target: "request", "{line}"),
             Ok(()) => log::info!(target: "request", "{line}"),
             Err(err @ Error::Disconnected(_)) => log::info!(target: "request", "{line}: {err}"),
-            Err(err) if status < 500 => log::warn!(target: "request", "{line}: {}", shortened(&err)),
+            // Only 500 is a fault of ours.
+            Err(err) if status != 500 => log::warn!(target: "request", "{line}: {}", shortened(&err)),
             Err(err) => log::error!(target: "request", "{line}: {}", shortened(&err)),
         }
     }

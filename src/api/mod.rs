@@ -31,7 +31,7 @@ use admission::Call;
 use ration::{Ration, Rationed};
 use route::{Method, Page, Route};
 
-pub use route::is_bulk;
+pub use route::{is_bulk, is_login};
 
 /// The protocol versions that there are (sync-protocol.md 1).
 pub const SYNC_VERSIONS: std::ops::RangeInclusive<u64> = 8..=11;

@@ -117,6 +117,11 @@ impl MediaStore {
         Ok(store)
     }
 
+    /// Makes the folder anew for a user whose data was deleted.
+    pub fn make_folder(&self) -> Result<()> {
+        fsutil::create_folder(&self.folder())
+    }
+
     /// The last usn and the counts.
     pub fn totals(&self) -> Result<Totals> {
         self.read(MediaDb::totals)

@@ -20,7 +20,7 @@ use crate::error::{Error, Result};
 use crate::fsutil;
 use crate::http::Request;
 use crate::sys;
-use guard::{Guard, Limits};
+use guard::{Guard, Limits, Weight};
 
 /// Threads that answer requests. Two of them may be busy with full syncs, so two are always there for the rest.
 const WORKERS: usize = 4;
@@ -62,7 +62,7 @@ pub fn run(config: Config) -> Result<()> {
     if let Err(err) = sys::raise_open_files_limit(OPEN_FILES) {
         log::warn!("the limit on open files stays as it is: {err}");
     }
-    let guard = Guard::new(vec![listener], socket.clone(), limits, api::is_bulk, stop)
+    let guard = Guard::new(vec![listener], socket.clone(), limits, weigh, stop)
         .map_err(|err| Error::Broken(format!("starting the guard: {err}")))?;
     log::info!(
         "ankipi {} listens on http://{address}/, data in {}",
@@ -85,6 +85,15 @@ pub fn run(config: Config) -> Result<()> {
     }
     app.users().end_sessions();
     fsutil::remove_if_there(&socket)
+}
+
+/// What a request costs, by its path.
+fn weigh(path: &str) -> Weight {
+    match path {
+        path if api::is_bulk(path) => Weight::Bulk,
+        path if api::is_login(path) => Weight::Login,
+        _ => Weight::Light,
+    }
 }
 
 fn bind(address: SocketAddr) -> Result<TcpListener> {
