@@ -7,7 +7,7 @@ use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use serde_json::Value;
+use serde_json::{Value, json};
 use sha1::{Digest, Sha1};
 
 use crate::Result;
@@ -24,6 +24,8 @@ const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A server that is busy with others is asked again for so long.
 const BUSY_PATIENCE: Duration = Duration::from_secs(300);
+
+const MEDIA_METHODS: [&str; 4] = ["mediaChanges", "uploadChanges", "downloadFiles", "mediaSanity"];
 
 /// Body bytes on the wire.
 #[derive(Clone, Copy, Debug, Default)]
@@ -124,6 +126,49 @@ impl Client {
         }
     }
 
+    /// Sends a zip of media files, given as its frame.
+    pub fn upload_media(&mut self, packed: &[u8], files: usize) -> Result<()> {
+        let mut reply = Vec::new();
+        self.exchange("uploadChanges", || Ok(packed), &mut reply)?;
+        let reply: Value = serde_json::from_slice(&reply)?;
+        expect(reply["data"][0] == files, "uploadChanges", &reply)
+    }
+
+    /// Fetches a zip of media files, which may hold fewer than were asked for.
+    pub fn download_media(&mut self, names: &[&str]) -> Result<Vec<u8>> {
+        let request = json!({ "files": names }).to_string();
+        let packed = zstd::encode_all(request.as_bytes(), 3)?;
+        let mut zip = Vec::new();
+        self.exchange("downloadFiles", || Ok(&packed[..]), &mut zip)?;
+        Ok(zip)
+    }
+
+    /// Fetches the collection as a client of protocol 10 does, which gets schema 11, uncompressed.
+    pub fn download_old(&mut self, path: &Path) -> Result<()> {
+        let mut connection = connect(self.address)?;
+        let part = |name: &str, value: &str| {
+            format!("--bench\r\nContent-Disposition: form-data; name=\"{name}\"\r\n\r\n{value}\r\n")
+        };
+        let form =
+            [part("k", &self.hkey), part("v", "ankidesktop,2.1.44,lin"), "--bench--\r\n".to_owned()].concat();
+        let head = format!(
+            "POST /sync/download HTTP/1.1\r\nhost: {}\r\ncontent-type: multipart/form-data; boundary=bench\r\n\
+             content-length: {}\r\n\r\n",
+            self.address,
+            form.len()
+        );
+        connection.get_mut().write_all((head + &form).as_bytes())?;
+        let head = Head::read(&mut connection)?;
+        if head.status != 200 {
+            return Err(format!("download: status {}", head.status).into());
+        }
+        let mut wire = ReplyBody { connection: &mut connection, framing: head.framing, bytes: 0 };
+        io::copy(&mut wire, &mut File::create(path)?)?;
+        self.traffic.up += form.len() as u64;
+        self.traffic.down += wire.bytes;
+        Ok(())
+    }
+
     /// One exchange, again while the server is busy. Returns the size that the reply announced.
     fn exchange<B: Read>(
         &mut self,
@@ -170,10 +215,12 @@ impl Client {
         mut body: impl Read,
     ) -> (Result<Head>, io::Result<()>) {
         let head = format!(
-            "POST /sync/{method} HTTP/1.1\r\nanki-sync: {{\"v\":11,\"k\":\"{}\",\"c\":\"26.09.3,29bb700b,linux\",\
+            "POST /{} HTTP/1.1\r\nanki-sync: {{\"v\":11,\"k\":\"{}\",\"c\":\"26.09.3,29bb700b,linux\",\
              \"s\":\"bench1\"}}\r\ncontent-type: application/octet-stream\r\naccept: */*\r\nhost: {}\r\n\
              transfer-encoding: chunked\r\n\r\n",
-            self.hkey, self.address
+            path_of(method),
+            self.hkey,
+            self.address
         );
         let socket = connection.get_mut();
         let mut wire = head.into_bytes();
@@ -196,6 +243,12 @@ impl Client {
         let sent = send();
         (Head::read(connection), sent)
     }
+}
+
+/// The path of a method; those of media sync have names of their own.
+fn path_of(method: &str) -> String {
+    let service = if MEDIA_METHODS.contains(&method) { "msync" } else { "sync" };
+    format!("{service}/{method}")
 }
 
 /// Fills the buffer unless the source ends.

@@ -4,6 +4,10 @@
 mod client;
 mod generate;
 mod measure;
+mod media;
+#[path = "../tests/media/zip.rs"]
+#[expect(dead_code, reason = "the benchmark needs no odd zips")]
+mod zip;
 
 use std::io::{BufReader, Write};
 use std::net::TcpStream;
@@ -19,6 +23,7 @@ use tempfile::TempDir;
 use client::{Client, Head, Received, Rows, Traffic};
 use generate::{Counts, Generated};
 use measure::{Server, USERS, Usage};
+use media::Media;
 
 type Result<T> = std::result::Result<T, Box<dyn std::error::Error + Send + Sync>>;
 
@@ -41,12 +46,31 @@ struct Sizes {
     reviews: i64,
     /// Reviews of years.
     history: i64,
+    /// Pictures of 50 KB.
+    pictures: usize,
+    /// One recording, bytes.
+    recording: usize,
     connections: usize,
 }
 
-const FULL: Sizes =
-    Sizes { notes: 75_000, new_notes: 10_000, reviews: 5_000, history: 200_000, connections: 500 };
-const QUICK: Sizes = Sizes { notes: 1_000, new_notes: 600, reviews: 300, history: 3_000, connections: 50 };
+const FULL: Sizes = Sizes {
+    notes: 75_000,
+    new_notes: 10_000,
+    reviews: 5_000,
+    history: 200_000,
+    pictures: 1000,
+    recording: 90_000_000,
+    connections: 500,
+};
+const QUICK: Sizes = Sizes {
+    notes: 1_000,
+    new_notes: 600,
+    reviews: 300,
+    history: 3_000,
+    pictures: 60,
+    recording: 5_000_000,
+    connections: 50,
+};
 
 /// Something to measure.
 struct Job {
@@ -62,12 +86,20 @@ const JOBS: &[Job] = &[
     Job { name: "no-change", budget: 8.0, run: Bench::no_change },
     Job { name: "upload", budget: 8.0, run: |bench| bench.uploads(1) },
     Job { name: "download", budget: 8.0, run: |bench| bench.downloads(1) },
+    Job { name: "old-upload", budget: 8.0, run: Bench::old_upload },
+    Job { name: "old-download", budget: 8.0, run: Bench::old_download },
     Job { name: "notes-up", budget: 8.0, run: Bench::notes_up },
     Job { name: "notes-down", budget: 8.0, run: Bench::notes_down },
     Job { name: "reviews-up", budget: 8.0, run: Bench::reviews_up },
     Job { name: "reviews-down", budget: 8.0, run: Bench::reviews_down },
     Job { name: "history-up", budget: 8.0, run: Bench::history_up },
     Job { name: "history-down", budget: 8.0, run: Bench::history_down },
+    Job { name: "pictures-up", budget: 8.0, run: |bench| bench.media_up(&bench.pictures(), 1) },
+    Job { name: "pictures-down", budget: 8.0, run: |bench| bench.media_down(&bench.pictures(), 1) },
+    Job { name: "recording-up", budget: 8.0, run: |bench| bench.media_up(&bench.recording(), 1) },
+    Job { name: "recording-down", budget: 8.0, run: |bench| bench.media_down(&bench.recording(), 1) },
+    Job { name: "four-media-up", budget: 16.0, run: |bench| bench.media_up(&bench.recording(), USERS) },
+    Job { name: "four-media-down", budget: 16.0, run: |bench| bench.media_down(&bench.recording(), USERS) },
     Job { name: "four-uploads", budget: 16.0, run: |bench| bench.uploads(USERS) },
     Job { name: "four-downloads", budget: 16.0, run: |bench| bench.downloads(USERS) },
     Job { name: "connections", budget: 16.0, run: Bench::connections },
@@ -146,12 +178,21 @@ impl Bench {
 
     /// So many users send the collection at once.
     fn uploads(&self, users: usize) -> Result<Usage> {
+        self.uploads_of(&self.collection.packed, users)
+    }
+
+    /// A file in schema 11, which is upgraded on arrival.
+    fn old_upload(&self) -> Result<Usage> {
+        self.uploads_of(&generate::old_collection(&self.cache, &self.collection)?, 1)
+    }
+
+    fn uploads_of(&self, packed: &Path, users: usize) -> Result<Usage> {
         let base = tempfile::tempdir_in(&self.cache)?;
         let server = Server::start(&self.server, base.path())?;
         let expected = generate::stamps(&self.collection.path)?;
         let usage = server.measure(|| {
             at_once(&server, users, |client, _| {
-                client.upload(&self.collection.packed)?;
+                client.upload(packed)?;
                 let meta = client.meta()?;
                 match (meta.modified, meta.schema, meta.usn) == expected {
                     true => Ok(()),
@@ -183,6 +224,24 @@ impl Bench {
             }
         }
         Ok(usage)
+    }
+
+    /// A client of protocol 10 fetches the collection: in schema 11, made for it on the side.
+    fn old_download(&self) -> Result<Usage> {
+        let base = self.base(1, |_| Ok(()))?;
+        let server = Server::start(&self.server, base.path())?;
+        let mut client = server.client(1);
+        let file = base.path().join("downloaded");
+        let usage = server.measure(|| client.download_old(&file).map(|()| client.traffic))?;
+        drop(server);
+        let old = generate::open(&file)?;
+        let rows = "SELECT ver, (SELECT count(*) FROM cards), (SELECT count(*) FROM notes), (SELECT count(*) FROM revlog) FROM col";
+        let rows: [i64; 4] =
+            old.query_row(rows, [], |row| Ok([row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?]))?;
+        match rows == [11, self.counts[0], self.counts[1], self.counts[2]] {
+            true => Ok(usage),
+            false => Err(format!("version and rows of the download are {rows:?}").into()),
+        }
     }
 
     fn notes_up(&self) -> Result<Usage> {
@@ -297,6 +356,44 @@ impl Bench {
         drop(server);
         self.check(&file, counts)?;
         Ok(usage)
+    }
+
+    fn pictures(&self) -> Media {
+        Media::new(self.sizes.pictures, 50_000)
+    }
+
+    fn recording(&self) -> Media {
+        Media::new(1, self.sizes.recording)
+    }
+
+    /// So many users send these files at once.
+    fn media_up(&self, media: &Media, users: usize) -> Result<Usage> {
+        let base = tempfile::tempdir_in(&self.cache)?;
+        let zips = media.zips()?;
+        let server = Server::start(&self.server, base.path())?;
+        let usage = server.measure(|| {
+            at_once(&server, users, |client, _| {
+                zips.iter().try_for_each(|(zip, files)| client.upload_media(zip, *files))
+            })
+        })?;
+        drop(server);
+        // Another process, so that nothing comes from the memory of the first.
+        let server = Server::start(&self.server, base.path())?;
+        (1..=users).try_for_each(|user| media.fetch(&mut server.client(user)))?;
+        Ok(usage)
+    }
+
+    /// So many users fetch these files at once.
+    fn media_down(&self, media: &Media, users: usize) -> Result<Usage> {
+        let base = tempfile::tempdir_in(&self.cache)?;
+        let server = Server::start(&self.server, base.path())?;
+        for (zip, files) in media.zips()? {
+            (1..=users).try_for_each(|user| server.client(user).upload_media(&zip, files))?;
+        }
+        drop(server);
+        std::process::Command::new("sync").status()?;
+        let server = Server::start(&self.server, base.path())?;
+        server.measure(|| at_once(&server, users, |client, _| media.fetch(client)))
     }
 
     /// Half of them kept alive after a request, half in the middle of a head; all of them are served in the end.

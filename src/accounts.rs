@@ -16,7 +16,6 @@ pub mod users_file;
 
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
@@ -32,9 +31,6 @@ use password::Hash;
 use throttle::Throttle;
 use users_file::Stamp;
 pub use users_file::USERS_FILE;
-
-/// Logins that may hold a worker: one that hashes, and one that waits for it.
-const MAX_LOGINS: usize = 2;
 
 enum Secret {
     Plain(String),
@@ -66,8 +62,8 @@ pub struct Accounts {
     official_keys: bool,
     known: Mutex<Known>,
     throttle: Mutex<Throttle>,
-    logins: AtomicUsize,
-    /// Held while a password is hashed: one at a time, so that a burst of logins leaves the board its other cores.
+    /// Held while a password is hashed: one at a time, so that a burst of logins leaves the board its other cores. The
+    /// guard lets in one login at a time, so that none waits for this and holds a worker meanwhile.
     hashing: Mutex<()>,
 }
 
@@ -82,7 +78,6 @@ impl Accounts {
             official_keys: config.official_keys,
             known: Mutex::default(),
             throttle: Mutex::default(),
-            logins: AtomicUsize::new(0),
             hashing: Mutex::new(()),
         };
         let stamp = Stamp::of(&accounts.base)?;
@@ -159,7 +154,7 @@ impl Accounts {
     /// Checks a password and returns the host key for the client (spec, sync-protocol.md 6.1). Takes as long for an
     /// unknown user as for a wrong password.
     ///
-    /// Errors: `Forbidden`; `Busy` while the user or the address has to wait, or while others log in.
+    /// Errors: `Forbidden`; `Busy` while the user or the address has to wait.
     pub fn log_in(&self, name: &str, password: &str, client: &str, address: IpAddr) -> Result<String> {
         let wait = lock(&self.throttle).delay(name, address, Instant::now());
         if let Some(wait) = wait {
@@ -177,9 +172,6 @@ impl Accounts {
             (account.cloned(), known.accounts.first().cloned())
         };
         let fits = {
-            let _slot = Slot::take(&self.logins).ok_or_else(|| {
-                failure(name, address, "busy", Error::Busy("too many logins at once".to_owned()))
-            })?;
             let _one_at_a_time = lock(&self.hashing);
             match (&account, example) {
                 (Some(account), _) => account.secret.fits(password),
@@ -294,23 +286,6 @@ impl Secret {
                 password::same(password, expected)
             }
         }
-    }
-}
-
-/// A login that is being looked at. Those that find no place are told to come again, so that they leave the workers to
-/// the others.
-struct Slot<'c>(&'c AtomicUsize);
-
-impl Slot<'_> {
-    fn take(logins: &AtomicUsize) -> Option<Slot<'_>> {
-        let slot = Slot(logins);
-        (logins.fetch_add(1, Ordering::Relaxed) < MAX_LOGINS).then_some(slot)
-    }
-}
-
-impl Drop for Slot<'_> {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -434,16 +409,6 @@ mod tests {
         assert_eq!(statuses, [403, 403, 403, 403, 503]);
         assert_eq!(accounts.log_in("test", "secret", "", HOME).unwrap_err().status(), 503);
         accounts.log_in("test", "secret", "", IpAddr::V4([192, 0, 2, 1].into())).unwrap();
-    }
-
-    #[test]
-    fn a_third_login_at_a_time_is_told_to_come_again() {
-        let logins = AtomicUsize::new(0);
-        let first = Slot::take(&logins);
-        let second = Slot::take(&logins);
-        assert!(first.is_some() && second.is_some() && Slot::take(&logins).is_none());
-        drop(first);
-        assert!(Slot::take(&logins).is_some());
     }
 
     #[test]

@@ -4,7 +4,7 @@
 
 use std::fmt::Write as _;
 use std::io::Write as _;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use pico_args::Arguments;
@@ -92,11 +92,6 @@ impl Invocation {
     /// The data folder.
     pub fn base(&self) -> Result<PathBuf> {
         self.settings(Flags::new())?.base()
-    }
-
-    /// `--config`
-    pub fn config_file(&self) -> Option<&Path> {
-        self.config.as_deref()
     }
 }
 

@@ -15,7 +15,7 @@ use crate::collection::download::Snapshot;
 use crate::error::{Error, Result};
 use crate::fsutil::{GentleFile, sync_folder};
 use crate::http::encoding::Encoder;
-use crate::media::crc::Crc32;
+use crate::crc::Crc32;
 use crate::media::name::MediaName;
 use crate::spool::Spool;
 use crate::translate::proto::{put_bytes, put_tag, put_varint};
@@ -251,7 +251,7 @@ impl Archive {
         }
         end.extend_from_slice(&[0; 2]);
         self.write(&end)?;
-        self.file.finish().map_err(Error::Disconnected)?;
+        self.file.into_file().sync_all().map_err(Error::Disconnected)?;
         Ok(self.at)
     }
 

@@ -133,9 +133,9 @@ impl GentleFile {
         self.file.write_all_at(data, at)
     }
 
-    /// Makes the whole file durable.
-    pub fn finish(self) -> io::Result<()> {
-        self.file.sync_all()
+    /// The file, whose last part is not synced.
+    pub fn into_file(self) -> File {
+        self.file
     }
 }
 

@@ -49,9 +49,10 @@ pub fn confirm(question: &str) -> Result<bool> {
 }
 
 fn hidden_line(prompt: &str) -> Result<String> {
-    show(prompt);
+    // Before the prompt: what is typed until then is discarded.
     let echo_off =
         EchoOff::on(&io::stdin()).map_err(|err| Error::Broken(format!("switching the echo off: {err}")))?;
+    show(prompt);
     let line = line();
     drop(echo_off);
     show("\n");

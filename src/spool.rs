@@ -4,6 +4,7 @@
 //! while a socket is read or written. The clients' chunks of 250 rows nearly always fit into memory, which spares the
 //! SD card.
 
+use std::cell::Cell;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufReader, Cursor, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::FileExt;
@@ -15,16 +16,54 @@ const MEMORY_BYTES: usize = 512 * 1024;
 
 /// Written first, then read from the start.
 pub struct Spool {
-    dir: PathBuf,
+    place: Place,
     memory: Vec<u8>,
     overflow: Option<File>,
     len: u64,
 }
 
+/// Where the part goes that is not kept in memory.
+enum Place {
+    /// A nameless file in this folder.
+    Nameless(PathBuf),
+    /// This file, which goes with the spool unless it is kept.
+    Named { path: PathBuf, memory_bytes: usize, starts_at: fn(&[u8]) -> Option<usize>, is_kept: Cell<bool> },
+}
+
 impl Spool {
     /// An empty spool that overflows into a nameless file in `dir`.
     pub fn new(dir: &Path) -> Spool {
-        Spool { dir: dir.to_owned(), memory: Vec::new(), overflow: None, len: 0 }
+        Spool::at(Place::Nameless(dir.to_owned()))
+    }
+
+    /// An empty spool of which a part may be kept as a file, so that it is not written twice. From the usual bound on,
+    /// `starts_at` looks at what is in memory and says with which byte of it the file at `path` is to begin, or that
+    /// there may be more in memory, up to `memory_bytes`.
+    pub fn with_file(path: PathBuf, memory_bytes: usize, starts_at: fn(&[u8]) -> Option<usize>) -> Spool {
+        Spool::at(Place::Named { path, memory_bytes, starts_at, is_kept: Cell::new(false) })
+    }
+
+    fn at(place: Place) -> Spool {
+        Spool { place, memory: Vec::new(), overflow: None, len: 0 }
+    }
+
+    /// The path of the file with the part that is not in memory, and where that part starts; none if it has no name.
+    pub fn file(&self) -> Option<(&Path, u64)> {
+        match &self.place {
+            Place::Named { path, .. } if self.overflow.is_some() => Some((path, self.memory.len() as u64)),
+            _ => None,
+        }
+    }
+
+    /// Leaves the first `bytes` of that file on the disk, and durable, for the caller to rename or remove. The spool
+    /// must not be read any more.
+    pub fn keep_file(&self, bytes: u64) -> io::Result<()> {
+        let (Place::Named { is_kept, .. }, Some(file)) = (&self.place, &self.overflow) else {
+            return Err(io::ErrorKind::NotFound.into());
+        };
+        is_kept.set(true);
+        file.set_len(bytes)?;
+        file.sync_all()
     }
 
     /// Bytes written so far.
@@ -76,11 +115,20 @@ impl Write for Spool {
     fn write(&mut self, data: &[u8]) -> io::Result<usize> {
         let written = match &mut self.overflow {
             Some(file) => file.write(data)?,
-            None if self.memory.len() + data.len() <= MEMORY_BYTES => {
-                self.memory.extend_from_slice(data);
-                data.len()
-            }
-            None => self.overflow.insert(nameless_file(&self.dir)?).write(data)?,
+            None => match self.place.starts_at(&self.memory, data.len()) {
+                None => {
+                    self.memory.extend_from_slice(data);
+                    data.len()
+                }
+                Some(start) => {
+                    let file = self.place.open()?;
+                    let file = self.overflow.insert(file);
+                    file.write_all(&self.memory[start..])?;
+                    self.memory.truncate(start);
+                    self.memory.shrink_to_fit();
+                    file.write(data)?
+                }
+            },
         };
         self.len += written as u64;
         Ok(written)
@@ -91,8 +139,56 @@ impl Write for Spool {
     }
 }
 
+impl Place {
+    fn open(&self) -> io::Result<File> {
+        match self {
+            Place::Nameless(dir) => nameless_file(dir),
+            Place::Named { path, .. } => {
+                OpenOptions::new().read(true).write(true).create_new(true).open(path)
+            }
+        }
+    }
+
+    /// With which byte of the memory the file begins, if so many more do not go there.
+    fn starts_at(&self, memory: &[u8], more: usize) -> Option<usize> {
+        if memory.len() + more <= MEMORY_BYTES {
+            return None;
+        }
+        match self {
+            Place::Named { memory_bytes, starts_at, .. } => starts_at(memory)
+                .map(|start| start.min(memory.len()))
+                .or_else(|| (memory.len() + more > *memory_bytes).then_some(memory.len())),
+            Place::Nameless(_) => Some(memory.len()),
+        }
+    }
+}
+
+impl Drop for Spool {
+    fn drop(&mut self) {
+        if let Place::Named { path, is_kept, .. } = &self.place
+            && self.overflow.is_some()
+            && !is_kept.get()
+            && let Err(err) = fs::remove_file(path)
+        {
+            log::warn!("deleting {}: {err}", path.display());
+        }
+    }
+}
+
 /// The prefix of files that a crash may leave behind; the next start deletes them.
 pub const LEFTOVER_PREFIX: &str = "spool-";
+
+/// Deletes what a crash may have left in a folder.
+pub fn remove_leftovers(dir: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(dir)? {
+        let entry = entry?;
+        if entry.file_name().to_string_lossy().starts_with(LEFTOVER_PREFIX) {
+            log::warn!("removed {}, which an interrupted request had left", entry.path().display());
+            fs::remove_file(entry.path())?;
+        }
+    }
+    Ok(())
+}
 
 fn nameless_file(dir: &Path) -> io::Result<File> {
     static COUNTER: AtomicU32 = AtomicU32::new(0);
@@ -128,5 +224,44 @@ mod tests {
             }
         }
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0, "the overflow file has no name");
+        // But a moment in which a crash leaves it.
+        fs::write(dir.path().join("spool-1-0"), "x").unwrap();
+        remove_leftovers(dir.path()).unwrap();
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn a_part_is_kept_as_a_file_or_goes_with_the_spool() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("part");
+        // The part begins at the first 2, and is known before there is too much for the memory.
+        let starts_at = |memory: &[u8]| memory.iter().position(|byte| *byte == 2);
+        for is_kept in [false, true] {
+            let mut spool = Spool::with_file(path.clone(), 2 * MEMORY_BYTES, starts_at);
+            let ones = MEMORY_BYTES + 70;
+            spool.write_all(&vec![1; ones]).unwrap();
+            spool.write_all(&[2; 90]).unwrap();
+            assert!(spool.file().is_none() && !path.exists());
+            spool.write_all(&[3; 90]).unwrap();
+            assert_eq!(spool.file(), Some((&*path, ones as u64)));
+            let mut across = [0; 100];
+            spool.read_exact_at(&mut across, ones as u64 - 5).unwrap();
+            assert_eq!(across[..], [[1; 5].as_slice(), &[2; 90], &[3; 5]].concat());
+            if is_kept {
+                spool.keep_file(100).unwrap();
+            }
+            drop(spool);
+            assert_eq!(path.exists(), is_kept);
+        }
+        assert_eq!(fs::read(&path).unwrap(), [[2; 90].as_slice(), &[3; 10]].concat());
+    }
+
+    #[test]
+    fn a_spool_that_finds_no_part_to_keep_overflows_all_the_same() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("part");
+        let mut spool = Spool::with_file(path.clone(), 2 * MEMORY_BYTES, |_| None);
+        (0..5).for_each(|n| spool.write_all(&vec![n; MEMORY_BYTES]).unwrap());
+        assert_eq!(spool.file(), Some((&*path, 2 * MEMORY_BYTES as u64)));
     }
 }

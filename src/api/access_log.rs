@@ -5,8 +5,8 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use crate::error::{Error, Result};
+use crate::http::Request;
 use crate::http::body::Received;
-use crate::http::{Request, Verb};
 
 /// What is known of a request so far.
 pub struct AccessLog {
@@ -32,8 +32,18 @@ impl AccessLog {
             did: String::new(),
             received: Received::default(),
             sent: 0,
-            is_page: request.verb() != Verb::Post,
+            is_page: false,
         }
+    }
+
+    /// Where the request comes from.
+    pub fn address(&self) -> IpAddr {
+        self.address
+    }
+
+    /// Notes that it is for a page, which is only of interest if it fails.
+    pub fn page(&mut self) {
+        self.is_page = true;
     }
 
     /// Notes the user whose key it carries.
@@ -43,7 +53,9 @@ impl AccessLog {
 
     /// Notes the client's version.
     pub fn client(&mut self, version: &str) {
-        self.client = printable(version);
+        if !version.is_empty() {
+            self.client = printable(version);
+        }
     }
 
     /// Notes the length of the request's body.
@@ -81,7 +93,8 @@ impl AccessLog {
             Ok(()) if self.is_page => log::debug!(target: "request", "{line}"),
             Ok(()) => log::info!(target: "request", "{line}"),
             Err(err @ Error::Disconnected(_)) => log::info!(target: "request", "{line}: {err}"),
-            Err(err) if status < 500 => log::warn!(target: "request", "{line}: {}", shortened(&err)),
+            // Only 500 is a fault of ours.
+            Err(err) if status != 500 => log::warn!(target: "request", "{line}: {}", shortened(&err)),
             Err(err) => log::error!(target: "request", "{line}: {}", shortened(&err)),
         }
     }
@@ -99,6 +112,6 @@ fn shortened(err: &Error) -> String {
 }
 
 /// What a client sent, short and on one line.
-fn printable(text: &str) -> String {
+pub fn printable(text: &str) -> String {
     text.chars().take(100).map(|c| if c.is_control() || c.is_whitespace() { '?' } else { c }).collect()
 }

@@ -38,7 +38,7 @@ fn copy_whole(from: &Path, to: &Path) -> Result<()> {
         let mut source = File::open(&from).map_err(Error::io("opening", &from))?;
         let mut copy = GentleFile::create(&to)?;
         std::io::copy(&mut source, &mut copy)
-            .and_then(|_| copy.finish())
+            .and_then(|_| copy.into_file().sync_all())
             .map_err(Error::io("copying to", &to))?;
     }
     Ok(())

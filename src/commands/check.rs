@@ -84,6 +84,10 @@ fn check_collection(dir: &Path, report: &mut Report) -> u64 {
     }
     let damage = match Collection::open_to_read(&path).and_then(|collection| collection.damage()) {
         Ok(None) => return 0,
+        Err(err @ Error::OldSchema(_)) => {
+            report.note(err.to_string());
+            return 0;
+        }
         Ok(Some(damage)) => damage,
         Err(err) => err.to_string(),
     };

@@ -3,6 +3,8 @@
 
 pub mod body;
 pub mod encoding;
+pub mod gzip;
+pub mod multipart;
 pub mod patience;
 pub mod reply;
 
@@ -53,6 +55,13 @@ impl Request {
     /// The path without the query.
     pub fn path(&self) -> &str {
         self.inner.url().split('?').next().unwrap_or_default()
+    }
+
+    /// The first value of a key of the query, decoded.
+    pub fn query(&self, key: &str) -> Option<String> {
+        let (_, query) = self.inner.url().split_once('?')?;
+        let mut pairs = form_urlencoded::parse(query.as_bytes());
+        pairs.find(|(name, _)| name == key).map(|(_, value)| value.into_owned())
     }
 
     /// The value of a header, by its name in any case; the first one of several.

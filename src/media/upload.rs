@@ -1,7 +1,7 @@
 //! A zip of changes from a client: first each file to a place of its own, then all of them into the folder and the
 //! index. The order of the steps and why is in the header of `media`.
 
-use std::fs;
+use std::fs::{self, File};
 use std::io::Write;
 use std::path::PathBuf;
 
@@ -9,8 +9,8 @@ use sha1::{Digest, Sha1};
 
 use super::db::{MediaDb, Record};
 use super::name::{BadName, MediaName};
-use super::zip::{Entry, META, ZipReader};
-use super::{Intent, MAX_FILES, MediaStore, PENDING, State, hex};
+use super::zip::{self, Entry, META, ZipReader};
+use super::{Intent, MAX_FILES, MediaStore, PENDING, Sha1Sum, State, hex};
 use crate::error::{Error, Result};
 use crate::fsutil::{self, GentleFile};
 use crate::spool::Spool;
@@ -45,17 +45,31 @@ enum Change {
 }
 
 /// A file that exists until this is dropped, unless it was renamed.
-struct StagedFile(PathBuf);
+struct StagedFile {
+    path: PathBuf,
+    /// None for the file of the spool.
+    unsynced: Option<File>,
+}
 
 impl Drop for StagedFile {
     fn drop(&mut self) {
-        if let Err(err) = fsutil::remove_if_there(&self.0) {
+        if let Err(err) = fsutil::remove_if_there(&self.path) {
             log::warn!("{err}");
         }
     }
 }
 
+/// How much of a zip stays in memory: what clients put into one before they stop, so that none but those with a large
+/// file touch the disk before their files do.
+const SPOOL_BYTES: usize = 3 * 1024 * 1024;
+
 impl MediaStore {
+    /// A spool for a zip of changes. A large stored file goes to the place that it is renamed from, so that it is written
+    /// once.
+    pub fn spool(&self) -> Spool {
+        Spool::with_file(self.next_staged_path(), SPOOL_BYTES, zip::large_contents)
+    }
+
     /// Takes the changes of a zip over: all of them, or on an error none.
     pub fn upload(&self, body: &Spool) -> Result<Outcome> {
         let zip = ZipReader::open(body)?;
@@ -71,6 +85,7 @@ impl MediaStore {
             staged.retain(|other| other.name != name);
             staged.push(Staged { name, change });
         }
+        sync(&staged, body)?;
         let outcome = self.put_in_place(&staged)?;
         Ok(Outcome { processed, ..outcome })
     }
@@ -78,26 +93,25 @@ impl MediaStore {
     /// Brings an entry to a file, unless it is there already.
     fn stage(&self, zip: &ZipReader, entry: &Entry, name: &MediaName) -> Result<Change> {
         let known = self.read(|db| db.record(name))?.filter(|record| record.bytes == entry.bytes());
-        if let Some(known) = known.filter(|_| self.has_file(name, entry.bytes())) {
-            let mut sha1 = Sha1::new();
-            zip.unpack(entry, |block| {
-                sha1.update(block);
-                Ok(())
-            })?;
-            if known.sha1 == <[u8; 20]>::from(sha1.finalize()) {
+        let known = known.filter(|_| self.has_file(name, entry.bytes()));
+        let file_of_spool = zip.file_of(entry)?;
+        if known.is_some() || file_of_spool.is_some() {
+            let sha1 = unpack(zip, entry, |_| Ok(()))?;
+            if let Some(known) = known.filter(|known| known.sha1 == sha1) {
                 return Ok(Change::Same(known));
+            }
+            if let Some(path) = file_of_spool {
+                let staged = StagedFile { path: path.to_owned(), unsynced: None };
+                return Ok(Change::Put(Record { sha1, bytes: entry.bytes() }, staged));
             }
         }
         let path = self.next_staged_path();
         let mut file = GentleFile::create(&path)?;
-        let staged = StagedFile(path);
-        let mut sha1 = Sha1::new();
-        zip.unpack(entry, |block| {
-            sha1.update(block);
-            file.write_all(block).map_err(Error::io("writing", &staged.0))
-        })?;
-        file.finish().map_err(Error::io("syncing", &staged.0))?;
-        Ok(Change::Put(Record { sha1: sha1.finalize().into(), bytes: entry.bytes() }, staged))
+        let mut staged = StagedFile { path, unsynced: None };
+        let sha1 =
+            unpack(zip, entry, |block| file.write_all(block).map_err(Error::io("writing", &staged.path)))?;
+        staged.unsynced = Some(file.into_file());
+        Ok(Change::Put(Record { sha1, bytes: entry.bytes() }, staged))
     }
 
     fn has_file(&self, name: &MediaName, bytes: u64) -> bool {
@@ -135,7 +149,7 @@ impl MediaStore {
         for Effective { name, change, .. } in changes {
             if let Change::Put(_, file) = change {
                 let path = name.path_in(&folder);
-                fs::rename(&file.0, &path).map_err(Error::io("renaming", &file.0))?;
+                fs::rename(&file.path, &path).map_err(Error::io("renaming", &file.path))?;
             }
         }
         fsutil::sync_folder(&folder)?;
@@ -149,6 +163,31 @@ impl MediaStore {
         fsutil::remove_if_there(&self.dir.join(PENDING))?;
         Ok(outcome)
     }
+}
+
+/// Hands the contents of an entry to `sink` and returns their SHA-1.
+fn unpack(zip: &ZipReader, entry: &Entry, mut sink: impl FnMut(&[u8]) -> Result<()>) -> Result<Sha1Sum> {
+    let mut sha1 = Sha1::new();
+    zip.unpack(entry, |block| {
+        sha1.update(block);
+        sink(block)
+    })?;
+    Ok(sha1.finalize().into())
+}
+
+/// Makes the staged files durable. One after the other once all are written: the first sync commits for all of them
+/// where the file system has a journal.
+fn sync(staged: &[Staged], body: &Spool) -> Result<()> {
+    for Staged { change, .. } in staged {
+        if let Change::Put(record, StagedFile { path, unsynced }) = change {
+            match unsynced {
+                Some(file) => file.sync_all(),
+                None => body.keep_file(record.bytes),
+            }
+            .map_err(Error::io("syncing", path))?;
+        }
+    }
+    Ok(())
 }
 
 /// A change that there is something to do for.

@@ -7,13 +7,12 @@
 //! read once, while it is sent.
 
 use std::io::{self, Write};
+use std::path::Path;
 
-use miniz_oxide::inflate::stream::{InflateState, inflate};
-use miniz_oxide::{DataFormat, MZFlush, MZStatus};
-
-use super::crc::Crc32;
 use super::{MAX_FILE_BYTES, MAX_FILES};
+use crate::crc::Crc32;
 use crate::error::{Error, Result};
+use crate::inflate::Inflater;
 use crate::spool::Spool;
 
 /// The entry that tells which file each other entry is.
@@ -25,8 +24,14 @@ const MAX_META_BYTES: u64 = 50 * 1024;
 /// All entries of a zip, unpacked: clients stop adding files at 2.5 MiB, and the last one may be the largest there is.
 const MAX_TOTAL_BYTES: u64 = MAX_FILE_BYTES + 4 * 1024 * 1024;
 
-/// Entries are read and unpacked in blocks of this size.
+/// Clients of 2.1.22 to 2.1.56 end their zips with `zip-rs`.
+const MAX_COMMENT_BYTES: u64 = 64;
+
+/// Entries are read in blocks of this size.
 const BLOCK_BYTES: usize = 32 * 1024;
+
+/// Contents that are better not held in memory while the rest arrives.
+const LARGE_BYTES: usize = 1024 * 1024;
 
 const LOCAL_MAGIC: u32 = 0x0403_4b50;
 const CENTRAL_MAGIC: u32 = 0x0201_4b50;
@@ -138,6 +143,16 @@ impl<'s> ZipReader<'s> {
         }
     }
 
+    /// The file of the spool, if it begins with the contents of this entry.
+    pub fn file_of(&self, entry: &Entry) -> Result<Option<&'s Path>> {
+        match self.spool.file() {
+            Some((path, start)) if entry.method == Method::Stored && self.data_at(entry)? == start => {
+                Ok(Some(path))
+            }
+            _ => Ok(None),
+        }
+    }
+
     fn data_at(&self, entry: &Entry) -> Result<u64> {
         let head: [u8; LOCAL_BYTES] = read_at(self.spool, entry.head_at)?;
         let variable = u64::from(u16_at(&head, 26)) + u64::from(u16_at(&head, 28));
@@ -159,32 +174,14 @@ impl<'s> ZipReader<'s> {
     }
 
     fn inflate(&self, entry: &Entry, sink: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()> {
-        let mut state = InflateState::new_boxed(DataFormat::Raw);
-        let mut out = vec![0; BLOCK_BYTES];
-        let mut ended = false;
-        self.packed_blocks(entry, &mut |mut block| {
-            loop {
-                if ended {
-                    return if block.is_empty() {
-                        Ok(())
-                    } else {
-                        Err(bad("data after the end of an entry"))
-                    };
-                }
-                let step = inflate(&mut state, block, &mut out, MZFlush::None);
-                block = &block[step.bytes_consumed..];
-                sink(&out[..step.bytes_written])?;
-                match step.status {
-                    Ok(MZStatus::StreamEnd) => ended = true,
-                    // A full buffer may be all there is, or there may be more to come without more input.
-                    Ok(_) if step.bytes_written == out.len() => {}
-                    Ok(_) | Err(miniz_oxide::MZError::Buf) if block.is_empty() => return Ok(()),
-                    Ok(_) if step.bytes_consumed > 0 => {}
-                    _ => return Err(bad("an entry cannot be inflated")),
-                }
-            }
+        let mut inflater = Inflater::new();
+        self.packed_blocks(entry, &mut |block| match inflater.push(block, sink) {
+            Ok(taken) if taken == block.len() => Ok(()),
+            Ok(_) => Err(bad("data after the end of an entry")),
+            Err(None) => Err(bad("an entry cannot be inflated")),
+            Err(Some(err)) => Err(err),
         })?;
-        match ended {
+        match inflater.is_ended() {
             true => Ok(()),
             false => Err(bad("an entry is cut off")),
         }
@@ -221,13 +218,39 @@ impl<'s> ZipReader<'s> {
     }
 }
 
-/// Reads the directory, which no client follows by a comment.
-fn read_directory(spool: &Spool) -> Result<Vec<Entry>> {
-    let end_at = spool.len().checked_sub(END_BYTES as u64).ok_or_else(|| bad("it is too short"))?;
-    let end: [u8; END_BYTES] = read_at(spool, end_at)?;
-    if u32_at(&end, 0) != END_MAGIC {
-        return Err(bad("it has no end; was it cut off?"));
+/// Given the beginning of a zip, where the contents of its last entry begin, if they are stored, large and not all there
+/// yet. As far as the entries follow each other, and a hint only: everything is read by the directory.
+pub fn large_contents(zip: &[u8]) -> Option<usize> {
+    let mut at = 0;
+    loop {
+        let head = zip.get(at..at + LOCAL_BYTES)?;
+        let is_plain = u32_at(head, 0) == LOCAL_MAGIC
+            && u16_at(head, 6) & HAS_DESCRIPTOR == 0
+            && Method::of(u16_at(head, 8)).ok()? == Method::Stored;
+        let contents = at + LOCAL_BYTES + usize::from(u16_at(head, 26)) + usize::from(u16_at(head, 28));
+        let bytes = u32_at(head, 18) as usize;
+        at = contents.checked_add(bytes).filter(|_| is_plain)?;
+        if at > zip.len() {
+            return (contents <= zip.len() && bytes >= LARGE_BYTES).then_some(contents);
+        }
     }
+}
+
+/// Finds the record at the end: the last one with a comment behind it that is as long as it says.
+fn find_end(spool: &Spool) -> Result<(u64, [u8; END_BYTES])> {
+    let last_at = spool.len().checked_sub(END_BYTES as u64).ok_or_else(|| bad("it is too short"))?;
+    for comment_bytes in 0..=MAX_COMMENT_BYTES.min(last_at) {
+        let end_at = last_at - comment_bytes;
+        let end: [u8; END_BYTES] = read_at(spool, end_at)?;
+        if u32_at(&end, 0) == END_MAGIC && u64::from(u16_at(&end, 20)) == comment_bytes {
+            return Ok((end_at, end));
+        }
+    }
+    Err(bad("it has no end; was it cut off?"))
+}
+
+fn read_directory(spool: &Spool) -> Result<Vec<Entry>> {
+    let (end_at, end) = find_end(spool)?;
     let count = usize::from(u16_at(&end, 10));
     if count > MAX_FILES + 1 {
         return Err(bad(format!("it has {count} entries")));

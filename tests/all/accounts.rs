@@ -5,7 +5,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::time::Instant;
 
 use crate::client::{Device, Framed, Reply, Wire, pack, post, sync_header};
-use crate::harness::{TestServer, add_user, ankipi, done, said};
+use crate::harness::{TestServer, add_user, ankipi, collection, done, said};
 
 fn log_in(server: &TestServer, user: &str, password: &str) -> Reply {
     Device::new(server.address, "").call("hostKey", &format!(r#"{{"u":"{user}","p":"{password}"}}"#))
@@ -80,6 +80,26 @@ fn data_is_deleted_only_by_who_says_so_twice() {
     done(base, &["user", "remove", "anna", "--delete-data", "--yes"], "");
     assert!(!base.join("anna").exists());
     assert!(done(base, &["user", "list"], "").contains("no account"));
+}
+
+#[test]
+fn who_comes_back_after_everything_was_deleted_starts_afresh() {
+    let server = TestServer::start();
+    let base = server.base.path();
+    add_user(base, "anna", "word");
+    let anna = device(&server, "anna", "word");
+    assert_eq!(anna.upload(&collection("")), "OK");
+    anna.begin();
+    done(base, &["user", "remove", "anna", "--delete-data", "--yes"], "");
+    anna.call("chunk", "{}").refused(403);
+    assert!(!base.join("anna").exists());
+    add_user(base, "anna", "word");
+    let anna = device(&server, "anna", "word");
+    assert_eq!(anna.meta()["empty"], true);
+    assert_eq!(anna.upload(&collection("")), "OK");
+    anna.begin();
+    anna.call("abort", "{}").ok();
+    assert!(base.join("anna/media").is_dir());
 }
 
 #[test]

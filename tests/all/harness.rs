@@ -228,6 +228,17 @@ pub fn open(path: &Path) -> Connection {
     db
 }
 
+/// Opens a downloaded collection as a client does.
+pub fn open_bytes(file: &[u8]) -> Connection {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("collection.anki2");
+    fs::write(&path, file).unwrap();
+    let db = open(&path);
+    // Its file stays open and goes with the connection.
+    db.query_row("SELECT 1 FROM col", [], |_| Ok(())).unwrap();
+    db
+}
+
 /// Each row as its values joined by `|`.
 pub fn rows(db: &Connection, sql: &str) -> Vec<String> {
     use rusqlite::types::ValueRef::{Blob, Integer, Null, Real, Text};

@@ -39,6 +39,10 @@ fn an_upload_that_tells_no_size_is_stopped_on_its_way() {
     server.device().send_raw("upload", Framed::Chunked(&pack(&noise(4 << 20)))).refused(413);
     // Small when sent, large when unpacked.
     server.device().send_raw("upload", Framed::Length(&pack(&vec![0; 8 << 20]))).refused(413);
+    // A line is written when all is tidied up.
+    for _ in 0..2 {
+        server.wait_for_refusal("/sync/upload", 413);
+    }
     assert_eq!(server.files(), before);
     server.assert_syncs();
 }
@@ -63,6 +67,7 @@ fn the_disk_keeps_its_reserve_and_reviews_still_get_through() {
     server.device().send_raw("upload", Framed::Length(&pack(&noise(1 << 20)))).refused(507);
     assert!(server.wait_for_refusal("/sync/upload", 507).contains("SYNC_MIN_FREE_MEGS"));
     server.device().send_raw("upload", Framed::Chunked(&pack(&noise(4 << 20)))).refused(507);
+    server.wait_for_refusal("/sync/upload", 507);
     assert_eq!(server.files(), before);
     let device = server.device();
     device.begin();

@@ -8,7 +8,8 @@ use std::time::{Duration, Instant};
 use ankipi::media::check::{Depth, Listener, check};
 use serde_json::json;
 
-use crate::client::{Client, Server, folder, sha1_hex, zip_of};
+use crate::client::{Client, Server, folder, sha1_hex};
+use crate::zip::zip_of;
 
 const KILLS: u32 = 200;
 

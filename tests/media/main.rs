@@ -3,13 +3,15 @@
 mod client;
 mod crash;
 mod hostile;
+mod zip;
 
 use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-use client::{Entry, Server, folder, sha1_hex, write_zip};
+use client::{Server, folder, sha1_hex};
 use serde_json::json;
+use zip::{Entry, write_zip};
 
 fn check(base: &Path, args: &[&str]) -> (bool, String) {
     let out = Command::new(env!("CARGO_BIN_EXE_ankipi"))
@@ -22,6 +24,49 @@ fn check(base: &Path, args: &[&str]) -> (bool, String) {
         .unwrap();
     let said = [out.stdout, out.stderr].concat();
     (out.status.success(), String::from_utf8(said).unwrap())
+}
+
+#[test]
+fn a_large_file_is_written_once_wherever_it_stands_in_its_zip() {
+    let base = tempfile::tempdir().unwrap();
+    let server = Server::start(base.path());
+    let client = server.client();
+    let written = || {
+        let io = fs::read_to_string(format!("/proc/{}/io", server.child.id())).unwrap();
+        let line = io.lines().find_map(|line| line.strip_prefix("wchar: ")).unwrap();
+        line.parse::<u64>().unwrap()
+    };
+    let noise = |seed: u32, bytes: usize| -> Vec<u8> {
+        let mut state = seed;
+        let mut next = || {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            (state >> 24) as u8
+        };
+        (0..bytes).map(|_| next()).collect()
+    };
+    let mut expected = std::collections::BTreeMap::new();
+    for (round, position) in [0, 2, 4].into_iter().enumerate() {
+        let sizes = |n: usize| if n == position { 5_000_000 } else { 40_000 };
+        let files: Vec<(String, Vec<u8>)> =
+            (0..5).map(|n| (format!("{round}-{n}"), noise(n as u32 + 1, sizes(n)))).collect();
+        let changes: Vec<_> = files.iter().map(|(name, data)| (name.as_str(), Some(&data[..]))).collect();
+        let before = written();
+        client.upload(&changes);
+        let bytes: u64 = files.iter().map(|(_, data)| data.len() as u64).sum();
+        let times = (written() - before) as f64 / bytes as f64;
+        assert!(times < 1.2, "round {round}: what came was written {times} times");
+        expected.extend(files.clone());
+        assert_eq!(folder(base.path()), expected);
+        // The same again is recognised, and leaves nothing behind.
+        client.upload(&changes);
+        assert_eq!(folder(base.path()), expected);
+        let left: Vec<_> = fs::read_dir(base.path().join("u"))
+            .unwrap()
+            .filter_map(|entry| entry.unwrap().file_name().into_string().ok())
+            .filter(|name| name.starts_with("media.new"))
+            .collect();
+        assert!(left.is_empty(), "{left:?}");
+    }
 }
 
 #[test]
@@ -53,7 +98,10 @@ fn zips_of_old_clients_are_understood() {
         Entry::deflated("7", &text),
         Entry::described("x", &text[1..]),
     ];
-    let (status, body) = server.client().post("uploadChanges", &write_zip(&entries));
+    // The library of 2.1.22 to 2.1.56 signs its zips.
+    let zip = write_zip(&entries);
+    let zip = [&zip[..zip.len() - 2], b"\x06\0zip-rs"].concat();
+    let (status, body) = server.client().post("uploadChanges", &zip);
     assert_eq!((status, String::from_utf8(body).unwrap().as_str()), (200, r#"{"data":[3,2],"err":""}"#));
     assert!(folder(dir.path())["deflated"] == text && folder(dir.path())["described"] == text[1..]);
 }

@@ -72,12 +72,6 @@ def test_every_failure_is_found_with_its_address_and_nothing_else_is(log, tester
     assert sorted(found) == sorted(["192.0.2.7"] * 5 + ["2001:db8::7"] + ["192.0.2.8"] * len(FORGERIES)), "\n".join(log)
 
 
-def test_a_lost_place_in_the_queue_is_nobodys_fault(tester):
-    line = 'WARN  [login] login failed user="anna" ip=192.0.2.7 reason=busy'
-    assert tester([line]) == []
-    assert tester([line.replace("busy", "throttled")]) == ["192.0.2.7"]
-
-
 def test_the_jail_uses_the_filter():
     jail = configparser.ConfigParser()
     assert jail.read(FAIL2BAN / "jail.d/ankipi.conf")

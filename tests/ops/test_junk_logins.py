@@ -14,7 +14,7 @@ from server import phc
 pytestmark = [pytest.mark.ours, pytest.mark.slow]
 
 THREADS = 16
-SYNCS = 40
+SYNCS = 100
 
 
 def latency(device) -> float:
@@ -44,5 +44,6 @@ def test_sixteen_threads_of_junk_logins_leave_a_sync_within_three_times_its_quie
         loud = latency(desk)
         statuses = json.loads(process.communicate()[0])
     print(f"\nno-change sync: quiet {quiet:.2f} ms, among junk logins {loud:.2f} ms, {loud / quiet:.2f} times; {statuses}")
-    assert set(statuses) <= {"403", "503"} and "503" in statuses
+    # From one address most are told to wait; a new address each time is never told so, and each costs a whole hash.
+    assert set(statuses) == ({"403"} if spread else {"403", "503"}), statuses
     assert loud <= 3 * quiet

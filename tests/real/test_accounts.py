@@ -96,6 +96,7 @@ def test_a_password_typed_at_a_terminal_is_not_shown(server, new_account):
     ours, theirs = pty.openpty()
     env = {"SYNC_BASE": str(server.base), "PATH": os.environ["PATH"]}
     adding = [*command(), "user", "add", "anna", "--rounds", "100000"]
+    # A session of its own, so that no terminal of the tester is asked.
     process = subprocess.Popen(adding, env=env, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True)
     os.close(theirs)
     shown = ""
