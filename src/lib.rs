@@ -12,14 +12,9 @@
 //!   |                  bounded; hands one request per connection to tiny_http over a private Unix socket
 //!   server             four worker threads take requests from tiny_http; a panic ends its request only
 //!   api                route, then everything that the head tells: version, host key -> user, session key, size
-<<<<<<< HEAD
-//!   |  accounts        passwords and host keys
+//!   |  accounts        passwords, host keys, and how often somebody may guess
 //!   http::body         socket -> cap on wire bytes -> zstd, or (clients before 2.1.57) a form with gzip in it
 //!                      -> cap on decoded bytes -> spool (or a file, for uploads)
-=======
-//!   |  accounts        passwords, host keys, and how often somebody may guess
-//!   http::body         socket -> cap on wire bytes -> zstd -> cap on decoded bytes -> spool (or a file, for uploads)
->>>>>>> accounts
 //!   spool              512 KiB in memory, the rest in a nameless file
 //!   session            the user's lock; the session with this key, which is an open SQLite transaction
 //!   collection         one step of the sync, row by row, through
