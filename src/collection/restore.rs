@@ -15,10 +15,10 @@ use crate::error::{Error, Result};
 use crate::fsutil::{GentleFile, remove_if_there};
 
 /// Puts a copy of `backup` in the place of the collection in `dir`, which becomes the newest backup. No server may run.
-pub fn restore(dir: &Path, backup: &Path, keep: usize) -> Result<()> {
+pub fn restore(dir: &Path, backup: &Path, keep: usize, max_row_bytes: u64) -> Result<()> {
     replace::clean_up(dir)?;
     let copy = replace::upload_path(dir, 0);
-    let made = copy_whole(backup, &copy).and_then(|()| make_new(dir, &copy));
+    let made = copy_whole(backup, &copy).and_then(|()| make_new(dir, &copy, max_row_bytes));
     if let Err(err) = made {
         SIDE_SUFFIXES.iter().try_for_each(|suffix| remove_if_there(&with_suffix(&copy, suffix)))?;
         remove_if_there(&copy)?;
@@ -44,11 +44,11 @@ fn copy_whole(from: &Path, to: &Path) -> Result<()> {
     Ok(())
 }
 
-fn make_new(dir: &Path, copy: &Path) -> Result<()> {
+fn make_new(dir: &Path, copy: &Path, max_row_bytes: u64) -> Result<()> {
     // Opening and closing folds what the side files hold into the file.
     drop(Collection::open(copy)?);
-    if let Err(upload::Unfit(reason)) = upload::check(copy)? {
-        return Err(Error::Broken(format!("the backup cannot be used: {reason}")));
+    if let Err(unfit) = upload::check(copy, max_row_bytes)? {
+        return Err(Error::Broken(format!("the backup cannot be used: {}", unfit.reason)));
     }
     let current = dir.join(FILE_NAME);
     // Also where the clock of the board is wrong: another stamp than any that a device may hold.

@@ -94,7 +94,7 @@ fn restore_one(mut invocation: Invocation) -> Result<ExitCode> {
             "{name} has no backup {number}; `ankipi backup list {name}` tells which there are"
         )));
     };
-    restore(&dir, &backup.path, config.backups)?;
+    restore(&dir, &backup.path, config.backups, config.max_row_bytes)?;
     say(&format!(
         "Restored backup {number} of {name}. Start the server, sync each device, and choose Download there.\n"
     ));

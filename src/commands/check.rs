@@ -8,7 +8,7 @@ use super::data::these_users;
 use super::progress::Progress;
 use crate::cli::{Command, FAILED, Invocation};
 use crate::collection::{self, Collection};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::media::check::{self as media_check, Depth, Listener};
 use crate::{fsutil, logging};
 
