@@ -185,6 +185,7 @@ impl Accounts {
         match account {
             Some(account) if fits => {
                 lock(&self.throttle).succeeded(name, address);
+                let account = self.with_strong_hash(account, password)?;
                 self.key_for(&account, client)
             }
             account => {
@@ -192,6 +193,24 @@ impl Accounts {
                 let reason = if account.is_some() { "wrong password" } else { "unknown user" };
                 Err(failure(name, address, reason, Error::Forbidden("wrong name or password".to_owned())))
             }
+        }
+    }
+
+    /// Replaces a hash that another server made, now that the password is known.
+    fn with_strong_hash(&self, account: Arc<Account>, password: &str) -> Result<Arc<Account>> {
+        match &account.secret {
+            Secret::Hashed(hash) if hash.is_weak() => {
+                let hash = {
+                    let _one_at_a_time = lock(&self.hashing);
+                    Hash::of(password, password::DEFAULT_ROUNDS)?
+                };
+                users_file::change(&self.base, |hashes| {
+                    Ok(hashes.insert(account.name.clone(), hash.clone()))
+                })?;
+                log::info!("{:?}: the password is stored with a stronger hash now", account.name);
+                Ok(Arc::new(Account::hashed(&self.base, account.name.clone(), hash, None)?))
+            }
+            _ => Ok(account),
         }
     }
 

@@ -85,6 +85,7 @@ pub mod error;
 pub mod fetch;
 pub mod fsutil;
 pub mod http;
+pub mod import;
 pub mod inflate;
 pub mod logging;
 pub mod media;

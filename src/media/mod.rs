@@ -26,6 +26,7 @@
 pub mod check;
 pub mod db;
 pub mod download;
+pub mod import;
 pub mod name;
 pub mod upload;
 mod zip;
