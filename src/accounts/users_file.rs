@@ -45,7 +45,7 @@ pub fn read(base: &Path, mut fault: impl FnMut(String)) -> Result<Hashes> {
     let text = match fs::read_to_string(&path) {
         Ok(text) => text,
         Err(err) if err.kind() == io::ErrorKind::NotFound => return Ok(Hashes::new()),
-        Err(err) => return Err(Error::Io("reading", path, err)),
+        Err(err) => return Err(refused(base, "reading", &path)(err)),
     };
     let mut hashes = Hashes::new();
     for (number, line) in (1..).zip(text.lines()) {
@@ -74,13 +74,19 @@ pub fn lock(base: &Path) -> Result<File> {
         file.lock()?;
         Ok(file)
     };
-    lock().map_err(|err: io::Error| match err.kind() {
+    lock().map_err(refused(base, "locking", &path))
+}
+
+/// For `map_err`: what a person at a terminal can do about it.
+fn refused<'p>(base: &'p Path, verb: &'static str, path: &'p Path) -> impl FnOnce(io::Error) -> Error + 'p {
+    move |err| match err.kind() {
         io::ErrorKind::PermissionDenied => Error::Broken(format!(
-            "{} is not yours to change: run this as the user of the server, or with sudo",
-            base.display()
+            "{} is not yours to use ({verb} {}: {err}): run this as the user of the server, or with sudo",
+            base.display(),
+            path.display()
         )),
-        _ => Error::Io("locking", path.clone(), err),
-    })
+        _ => Error::Io(verb, path.to_owned(), err),
+    }
 }
 
 /// Changes the accounts; nothing is written if `change` fails. Lines that cannot be read are an error, as they would be

@@ -71,7 +71,7 @@ impl App {
         let user = self.user_of_key(method, &header.hkey, log)?;
         let call = Call::new(method, header, user, log.address())?;
         let caps = method.caps(&self.config);
-        self.check_declared(&call, caps, request.declared_bytes())?;
+        self.check_declared(method, call.user.as_deref(), caps, request.declared_bytes())?;
         Ok((call, Body::zstd(request.body(), caps)))
     }
 
@@ -111,6 +111,7 @@ impl App {
         if let Some(hkey) = &fields.hkey {
             // Before anything is kept, where the key comes first.
             user = self.user_of_key(method, hkey, log)?;
+            self.check_declared(method, user.as_deref(), caps, declared)?;
         }
         let body = match (has_data, fields.is_gzip) {
             (false, _) => Body::nothing(caps),
@@ -128,15 +129,19 @@ impl App {
         if user.is_none() {
             user = self.user_of_key(method, &header.hkey, log)?;
         }
-        let call = Call::new(method, header, user, log.address())?;
-        self.check_declared(&call, caps, declared)?;
-        Ok((call, body))
+        Ok((Call::new(method, header, user, log.address())?, body))
     }
 
     /// Refuses a body by the length that the client declared.
-    fn check_declared(&self, call: &Call, caps: Caps, declared: Option<u64>) -> Result<()> {
+    fn check_declared(
+        &self,
+        method: Method,
+        user: Option<&str>,
+        caps: Caps,
+        declared: Option<u64>,
+    ) -> Result<()> {
         caps.check_declared(declared)?;
-        match (self.ration(call)?, declared) {
+        match (self.ration(method, user)?, declared) {
             (Some(ration), Some(bytes)) => ration.check(bytes, 0),
             _ => Ok(()),
         }

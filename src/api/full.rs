@@ -71,7 +71,7 @@ impl App {
     fn receive_file(&self, request: &mut Request, log: &mut AccessLog) -> Result<(Call, Scratch)> {
         let (call, body) = self.admit(Method::Upload, request, log)?;
         let scratch = Scratch(self.user(&call)?.next_upload_path());
-        let ration = self.ration(&call)?;
+        let ration = self.ration(Method::Upload, call.user.as_deref())?;
         let mut file = GentleFile::create(&scratch.0)?;
         let mut sink = Rationed::new(&mut file, ration.as_ref());
         log.received(body.read_into(&mut sink, ration::error_of(Error::io("writing", &scratch.0)))?);

@@ -130,9 +130,9 @@ impl App {
     }
 
     /// What the request may store.
-    fn ration(&self, call: &Call) -> Result<Option<Ration>> {
-        match call.user {
-            Some(_) => Ration::of(call.method, &*self.user(call)?, &self.config),
+    fn ration(&self, method: Method, user: Option<&str>) -> Result<Option<Ration>> {
+        match user {
+            Some(name) => Ration::of(method, &*self.users.by_name(name)?, &self.config),
             None => Ok(None),
         }
     }
@@ -154,7 +154,7 @@ impl App {
         let (spool, received) = match body.take_spool() {
             Some(spooled) => spooled,
             None => {
-                let ration = self.ration(&call)?;
+                let ration = self.ration(method, call.user.as_deref())?;
                 let mut spool = self.spool(method, call.user.as_deref())?;
                 let mut sink = Rationed::new(&mut spool, ration.as_ref());
                 let sink_error = ration::error_of(Error::io("writing", "spooled request".as_ref()));

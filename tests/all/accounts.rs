@@ -5,6 +5,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::time::Instant;
 
 use crate::client::{Device, Framed, Reply, Wire, pack, post, sync_header};
+use crate::form::{Generation, OldDevice};
 use crate::harness::{TestServer, add_user, ankipi, collection, done, said};
 
 fn log_in(server: &TestServer, user: &str, password: &str) -> Reply {
@@ -37,6 +38,8 @@ fn a_server_without_accounts_runs_and_says_how_to_make_one() {
     log_in(&server, "anna", "x").refused(403);
     add_user(server.base.path(), "anna", "x");
     assert_eq!(device(&server, "anna", "x").meta()["empty"], true);
+    let old = OldDevice::of(&server, Generation::KeyFirst).call("hostKey", r#"{"u":"anna","p":"x"}"#);
+    assert!(old.status == 200 && old.text().contains("key"), "{old:?}");
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! Quotas, the free disk, and who may sync at all.
 
 use crate::client::{Framed, Wire, pack, post, sync_header};
+use crate::form::{form, request};
 use crate::harness::{KEY, TestServer, collection};
 
 /// Pseudo-random bytes, which no encoder makes smaller.
@@ -58,6 +59,18 @@ fn media_count_towards_the_quota_and_deletions_always_get_through() {
     send(&noise(2 << 20)).refused(413);
     // Not a zip, but looked at.
     send(b"no zip").refused(400);
+}
+
+#[test]
+fn a_form_over_the_quota_is_refused_once_its_key_is_read() {
+    let server = TestServer::with(&[("SYNC_QUOTA_MEGS", "1")]);
+    let before = server.files();
+    let parts = [("sk", KEY.as_bytes()), ("c", b"0"), ("data", &noise(2 << 20)[..])];
+    let mut wire = Wire::open(server.address);
+    wire.send(&request("/msync/uploadChanges", &form(&parts))[..32 * 1024]);
+    wire.reply().refused(413);
+    server.wait_for_refusal("/msync/uploadChanges", 413);
+    assert_eq!(server.files(), before);
 }
 
 #[test]

@@ -58,7 +58,15 @@ class Server:
     def start(self) -> None:
         with open(self.log_path, "ab") as log:
             self.process = subprocess.Popen(self.command_line(), env=self.env, stdout=log, stderr=log)
+        try:
+            self.wait_until_ready()
+        except BaseException:
+            self.process.kill()
+            self.process.wait()
+            raise
         Server.running.append(self)
+
+    def wait_until_ready(self) -> None:
         deadline = time.monotonic() + START_SECS
         while not self.healthy():
             assert self.process.poll() is None, f"the server ended at once:\n{self.log()}"
