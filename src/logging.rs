@@ -22,7 +22,8 @@ impl Log for Unfailing {
 
 /// Starts logging at this level. No timestamps: journald and syslog add their own.
 pub fn start(level: log::LevelFilter) {
-    let logger = SimpleLogger::new().with_level(level);
+    // The level is decided in one place, where it can change.
+    let logger = SimpleLogger::new().with_level(log::LevelFilter::Trace);
     if log::set_boxed_logger(Box::new(Unfailing(logger))).is_ok() {
         log::set_max_level(level);
     }

@@ -54,7 +54,7 @@ impl GuardThread {
             path if path.starts_with("/login") => Weight::Login,
             _ => Weight::Light,
         };
-        let guard = Guard::new(vec![listener], backend, limits, weigh, stopped).unwrap();
+        let guard = Guard::new(vec![listener.into()], backend, limits, weigh, stopped).unwrap();
         // The port tells the guards of parallel tests apart; the kernel keeps 15 characters of a name.
         let name = format!("guard-{}", addr.port());
         let thread = thread::Builder::new().name(name).spawn(move || guard.run()).ok();

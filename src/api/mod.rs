@@ -19,7 +19,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use crate::accounts::Accounts;
-use crate::config::Config;
+use crate::config::{Config, UserSetting};
 use crate::error::{Error, Result};
 use crate::http::patience::{self, WaitingReply};
 use crate::http::reply::{Packing, Responder};
@@ -135,6 +135,15 @@ impl App {
             Some(name) => Ration::of(method, &*self.users.by_name(name)?, &self.config),
             None => Ok(None),
         }
+    }
+
+    /// Takes these accounts in place of those of the settings, if all of them are in order. Returns how many accounts
+    /// there are.
+    pub fn reload_accounts(&self, settings: Vec<UserSetting>) -> Result<usize> {
+        self.accounts.reload(settings)?;
+        let names = self.accounts.names();
+        self.users.keep_only(&names);
+        Ok(names.len())
     }
 
     /// Lets `ankipi user` and `ankipi device` take effect.

@@ -46,6 +46,8 @@ pub struct Limits {
     pub min_wait: Duration,
     /// Wait for active requests at the end.
     pub stop_wait: Duration,
+    /// Without any connection for so long, the guard stops by itself.
+    pub idle_exit: Option<Duration>,
 }
 
 /// What a request costs, and so how many of them may be active; the cheapest go first.
@@ -80,7 +82,8 @@ impl Default for Limits {
             linger: Duration::from_secs(5),
             linger_bytes: 1 << 20,
             min_wait: Duration::from_millis(250),
-            stop_wait: Duration::from_secs(10),
+            stop_wait: Duration::from_secs(9),
+            idle_exit: None,
         }
     }
 }
