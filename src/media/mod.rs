@@ -28,7 +28,7 @@ pub mod db;
 pub mod download;
 pub mod name;
 pub mod upload;
-mod zip;
+pub mod zip;
 
 use std::fs::{self, File};
 use std::io::Read;
