@@ -308,7 +308,8 @@ fn old_collection(columns: &[&str]) -> Result<Connection> {
     static SCHEMA: OnceLock<String> = OnceLock::new();
     let schema = SCHEMA.get_or_init(|| {
         let vectors = Path::new(env!("CARGO_MANIFEST_DIR")).ancestors();
-        let found = vectors.map(|dir| dir.join("tests/vectors/old_2.1.25_schema11.anki2")).find(|f| f.exists());
+        let found =
+            vectors.map(|dir| dir.join("tests/vectors/old_2.1.25_schema11.anki2")).find(|f| f.exists());
         let db = Connection::open(found.unwrap()).unwrap();
         let mut select = db.prepare("SELECT sql FROM sqlite_master WHERE name NOT LIKE 'sqlite%'").unwrap();
         let sql = select.query_map([], |row| row.get::<_, String>(0)).unwrap();
