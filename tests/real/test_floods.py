@@ -137,6 +137,9 @@ def answer_while_sending(sock: socket.socket, pieces: Iterator[bytes]) -> tuple[
                 count = sock.send(rest)
                 sent, rest = sent + count, rest[count:]
         except ConnectionError:
+            # What came before the reset can still be read.
+            with contextlib.suppress(ConnectionError):
+                return status_of(sock.recv(4096)), sent
             return 0, sent
     raise AssertionError(f"no answer within {PATIENCE_SECS} s, {sent} bytes were taken")
 
