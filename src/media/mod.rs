@@ -29,7 +29,7 @@ pub mod download;
 pub mod import;
 pub mod name;
 pub mod upload;
-mod zip;
+pub mod zip;
 
 use std::fs::{self, File};
 use std::io::Read;

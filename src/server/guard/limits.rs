@@ -11,7 +11,7 @@ pub struct Limits {
     pub max_conns: usize,
     /// Requests that the backend works on at once; the number of its worker threads.
     pub max_active: usize,
-    /// How many of those may be bulk transfers. Kept below `max_active`, so that small requests always get through.
+    /// How many of those may be bulk transfers, by their path or as large forms. Kept below `max_active`, so that small requests always get through.
     pub max_bulk: usize,
     /// How many may be logins, which cost a second of work each: the others wait here, where they hold no worker.
     pub max_logins: usize,

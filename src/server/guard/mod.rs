@@ -43,6 +43,8 @@ mod head;
 mod journal;
 mod limits;
 mod link;
+#[doc(hidden)]
+pub mod probe;
 mod socket;
 
 use std::fmt;
