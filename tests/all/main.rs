@@ -6,12 +6,14 @@ mod client; // a client of protocol 11 that does as it is told
 mod form; // and one of the protocols before
 mod harness; // the server as a child process: its log, its memory, its files
 
+mod auth; // every endpoint with every kind of key
 mod hostile; // bad input at every endpoint: the right status, a log line, flat memory, untouched files
 mod http; // paths, verbs, framing, pages
 mod legacy; // forms, and what else clients before 2.1.57 send
 mod login; // passwords and keys, and who may see what
 mod merge; // whose row wins
 mod old_files; // old schemas, and rows out of order
+mod paths; // symlinks, modes, names
 mod replay; // requests of the real client, compared with the answers of the official server
 mod sessions; // start to finish and every way to end in between
 #[path = "../media/zip.rs"]
