@@ -193,8 +193,16 @@ pub fn translate(data: &[u8]) {
             sent(|out| row.write_json(out));
         }
     }
-    let native = names::human_to_native(&text);
-    assert_eq!(names::human_to_native(&names::native_to_human(&native)), native, "{text:?}");
+    if !has_controls(&text) {
+        let native = names::human_to_native(&text);
+        assert_eq!(names::human_to_native(&names::native_to_human(&native)), native, "{text:?}");
+    }
+}
+
+/// By the rule they go after colons were looked at and the text was composed, so what is left of a name with any may change
+/// once more (collection-format.md 2.2).
+fn has_controls(text: &str) -> bool {
+    text.chars().any(|c| c.is_ascii_control())
 }
 
 fn round_trip<T: PartialEq + std::fmt::Debug, E: std::fmt::Display>(
@@ -232,10 +240,11 @@ pub fn text(data: &[u8]) {
     assert!(prepared.sort_field.len() <= text.len() * 4);
     assert_eq!(note::prepare(&prepared.fields, count, 1).as_ref(), Ok(&prepared), "{text:?}");
     assert!(note::prepare(&text, count + 1, 0).is_err());
-    let tags = note::normalize_tags(&text);
-    assert_eq!(note::normalize_tags(&tags), tags, "{text:?}");
-    let name = tag::normalize_name(&text);
-    assert_eq!(tag::normalize_name(&name), name, "{text:?}");
+    let (tags, name) = (note::normalize_tags(&text), tag::normalize_name(&text));
+    if !has_controls(&text) {
+        assert_eq!(note::normalize_tags(&tags), tags, "{text:?}");
+        assert_eq!(tag::normalize_name(&name), name, "{text:?}");
+    }
 }
 
 /// The collation: the rule of collection-format.md 2.1, taken at its word.
