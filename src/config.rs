@@ -89,6 +89,7 @@ settings! {
     trusted_proxies: Vec<Network> = "SYNC_TRUSTED_PROXIES", "", "127.0.0.0/8 ::1", kind::NETWORKS, "proxies that SYNC_IP_HEADER is taken from";
     /// Everyone, if empty.
     allow: Vec<Network> = "SYNC_ALLOW", "", "", kind::NETWORKS, "networks that may sync; otherwise all";
+    metrics: bool = "SYNC_METRICS", "", "no", kind::YES_NO, "show numbers for Prometheus at /metrics, to everyone";
     log_level: log::LevelFilter = "SYNC_LOG", "", "info", kind::LOG_LEVEL, "error, warn, info, debug or trace";
 }
 

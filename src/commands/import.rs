@@ -18,7 +18,7 @@ pub static IMPORT: Command = Command {
     summary: "take over the data of another sync server",
     help: "\
 Copies collections, media and accounts of ankisyncd or anki-sync-server-rs into
-the data folder: FOLDER is the one with auth.db and collections/ in it, and stays
+the data folder. FOLDER is the one with auth.db and collections/ in it; it stays
 as it is. Stop both servers first. Devices log in again, with the passwords that
 they had, and go on with a normal sync.
 
