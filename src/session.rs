@@ -88,6 +88,8 @@ impl Users {
             users: Mutex::default(),
         };
         names.iter().try_for_each(|name| users.by_name(name).map(drop))?;
+        // Folders that a server had made which was killed before it could do this.
+        fsutil::sync_folder(&config.base)?;
         Ok(users)
     }
 
