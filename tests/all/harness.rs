@@ -55,16 +55,22 @@ impl TestServer {
 
     /// On a data folder that may hold something.
     pub fn on(base: Arc<TempDir>, vars: &[(&str, &str)]) -> TestServer {
+        TestServer::try_on(base, vars).unwrap_or_else(|log| panic!("the server did not start:\n{log}"))
+    }
+
+    /// On a data folder on which it may not start: then its log.
+    pub fn try_on(base: Arc<TempDir>, vars: &[(&str, &str)]) -> Result<TestServer, String> {
         let vars: Vec<_> = vars.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
         let mut child = command(base.path(), &vars).stderr(Stdio::piped()).spawn().unwrap();
         let log = Log::collect(child.stderr.take().unwrap());
         let Some(line) = log.wait_for(" listens on http://") else {
             let _ = child.kill();
-            panic!("the server did not start:\n{}", log.text());
+            let _ = child.wait();
+            return Err(log.text());
         };
         let address = line.split("http://").nth(1).and_then(|rest| rest.split('/').next()).unwrap();
         let address = address.parse().unwrap();
-        TestServer { child, log, vars, base, address }
+        Ok(TestServer { child, log, vars, base, address })
     }
 
     /// The same folder and variables in a new process, after this one was killed without warning.
@@ -86,6 +92,11 @@ impl TestServer {
         assert!(Command::new("kill").args(["-TERM", &pid]).status().unwrap().success());
         // Its standard error ends with it.
         assert!(self.log.wait_for_end(), "SIGTERM did not stop the server");
+        self.wait()
+    }
+
+    /// Waits for the end of a process that was made to end.
+    pub fn wait(&mut self) -> ExitStatus {
         self.child.wait().unwrap()
     }
 
