@@ -112,8 +112,13 @@ impl TestServer {
 
     /// Waits for the access line of a request that ended with this status; the same line counts once.
     pub fn wait_for_refusal(&self, path: &str, status: u16) -> String {
-        let line = self.log.take(|line| line.contains(&format!(" {path} {status} ")));
+        let line = self.take_line(|line| line.contains(&format!(" {path} {status} ")));
         line.unwrap_or_else(|| panic!("no line about {path} {status}"))
+    }
+
+    /// Waits for a line of this kind; the same line counts once.
+    pub fn take_line(&self, wanted: impl Fn(&str) -> bool) -> Option<String> {
+        self.log.take(wanted)
     }
 
     /// A figure of the process in KiB, such as VmHWM.

@@ -3,7 +3,7 @@
    Every operation that changes something below DISK_BASE is done under one lock, so that there is one order of them.
    - DISK_LOG: each of them is appended to this file when it is done, with its data (trace.rs reads it).
    - DISK_CONTROL: a file of 32-bit numbers that the test changes while the server runs: what is to happen, after how many
-     operations, with which errno, how often it did, and how many operations there were.
+     operations, with which errno, and how often it did.
    What SQLite maps into memory (-shm) and the lock file are left out: nothing in them is meant to last. */
 
 #define _GNU_SOURCE
@@ -24,7 +24,7 @@
 #include <unistd.h>
 
 enum { NOTHING, FAIL_ONCE, FAIL_FROM, KILL };
-struct control { volatile int32_t mode, countdown, error, hits, total; };
+struct control { volatile int32_t mode, countdown, error, hits; };
 
 static pthread_mutex_t order = PTHREAD_MUTEX_INITIALIZER;
 static const char *base;
@@ -93,7 +93,6 @@ static int fails(int frees)
 {
     if (!control)
         return 0;
-    control->total++;
     if (control->mode == NOTHING || (frees && control->error == ENOSPC))
         return 0;
     if (control->countdown > 1) {

@@ -32,7 +32,7 @@ impl Disk {
     pub fn new() -> Disk {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("control");
-        fs::write(&path, [0; 20]).unwrap();
+        fs::write(&path, [0; 16]).unwrap();
         let control = File::options().read(true).write(true).open(&path).unwrap();
         Disk { dir, control }
     }
@@ -82,11 +82,6 @@ impl Disk {
     /// How often it went wrong.
     pub fn hits(&self) -> i32 {
         self.read(3)
-    }
-
-    /// Operations so far.
-    pub fn operations(&self) -> i32 {
-        self.read(4)
     }
 
     fn read(&self, field: u64) -> i32 {

@@ -20,6 +20,7 @@ mod zip;
 
 mod crash; // kill -9 at any operation on the disk
 mod disk; // the preloaded disk, from the test's side
+mod failing; // a disk that is full or fails at the n-th operation
 mod history; // what two devices do, and what the server must hold then
 mod power; // what a power cut may leave on the disk
 

@@ -16,7 +16,7 @@ use std::sync::Arc;
 
 use crate::disk::Disk;
 use crate::harness::TestServer;
-use crate::history::{Dice, History, Step, found};
+use crate::history::{Dice, History, Kind, Step, found};
 use crate::setting;
 
 /// One thing that the server did; paths are relative to the data folder.
@@ -363,12 +363,11 @@ fn check(base: &Arc<tempfile::TempDir>, recorded: &[Recorded], now: u64, place: 
     let step = match (next, last) {
         (Some(next), _) => next.step.clone(),
         (None, Some(last)) => Step { before: last.step.after.clone(), ..last.step.clone() },
-        (None, None) => Step { name: "nothing", before: Default::default(), after: Default::default() },
+        (None, None) => Step { kind: Kind::Sync, before: Default::default(), after: Default::default() },
     };
     let server = TestServer::on(base.clone(), &[]);
     let now = found(&server, &step.before.keys);
-    // The first collection is not empty where an upload replaced it, and is where nothing has come yet.
-    assert!(step.allows(&now), "{place}, {}: {}", step.name, step.difference(&now));
+    assert!(step.allows(&now), "{place}, {:?}: {}", step.kind, step.difference(&now));
     server.assert_syncs();
     next.is_some()
 }
@@ -383,12 +382,12 @@ fn every_rename_is_of_a_synced_file_and_followed_by_a_sync_of_its_folder() {
     let mut unsynced_files = BTreeSet::new();
     let mut unsynced_folders: BTreeMap<String, String> = BTreeMap::new();
     let (mut renames, mut syncs) = (0, 0);
-    let mut ends = recorded.iter().map(|one| (one.to, one.step.name)).peekable();
+    let mut ends = recorded.iter().map(|one| (one.to, one.step.kind)).peekable();
     for (at, op) in &trace.ops {
         while let Some((_, name)) = ends.next_if(|(to, _)| to < at) {
             assert!(
                 unsynced_folders.is_empty(),
-                "a {name} was acknowledged before these were synced: {unsynced_folders:?}"
+                "{name:?} was acknowledged before these were synced: {unsynced_folders:?}"
             );
         }
         match op {
