@@ -55,17 +55,23 @@ impl TestServer {
 
     /// On a data folder that may hold something.
     pub fn on(base: Arc<TempDir>, vars: &[(&str, &str)]) -> TestServer {
+        TestServer::try_on(base, vars).unwrap_or_else(|log| panic!("the server did not start:\n{log}"))
+    }
+
+    /// On a data folder on which it may not start: then its log.
+    pub fn try_on(base: Arc<TempDir>, vars: &[(&str, &str)]) -> Result<TestServer, String> {
         let vars: Vec<_> = vars.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
         // Whatever the one who starts it thinks of file modes.
         let mut child = command("umask 000", base.path(), &vars).stderr(Stdio::piped()).spawn().unwrap();
         let log = Log::collect(child.stderr.take().unwrap());
         let Some(line) = log.wait_for(" listens on http://") else {
             let _ = child.kill();
-            panic!("the server did not start:\n{}", log.text());
+            let _ = child.wait();
+            return Err(log.text());
         };
         let address = line.split("http://").nth(1).and_then(|rest| rest.split('/').next()).unwrap();
         let address = address.parse().unwrap();
-        TestServer { child, log, vars, base, address }
+        Ok(TestServer { child, log, vars, base, address })
     }
 
     /// The same folder and variables in a new process, after this one was killed without warning.
@@ -87,6 +93,11 @@ impl TestServer {
         assert!(Command::new("kill").args(["-TERM", &pid]).status().unwrap().success());
         // Its standard error ends with it.
         assert!(self.log.wait_for_end(), "SIGTERM did not stop the server");
+        self.wait()
+    }
+
+    /// Waits for the end of a process that was made to end.
+    pub fn wait(&mut self) -> ExitStatus {
         self.child.wait().unwrap()
     }
 
@@ -102,8 +113,13 @@ impl TestServer {
 
     /// Waits for the access line of a request that ended with this status; the same line counts once.
     pub fn wait_for_refusal(&self, path: &str, status: u16) -> String {
-        let line = self.log.take(|line| line.contains(&format!(" {path} {status} ")));
+        let line = self.take_line(|line| line.contains(&format!(" {path} {status} ")));
         line.unwrap_or_else(|| panic!("no line about {path} {status}"))
+    }
+
+    /// Waits for a line of this kind; the same line counts once.
+    pub fn take_line(&self, wanted: impl Fn(&str) -> bool) -> Option<String> {
+        self.log.take(wanted)
     }
 
     /// A figure of the process in KiB, such as VmHWM.
