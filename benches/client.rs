@@ -143,6 +143,32 @@ impl Client {
         Ok(zip)
     }
 
+    /// Fetches the collection as a client of protocol 10 does, which gets schema 11, uncompressed.
+    pub fn download_old(&mut self, path: &Path) -> Result<()> {
+        let mut connection = connect(self.address)?;
+        let part = |name: &str, value: &str| {
+            format!("--bench\r\nContent-Disposition: form-data; name=\"{name}\"\r\n\r\n{value}\r\n")
+        };
+        let form =
+            [part("k", &self.hkey), part("v", "ankidesktop,2.1.44,lin"), "--bench--\r\n".to_owned()].concat();
+        let head = format!(
+            "POST /sync/download HTTP/1.1\r\nhost: {}\r\ncontent-type: multipart/form-data; boundary=bench\r\n\
+             content-length: {}\r\n\r\n",
+            self.address,
+            form.len()
+        );
+        connection.get_mut().write_all((head + &form).as_bytes())?;
+        let head = Head::read(&mut connection)?;
+        if head.status != 200 {
+            return Err(format!("download: status {}", head.status).into());
+        }
+        let mut wire = ReplyBody { connection: &mut connection, framing: head.framing, bytes: 0 };
+        io::copy(&mut wire, &mut File::create(path)?)?;
+        self.traffic.up += form.len() as u64;
+        self.traffic.down += wire.bytes;
+        Ok(())
+    }
+
     /// One exchange, again while the server is busy. Returns the size that the reply announced.
     fn exchange<B: Read>(
         &mut self,

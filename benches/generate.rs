@@ -5,6 +5,8 @@ use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
 
+use ankipi::collection::downgrade::Scratch;
+use ankipi::collection::download::Snapshot;
 use ankipi::collection::{self, FILE_NAME};
 use ankipi::text::{note, unicase};
 use rusqlite::{Connection, params};
@@ -64,6 +66,23 @@ pub fn collection(cache: &Path, notes: i64) -> Result<Generated> {
         fs::rename(frame, &packed)?;
     }
     Ok(Generated { path, packed })
+}
+
+/// The same collection in schema 11, packed as a client that has it would send it.
+pub fn old_collection(cache: &Path, made: &Generated) -> Result<PathBuf> {
+    let packed = made.path.with_extension("schema11.zst");
+    if !packed.exists() {
+        let scratch = tempfile::tempdir_in(cache)?;
+        let (copied, frame) = (scratch.path().join(FILE_NAME), scratch.path().join("frame"));
+        copy(&made.path, &copied)?;
+        let snapshot = Snapshot::open(&copied)?;
+        let old = Scratch::copy(&snapshot, &scratch.path().join("old"))?.downgrade()?;
+        let mut encoder = zstd::Encoder::new(File::create(&frame)?, 3)?;
+        old.write_to(&mut encoder)?;
+        encoder.finish()?;
+        fs::rename(frame, &packed)?;
+    }
+    Ok(packed)
 }
 
 /// Opens a collection, for the benchmark's own eyes.

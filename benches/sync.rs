@@ -86,6 +86,8 @@ const JOBS: &[Job] = &[
     Job { name: "no-change", budget: 8.0, run: Bench::no_change },
     Job { name: "upload", budget: 8.0, run: |bench| bench.uploads(1) },
     Job { name: "download", budget: 8.0, run: |bench| bench.downloads(1) },
+    Job { name: "old-upload", budget: 8.0, run: Bench::old_upload },
+    Job { name: "old-download", budget: 8.0, run: Bench::old_download },
     Job { name: "notes-up", budget: 8.0, run: Bench::notes_up },
     Job { name: "notes-down", budget: 8.0, run: Bench::notes_down },
     Job { name: "reviews-up", budget: 8.0, run: Bench::reviews_up },
@@ -176,12 +178,21 @@ impl Bench {
 
     /// So many users send the collection at once.
     fn uploads(&self, users: usize) -> Result<Usage> {
+        self.uploads_of(&self.collection.packed, users)
+    }
+
+    /// A file in schema 11, which is upgraded on arrival.
+    fn old_upload(&self) -> Result<Usage> {
+        self.uploads_of(&generate::old_collection(&self.cache, &self.collection)?, 1)
+    }
+
+    fn uploads_of(&self, packed: &Path, users: usize) -> Result<Usage> {
         let base = tempfile::tempdir_in(&self.cache)?;
         let server = Server::start(&self.server, base.path())?;
         let expected = generate::stamps(&self.collection.path)?;
         let usage = server.measure(|| {
             at_once(&server, users, |client, _| {
-                client.upload(&self.collection.packed)?;
+                client.upload(packed)?;
                 let meta = client.meta()?;
                 match (meta.modified, meta.schema, meta.usn) == expected {
                     true => Ok(()),
@@ -213,6 +224,24 @@ impl Bench {
             }
         }
         Ok(usage)
+    }
+
+    /// A client of protocol 10 fetches the collection: in schema 11, made for it on the side.
+    fn old_download(&self) -> Result<Usage> {
+        let base = self.base(1, |_| Ok(()))?;
+        let server = Server::start(&self.server, base.path())?;
+        let mut client = server.client(1);
+        let file = base.path().join("downloaded");
+        let usage = server.measure(|| client.download_old(&file).map(|()| client.traffic))?;
+        drop(server);
+        let old = generate::open(&file)?;
+        let rows = "SELECT ver, (SELECT count(*) FROM cards), (SELECT count(*) FROM notes), (SELECT count(*) FROM revlog) FROM col";
+        let rows: [i64; 4] =
+            old.query_row(rows, [], |row| Ok([row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?]))?;
+        match rows == [11, self.counts[0], self.counts[1], self.counts[2]] {
+            true => Ok(usage),
+            false => Err(format!("version and rows of the download are {rows:?}").into()),
+        }
     }
 
     fn notes_up(&self) -> Result<Usage> {

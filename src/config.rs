@@ -1,207 +1,257 @@
-//! Settings: defaults < environment < flags, checked once at start and then passed around.
+//! Settings: defaults < config file < environment < flags, checked once at start and then passed around.
 //!
-//! The variables mean what they mean to the official server, so that one service file serves both.
+//! Those of the official server keep their names and meanings, so that one service file serves both. The table below
+//! declares each setting once: it makes `Config`, what `ankipi serve --help` lists, and what `ankipi config` prints.
+
+mod file;
+pub mod kind;
+mod users;
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, Ipv4Addr};
-use std::path::PathBuf;
+use std::fmt;
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::error::{Error, Result};
+use crate::nearest::nearest;
+use crate::network::Network;
+use kind::Kind;
+pub use users::{UserSetting, check_user_name, read_secret};
 
 const MIB: u64 = 1024 * 1024;
 
-/// Everything the server can be told.
-#[derive(Clone, Debug)]
-pub struct Config {
-    /// SYNC_BASE, `--base`: the data folder. Default `~/.syncserver`, as the official server.
-    pub base: PathBuf,
-    /// SYNC_HOST, `--host`: the address to listen on. Default 0.0.0.0; `::` listens on IPv4 and IPv6.
-    pub host: IpAddr,
-    /// SYNC_PORT, `--port`. Default 8080; 0 picks a free one and says which.
-    pub port: u16,
-    /// SYNC_BASE_PATH: a path in front of `/sync`, for proxies that do not strip it. No slash at either end.
-    pub base_path: String,
-    /// SYNC_USER1, SYNC_USER2, ...: one account each; a gap in the numbers does not drop the rest.
-    pub users: Vec<UserSetting>,
-    /// PASSWORDS_HASHED: the passwords of SYNC_USERn are PHC strings.
-    pub passwords_hashed: bool,
-    /// MAX_SYNC_PAYLOAD_MEGS: the largest request body in MiB, as sent; three times that once decoded. Default 100.
-    pub max_payload_bytes: u64,
-    /// MAX_SYNC_ROW_MEGS: the largest single note, notetype or deck in MiB. It is held in memory. Default 8.
-    pub max_row_bytes: u64,
-    /// SYNC_SESSION_SECS: a sync that says nothing for so long is rolled back. Default 300.
-    pub session_idle: Duration,
-    /// SYNC_BACKUPS: how many replaced collections are kept for each user. Default 3.
-    pub backups: usize,
-    /// SYNC_IP_HEADER: the header in which a proxy tells the client's address, for the log. Default: the peer.
-    pub ip_header: Option<String>,
-    /// SYNC_LOG: error, warn, info, debug or trace. Default info.
-    pub log_level: log::LevelFilter,
+/// What is known of a setting besides its value.
+pub struct Setting {
+    /// The name of the variable.
+    pub key: &'static str,
+    /// `--host ADDRESS`, or nothing.
+    pub flag: &'static str,
+    /// As it would be typed; nothing if there is none.
+    pub default: &'static str,
+    /// At most 52 characters.
+    pub summary: &'static str,
+    check: fn(&Settings) -> Result<()>,
 }
 
-/// One SYNC_USERn.
-#[derive(Clone)]
-pub struct UserSetting {
-    /// Also the name of the user's folder.
-    pub name: String,
-    /// The password, or its PHC string with `passwords_hashed`.
-    pub password: String,
+macro_rules! settings {
+    ($($(#[doc = $doc:literal])* $field:ident: $type:ty = $key:literal, $flag:literal, $default:literal, $kind:expr, $summary:literal;)*) => {
+        /// Everything the server can be told.
+        #[derive(Clone, Debug)]
+        pub struct Config {
+            $(#[doc = concat!($key, ": ", $summary, ".")] $(#[doc = $doc])* pub $field: $type,)*
+            /// SYNC_USER1, SYNC_USER2, ..., SYNC_USER1_FILE, ...: one account each; a gap in the numbers does not drop
+            /// the rest.
+            pub users: Vec<UserSetting>,
+        }
+
+        /// All settings but the accounts.
+        pub const SETTINGS: &[Setting] = &[$(Setting {
+            key: $key,
+            flag: $flag,
+            default: $default,
+            summary: $summary,
+            check: |settings| settings.value($key, &$kind).map(drop),
+        },)*];
+
+        impl Settings {
+            /// Checks them all.
+            pub fn config(&self) -> Result<Config> {
+                Ok(Config { $($field: self.value($key, &$kind)?,)* users: users::accounts(self)? })
+            }
+        }
+    };
 }
 
-impl std::fmt::Debug for UserSetting {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}:***", self.name)
+settings! {
+    base: PathBuf = "SYNC_BASE", "--base DIR", "~/.syncserver", kind::PATH, "the data folder";
+    host: IpAddr = "SYNC_HOST", "--host ADDRESS", "0.0.0.0", kind::ADDRESS, "the address to listen on; :: is IPv6 and IPv4";
+    /// 0 picks a free one and says which.
+    port: u16 = "SYNC_PORT", "--port PORT", "8080", kind::PORT, "the port to listen on";
+    /// Without a slash at either end.
+    base_path: String = "SYNC_BASE_PATH", "", "", kind::URL_PATH, "a path in front of everything, such as /anki";
+    passwords_hashed: bool = "PASSWORDS_HASHED", "", "", kind::ANYTHING, "if set, passwords of SYNC_USERn are PBKDF2 strings";
+    /// The official key is a digest of the stored hash, which then is as good as the password.
+    official_keys: bool = "SYNC_OFFICIAL_KEYS", "", "no", kind::YES_NO, "with PASSWORDS_HASHED, accept official keys, too";
+    /// Bytes, as sent; three times that once decoded.
+    max_payload_bytes: u64 = "MAX_SYNC_PAYLOAD_MEGS", "", "100", kind::MEGS, "largest upload in MiB; three times that unpacked";
+    /// Bytes. Such an object is held in memory.
+    max_row_bytes: u64 = "MAX_SYNC_ROW_MEGS", "", "8", kind::MEGS, "largest single note, notetype or deck in MiB";
+    /// Bytes.
+    quota_bytes: Option<u64> = "SYNC_QUOTA_MEGS", "", "", kind::OPTIONAL_MEGS, "what each user may store, in MiB";
+    /// Bytes.
+    min_free_bytes: u64 = "SYNC_MIN_FREE_MEGS", "", "16", kind::MEGS_OR_NONE, "what uploads leave free on the disk, in MiB";
+    session_idle: Duration = "SYNC_SESSION_SECS", "", "300", kind::SECONDS, "a silent sync is given up after so long";
+    backups: usize = "SYNC_BACKUPS", "", "3", kind::COUNT, "replaced collections kept for each user";
+    ip_header: Option<String> = "SYNC_IP_HEADER", "", "", kind::IP_HEADER, "where a proxy tells the address: X-Real-IP, ...";
+    trusted_proxies: Vec<Network> = "SYNC_TRUSTED_PROXIES", "", "127.0.0.0/8 ::1", kind::NETWORKS, "proxies that SYNC_IP_HEADER is taken from";
+    /// Everyone, if empty.
+    allow: Vec<Network> = "SYNC_ALLOW", "", "", kind::NETWORKS, "networks that may sync; otherwise all";
+    log_level: log::LevelFilter = "SYNC_LOG", "", "info", kind::LOG_LEVEL, "error, warn, info, debug or trace";
+}
+
+/// What the command line sets: keys and values.
+pub type Flags = Vec<(&'static str, String)>;
+
+/// All settings as they were typed, with where each came from.
+pub struct Settings {
+    values: BTreeMap<String, Value>,
+    home: Option<String>,
+    credentials: Option<PathBuf>,
+    warnings: Vec<String>,
+}
+
+/// A setting as it was typed.
+pub struct Value {
+    /// The text.
+    pub text: String,
+    /// Where it was typed.
+    pub origin: Origin,
+}
+
+/// Where a setting comes from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// It was not set.
+    Default,
+    /// A line of the config file.
+    File(PathBuf, usize),
+    /// The environment.
+    Environment,
+    /// An option of the command line.
+    Flag,
+}
+
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Origin::Default => f.write_str("default"),
+            Origin::File(path, line) => write!(f, "{} line {line}", path.display()),
+            Origin::Environment => f.write_str("environment"),
+            Origin::Flag => f.write_str("command line"),
+        }
     }
 }
 
-/// What the command line may override.
-#[derive(Debug, Default)]
-pub struct Flags {
-    /// `--base`
-    pub base: Option<PathBuf>,
-    /// `--host`
-    pub host: Option<String>,
-    /// `--port`
-    pub port: Option<String>,
+impl Settings {
+    /// Reads the config file and takes these variables and flags. Only what cannot be read is an error here.
+    pub fn read(
+        config_file: Option<&Path>,
+        variables: impl Iterator<Item = (String, String)>,
+        flags: Flags,
+    ) -> Result<Settings> {
+        let mut settings =
+            Settings { values: BTreeMap::new(), home: None, credentials: None, warnings: Vec::new() };
+        if let Some(path) = config_file {
+            for line in file::read(path)? {
+                settings.take(line.key, line.value, Origin::File(path.to_owned(), line.number));
+            }
+            let holds_passwords = settings.keys().any(users::is_account);
+            settings.warnings.extend(file::exposure(path, holds_passwords));
+        }
+        for (key, value) in variables {
+            match key.as_str() {
+                "HOME" => settings.home = Some(value),
+                "CREDENTIALS_DIRECTORY" => settings.credentials = Some(value.into()),
+                _ if is_ours(&key) => settings.take(key, value, Origin::Environment),
+                _ => {}
+            }
+        }
+        for (key, value) in flags {
+            settings.take(key.to_owned(), value, Origin::Flag);
+        }
+        Ok(settings)
+    }
+
+    /// An empty value is none, so that a service file may hold `SYNC_USER2=`.
+    fn take(&mut self, key: String, text: String, origin: Origin) {
+        if !is_known(&key) {
+            let names = SETTINGS.iter().map(|setting| setting.key).chain(["SYNC_USER1", "SYNC_USER1_FILE"]);
+            let meant = match nearest(&key, names) {
+                Some(name) => format!("did you mean {name}?"),
+                None => "`ankipi serve --help` lists what there is".to_owned(),
+            };
+            self.warnings.push(format!("{key} ({origin}) is not a setting of ankipi: {meant}"));
+        } else if !text.is_empty() {
+            self.values.insert(key, Value { text, origin });
+        }
+    }
+
+    fn keys(&self) -> impl Iterator<Item = &str> {
+        self.values.keys().map(String::as_str)
+    }
+
+    /// What looks wrong and does no harm.
+    pub fn warnings(&self) -> &[String] {
+        &self.warnings
+    }
+
+    /// Where systemd put this service's credentials.
+    pub fn credentials(&self) -> Option<&Path> {
+        self.credentials.as_deref()
+    }
+
+    /// The data folder alone, for commands that need no more.
+    pub fn base(&self) -> Result<PathBuf> {
+        self.value("SYNC_BASE", &kind::PATH)
+    }
+
+    /// All settings as they count, in the order of the table, then the accounts with their passwords masked.
+    pub fn listing(&self) -> Vec<(String, String, Origin)> {
+        let of_setting = |setting: &Setting| {
+            let (text, origin) = self.text(setting.key, setting.default);
+            (setting.key.to_owned(), text, origin)
+        };
+        SETTINGS.iter().map(of_setting).chain(users::listing(self)).collect()
+    }
+
+    /// What is wrong with each setting.
+    pub fn faults(&self) -> Vec<Error> {
+        let settings = SETTINGS.iter().filter_map(|setting| (setting.check)(self).err());
+        settings.chain(users::accounts(self).err()).collect()
+    }
+
+    fn text(&self, key: &str, default: &str) -> (String, Origin) {
+        let (text, origin) = match self.values.get(key) {
+            Some(value) => (value.text.as_str(), value.origin.clone()),
+            None => (default, Origin::Default),
+        };
+        match (text.strip_prefix("~/"), &self.home) {
+            (Some(rest), Some(home)) if key == "SYNC_BASE" => {
+                (Path::new(home).join(rest).to_string_lossy().into_owned(), origin)
+            }
+            _ => (text.to_owned(), origin),
+        }
+    }
+
+    fn value<T>(&self, key: &str, kind: &Kind<T>) -> Result<T> {
+        let default =
+            SETTINGS.iter().find(|setting| setting.key == key).map_or("", |setting| setting.default);
+        let (text, origin) = self.text(key, default);
+        (kind.parse)(text.trim()).ok_or_else(|| {
+            let fault = match text.starts_with("~/") {
+                true => format!("neither {key} nor HOME is set: say where the data lives with --base DIR"),
+                false => format!("{key}={text} ({origin}) is not {}", kind.expected),
+            };
+            Error::Broken(fault)
+        })
+    }
 }
 
 impl Config {
-    /// Reads the settings from these variables and flags.
-    pub fn load(vars: impl Iterator<Item = (String, String)>, flags: Flags) -> Result<Config> {
-        let vars: BTreeMap<String, String> = vars.filter(|(key, _)| is_ours(key)).collect();
-        let var = |key: &str| vars.get(key).map(String::as_str).filter(|value| !value.is_empty());
-        let config = Config {
-            base: base(flags.base, &var)?,
-            host: parse(
-                "SYNC_HOST",
-                flags.host.as_deref().or(var("SYNC_HOST")),
-                IpAddr::V4(Ipv4Addr::UNSPECIFIED),
-                "an address such as 0.0.0.0, 192.168.1.5 or ::",
-            )?,
-            port: parse(
-                "SYNC_PORT",
-                flags.port.as_deref().or(var("SYNC_PORT")),
-                8080,
-                "a number up to 65535",
-            )?,
-            base_path: var("SYNC_BASE_PATH").unwrap_or("").trim_matches('/').to_owned(),
-            users: user_settings(&vars)?,
-            passwords_hashed: var("PASSWORDS_HASHED").is_some(),
-            max_payload_bytes: megs("MAX_SYNC_PAYLOAD_MEGS", var("MAX_SYNC_PAYLOAD_MEGS"), 100)?,
-            max_row_bytes: megs("MAX_SYNC_ROW_MEGS", var("MAX_SYNC_ROW_MEGS"), 8)?,
-            session_idle: Duration::from_secs(parse(
-                "SYNC_SESSION_SECS",
-                var("SYNC_SESSION_SECS"),
-                300,
-                "a number of seconds",
-            )?),
-            backups: parse("SYNC_BACKUPS", var("SYNC_BACKUPS"), 3, "a number")?,
-            ip_header: var("SYNC_IP_HEADER").map(str::to_owned),
-            log_level: parse(
-                "SYNC_LOG",
-                var("SYNC_LOG"),
-                log::LevelFilter::Info,
-                "error, warn, info, debug or trace",
-            )?,
-        };
-        if config.users.is_empty() {
-            return Err(Error::Broken(
-                "no account is set up. Start it with one, for example:\n  \
-                 SYNC_USER1=me:my-password ankipi\n\
-                 More accounts go into SYNC_USER2, SYNC_USER3 and so on."
-                    .to_owned(),
-            ));
-        }
-        Ok(config)
-    }
-
-    /// The data folder alone, for commands that need no accounts.
-    pub fn base_folder(
-        vars: impl Iterator<Item = (String, String)>,
-        flag: Option<PathBuf>,
-    ) -> Result<PathBuf> {
-        let vars: BTreeMap<String, String> = vars.filter(|(key, _)| is_ours(key)).collect();
-        base(flag, &|key: &str| vars.get(key).map(String::as_str).filter(|value| !value.is_empty()))
-    }
-
     /// The largest request body after decompression, in bytes.
     pub fn max_decoded_bytes(&self) -> u64 {
         self.max_payload_bytes.saturating_mul(3)
     }
 }
 
+/// Other variables of the environment are none of our business.
 fn is_ours(key: &str) -> bool {
-    key.starts_with("SYNC_") || key.starts_with("MAX_SYNC_") || key == "PASSWORDS_HASHED" || key == "HOME"
+    key.starts_with("SYNC_") || key.starts_with("MAX_SYNC_") || key == "PASSWORDS_HASHED"
 }
 
-fn base<'v>(flag: Option<PathBuf>, var: &impl Fn(&str) -> Option<&'v str>) -> Result<PathBuf> {
-    match (flag, var("SYNC_BASE")) {
-        (Some(dir), _) => Ok(dir),
-        (None, Some(dir)) => Ok(PathBuf::from(dir)),
-        (None, None) => default_base(var("HOME")),
-    }
-}
-
-fn default_base(home: Option<&str>) -> Result<PathBuf> {
-    match home {
-        Some(home) => Ok(PathBuf::from(home).join(".syncserver")),
-        None => Err(Error::Broken(
-            "neither SYNC_BASE nor HOME is set: say where the data lives with --base DIR".to_owned(),
-        )),
-    }
-}
-
-/// The value of a setting; `expected` ends the sentence "KEY=VALUE is not ...".
-fn parse<T: std::str::FromStr>(key: &str, value: Option<&str>, default: T, expected: &str) -> Result<T> {
-    match value {
-        None => Ok(default),
-        Some(text) => {
-            text.trim().parse().map_err(|_| Error::Broken(format!("{key}={text} is not {expected}")))
-        }
-    }
-}
-
-fn megs(key: &str, value: Option<&str>, default: u64) -> Result<u64> {
-    match parse(key, value, default, "a number of MiB")? {
-        0 => Err(Error::Broken(format!("{key}=0 would refuse everything: give a number of MiB"))),
-        megs => Ok(megs.saturating_mul(MIB)),
-    }
-}
-
-/// The accounts in the order of their numbers.
-fn user_settings(vars: &BTreeMap<String, String>) -> Result<Vec<UserSetting>> {
-    let mut numbered: Vec<(u32, &String, &String)> = vars
-        .iter()
-        .filter(|(_, value)| !value.is_empty())
-        .filter_map(|(key, value)| Some((key.strip_prefix("SYNC_USER")?.parse().ok()?, key, value)))
-        .collect();
-    numbered.sort();
-    let mut users: Vec<UserSetting> = Vec::with_capacity(numbered.len());
-    for (_, key, value) in numbered {
-        let Some((name, password)) = value.split_once(':').filter(|(_, password)| !password.is_empty())
-        else {
-            return Err(Error::Broken(format!("{key} must read name:password")));
-        };
-        check_user_name(key, name)?;
-        if users.iter().any(|user| user.name == name) {
-            return Err(Error::Broken(format!("{key}: there is an account '{name}' already")));
-        }
-        users.push(UserSetting { name: name.to_owned(), password: password.to_owned() });
-    }
-    Ok(users)
-}
-
-/// Names become folder names.
-fn check_user_name(key: &str, name: &str) -> Result<()> {
-    let fits = !name.is_empty() && name.len() <= 128 && !name.starts_with('.');
-    if fits && !name.contains(|c: char| c == '/' || c == '\\' || c.is_control()) {
-        return Ok(());
-    }
-    Err(Error::Broken(format!(
-        "{key}: the name {name:?} cannot be a folder's name: no slashes, no control characters, no dot in front, \
-         at most 128 bytes"
-    )))
+fn is_known(key: &str) -> bool {
+    SETTINGS.iter().any(|setting| setting.key == key) || users::is_account(key)
 }
 
 #[cfg(test)]
@@ -210,7 +260,7 @@ mod tests {
 
     fn load(vars: &[(&str, &str)]) -> Result<Config> {
         let owned = vars.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned()));
-        Config::load(owned, Flags::default())
+        Settings::read(None, owned, Flags::new())?.config()
     }
 
     #[test]
@@ -234,15 +284,17 @@ mod tests {
     #[test]
     fn bad_settings_are_named() {
         let cases = [
-            (vec![("HOME", "/")], "no account"),
             (vec![("HOME", "/"), ("SYNC_USER1", "justname")], "SYNC_USER1 must read"),
             (vec![("HOME", "/"), ("SYNC_USER1", "../up:x")], "folder's name"),
             (vec![("HOME", "/"), ("SYNC_USER1", "a:x"), ("SYNC_USER2", "a:y")], "already"),
-            (vec![("HOME", "/"), ("SYNC_USER1", "a:x"), ("SYNC_PORT", "http")], "SYNC_PORT=http"),
+            (vec![("HOME", "/"), ("SYNC_PORT", "http")], "SYNC_PORT=http (environment) is not a number"),
+            (vec![("HOME", "/"), ("SYNC_LOG", "loud")], "SYNC_LOG=loud"),
+            (vec![("HOME", "/"), ("MAX_SYNC_PAYLOAD_MEGS", "0")], "MAX_SYNC_PAYLOAD_MEGS=0"),
             (
-                vec![("HOME", "/"), ("SYNC_USER1", "a:x"), ("MAX_SYNC_PAYLOAD_MEGS", "0")],
-                "MAX_SYNC_PAYLOAD_MEGS=0",
+                vec![("HOME", "/"), ("SYNC_TRUSTED_PROXIES", "10.0.0.0/33")],
+                "SYNC_TRUSTED_PROXIES=10.0.0.0/33",
             ),
+            (vec![("HOME", "/"), ("SYNC_IP_HEADER", "Bad Header")], "SYNC_IP_HEADER=Bad Header"),
             (vec![("SYNC_USER1", "a:x")], "--base DIR"),
         ];
         for (vars, expected) in cases {
@@ -252,8 +304,45 @@ mod tests {
     }
 
     #[test]
-    fn passwords_do_not_show_in_debug_output() {
-        let config = load(&[("HOME", "/"), ("SYNC_USER1", "a:secret")]).unwrap();
-        assert!(!format!("{config:?}").contains("secret"));
+    fn every_default_fits_and_every_summary_fits_on_its_line() {
+        load(&[("HOME", "/")]).unwrap();
+        for setting in SETTINGS {
+            assert!(setting.summary.len() <= 52, "{}: {}", setting.key, setting.summary.len());
+        }
+    }
+
+    #[test]
+    fn flags_beat_the_environment_which_beats_the_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("ankipi.conf");
+        std::fs::write(&path, "SYNC_BASE=/file\nSYNC_PORT=1\nSYNC_BACKUPS=7\n").unwrap();
+        let vars = [("SYNC_PORT", "2"), ("SYNC_BASE", "/environment"), ("SYNC_BACKUPS", "")];
+        let vars = vars.map(|(key, value)| (key.to_owned(), value.to_owned()));
+        let flags = vec![("SYNC_BASE", "/flag".to_owned())];
+        let settings = Settings::read(Some(&path), vars.into_iter(), flags).unwrap();
+        let config = settings.config().unwrap();
+        assert_eq!((config.base, config.port, config.backups), ("/flag".into(), 2, 7));
+        let origins: Vec<_> = settings.listing().into_iter().map(|(_, _, origin)| origin).collect();
+        assert_eq!(origins[0], Origin::Flag);
+        assert!(origins.contains(&Origin::File(path.clone(), 3)), "{origins:?}");
+    }
+
+    #[test]
+    fn unknown_keys_are_warned_of_and_the_nearest_is_named() {
+        let vars = [("SYNC_PROT", "1"), ("SYNC_USER", "a:b"), ("LANG", "C"), ("SYNC_EXTREMELY_ODD", "x")];
+        let vars = vars.map(|(key, value)| (key.to_owned(), value.to_owned()));
+        let settings = Settings::read(None, vars.into_iter(), Flags::new()).unwrap();
+        let [prot, user, odd] = settings.warnings() else { panic!("{:?}", settings.warnings()) };
+        assert!(prot.contains("SYNC_PROT") && prot.contains("did you mean SYNC_PORT?"), "{prot}");
+        assert!(user.contains("did you mean SYNC_USER1?"), "{user}");
+        assert!(odd.contains("--help"), "{odd}");
+    }
+
+    #[test]
+    fn passwords_show_neither_in_debug_output_nor_in_the_listing() {
+        let vars = [("HOME".to_owned(), "/".to_owned()), ("SYNC_USER1".to_owned(), "a:secret".to_owned())];
+        let settings = Settings::read(None, vars.into_iter(), Flags::new()).unwrap();
+        let shown = format!("{:?} {:?}", settings.config().unwrap(), settings.listing());
+        assert!(shown.contains("a:***") && !shown.contains("secret"), "{shown}");
     }
 }

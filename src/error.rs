@@ -29,6 +29,10 @@ pub enum Error {
     LostFile(&'static str),
     /// A limit was reached: 413. The text names the limit and the variable that raises it.
     TooLarge(String),
+    /// It is done, but the disk did not say that it will last: 500.
+    Unconfirmed(String),
+    /// There is no room on the disk for what the request brings: 507.
+    DiskFull(String),
     /// The client speaks a protocol version that we do not: 501, which clients show as "too old".
     UnsupportedVersion(u64),
     /// Somebody else holds what the request needs, and waiting did not help: 503.
@@ -37,8 +41,12 @@ pub enum Error {
     Io(&'static str, PathBuf, io::Error),
     /// SQLite failed in a way the client did not cause: 500.
     Db(rusqlite::Error),
+    /// The collection in place is of this older schema version, as another server may leave it: it can be upgraded. 500.
+    OldSchema(i64),
     /// The connection to the client broke; nobody is left to answer.
     Disconnected(io::Error),
+    /// The command line does not say what to do; no request ends with it.
+    Usage(String),
     /// The server's own state does not allow it (start-up, damaged file): 500.
     Broken(String),
 }
@@ -55,7 +63,14 @@ impl Error {
             Error::TooLarge(_) => 413,
             Error::UnsupportedVersion(_) => 501,
             Error::Busy(_) => 503,
-            Error::Io(..) | Error::Db(_) | Error::Disconnected(_) | Error::Broken(_) => 500,
+            Error::DiskFull(_) => 507,
+            Error::Io(..)
+            | Error::Db(_)
+            | Error::OldSchema(_)
+            | Error::Disconnected(_)
+            | Error::Unconfirmed(_)
+            | Error::Usage(_)
+            | Error::Broken(_) => 500,
         }
     }
 
@@ -78,7 +93,10 @@ impl fmt::Display for Error {
             | Error::Refused(text)
             | Error::Forbidden(text)
             | Error::TooLarge(text)
+            | Error::DiskFull(text)
             | Error::Busy(text)
+            | Error::Unconfirmed(text)
+            | Error::Usage(text)
             | Error::Broken(text) => f.write_str(text),
             Error::NotFound => f.write_str("no such page"),
             Error::MethodNotAllowed(_) => f.write_str("wrong HTTP method"),
@@ -92,6 +110,12 @@ impl fmt::Display for Error {
             Error::UnsupportedVersion(v) => write!(f, "sync version {v} is not supported"),
             Error::Io(verb, path, err) => write!(f, "{verb} {}: {err}", path.display()),
             Error::Db(err) => write!(f, "database: {err}"),
+            Error::OldSchema(version) => {
+                write!(
+                    f,
+                    "the collection has the old format {version}; the server upgrades it at the next sync"
+                )
+            }
             Error::Disconnected(err) => write!(f, "connection lost: {err}"),
         }
     }
@@ -101,6 +125,11 @@ impl std::error::Error for Error {}
 
 impl From<rusqlite::Error> for Error {
     fn from(err: rusqlite::Error) -> Error {
-        Error::Db(err)
+        match err.sqlite_error_code() {
+            Some(rusqlite::ErrorCode::TooBig) => {
+                Error::TooLarge("a row is over the limit; MAX_SYNC_ROW_MEGS raises it".to_owned())
+            }
+            _ => Error::Db(err),
+        }
     }
 }

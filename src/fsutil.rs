@@ -2,6 +2,7 @@
 
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Write};
+use std::os::unix::fs::{FileExt, MetadataExt, fchown};
 use std::path::Path;
 
 use crate::error::{Error, Result};
@@ -15,22 +16,70 @@ const LOCK_FILE: &str = ".ankipi.lock";
 
 /// Creates the folder and those above it, for the owner's eyes only (the process's umask sees to the mode).
 pub fn create_folder(dir: &Path) -> Result<()> {
-    fs::create_dir_all(dir).map_err(Error::io("creating", dir))
+    if dir.is_dir() {
+        return Ok(());
+    }
+    fs::create_dir_all(dir).map_err(Error::io("creating", dir))?;
+    let give = |parent: &Path| give_to_owner_of(parent, &File::open(dir)?);
+    dir.parent().map_or(Ok(()), give).map_err(Error::io("creating", dir))
+}
+
+/// Creates or truncates a file in `dir` that the owner of the folder can use, too: root runs `ankipi user add` for a
+/// server that is not root.
+pub fn create_for_owner(dir: &Path, path: &Path) -> io::Result<File> {
+    let file = File::create(path)?;
+    give_to_owner_of(dir, &file)?;
+    Ok(file)
+}
+
+fn give_to_owner_of(dir: &Path, file: &File) -> io::Result<()> {
+    let (owner, is) = (fs::metadata(dir)?, file.metadata()?);
+    match owner.uid() == is.uid() {
+        true => Ok(()),
+        // Who is not root cannot, and need not: the file is as good as any other that they make.
+        false => match fchown(file, Some(owner.uid()), Some(owner.gid())) {
+            Err(err) if err.kind() != io::ErrorKind::PermissionDenied => Err(err),
+            _ => Ok(()),
+        },
+    }
 }
 
 /// Locks a data folder until the file is closed. One server per data folder: two would each keep sessions that the other
 /// knows nothing of.
 pub fn lock_data_folder(base: &Path) -> Result<File> {
     let path = base.join(LOCK_FILE);
-    let file = File::create(&path).map_err(Error::io("creating", &path))?;
+    // Not truncated before it is ours: it tells the number of the process that holds it.
+    let open = OpenOptions::new().write(true).create(true).truncate(false).open(&path);
+    let mut file = open.map_err(|err| match err.kind() {
+        io::ErrorKind::PermissionDenied => Error::Broken(format!(
+            "the data folder {dir} cannot be written to: give it to the user that ankipi runs as \
+             (`chown -R USER {dir}`), or use another with --base DIR",
+            dir = base.display()
+        )),
+        _ => Error::Io("creating", path.clone(), err),
+    })?;
     match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(TryLockError::WouldBlock) => Err(Error::Broken(format!(
-            "another ankipi is running on {}: stop it first, or use another folder with --base DIR",
-            base.display()
-        ))),
-        Err(TryLockError::Error(err)) => Err(Error::Io("locking", path, err)),
+        Ok(()) => {}
+        Err(TryLockError::WouldBlock) => {
+            return Err(Error::Broken(format!(
+                "another ankipi is running on {}: stop it first, or use another folder with --base DIR",
+                base.display()
+            )));
+        }
+        Err(TryLockError::Error(err)) => return Err(Error::Io("locking", path, err)),
     }
+    let sign = |file: &mut File| {
+        give_to_owner_of(base, file)?;
+        file.set_len(0)?;
+        write!(file, "{}", std::process::id())
+    };
+    sign(&mut file).map_err(Error::io("writing", &path))?;
+    Ok(file)
+}
+
+/// The number of the process that holds the data folder, if one does; it may be one of another container.
+pub fn holder(base: &Path) -> Option<u32> {
+    is_in_use(base).then(|| fs::read_to_string(base.join(LOCK_FILE)).ok()?.parse().ok()).flatten()
 }
 
 /// Whether a server runs on a data folder.
@@ -49,7 +98,7 @@ pub fn replace_file(dir: &Path, name: &str, contents: &[u8]) -> Result<()> {
     let path = dir.join(name);
     let temporary = dir.join(format!("{name}.new"));
     let write = || {
-        let mut file = File::create(&temporary)?;
+        let mut file = create_for_owner(dir, &temporary)?;
         file.write_all(contents)?;
         file.sync_all()?;
         fs::rename(&temporary, &path)
@@ -77,6 +126,11 @@ impl GentleFile {
     pub fn create(path: &Path) -> Result<GentleFile> {
         let open = OpenOptions::new().write(true).create_new(true).open(path);
         Ok(GentleFile { file: open.map_err(Error::io("creating", path))?, unsynced: 0 })
+    }
+
+    /// Writes over what is there already.
+    pub fn patch(&self, data: &[u8], at: u64) -> io::Result<()> {
+        self.file.write_all_at(data, at)
     }
 
     /// The file, whose last part is not synced.

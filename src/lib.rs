@@ -12,8 +12,9 @@
 //!   |                  bounded; hands one request per connection to tiny_http over a private Unix socket
 //!   server             four worker threads take requests from tiny_http; a panic ends its request only
 //!   api                route, then everything that the head tells: version, host key -> user, session key, size
-//!   |  accounts        passwords and host keys
-//!   http::body         socket -> cap on wire bytes -> zstd -> cap on decoded bytes -> spool (or a file, for uploads)
+//!   |  accounts        passwords, host keys, and how often somebody may guess
+//!   http::body         socket -> cap on wire bytes -> zstd, or (clients before 2.1.57) a form with gzip in it
+//!                      -> cap on decoded bytes -> spool (or a file, for uploads)
 //!   spool              512 KiB in memory, the rest in a nameless file
 //!   session            the user's lock; the session with this key, which is an open SQLite transaction
 //!   collection         one step of the sync, row by row, through
@@ -26,13 +27,20 @@
 //!   api::access_log    one line
 //! ```
 //!
+//! Protocols 8 to 10 tell in a form what protocol 11 tells in a header (`api::admission`), and the form's fields may stand
+//! behind its data. Then these are spooled as they are, and unpacked only when the key was seen. Replies to forms are
+//! plain, to the letter, and have their length in the head.
+//!
 //! A full upload goes from the decoder to a file beside the collection, is checked there (`collection::upload`), and
 //! only then, under the lock, takes its place (`collection::replace`). A full download is a read transaction of its own
 //! (`collection::download`) that is sent while other devices go on.
 //!
+//! Clients of protocols 8 to 10 keep their collection in schema 11. Their uploads are brought to schema 18 by the check
+//! (`collection::upgrade`); their downloads are a scratch copy that is brought back (`collection::downgrade`).
+//!
 //! Media come as zips: spooled, read by their directory, each file unpacked to a place of its own and synced, then all of
 //! them renamed into the folder and recorded in one transaction; the header of `media` says what a crash leaves at each
-//! step. They go as zips that are streamed from the files. `ankipi check` (`check`) looks at all of it from outside.
+//! step. They go as zips that are streamed from the files. `ankipi check` (`commands::check`) looks at all of it from outside.
 //!
 //! # What holds everywhere
 //!
@@ -49,9 +57,14 @@
 //! # Locks
 //!
 //! One per user around the collection (`session::User`), another around the media (`media::MediaStore`), so that the one
-//! syncs while the other does, and in `accounts` one around password hashing and one per account around its stored
-//! keys. No code takes a second one while it holds the first. A download opens and closes its snapshot under its user's
-//! lock and reads without it; an upload may move the file under it, which the snapshot survives.
+//! syncs while the other does, and one around the map of users (`session::Users`), held for a look-up, and while the
+//! folder of a new user is readied. In `accounts` there are one around what is known of accounts, held for a look-up or
+//! while changed files are read anew, one per account around its keys, one around the counts of failed logins, and one
+//! around password hashing. No code takes a second one while it holds the first; readying a new user's media and reading
+//! accounts anew make theirs. Across processes, a lock file (`accounts::users_file::lock`) is held while accounts or
+//! keys are changed; it is taken first, for a moment, and never while a password is asked for or hashed. A download
+//! opens and closes its snapshot under its user's lock and reads without it; an upload may move the file under it, which
+//! the snapshot survives.
 //!
 //! # Why a guard
 //!
@@ -61,17 +74,24 @@
 
 pub mod accounts;
 pub mod api;
-pub mod check;
 pub mod cli;
 pub mod clock;
 pub mod collection;
+pub mod colpkg;
+pub mod commands;
 pub mod config;
+pub mod crc;
 pub mod dbfile;
 pub mod error;
+pub mod fetch;
 pub mod fsutil;
 pub mod http;
+pub mod inflate;
 pub mod logging;
 pub mod media;
+pub mod nearest;
+pub mod network;
+pub mod prompt;
 pub mod server;
 pub mod session;
 pub mod spool;

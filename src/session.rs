@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use crate::collection::downgrade::{OldCopy, Scratch};
 use crate::collection::download::Snapshot;
 use crate::collection::{
     self, ChunkCursor, Collection, FILE_NAME, Meta, NotetypeShapes, Range, Stamps, replace,
@@ -19,20 +20,28 @@ use crate::error::{Error, Result};
 use crate::fsutil;
 use crate::media::MediaStore;
 
-/// All users, by name.
+/// All users, by name. They come and go while the server runs.
 pub struct Users {
-    users: BTreeMap<String, User>,
+    base: PathBuf,
+    backups: usize,
+    max_row_bytes: u64,
     session_idle: Duration,
+    users: Mutex<BTreeMap<String, Arc<User>>>,
 }
 
 /// One user: a folder and a lock.
 pub struct User {
+    name: String,
     /// The user's folder.
     pub dir: PathBuf,
     /// The user's media, under a lock of their own.
     pub media: MediaStore,
     backups: usize,
-    uploads: AtomicU32,
+    max_row_bytes: u64,
+    /// Numbers the files that are made beside the collection.
+    files_made: AtomicU32,
+    /// The account was removed.
+    has_left: AtomicBool,
     state: Mutex<State>,
 }
 
@@ -70,50 +79,90 @@ impl Session {
 
 impl Users {
     /// Makes the users' folders where they are missing and tidies up after a crash.
-    pub fn open<'a>(config: &Config, names: impl Iterator<Item = &'a str>) -> Result<Users> {
-        let mut users = BTreeMap::new();
-        for name in names {
-            let dir = config.base.join(name);
-            fsutil::create_folder(&dir)?;
-            replace::clean_up(&dir)?;
-            users.insert(
-                name.to_owned(),
-                User {
-                    media: MediaStore::open(&dir)?,
-                    dir,
-                    backups: config.backups,
-                    uploads: AtomicU32::new(0),
-                    state: Mutex::default(),
-                },
-            );
-        }
-        Ok(Users { users, session_idle: config.session_idle })
+    pub fn open(config: &Config, names: &[String]) -> Result<Users> {
+        let users = Users {
+            base: config.base.clone(),
+            backups: config.backups,
+            max_row_bytes: config.max_row_bytes,
+            session_idle: config.session_idle,
+            users: Mutex::default(),
+        };
+        names.iter().try_for_each(|name| users.by_name(name).map(drop))?;
+        Ok(users)
     }
 
-    /// The user of that name, who must have an account.
-    pub fn by_name(&self, name: &str) -> Result<&User> {
-        self.users
-            .get(name)
-            .ok_or_else(|| Error::Broken(format!("user {name:?} has an account and no folder")))
+    /// The user of that name, who must have an account. The folder of a new one is made now.
+    pub fn by_name(&self, name: &str) -> Result<Arc<User>> {
+        let mut users = self.lock();
+        if let Some(user) = users.get(name) {
+            if user.has_left.swap(false, Ordering::Relaxed) {
+                // The folder may have been deleted meanwhile.
+                user.media.make_folder()?;
+            }
+            return Ok(user.clone());
+        }
+        let user = Arc::new(User::open(&self.base, name, self.backups, self.max_row_bytes)?);
+        users.insert(name.to_owned(), user.clone());
+        Ok(user)
+    }
+
+    /// Rolls back the sessions of users that have no account any more. Their locks stay: the account may come back while
+    /// a request of before is still under way.
+    pub fn keep_only(&self, names: &[String]) {
+        for user in self.all().into_iter().filter(|user| !names.contains(&user.name)) {
+            if !user.has_left.swap(true, Ordering::Relaxed) {
+                log::info!("{:?} has no account any more", user.name);
+                user.end();
+            }
+        }
     }
 
     /// Rolls back sessions that have been silent for too long, and closes media stores that are not in use; returns how
     /// long to wait before looking again, or none if nothing is open.
     pub fn expire_sessions(&self) -> Option<Duration> {
-        let sessions = self.users.iter().filter_map(|(name, user)| user.expire(name, self.session_idle));
-        sessions.chain(self.users.values().filter_map(|user| user.media.close_if_idle())).min()
+        let users = self.all();
+        let sessions = users.iter().filter_map(|user| user.expire(self.session_idle));
+        sessions.chain(users.iter().filter_map(|user| user.media.close_if_idle())).min()
     }
 
     /// Rolls back every session and closes the media stores.
     pub fn end_sessions(&self) {
-        for user in self.users.values() {
-            user.lock().session = None;
-            user.media.close();
-        }
+        self.all().iter().for_each(|user| user.end());
+    }
+
+    fn all(&self) -> Vec<Arc<User>> {
+        self.lock().values().cloned().collect()
+    }
+
+    /// Held to look a user up or to add one, and while no other lock is taken.
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<String, Arc<User>>> {
+        self.users.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl User {
+    fn open(base: &Path, name: &str, backups: usize, max_row_bytes: u64) -> Result<User> {
+        let dir = base.join(name);
+        fsutil::create_folder(&dir)?;
+        replace::clean_up(&dir)?;
+        Ok(User {
+            name: name.to_owned(),
+            media: MediaStore::open(&dir)?,
+            dir,
+            has_left: AtomicBool::new(false),
+            backups,
+            max_row_bytes,
+            files_made: AtomicU32::new(0),
+            state: Mutex::default(),
+        })
+    }
+
+    /// Rolls back the session and closes the media store.
+    fn end(&self) {
+        self.lock().session = None;
+        self.media.close();
+    }
+
     /// A panic in the middle of a step may have left a session half-way: it goes.
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(|poisoned: PoisonError<_>| {
@@ -128,7 +177,7 @@ impl User {
         self.dir.join(FILE_NAME)
     }
 
-    fn expire(&self, name: &str, idle: Duration) -> Option<Duration> {
+    fn expire(&self, idle: Duration) -> Option<Duration> {
         // Who holds the lock is busy with the session; one user must not wait for another here.
         let Ok(mut state) = self.state.try_lock() else {
             return Some(idle);
@@ -138,16 +187,15 @@ impl User {
             return Some(idle - silent);
         }
         state.session = None;
-        log::info!("{name}: rolled back a sync that was silent for {} s", silent.as_secs());
+        log::info!("{}: rolled back a sync that was silent for {} s", self.name, silent.as_secs());
         None
     }
 
     /// What `meta` tells: the last committed state, also while a session is open. None before the first upload.
     pub fn meta(&self) -> Result<Option<Meta>> {
-        let _state = self.lock();
-        let path = self.collection_path();
-        match path.exists() {
-            true => Collection::open_to_read(&path)?.meta().map(Some),
+        let mut state = self.lock();
+        match self.collection_path().exists() {
+            true => self.open_with(&mut state, Collection::open_to_read)?.meta().map(Some),
             false => Ok(None),
         }
     }
@@ -162,7 +210,8 @@ impl User {
     ) -> Result<T> {
         let mut state = self.lock();
         state.session = None;
-        let collection = Collection::open(&self.existing_collection()?)?;
+        let collection = self.open_with(&mut state, Collection::open)?;
+        collection.limit_rows(self.max_row_bytes)?;
         collection.begin()?;
         let mut session = Session {
             skey: skey.to_owned(),
@@ -217,33 +266,78 @@ impl User {
         }
     }
 
-    /// The path of the collection, made now if there is none.
-    fn existing_collection(&self) -> Result<PathBuf> {
+    /// Opens the collection, which is made now if there is none, and upgraded if another server left an old schema.
+    fn open_with<T>(&self, state: &mut State, open: impl Fn(&Path) -> Result<T>) -> Result<T> {
         let path = self.collection_path();
         if !path.exists() {
             collection::create_new(&self.dir)?;
         }
-        Ok(path)
+        match open(&path) {
+            Err(Error::OldSchema(version)) => {
+                log::info!("{}: upgrading from schema {version}", path.display());
+                self.upgrade_in_place(state)?;
+                open(&path)
+            }
+            opened => opened,
+        }
+    }
+
+    /// Puts an upgraded copy of the collection in its place: the old file goes to the backups as it was,
+    /// but for its journal mode.
+    ///
+    /// No request of ours leaves such a file, but the official server does when a client of an old protocol downloads
+    /// and no other request follows. So it is found when the data folder is taken over, also while we run.
+    fn upgrade_in_place(&self, state: &mut State) -> Result<()> {
+        let copy = self.next_upload_path();
+        let made = collection::upgraded_copy(&self.collection_path(), &copy, self.max_row_bytes)
+            .and_then(|()| self.replace(state, &copy));
+        if made.is_err()
+            && let Err(err) = fsutil::remove_if_there(&copy)
+        {
+            log::warn!("{err}");
+        }
+        made
     }
 
     /// Begins a full download of the last committed state. An open session is rolled back, as on the official server;
     /// the next one may run while the download goes on.
-    pub fn download(&self) -> Result<Download<'_>> {
+    pub fn download(self: &Arc<User>) -> Result<Download> {
         let mut state = self.lock();
         state.session = None;
-        let snapshot = Snapshot::open(&self.existing_collection()?)?;
-        Ok(Download { user: self, snapshot: Some(snapshot), is_replaced: state.is_replaced.clone() })
+        let snapshot = self.open_with(&mut state, Snapshot::open)?;
+        Ok(Download {
+            user: self.clone(),
+            snapshot: Some(snapshot),
+            old_copy: None,
+            is_replaced: state.is_replaced.clone(),
+        })
+    }
+
+    /// A full download in schema 11, for clients of protocol 8 to 10. It is made here and now, on the side.
+    pub fn download_for_old_clients(self: &Arc<User>) -> Result<Download> {
+        let mut download = self.download()?;
+        if let Some(snapshot) = &download.snapshot {
+            let number = self.files_made.fetch_add(1, Ordering::Relaxed);
+            let scratch = Scratch::copy(snapshot, &replace::old_copy_path(&self.dir, number))?;
+            // The rest needs it no more, and the next upload or sync would have to mind it.
+            download.end_snapshot();
+            download.old_copy = Some(scratch.downgrade()?);
+        }
+        Ok(download)
     }
 
     /// Where the next upload goes.
     pub fn next_upload_path(&self) -> PathBuf {
-        replace::upload_path(&self.dir, self.uploads.fetch_add(1, Ordering::Relaxed))
+        replace::upload_path(&self.dir, self.files_made.fetch_add(1, Ordering::Relaxed))
     }
 
     /// Puts a checked upload in place. Downloads of the old collection go on: they have its file open, which moves to
     /// the backups under them.
     pub fn replace_collection(&self, checked: &Path) -> Result<()> {
-        let mut state = self.lock();
+        self.replace(&mut self.lock(), checked)
+    }
+
+    fn replace(&self, state: &mut State, checked: &Path) -> Result<()> {
         state.session = None;
         std::mem::take(&mut state.is_replaced).store(true, Ordering::Relaxed);
         replace::replace(&self.dir, checked, self.backups)
@@ -251,31 +345,43 @@ impl User {
 }
 
 /// A full download under way.
-pub struct Download<'u> {
-    user: &'u User,
+pub struct Download {
+    user: Arc<User>,
     /// Taken when the download ends.
     snapshot: Option<Snapshot>,
+    /// What is sent in place of the snapshot.
+    old_copy: Option<OldCopy>,
     is_replaced: Arc<AtomicBool>,
 }
 
-impl Download<'_> {
+impl Download {
     /// The length of the file.
     pub fn bytes(&self) -> u64 {
-        self.snapshot.as_ref().map_or(0, Snapshot::len)
+        match &self.old_copy {
+            Some(copy) => copy.len(),
+            None => self.snapshot.as_ref().map_or(0, Snapshot::len),
+        }
     }
 
     /// Sends the file. No lock is held.
     pub fn send(&self, out: &mut impl std::io::Write) -> Result<()> {
-        self.snapshot.as_ref().map_or(Ok(()), |snapshot| snapshot.write_to(out))
+        match &self.old_copy {
+            Some(copy) => copy.write_to(out),
+            None => self.snapshot.as_ref().map_or(Ok(()), |snapshot| snapshot.write_to(out)),
+        }
     }
-}
 
-impl Drop for Download<'_> {
-    fn drop(&mut self) {
+    fn end_snapshot(&mut self) {
         // Under the lock, so that no upload moves the file meanwhile.
         let _state = self.user.lock();
         if let Some(snapshot) = self.snapshot.take() {
             snapshot.close(self.is_replaced.load(Ordering::Relaxed));
         }
+    }
+}
+
+impl Drop for Download {
+    fn drop(&mut self) {
+        self.end_snapshot();
     }
 }

@@ -178,6 +178,18 @@ impl Drop for Spool {
 /// The prefix of files that a crash may leave behind; the next start deletes them.
 pub const LEFTOVER_PREFIX: &str = "spool-";
 
+/// Deletes what a crash may have left in a folder.
+pub fn remove_leftovers(dir: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(dir)? {
+        let entry = entry?;
+        if entry.file_name().to_string_lossy().starts_with(LEFTOVER_PREFIX) {
+            log::warn!("removed {}, which an interrupted request had left", entry.path().display());
+            fs::remove_file(entry.path())?;
+        }
+    }
+    Ok(())
+}
+
 fn nameless_file(dir: &Path) -> io::Result<File> {
     static COUNTER: AtomicU32 = AtomicU32::new(0);
     let number = COUNTER.fetch_add(1, Ordering::Relaxed);
@@ -212,6 +224,10 @@ mod tests {
             }
         }
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0, "the overflow file has no name");
+        // But a moment in which a crash leaves it.
+        fs::write(dir.path().join("spool-1-0"), "x").unwrap();
+        remove_leftovers(dir.path()).unwrap();
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
     }
 
     #[test]

@@ -5,7 +5,7 @@
 use std::ffi::CString;
 use std::io;
 use std::net::TcpStream;
-use std::os::fd::{AsRawFd, IntoRawFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, IntoRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
@@ -153,5 +153,52 @@ pub fn reset_on_close(socket: &TcpStream) {
             (&raw const linger).cast(),
             size_of::<libc::linger>() as libc::socklen_t,
         );
+    }
+}
+
+/// A terminal that does not show what is typed, until this is dropped.
+pub struct EchoOff {
+    fd: OwnedFd,
+    before: libc::termios,
+}
+
+impl EchoOff {
+    /// Switches the echo of a terminal off.
+    pub fn on(terminal: &impl AsFd) -> io::Result<EchoOff> {
+        let fd = terminal.as_fd().try_clone_to_owned()?;
+        // SAFETY: termios is a struct of numbers, for which zeroes are valid.
+        let mut before: libc::termios = unsafe { std::mem::zeroed() };
+        // SAFETY: the descriptor is open and the pointer is to a live termios.
+        if unsafe { libc::tcgetattr(fd.as_raw_fd(), &mut before) } != 0 {
+            return Err(io::Error::last_os_error());
+        }
+        let mut silent = before;
+        silent.c_lflag &= !libc::ECHO;
+        // SAFETY: as above.
+        match unsafe { libc::tcsetattr(fd.as_raw_fd(), libc::TCSAFLUSH, &silent) } {
+            0 => Ok(EchoOff { fd, before }),
+            _ => Err(io::Error::last_os_error()),
+        }
+    }
+}
+
+impl Drop for EchoOff {
+    fn drop(&mut self) {
+        // SAFETY: the descriptor is ours and open. A terminal that has gone needs no echo.
+        unsafe { libc::tcsetattr(self.fd.as_raw_fd(), libc::TCSAFLUSH, &self.before) };
+    }
+}
+
+/// Bytes that this process may still write to the file system of a folder.
+pub fn free_bytes(dir: &Path) -> io::Result<u64> {
+    let path = CString::new(dir.as_os_str().as_bytes())?;
+    // SAFETY: statvfs is a struct of numbers, for which zeroes are valid.
+    let mut stat: libc::statvfs = unsafe { std::mem::zeroed() };
+    // SAFETY: the path is a live, NUL-terminated string, and the pointer is to a live statvfs.
+    match unsafe { libc::statvfs(path.as_ptr(), &mut stat) } {
+        // Their types differ from system to system.
+        #[allow(clippy::unnecessary_cast, clippy::useless_conversion)]
+        0 => Ok((stat.f_bavail as u64).saturating_mul(stat.f_frsize as u64)),
+        _ => Err(io::Error::last_os_error()),
     }
 }

@@ -11,7 +11,7 @@ use std::sync::{Arc, Condvar, Mutex, RwLock, RwLockReadGuard};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use ankipi::server::guard::{Guard, Limits};
+use ankipi::server::guard::{Guard, Limits, Weight};
 
 /// Longer than anything should take; a test that waits for so long has failed.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -49,8 +49,12 @@ impl GuardThread {
     fn start(listener: TcpListener, backend: PathBuf, limits: Limits) -> GuardThread {
         let addr = listener.local_addr().unwrap();
         let (stop, stopped) = UnixStream::pair().unwrap();
-        let bulk = |path: &str| path.starts_with("/bulk");
-        let guard = Guard::new(vec![listener], backend, limits, bulk, stopped).unwrap();
+        let weigh = |path: &str| match path {
+            path if path.starts_with("/bulk") => Weight::Bulk,
+            path if path.starts_with("/login") => Weight::Login,
+            _ => Weight::Light,
+        };
+        let guard = Guard::new(vec![listener], backend, limits, weigh, stopped).unwrap();
         // The port tells the guards of parallel tests apart; the kernel keeps 15 characters of a name.
         let name = format!("guard-{}", addr.port());
         let thread = thread::Builder::new().name(name).spawn(move || guard.run()).ok();
@@ -177,7 +181,7 @@ fn handle(mut request: tiny_http::Request, gate: &Gate, events: &Sender<String>)
             count(request, events);
         }
         "/refuse" => drop(request.respond(text("no".into()).with_status_code(403))),
-        "/slow" | "/bulk/slow" => {
+        "/slow" | "/bulk/slow" | "/login/slow" => {
             say(events, &path);
             gate.pass();
             drop(request.respond(text("slow".into())));
@@ -786,6 +790,24 @@ fn bulk_transfers_never_hold_the_last_slot() {
     server.gate.open(1);
     assert_eq!(first.answer().text(), "slow");
     assert_eq!(server.event(), "/bulk/slow");
+    server.gate.open(1);
+    assert_eq!(second.answer().text(), "slow");
+}
+
+#[test]
+fn logins_wait_for_each_other_and_nobody_waits_for_them() {
+    let server = Server::with(Limits { max_active: 3, max_logins: 1, ..Limits::default() });
+    let (mut first, mut second) = (server.client(), server.client());
+    first.send("GET /login/slow HTTP/1.1\r\n\r\n");
+    assert_eq!(server.event(), "/login/slow");
+    second.send("GET /login/slow HTTP/1.1\r\n\r\n");
+    for _ in 0..20 {
+        server.assert_alive();
+    }
+    assert!(server.events.try_recv().is_err(), "the second login must wait");
+    server.gate.open(1);
+    assert_eq!(first.answer().text(), "slow");
+    assert_eq!(server.event(), "/login/slow");
     server.gate.open(1);
     assert_eq!(second.answer().text(), "slow");
 }

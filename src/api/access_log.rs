@@ -1,16 +1,17 @@
 //! One line per request: who, from which client, what it did, how long it took. Never keys, passwords or texts of notes.
 
 use std::fmt::Write;
+use std::net::IpAddr;
 use std::time::Duration;
 
 use crate::error::{Error, Result};
+use crate::http::Request;
 use crate::http::body::Received;
-use crate::http::{PEER_HEADER, Request, Verb};
 
 /// What is known of a request so far.
 pub struct AccessLog {
     path: String,
-    peer: String,
+    address: IpAddr,
     user: String,
     client: String,
     did: String,
@@ -22,18 +23,27 @@ pub struct AccessLog {
 
 impl AccessLog {
     /// Notes where a request comes from and where it goes.
-    pub fn new(request: &Request, ip_header: Option<&str>) -> AccessLog {
-        let peer = ip_header.and_then(|name| request.header(name)).or_else(|| request.header(PEER_HEADER));
+    pub fn new(request: &Request, address: IpAddr) -> AccessLog {
         AccessLog {
             path: printable(request.path()),
-            peer: printable(peer.unwrap_or("-")),
+            address,
             user: "-".to_owned(),
             client: "-".to_owned(),
             did: String::new(),
             received: Received::default(),
             sent: 0,
-            is_page: request.verb() != Verb::Post,
+            is_page: false,
         }
+    }
+
+    /// Where the request comes from.
+    pub fn address(&self) -> IpAddr {
+        self.address
+    }
+
+    /// Notes that it is for a page, which is only of interest if it fails.
+    pub fn page(&mut self) {
+        self.is_page = true;
     }
 
     /// Notes the user whose key it carries.
@@ -43,7 +53,9 @@ impl AccessLog {
 
     /// Notes the client's version.
     pub fn client(&mut self, version: &str) {
-        self.client = printable(version);
+        if !version.is_empty() {
+            self.client = printable(version);
+        }
     }
 
     /// Notes the length of the request's body.
@@ -66,7 +78,7 @@ impl AccessLog {
         let status = outcome.as_ref().err().map_or(200, Error::status);
         let mut line = format!(
             "{} {} {} {} {status} {} ms in {} out {}",
-            self.peer,
+            self.address,
             self.user,
             self.client,
             self.path,
@@ -81,7 +93,8 @@ impl AccessLog {
             Ok(()) if self.is_page => log::debug!(target: "request", "{line}"),
             Ok(()) => log::info!(target: "request", "{line}"),
             Err(err @ Error::Disconnected(_)) => log::info!(target: "request", "{line}: {err}"),
-            Err(err) if status < 500 => log::warn!(target: "request", "{line}: {}", shortened(&err)),
+            // Only 500 is a fault of ours.
+            Err(err) if status != 500 => log::warn!(target: "request", "{line}: {}", shortened(&err)),
             Err(err) => log::error!(target: "request", "{line}: {}", shortened(&err)),
         }
     }
@@ -99,6 +112,6 @@ fn shortened(err: &Error) -> String {
 }
 
 /// What a client sent, short and on one line.
-fn printable(text: &str) -> String {
+pub fn printable(text: &str) -> String {
     text.chars().take(100).map(|c| if c.is_control() || c.is_whitespace() { '?' } else { c }).collect()
 }

@@ -9,7 +9,8 @@ use std::path::Path;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::{Answer, App, Call};
+use super::admission::Call;
+use super::{Answer, App};
 use crate::error::{Error, Result};
 use crate::spool::Spool;
 use crate::wire::{self, SanityReply, SanityRequest, Source, changes, chunk, graves};
@@ -145,7 +146,7 @@ impl App {
 }
 
 /// Requests without content hold `{}`, `{"_pad":null}` or nothing.
-fn check_empty(body: &mut Spool) -> Result<()> {
+pub fn check_empty(body: &mut Spool) -> Result<()> {
     match body.is_empty() {
         true => Ok(()),
         false => parse::<serde::de::IgnoredAny>(body).map(drop),

@@ -1,39 +1,40 @@
 //! Full syncs: a whole collection up or down, streamed between file and socket.
 
 use std::io::Write;
-use std::path::Path;
+use std::path::PathBuf;
 
 use super::access_log::AccessLog;
-use super::{App, Call, refuse, respond_with};
+use super::admission::Call;
+use super::ration::{self, Rationed};
+use super::route::Method;
+use super::{App, give_up, refuse, respond_with};
 use crate::collection::upload::{self, Unfit};
 use crate::error::{Error, Result};
 use crate::fsutil::{self, GentleFile};
 use crate::http::Request;
-use crate::http::body::{self, Received};
 use crate::http::patience::{self, WaitingReply};
-use crate::http::reply::ReplyStream;
+use crate::http::reply::{Packing, ReplyStream};
 
 /// The reply that clients take for success, to the letter.
 const ACCEPTED: &str = "OK";
 
 impl App {
-    pub(super) fn upload(&self, call: &Call, mut request: Request, log: &mut AccessLog) -> Result<()> {
-        let user = match self.user(call) {
+    pub(super) fn upload(&self, mut request: Request, log: &mut AccessLog) -> Result<()> {
+        let (call, scratch) = match self.receive_file(&mut request, log) {
+            Ok(received) => received,
+            Err(err) => return refuse(request, err),
+        };
+        let user = match self.user(&call) {
             Ok(user) => user,
             Err(err) => return refuse(request, err),
         };
-        let scratch = Scratch(&user.next_upload_path());
-        match self.receive_file(call, &mut request, scratch.0) {
-            Ok(received) => log.received(received),
-            Err(err) => return refuse(request, err),
-        }
         let mut reply = UploadReply {
             waiting: WaitingReply::new(request.into_responder(), call.packing()),
             letters_out: 0,
         };
         let outcome = patience::wait_for(
-            || match upload::check(scratch.0)? {
-                Ok(()) => user.replace_collection(scratch.0).map(Ok),
+            || match upload::check(&scratch.0, self.config.max_row_bytes)? {
+                Ok(()) => user.replace_collection(&scratch.0).map(Ok),
                 Err(unfit) => Ok(Err(unfit)),
             },
             |signs| reply.sign_of_life(signs),
@@ -43,56 +44,81 @@ impl App {
                 log.did("collection replaced");
                 ACCEPTED.to_owned()
             }
-            Ok(Err(Unfit(reason))) => {
+            Ok(Err(Unfit { reason, advice })) => {
                 log.did(&format!("upload refused: {reason}"));
-                refusal(&reason)
+                refusal(&reason, advice)
+            }
+            Err(Error::Unconfirmed(err)) => {
+                log::error!("an upload is in place, but may not outlast a power cut: {err}");
+                log.did("collection replaced, unconfirmed");
+                "Our server has this upload, but its disk did not confirm that it is safe. Please upload again.".to_owned()
             }
             Err(err) => {
-                // Whatever went wrong here, the old collection stands, and this is the one reply whose text users see.
+                // Whatever else went wrong, the old collection stands, and this is the one reply whose text users see.
                 log::error!("upload failed: {err}");
                 log.did("upload failed");
-                refusal(&format!("the server could not store it ({err})"))
+                refusal(
+                    &format!("the server could not store it ({err})"),
+                    "Please try again later; whoever runs the server finds more in its log.",
+                )
             }
         };
         log.sent(reply.finish(&text)?);
         Ok(())
     }
 
-    fn receive_file(&self, call: &Call, request: &mut Request, path: &Path) -> Result<Received> {
-        let mut file = GentleFile::create(path)?;
-        let caps = call.method.caps(&self.config);
-        body::receive(request.body(), caps, &mut file, Error::io("writing", path))
+    /// Admits an upload and brings its body to a file.
+    fn receive_file(&self, request: &mut Request, log: &mut AccessLog) -> Result<(Call, Scratch)> {
+        let (call, body) = self.admit(Method::Upload, request, log)?;
+        let scratch = Scratch(self.user(&call)?.next_upload_path());
+        let ration = self.ration(Method::Upload, call.user.as_deref())?;
+        let mut file = GentleFile::create(&scratch.0)?;
+        let mut sink = Rationed::new(&mut file, ration.as_ref());
+        log.received(body.read_into(&mut sink, ration::error_of(Error::io("writing", &scratch.0)))?);
+        Ok((call, scratch))
     }
 
-    pub(super) fn download(&self, call: &Call, mut request: Request, log: &mut AccessLog) -> Result<()> {
-        let begun = self.receive(call, &mut request, log).and_then(|_| self.user(call)?.download());
+    pub(super) fn download(&self, mut request: Request, log: &mut AccessLog) -> Result<()> {
+        let admitted = self.receive(Method::Download, &mut request, log);
         let responder = request.into_responder();
-        let download = match begun {
-            Ok(download) => download,
+        let (call, user) = match admitted.and_then(|(call, _)| Ok((self.user(&call)?, call))) {
+            Ok((user, call)) => (call, user),
             Err(err) => return respond_with(responder, err),
         };
+        let mut waiting = WaitingReply::new(responder, call.packing());
+        let begun = match call.packing() {
+            Packing::Zstd => user.download(),
+            // The copy is made first, and the head may go ahead of it.
+            Packing::Plain => patience::wait_for(
+                || user.download_for_old_clients(),
+                |_| {
+                    waiting.sign_of_life(b"");
+                },
+            ),
+        };
+        let download = match begun {
+            Ok(download) => download,
+            Err(err) => return give_up(waiting, err),
+        };
         log.did(&format!("collection of {} bytes", download.bytes()));
-        let mut stream: ReplyStream = responder.stream(call.packing(), download.bytes());
+        let mut stream: ReplyStream = waiting.into_stream(download.bytes())?;
         download.send(&mut stream)?;
         log.sent(stream.finish()?);
         Ok(())
     }
 }
 
-/// A sentence for the user. It begins with the first letter of `ACCEPTED`, which may be on its way already.
-fn refusal(reason: &str) -> String {
-    format!(
-        "Our server refused this upload: {reason}. The collection on the server is unchanged. On this device, please \
-         use Check Database in the Tools menu, then upload again."
-    )
+/// Sentences for the user. They begin with the first letter of `ACCEPTED`, which may be on its way already.
+fn refusal(reason: &str, advice: &str) -> String {
+    format!("Our server refused this upload: {reason}. The collection on the server is unchanged. {advice}")
 }
 
 /// A file that exists until this is dropped, unless it was renamed.
-struct Scratch<'p>(&'p Path);
+struct Scratch(PathBuf);
 
-impl Drop for Scratch<'_> {
+impl Drop for Scratch {
     fn drop(&mut self) {
-        if let Err(err) = fsutil::remove_if_there(self.0) {
+        if let Err(err) = fsutil::remove_if_there(&self.0) {
             log::warn!("{err}");
         }
     }

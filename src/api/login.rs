@@ -1,15 +1,20 @@
 //! `hostKey` and `meta`: the two methods in front of every sync.
 
-use super::{Answer, App, Call, SYNC_VERSIONS};
+use super::access_log::printable;
+use super::admission::Call;
+use super::{Answer, App, SYNC_VERSIONS};
 use crate::clock;
 use crate::error::{Error, Result};
+use crate::http::reply::Packing;
 use crate::spool::Spool;
 use crate::wire::{LoginReply, LoginRequest, MetaReply, MetaRequest};
 
 impl App {
     pub(super) fn host_key(&self, call: &Call, body: &mut Spool) -> Result<Answer> {
         let request: LoginRequest = super::collection::parse(body)?;
-        let key = self.accounts.log_in(&request.user, &request.password, &call.header.client)?;
+        self.notice_changed_accounts();
+        let key =
+            self.accounts.log_in(&request.user, &request.password, &call.header.client, call.address)?;
         Answer::of(&self.config.base, &LoginReply { key }, format!("logged in {:?}", request.user))
     }
 
@@ -54,6 +59,13 @@ impl App {
             empty: meta.is_none_or(|meta| meta.is_empty),
             media_usn,
         };
-        Answer::of(&user.dir, &reply, format!("usn {usn}"))
+        let did = match call.packing() {
+            Packing::Zstd => format!("usn {usn}"),
+            // The only place where most old clients say which they are.
+            Packing::Plain => {
+                format!("usn {usn} for {}, protocol {}", printable(&request.client), request.sync_version)
+            }
+        };
+        Answer::of(&user.dir, &reply, did)
     }
 }

@@ -5,11 +5,13 @@ use std::io::{self, Write};
 use serde::Serialize;
 
 use super::access_log::AccessLog;
-use super::collection::parse;
-use super::{Answer, App, Call, respond_with};
+use super::admission::Call;
+use super::collection::{check_empty, parse};
+use super::route::Method;
+use super::{Answer, App, respond_with};
 use crate::error::{Error, Result};
 use crate::http::Request;
-use crate::http::reply::ReplyStream;
+use crate::http::reply::{Packing, ReplyStream};
 use crate::media;
 use crate::spool::Spool;
 use crate::wire::media::{
@@ -26,8 +28,12 @@ impl Answer {
 
 impl App {
     pub(super) fn media_begin(&self, call: &Call, body: &mut Spool) -> Result<Answer> {
-        // The version is in the header, too; the reply needs nothing of the request.
-        let BeginRequest { .. } = parse(body)?;
+        match call.packing() {
+            // The version is in the header, too; the reply needs nothing of the request.
+            Packing::Zstd => drop(parse::<BeginRequest>(body)?),
+            // It was in a field or in the query.
+            Packing::Plain => check_empty(body)?,
+        }
         let user = self.user(call)?;
         let usn = user.media.totals()?.last_usn;
         Answer::wrapped(
@@ -81,19 +87,15 @@ impl App {
     }
 
     /// Streams files; the others are JSON.
-    pub(super) fn download_files(
-        &self,
-        call: &Call,
-        mut request: Request,
-        log: &mut AccessLog,
-    ) -> Result<()> {
-        let begun = self.receive(call, &mut request, log).and_then(|mut body| {
+    pub(super) fn download_files(&self, mut request: Request, log: &mut AccessLog) -> Result<()> {
+        let begun = self.receive(Method::DownloadFiles, &mut request, log).and_then(|(call, mut body)| {
             let wanted: FilesRequest = parse(&mut body)?;
-            self.user(call)?.media.download(wanted.files)
+            let download = self.user(&call)?.media.download(wanted.files)?;
+            Ok((call, download))
         });
         let responder = request.into_responder();
-        let download = match begun {
-            Ok(download) => download,
+        let (call, download) = match begun {
+            Ok(begun) => begun,
             Err(err) => return respond_with(responder, err),
         };
         log.did(&format!("{} files, {} bytes out", download.files(), download.bytes()));

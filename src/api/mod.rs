@@ -4,29 +4,34 @@
 //! there is no SQL here.
 
 mod access_log;
+mod address;
+mod admission;
 mod collection;
 mod full;
 mod login;
 mod media;
 mod pages;
+mod ration;
 mod route;
 
+use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::Instant;
 
 use crate::accounts::Accounts;
 use crate::config::Config;
 use crate::error::{Error, Result};
-use crate::http::body::{self, Caps};
 use crate::http::patience::{self, WaitingReply};
 use crate::http::reply::{Packing, Responder};
 use crate::http::{Request, Verb};
 use crate::session::{User, Users};
-use crate::spool::Spool;
-use crate::wire::{self, SyncHeader};
+use crate::spool::{self, Spool};
 use access_log::AccessLog;
+use admission::Call;
+use ration::{Ration, Rationed};
 use route::{Method, Page, Route};
 
-pub use route::is_bulk;
+pub use route::{is_bulk, is_login};
 
 /// The protocol versions that there are (sync-protocol.md 1).
 pub const SYNC_VERSIONS: std::ops::RangeInclusive<u64> = 8..=11;
@@ -38,24 +43,6 @@ pub struct App {
     users: Users,
 }
 
-/// A request that has passed the door: who it is from, and what came with it.
-struct Call {
-    method: Method,
-    header: SyncHeader,
-    /// The account's name; none for `hostKey`.
-    user: Option<String>,
-}
-
-impl Call {
-    /// How the client expects its reply.
-    fn packing(&self) -> Packing {
-        match self.header.sync_version {
-            ..11 => Packing::Plain,
-            11.. => Packing::Zstd,
-        }
-    }
-}
-
 /// A reply in JSON, and a few words for the log.
 struct Answer {
     json: Spool,
@@ -65,9 +52,16 @@ struct Answer {
 impl App {
     /// Reads the accounts and readies the users' folders.
     pub fn open(config: Config) -> Result<App> {
+        // Forms whose data come before their key are spooled here.
+        spool::remove_leftovers(&config.base).map_err(Error::io("tidying", &config.base))?;
         let accounts = Accounts::open(&config)?;
-        let users = Users::open(&config, accounts.names())?;
+        let users = Users::open(&config, &accounts.names())?;
         Ok(App { config, accounts, users })
+    }
+
+    /// Whether nobody can log in.
+    pub fn has_no_accounts(&self) -> bool {
+        self.accounts.names().is_empty()
     }
 
     /// All users.
@@ -78,38 +72,51 @@ impl App {
     /// Answers one request; whatever goes wrong ends up in its status and in the log.
     pub fn answer(&self, request: Request) {
         let started = Instant::now();
-        let mut log = AccessLog::new(&request, self.config.ip_header.as_deref());
-        let outcome = self.dispatch(request, &mut log);
+        let address = address::of(&request, &self.config);
+        let mut log = AccessLog::new(&request, address);
+        let outcome = match self.is_allowed(address) {
+            true => self.dispatch(request, &mut log),
+            // As if there were nothing: 403 would log a device out that is abroad for a day.
+            false => refuse(request, Error::NotFound),
+        };
         log.write(outcome, started.elapsed());
     }
 
-    fn dispatch(&self, mut request: Request, log: &mut AccessLog) -> Result<()> {
+    fn is_allowed(&self, address: IpAddr) -> bool {
+        let allow = &self.config.allow;
+        allow.is_empty() || allow.iter().any(|network| network.contains(address))
+    }
+
+    fn dispatch(&self, request: Request, log: &mut AccessLog) -> Result<()> {
         match Route::parse(request.path(), &self.config.base_path) {
             Route::Page(page) => match request.verb() {
-                Verb::Get | Verb::Head => self.show(page, request),
+                Verb::Get | Verb::Head => self.show(page, request, log),
                 _ => refuse(request, Error::MethodNotAllowed("GET, HEAD")),
             },
-            Route::Sync(method) => {
-                if request.verb() != Verb::Post {
-                    return refuse(request, Error::MethodNotAllowed("POST"));
-                }
-                match self.admit(method, &request, log) {
-                    Ok(call) if method == Method::Upload => self.upload(&call, request, log),
-                    Ok(call) if method == Method::DownloadFiles => self.download_files(&call, request, log),
-                    Ok(call) if method == Method::Download => self.download(&call, request, log),
-                    Ok(call) => match self.receive(&call, &mut request, log) {
-                        Ok(body) => self.reply(&call, body, request.into_responder(), log),
-                        Err(err) => refuse(request, err),
-                    },
-                    Err(err) => refuse(request, err),
-                }
-            }
+            Route::Sync(method) => match (method, request.verb()) {
+                (_, Verb::Post) | (Method::MediaBegin, Verb::Get) => self.sync(method, request, log),
+                (Method::MediaBegin, _) => refuse(request, Error::MethodNotAllowed("GET, POST")),
+                _ => refuse(request, Error::MethodNotAllowed("POST")),
+            },
             Route::UnknownMethod => refuse(request, Error::bad("there is no such sync method")),
             Route::Unknown => refuse(request, Error::NotFound),
         }
     }
 
-    fn show(&self, page: Page, request: Request) -> Result<()> {
+    fn sync(&self, method: Method, mut request: Request, log: &mut AccessLog) -> Result<()> {
+        match method {
+            Method::Upload => self.upload(request, log),
+            Method::Download => self.download(request, log),
+            Method::DownloadFiles => self.download_files(request, log),
+            _ => match self.receive(method, &mut request, log) {
+                Ok((call, body)) => self.reply(&call, body, request.into_responder(), log),
+                Err(err) => refuse(request, err),
+            },
+        }
+    }
+
+    fn show(&self, page: Page, request: Request, log: &mut AccessLog) -> Result<()> {
+        log.page();
         match page {
             Page::Start => {
                 let html = pages::start(request.header("host"), &self.config.base_path);
@@ -122,62 +129,65 @@ impl App {
         }
     }
 
-    /// Checks everything that the head tells, before the first byte of the body is read.
-    fn admit(&self, method: Method, request: &Request, log: &mut AccessLog) -> Result<Call> {
-        let Some(header) = request.header("anki-sync") else {
-            return Err(Error::bad(
-                "no anki-sync header: the client is older than Anki 2.1.57, or something between it and us drops headers",
-            ));
-        };
-        let header: SyncHeader = serde_json::from_str(header)
-            .map_err(|err| Error::bad(format!("anki-sync header: {}", wire::shape_error(&err))))?;
-        log.client(&header.client);
-        if !SYNC_VERSIONS.contains(&header.sync_version) {
-            return Err(Error::bad(format!("anki-sync header of version {}", header.sync_version)));
+    /// What the request may store.
+    fn ration(&self, method: Method, user: Option<&str>) -> Result<Option<Ration>> {
+        match user {
+            Some(name) => Ration::of(method, &*self.users.by_name(name)?, &self.config),
+            None => Ok(None),
         }
-        let user = match method {
-            Method::HostKey => None,
-            _ => Some(self.accounts.user_of_key(&header.hkey)?.to_owned()),
-        };
-        if let Some(user) = &user {
-            log.user(user);
-        }
-        if method.is_step() && header.skey.is_empty() {
-            return Err(Error::bad("a sync step without a session key"));
-        }
-        method.caps(&self.config).check_declared(request.declared_bytes())?;
-        Ok(Call { method, header, user })
     }
 
-    fn user(&self, call: &Call) -> Result<&User> {
+    /// Lets `ankipi user` and `ankipi device` take effect.
+    fn notice_changed_accounts(&self) {
+        if self.accounts.refresh() {
+            self.users.keep_only(&self.accounts.names());
+        }
+    }
+
+    fn user(&self, call: &Call) -> Result<Arc<User>> {
         self.users.by_name(call.user.as_deref().unwrap_or_default())
     }
 
-    /// Reads the body into a spool.
-    fn receive(&self, call: &Call, request: &mut Request, log: &mut AccessLog) -> Result<Spool> {
-        let dir = match call.user {
-            Some(_) => &self.user(call)?.dir,
-            None => &self.config.base,
+    /// Admits a request and reads its body into a spool.
+    fn receive(&self, method: Method, request: &mut Request, log: &mut AccessLog) -> Result<(Call, Spool)> {
+        let (call, mut body) = self.admit(method, request, log)?;
+        let (spool, received) = match body.take_spool() {
+            Some(spooled) => spooled,
+            None => {
+                let ration = self.ration(method, call.user.as_deref())?;
+                let mut spool = self.spool(method, call.user.as_deref())?;
+                let mut sink = Rationed::new(&mut spool, ration.as_ref());
+                let sink_error = ration::error_of(Error::io("writing", "spooled request".as_ref()));
+                let received = body.read_into(&mut sink, sink_error)?;
+                (spool, received)
+            }
         };
-        let mut spool = match call.method {
-            Method::UploadChanges => self.user(call)?.media.spool(),
-            _ => Spool::new(dir),
-        };
-        let caps: Caps = call.method.caps(&self.config);
-        let received =
-            body::receive(request.body(), caps, &mut spool, Error::io("spooling a request in", dir))?;
         log.received(received);
-        Ok(spool)
+        Ok((call, spool))
+    }
+
+    /// A spool for what this user sends.
+    fn spool(&self, method: Method, user: Option<&str>) -> Result<Spool> {
+        Ok(match user.map(|name| self.users.by_name(name)).transpose()? {
+            Some(user) if method == Method::UploadChanges => user.media.spool(),
+            Some(user) => Spool::new(&user.dir),
+            None => Spool::new(&self.config.base),
+        })
     }
 
     /// Runs a step and sends its JSON, with signs of life if that takes long.
     fn reply(&self, call: &Call, mut body: Spool, responder: Responder, log: &mut AccessLog) -> Result<()> {
         let mut waiting = WaitingReply::new(responder, call.packing());
-        // JSON may begin with white space.
+        let sign: &[u8] = match call.packing() {
+            // JSON may begin with white space.
+            Packing::Zstd => b" ",
+            // Old clients take the answer to the letter, so the head is all that can go ahead.
+            Packing::Plain => b"",
+        };
         let outcome = patience::wait_for(
             || self.step(call, &mut body),
             |_| {
-                waiting.sign_of_life(b" ");
+                waiting.sign_of_life(sign);
             },
         );
         drop(body);
@@ -187,11 +197,7 @@ impl App {
                 log.sent(send(&mut answer.json, waiting)?);
                 Ok(())
             }
-            Err(err) => match waiting.into_responder() {
-                Some(responder) => respond_with(responder, err),
-                // The status is out already: a broken reply is what is left to say.
-                None => Err(err),
-            },
+            Err(err) => give_up(waiting, err),
         }
     }
 
@@ -227,6 +233,14 @@ fn send(json: &mut Spool, waiting: WaitingReply) -> Result<u64> {
 
 fn refuse(request: Request, err: Error) -> Result<()> {
     respond_with(request.into_responder(), err)
+}
+
+/// Answers with the status of an error, if none is out already: then a broken reply is what is left to say.
+fn give_up(waiting: WaitingReply, err: Error) -> Result<()> {
+    match waiting.into_responder() {
+        Some(responder) => respond_with(responder, err),
+        None => Err(err),
+    }
 }
 
 /// Answers with the status of an error, and passes the error on to the log. Clients never show the text.

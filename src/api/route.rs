@@ -101,6 +101,10 @@ impl Route {
             ["health"] => Route::Page(Page::Health),
             ["sync", name] => Route::named(METHODS, name),
             ["msync", name] => Route::named(MEDIA_METHODS, name),
+            // AnkiDroid 2.12 to 2.15 with the bare host as its address for media.
+            [name] if MEDIA_METHODS.iter().any(|(known, _)| *known == name) => {
+                Route::named(MEDIA_METHODS, name)
+            }
             ["sync" | "msync", ..] => Route::UnknownMethod,
             _ => Route::Unknown,
         }
@@ -150,12 +154,17 @@ const BESIDE_LARGEST_FILE_BYTES: u64 = 4 * 1024 * 1024;
 /// Whether a path asks for a transfer that may take minutes. The guard keeps slots free for the others.
 pub fn is_bulk(path: &str) -> bool {
     const BULK: [&str; 4] = ["upload", "download", "uploadChanges", "downloadFiles"];
-    path.split('?')
-        .next()
-        .unwrap_or_default()
-        .rsplit('/')
-        .find(|segment| !segment.is_empty())
-        .is_some_and(|last| BULK.contains(&last))
+    BULK.contains(&last_segment(path))
+}
+
+/// Whether a path asks for a login. The guard lets few of them in at a time.
+pub fn is_login(path: &str) -> bool {
+    last_segment(path) == "hostKey"
+}
+
+fn last_segment(path: &str) -> &str {
+    let path = path.split('?').next().unwrap_or_default();
+    path.rsplit('/').find(|segment| !segment.is_empty()).unwrap_or_default()
 }
 
 #[cfg(test)]
@@ -180,6 +189,10 @@ mod tests {
             ("/sync/begin", "", Route::UnknownMethod),
             ("/msync/meta", "", Route::UnknownMethod),
             ("/msync/nothing", "", Route::UnknownMethod),
+            ("/begin", "", Route::Sync(Method::MediaBegin)),
+            ("//mediaSanity/", "anki", Route::Sync(Method::MediaSanity)),
+            ("/anki/uploadChanges", "anki", Route::Sync(Method::UploadChanges)),
+            ("/meta", "", Route::Unknown),
             ("/anki/sync/meta", "", Route::Unknown),
             ("/favicon.ico", "", Route::Unknown),
         ];
@@ -189,11 +202,17 @@ mod tests {
     }
 
     #[test]
+    fn logins_are_known_by_their_paths() {
+        assert!(is_login("/sync/hostKey") && is_login("//anki/sync/hostKey/?x=y") && !is_login("/hostKeys"));
+    }
+
+    #[test]
     fn bulk_transfers_are_known_by_their_paths() {
         for (path, bulk) in
             [("/sync/upload", true), ("/x//sync/download/", true), ("/sync/uploads", false), ("/", false)]
         {
             assert_eq!(is_bulk(path), bulk, "{path}");
+            assert!(!is_login(path), "{path}");
         }
     }
 }

@@ -5,12 +5,13 @@ use std::io::Write;
 use rusqlite::{Connection, OptionalExtension, Row, Statement, params};
 use serde_json::value::RawValue;
 
+use super::chunk::int;
 use super::start::spooling;
-use super::{Collection, Range};
+use super::{Collection, Range, untranslatable};
 use crate::clock;
 use crate::error::{Error, Result};
 use crate::text::tag;
-use crate::translate::{self, DeckConfigRow, DeckRow, FieldRow, NotetypeRow, Refused, TemplateRow};
+use crate::translate::{DeckConfigRow, DeckRow, FieldRow, NotetypeRow, Refused, TemplateRow};
 use crate::wire::Source;
 use crate::wire::changes::{self, ChangeSink};
 
@@ -21,7 +22,7 @@ impl Collection {
     /// Writes what the client has not seen, and the config if the server's is the newer one. Must run before the
     /// client's own changes are applied.
     pub fn write_changes(&self, unseen: Range, with_config: bool, out: &mut impl Write) -> Result<()> {
-        let mut objects = ObjectWriter { out, json: Vec::new() };
+        let mut objects = ObjectWriter::list(out);
         objects.raw("{\"models\":[")?;
         self.write_notetypes(unseen, &mut objects)?;
         objects.raw("],\"decks\":[[")?;
@@ -40,7 +41,7 @@ impl Collection {
         objects.raw("}")
     }
 
-    fn write_notetypes(&self, unseen: Range, out: &mut ObjectWriter<impl Write>) -> Result<()> {
+    pub(super) fn write_notetypes(&self, unseen: Range, out: &mut ObjectWriter<impl Write>) -> Result<()> {
         let mut children = NotetypeChildren::new(&self.db)?;
         let mut select = self.db.prepare(
             &format!("SELECT id, name, mtime_secs, usn, config FROM notetypes WHERE usn BETWEEN ?1 AND ?2 {RENAMED_FIRST}"),
@@ -49,13 +50,13 @@ impl Collection {
         let mut first = true;
         while let Some(row) = rows.next()? {
             let notetype = children.complete(row)?;
-            out.object(&mut first, |json| notetype.write_json(json))
+            out.object(&mut first, notetype.id, |json| notetype.write_json(json))
                 .map_err(unreadable("notetype", notetype.id))?;
         }
         Ok(())
     }
 
-    fn write_decks(&self, unseen: Range, out: &mut ObjectWriter<impl Write>) -> Result<()> {
+    pub(super) fn write_decks(&self, unseen: Range, out: &mut ObjectWriter<impl Write>) -> Result<()> {
         let mut select = self.db.prepare(
             &format!("SELECT id, name, mtime_secs, usn, common, kind FROM decks WHERE usn BETWEEN ?1 AND ?2 {RENAMED_FIRST}"),
         )?;
@@ -63,12 +64,13 @@ impl Collection {
         let mut first = true;
         while let Some(row) = rows.next()? {
             let deck = deck_row(row)?;
-            out.object(&mut first, |json| deck.write_json(json)).map_err(unreadable("deck", deck.id))?;
+            out.object(&mut first, deck.id, |json| deck.write_json(json))
+                .map_err(unreadable("deck", deck.id))?;
         }
         Ok(())
     }
 
-    fn write_deck_configs(&self, unseen: Range, out: &mut ObjectWriter<impl Write>) -> Result<()> {
+    pub(super) fn write_deck_configs(&self, unseen: Range, out: &mut ObjectWriter<impl Write>) -> Result<()> {
         let mut select = self.db.prepare(
             "SELECT id, name, mtime_secs, usn, config FROM deck_config WHERE usn BETWEEN ?1 AND ?2 ORDER BY id",
         )?;
@@ -76,25 +78,28 @@ impl Collection {
         let mut first = true;
         while let Some(row) = rows.next()? {
             let config = deck_config_row(row)?;
-            out.object(&mut first, |json| config.write_json(json))
+            out.object(&mut first, config.id, |json| config.write_json(json))
                 .map_err(unreadable("deck options", config.id))?;
         }
         Ok(())
     }
 
-    fn write_tags(&self, unseen: Range, out: &mut ObjectWriter<impl Write>) -> Result<()> {
-        let mut select = self.db.prepare("SELECT tag FROM tags WHERE usn BETWEEN ?1 AND ?2")?;
+    pub(super) fn write_tags(&self, unseen: Range, out: &mut ObjectWriter<impl Write>) -> Result<()> {
+        let mut select = self.db.prepare("SELECT tag, usn FROM tags WHERE usn BETWEEN ?1 AND ?2")?;
         let mut rows = select.query([unseen.from, unseen.to])?;
         let mut first = true;
         while let Some(row) = rows.next()? {
             let name = row.get_ref(0)?.as_str().unwrap_or_default();
             out.separate(&mut first)?;
             serde_json::to_writer(&mut out.out, name).map_err(|err| spooling(err.into()))?;
+            if out.is_map {
+                out.raw(&format!(":{}", int(row, 1)? as i32))?;
+            }
         }
         Ok(())
     }
 
-    fn write_config(&self, out: &mut ObjectWriter<impl Write>) -> Result<()> {
+    pub(super) fn write_config(&self, out: &mut ObjectWriter<impl Write>) -> Result<()> {
         let mut select = self.db.prepare("SELECT KEY, val FROM config")?;
         let mut rows = select.query([])?;
         let mut first = true;
@@ -138,7 +143,7 @@ impl Collection {
 
     /// Reads every object as a sync would send it, so that an upload that no device could read is refused at once.
     pub(super) fn check_objects(&self) -> Result<()> {
-        let mut nowhere = ObjectWriter { out: std::io::sink(), json: Vec::new() };
+        let mut nowhere = ObjectWriter::list(std::io::sink());
         let everything = Range { from: i32::MIN, to: i32::MAX };
         self.write_notetypes(everything, &mut nowhere)?;
         self.write_decks(everything, &mut nowhere)?;
@@ -160,14 +165,25 @@ enum WriteError {
     Spool(Error),
 }
 
-/// Writes a list of objects through a buffer that holds one of them.
-struct ObjectWriter<W> {
+/// Writes a list of objects, or a map of them by id, through a buffer that holds one of them.
+pub(super) struct ObjectWriter<W> {
     out: W,
     json: Vec<u8>,
+    is_map: bool,
 }
 
 impl<W: Write> ObjectWriter<W> {
-    fn raw(&mut self, text: &str) -> Result<()> {
+    /// As on the wire: objects in a list, and names of tags.
+    pub(super) fn list(out: W) -> ObjectWriter<W> {
+        ObjectWriter { out, json: Vec::new(), is_map: false }
+    }
+
+    /// As in the columns of schema 11: each object behind its id, and each tag before its usn.
+    pub(super) fn map(out: W) -> ObjectWriter<W> {
+        ObjectWriter { is_map: true, ..ObjectWriter::list(out) }
+    }
+
+    pub(super) fn raw(&mut self, text: &str) -> Result<()> {
         self.out.write_all(text.as_bytes()).map_err(spooling)
     }
 
@@ -181,11 +197,15 @@ impl<W: Write> ObjectWriter<W> {
     fn object(
         &mut self,
         first: &mut bool,
+        id: i64,
         write: impl FnOnce(&mut Vec<u8>) -> std::result::Result<(), Refused>,
     ) -> std::result::Result<(), WriteError> {
         self.json.clear();
         write(&mut self.json).map_err(WriteError::Object)?;
         self.separate(first).map_err(WriteError::Spool)?;
+        if self.is_map {
+            self.raw(&format!("\"{id}\":")).map_err(WriteError::Spool)?;
+        }
         self.out.write_all(&self.json).map_err(|err| WriteError::Spool(spooling(err)))
     }
 }
@@ -337,30 +357,6 @@ impl Merge<'_> {
         )))
     }
 
-    fn write_notetype(&self, row: &NotetypeRow) -> Result<()> {
-        self.db.execute(
-            "INSERT INTO notetypes (id, name, mtime_secs, usn, config) VALUES (?1, ?2, ?3, ?4, ?5)
-             ON CONFLICT (id) DO UPDATE SET name = excluded.name, mtime_secs = excluded.mtime_secs,
-               usn = excluded.usn, config = excluded.config",
-            params![row.id, row.name, row.mtime_secs, self.server_usn, row.config],
-        )?;
-        self.db.execute("DELETE FROM fields WHERE ntid = ?1", [row.id])?;
-        self.db.execute("DELETE FROM templates WHERE ntid = ?1", [row.id])?;
-        let mut put =
-            self.db.prepare("INSERT INTO fields (ntid, ord, name, config) VALUES (?1, ?2, ?3, ?4)")?;
-        for (ord, field) in row.fields.iter().enumerate() {
-            put.execute(params![row.id, ord as i64, field.name, field.config])?;
-        }
-        let mut put = self.db.prepare(
-            "INSERT INTO templates (ntid, ord, name, mtime_secs, usn, config) VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
-        )?;
-        for (ord, template) in row.templates.iter().enumerate() {
-            let TemplateRow { name, mtime_secs, usn, config } = template;
-            put.execute(params![row.id, ord as i64, name, mtime_secs, usn, config])?;
-        }
-        Ok(())
-    }
-
     /// The spelling that an existing tag above this one asks for, or the name as it is.
     fn under_existing_parent(&self, name: String) -> Result<String> {
         let mut parent = name.as_str();
@@ -378,45 +374,84 @@ impl Merge<'_> {
     }
 }
 
+/// Writes a notetype in place of the one with its id.
+pub(super) fn put_notetype(db: &Connection, row: &NotetypeRow) -> Result<()> {
+    db.execute(
+        "INSERT INTO notetypes (id, name, mtime_secs, usn, config) VALUES (?1, ?2, ?3, ?4, ?5)
+         ON CONFLICT (id) DO UPDATE SET name = excluded.name, mtime_secs = excluded.mtime_secs,
+           usn = excluded.usn, config = excluded.config",
+        params![row.id, row.name, row.mtime_secs, row.usn, row.config],
+    )?;
+    db.execute("DELETE FROM fields WHERE ntid = ?1", [row.id])?;
+    db.execute("DELETE FROM templates WHERE ntid = ?1", [row.id])?;
+    let mut put = db.prepare("INSERT INTO fields (ntid, ord, name, config) VALUES (?1, ?2, ?3, ?4)")?;
+    for (ord, field) in row.fields.iter().enumerate() {
+        put.execute(params![row.id, ord as i64, field.name, field.config])?;
+    }
+    let mut put = db.prepare(
+        "INSERT INTO templates (ntid, ord, name, mtime_secs, usn, config) VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
+    )?;
+    for (ord, template) in row.templates.iter().enumerate() {
+        let TemplateRow { name, mtime_secs, usn, config } = template;
+        put.execute(params![row.id, ord as i64, name, mtime_secs, usn, config])?;
+    }
+    Ok(())
+}
+
+/// Writes a deck in place of the one with its id.
+pub(super) fn put_deck(db: &Connection, row: &DeckRow) -> Result<()> {
+    db.execute(
+        "INSERT INTO decks (id, name, mtime_secs, usn, common, kind) VALUES (?1, ?2, ?3, ?4, ?5, ?6)
+         ON CONFLICT (id) DO UPDATE SET name = excluded.name, mtime_secs = excluded.mtime_secs,
+           usn = excluded.usn, common = excluded.common, kind = excluded.kind",
+        params![row.id, row.name, row.mtime_secs, row.usn, row.common, row.kind],
+    )?;
+    Ok(())
+}
+
+/// Writes deck options in place of those with their id.
+pub(super) fn put_deck_config(db: &Connection, row: &DeckConfigRow) -> Result<()> {
+    db.execute(
+        "INSERT INTO deck_config (id, name, mtime_secs, usn, config) VALUES (?1, ?2, ?3, ?4, ?5)
+         ON CONFLICT (id) DO UPDATE SET name = excluded.name, mtime_secs = excluded.mtime_secs,
+           usn = excluded.usn, config = excluded.config",
+        params![row.id, row.name, row.mtime_secs, row.usn, row.config],
+    )?;
+    Ok(())
+}
+
 impl ChangeSink for Merge<'_> {
     fn notetype(&mut self, json: &str) -> Result<()> {
-        let row = NotetypeRow::from_json(json).map_err(refused("notetype"))?;
+        let mut row = NotetypeRow::from_json(json).map_err(untranslatable)?;
         check_id("notetype", row.id)?;
         if !self.is_news("notetypes", row.id, row.mtime_secs)? {
             return Ok(());
         }
         self.check_same_shape(&row)?;
         self.free_name(Named::Notetypes, row.id, &row.name)?;
-        self.write_notetype(&row).map_err(clash)
+        row.usn = self.server_usn;
+        put_notetype(self.db, &row).map_err(clash)
     }
 
     fn deck(&mut self, json: &str) -> Result<()> {
-        let row = DeckRow::from_json(json).map_err(refused("deck"))?;
+        let mut row = DeckRow::from_json(json).map_err(untranslatable)?;
         check_id("deck", row.id)?;
         if !self.is_news("decks", row.id, row.mtime_secs)? {
             return Ok(());
         }
         self.free_name(Named::Decks, row.id, &row.name)?;
-        self.db.execute(
-            "INSERT INTO decks (id, name, mtime_secs, usn, common, kind) VALUES (?1, ?2, ?3, ?4, ?5, ?6)
-             ON CONFLICT (id) DO UPDATE SET name = excluded.name, mtime_secs = excluded.mtime_secs,
-               usn = excluded.usn, common = excluded.common, kind = excluded.kind",
-            params![row.id, row.name, row.mtime_secs, self.server_usn, row.common, row.kind],
-        )?;
-        Ok(())
+        row.usn = self.server_usn;
+        put_deck(self.db, &row)
     }
 
     fn deck_config(&mut self, json: &str) -> Result<()> {
-        let row = DeckConfigRow::from_json(json).map_err(refused("deck options"))?;
+        let mut row = DeckConfigRow::from_json(json).map_err(untranslatable)?;
         check_id("deck options", row.id)?;
         if !self.is_news("deck_config", row.id, row.mtime_secs)? {
             return Ok(());
         }
-        self.db.execute(
-            "INSERT OR REPLACE INTO deck_config (id, name, mtime_secs, usn, config) VALUES (?1, ?2, ?3, ?4, ?5)",
-            params![row.id, row.name, row.mtime_secs, self.server_usn, row.config],
-        )?;
-        Ok(())
+        row.usn = self.server_usn;
+        put_deck_config(self.db, &row)
     }
 
     fn tag(&mut self, name: &str) -> Result<()> {
@@ -449,10 +484,6 @@ impl ChangeSink for Merge<'_> {
         self.db.execute("UPDATE col SET crt = ?1", [stamp])?;
         Ok(())
     }
-}
-
-fn refused(what: &'static str) -> impl FnOnce(translate::Refused) -> Error {
-    move |Refused(reason)| Error::Refused(format!("{what}: {reason}"))
 }
 
 fn check_id(what: &str, id: i64) -> Result<()> {

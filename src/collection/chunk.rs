@@ -201,7 +201,7 @@ fn is_full(counts: RowCounts, out: &impl CountedWrite) -> bool {
 fn write_row(table: Table, row: &Row<'_>, out: &mut impl Write) -> Result<()> {
     match table {
         Table::Revlog => chunk::write_revlog(out, &Revlog { ints: Revlog::fit(ints(row)?) }),
-        Table::Cards => chunk::write_card(out, &Card::fit(ints(row)?), text(row, CARD_INTS)?),
+        Table::Cards => chunk::write_card(out, &Card::fit(ints(row)?), card_data(row)),
         Table::Notes => chunk::write_note(
             out,
             [int(row, 0)?, int(row, 2)?, int(row, 3)?, int(row, 4)?],
@@ -212,7 +212,7 @@ fn write_row(table: Table, row: &Row<'_>, out: &mut impl Write) -> Result<()> {
 }
 
 /// A number as clients of every age left it in the file: REAL is cut, anything else is 0 (collection-format.md 15).
-fn int(row: &Row<'_>, column: usize) -> rusqlite::Result<i64> {
+pub(super) fn int(row: &Row<'_>, column: usize) -> rusqlite::Result<i64> {
     Ok(match row.get_ref(column)? {
         ValueRef::Integer(value) => value,
         ValueRef::Real(value) => value as i64,
@@ -237,7 +237,15 @@ fn text<'r>(row: &'r Row<'_>, column: usize) -> Result<&'r str> {
     }
 }
 
+/// The last column of cards: what is not text counts as empty (collection-format.md 15).
+fn card_data<'r>(row: &'r Row<'_>) -> &'r str {
+    text(row, CARD_INTS).unwrap_or_default()
+}
+
 /// Merges a client's rows.
+///
+/// New rows are inserted and known ones updated. `INSERT OR REPLACE` would do for both, but SQLite copies every page that
+/// such a statement touches to a file, to be able to take it back.
 struct Merge<'c, 's> {
     db: &'c Connection,
     client_usn: i32,
@@ -245,9 +253,11 @@ struct Merge<'c, 's> {
     shapes: &'s mut NotetypeShapes,
     add_revlog: Statement<'c>,
     our_card: Statement<'c>,
-    put_card: Statement<'c>,
+    add_card: Statement<'c>,
+    update_card: Statement<'c>,
     our_note: Statement<'c>,
-    put_note: Statement<'c>,
+    add_note: Statement<'c>,
+    update_note: Statement<'c>,
     counts: RowCounts,
 }
 
@@ -266,13 +276,21 @@ impl<'c, 's> Merge<'c, 's> {
             add_revlog: db
                 .prepare("INSERT OR IGNORE INTO revlog VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)")?,
             our_card: db.prepare("SELECT usn, mod FROM cards WHERE id = ?1")?,
-            put_card: db.prepare(
-                "INSERT OR REPLACE INTO cards VALUES
+            add_card: db.prepare(
+                "INSERT INTO cards VALUES
                  (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18)",
             )?,
+            update_card: db.prepare(
+                "UPDATE cards SET nid = ?2, did = ?3, ord = ?4, mod = ?5, usn = ?6, type = ?7, queue = ?8, due = ?9,
+                 ivl = ?10, factor = ?11, reps = ?12, lapses = ?13, left = ?14, odue = ?15, odid = ?16, flags = ?17,
+                 data = ?18 WHERE id = ?1",
+            )?,
             our_note: db.prepare("SELECT usn, mod FROM notes WHERE id = ?1")?,
-            put_note: db
-                .prepare("INSERT OR REPLACE INTO notes VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, 0, '')")?,
+            add_note: db.prepare("INSERT INTO notes VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, 0, '')")?,
+            update_note: db.prepare(
+                "UPDATE notes SET guid = ?2, mid = ?3, mod = ?4, usn = ?5, tags = ?6, flds = ?7, sfld = ?8, csum = ?9,
+                 flags = 0, data = '' WHERE id = ?1",
+            )?,
             counts: RowCounts::default(),
         })
     }
@@ -300,14 +318,27 @@ impl<'c, 's> Merge<'c, 's> {
     }
 }
 
-/// Whether an incoming row replaces ours: always if ours did not change since the client's last sync, else only if it
-/// is newer. On a tie ours stays.
-fn is_news(ours: &mut Statement<'_>, id: i64, modified: i64, client_usn: i32) -> Result<bool> {
+/// What an incoming row is to ours of the same id.
+enum Incoming {
+    /// We have none.
+    New,
+    /// It takes the place of ours.
+    News,
+    /// Ours stays.
+    Old,
+}
+
+/// An incoming row replaces ours always if ours did not change since the client's last sync, else only if it is newer. On
+/// a tie ours stays.
+fn incoming(ours: &mut Statement<'_>, id: i64, modified: i64, client_usn: i32) -> Result<Incoming> {
     let ours = ours.query_row([id], |row| Ok((int(row, 0)?, int(row, 1)?))).optional()?;
-    Ok(ours.is_none_or(|(usn, ours_modified)| {
-        let changed_since = if client_usn == -1 { usn == -1 } else { usn >= client_usn.into() };
-        !changed_since || ours_modified < modified
-    }))
+    Ok(match ours {
+        None => Incoming::New,
+        Some((usn, ours_modified)) => {
+            let changed_since = if client_usn == -1 { usn == -1 } else { usn >= client_usn.into() };
+            if !changed_since || ours_modified < modified { Incoming::News } else { Incoming::Old }
+        }
+    })
 }
 
 impl RowSink for Merge<'_, '_> {
@@ -320,15 +351,18 @@ impl RowSink for Merge<'_, '_> {
 
     fn card(&mut self, mut row: Card) -> Result<()> {
         self.counts.cards += 1;
-        if !is_news(&mut self.our_card, row.ints[Card::ID], row.ints[Card::MODIFIED], self.client_usn)? {
-            return Ok(());
-        }
+        let (id, modified) = (row.ints[Card::ID], row.ints[Card::MODIFIED]);
+        let put = match incoming(&mut self.our_card, id, modified, self.client_usn)? {
+            Incoming::New => &mut self.add_card,
+            Incoming::News => &mut self.update_card,
+            Incoming::Old => return Ok(()),
+        };
         row.ints[Card::USN] = self.server_usn.into();
         for (i, value) in row.ints.iter().enumerate() {
-            self.put_card.raw_bind_parameter(i + 1, value)?;
+            put.raw_bind_parameter(i + 1, value)?;
         }
-        self.put_card.raw_bind_parameter(CARD_INTS + 1, &row.data)?;
-        self.put_card.raw_execute()?;
+        put.raw_bind_parameter(CARD_INTS + 1, &row.data)?;
+        put.raw_execute()?;
         Ok(())
     }
 
@@ -341,10 +375,12 @@ impl RowSink for Merge<'_, '_> {
                 row.id, wrong.found, wrong.expected
             ))
         })?;
-        if !is_news(&mut self.our_note, row.id, row.modified, self.client_usn)? {
-            return Ok(());
-        }
-        self.put_note.execute(params![
+        let put = match incoming(&mut self.our_note, row.id, row.modified, self.client_usn)? {
+            Incoming::New => &mut self.add_note,
+            Incoming::News => &mut self.update_note,
+            Incoming::Old => return Ok(()),
+        };
+        put.execute(params![
             row.id,
             row.guid,
             row.notetype_id,

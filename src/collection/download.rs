@@ -25,10 +25,16 @@ pub struct Snapshot {
 impl Snapshot {
     /// Opens a snapshot of the last committed state.
     pub fn open(path: &Path) -> Result<Snapshot> {
+        let snapshot = Snapshot::open_any(path)?;
+        snapshot.collection.check_schema()?;
+        Ok(snapshot)
+    }
+
+    /// Opens a snapshot of a file that may be of an old schema.
+    pub(super) fn open_any(path: &Path) -> Result<Snapshot> {
         let collection = Collection::connect(path, OpenFlags::SQLITE_OPEN_READ_WRITE, SCAN_CACHE_KIB)?;
         // Without WAL this reader would keep the other device's sync from committing.
         collection.db.execute_batch("PRAGMA journal_mode = WAL; BEGIN")?;
-        collection.check_schema()?;
         let pragma =
             |name: &str| collection.db.query_row(&format!("PRAGMA {name}"), [], |row| row.get::<_, i64>(0));
         let bytes = pragma("page_count")? as u64 * pragma("page_size")? as u64;
@@ -65,6 +71,14 @@ impl Snapshot {
 }
 
 impl Snapshot {
+    /// Writes the file to another one, of this path.
+    pub(super) fn copy_to(&self, out: &mut impl Write, path: &Path) -> Result<()> {
+        self.write_to(out).map_err(|err| match err {
+            Error::Disconnected(err) => Error::Io("writing", path.to_owned(), err),
+            other => other,
+        })
+    }
+
     /// Ends the snapshot. SQLite removes side files by their names when the last connection closes; of a collection
     /// that was moved, those names belong to the one that took its place.
     pub fn close(self, is_moved: bool) {

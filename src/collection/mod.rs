@@ -9,27 +9,35 @@
 
 mod changes;
 mod chunk;
+pub mod downgrade;
 pub mod download;
 mod graves;
 mod new;
 pub mod replace;
+pub mod restore;
 mod sanity;
 pub mod schema;
+mod size;
 mod start;
+mod unfit;
+mod upgrade;
 pub mod upload;
 
 use std::path::Path;
 use std::time::Duration;
 
 use rusqlite::config::DbConfig;
+use rusqlite::limits::Limit;
 use rusqlite::{Connection, OpenFlags, OptionalExtension, Row};
 
 use crate::dbfile::{has_side_files, immutable_uri};
 use crate::error::{Error, Result};
 use crate::text::unicase;
+use crate::translate::Refused;
 
 pub use chunk::{ChunkCursor, NotetypeShapes};
 pub use new::create as create_new;
+pub use upload::upgraded_copy;
 
 /// The name of the collection in a user's folder, as on the official server.
 pub const FILE_NAME: &str = "collection.anki2";
@@ -44,9 +52,30 @@ const CACHE_KIB: i64 = 1024;
 /// Page cache of a connection that reads from end to end, in KiB: nothing is read twice.
 const SCAN_CACHE_KIB: i64 = 256;
 
+/// What SQLite counts of a row beside its texts and blobs. Also the least that it can work with.
+const ROW_OVERHEAD_BYTES: u64 = 64 * 1024;
+
 /// An open collection file.
 pub struct Collection {
     db: Connection,
+}
+
+/// Whether the SQLite in this binary can do what downloads need. Its build settings come from `.cargo/config.toml`,
+/// which a variable of the same name in the environment of the build overrides.
+pub fn check_sqlite() -> Result<()> {
+    let used = Connection::open_in_memory()?.query_row(
+        "SELECT sqlite_compileoption_used('ENABLE_DBPAGE_VTAB')",
+        [],
+        |row| row.get::<_, bool>(0),
+    )?;
+    match used {
+        true => Ok(()),
+        false => Err(Error::Broken(
+            "this binary was built with another LIBSQLITE3_FLAGS than that of .cargo/config.toml, and could not serve \
+             downloads: build it again without that variable"
+                .to_owned(),
+        )),
+    }
 }
 
 /// The stamps that decide what kind of sync there is to do (sync-protocol.md 6.2).
@@ -151,9 +180,23 @@ impl Collection {
         Ok(Collection { db })
     }
 
+    /// Refuses to read or write rows that are longer than what a client may send of one, whatever the file holds.
+    pub fn limit_rows(&self, max_row_bytes: u64) -> Result<()> {
+        // The row of a note holds its sort field twice.
+        self.limit_values(max_row_bytes.saturating_mul(2))
+    }
+
+    /// Refuses to read values that are longer, and to write rows that are.
+    fn limit_values(&self, max_bytes: u64) -> Result<()> {
+        let max = i32::try_from(max_bytes.saturating_add(ROW_OVERHEAD_BYTES)).unwrap_or(i32::MAX);
+        self.db.set_limit(Limit::SQLITE_LIMIT_LENGTH, max)?;
+        Ok(())
+    }
+
     fn check_schema(&self) -> Result<()> {
         match self.db.query_row("SELECT ver FROM col", [], |row| row.get::<_, i64>(0))? {
             SCHEMA_VERSION => Ok(()),
+            old if upgrade::is_old(old) => Err(Error::OldSchema(old)),
             other => Err(Error::Broken(format!(
                 "the collection has schema {other}; ankipi keeps schema {SCHEMA_VERSION}"
             ))),
@@ -165,6 +208,12 @@ impl Collection {
         let read =
             |row: &Row<'_>| Ok(Stamps { modified: row.get(0)?, schema: row.get(1)?, usn: row.get(2)? });
         Ok(self.db.query_row("SELECT mod, scm, usn FROM col", [], read)?)
+    }
+
+    /// How many notes and cards there are.
+    pub fn counts(&self) -> Result<(u64, u64)> {
+        let read = |row: &Row<'_>| Ok((row.get::<_, i64>(0)? as u64, row.get::<_, i64>(1)? as u64));
+        Ok(self.db.query_row("SELECT (SELECT count() FROM notes), (SELECT count() FROM cards)", [], read)?)
     }
 
     /// What `meta` tells (collection-format.md 12.1).
@@ -204,4 +253,9 @@ impl Collection {
     pub fn commit(&self) -> Result<()> {
         Ok(self.db.execute_batch("COMMIT")?)
     }
+}
+
+/// An object that cannot be translated: the reason says which.
+fn untranslatable(Refused(reason): Refused) -> Error {
+    Error::Refused(reason)
 }

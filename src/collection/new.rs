@@ -55,7 +55,9 @@ fn fill(path: &Path) -> Result<()> {
     let collection = Collection::prepare(Connection::open_with_flags(path, flags)?, SCAN_CACHE_KIB)?;
     let db = &collection.db;
     db.execute_batch("PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF; BEGIN")?;
-    db.execute_batch(schema::CREATE_TABLES)?;
+    for (table, _) in schema::TABLES {
+        db.execute_batch(schema::create_table_sql(table))?;
+    }
     for index in schema::INDEXES {
         db.execute_batch(&index.create_sql())?;
     }
@@ -81,6 +83,6 @@ mod tests {
         let meta = Collection::open_to_read(&path).unwrap().meta().unwrap();
         assert!(meta.is_empty && !meta.needs_v2_scheduler && !meta.needs_timezones);
         assert_eq!((meta.stamps.modified, meta.stamps.usn), (0, 0));
-        super::super::upload::check(&path).unwrap().unwrap();
+        super::super::upload::check(&path, 1 << 20).unwrap().unwrap();
     }
 }

@@ -17,19 +17,29 @@ const BACKUPS: &str = "backups";
 /// The name under which uploads arrive, before they are checked.
 const UPLOAD_PREFIX: &str = "collection.anki2.upload-";
 
+/// The name under which a copy for an old client is made.
+const OLD_COPY_PREFIX: &str = "collection.anki2.schema11-";
+
 /// A checked upload on its way into place.
 const CHECKED: &str = "collection.anki2.new";
 
 /// Files that SQLite keeps beside a collection while it is open or after a crash.
-const SIDE_SUFFIXES: [&str; 3] = ["-wal", "-shm", "-journal"];
+pub(super) const SIDE_SUFFIXES: [&str; 3] = ["-wal", "-shm", "-journal"];
 
 /// Where the upload of this number goes.
 pub fn upload_path(dir: &Path, number: u32) -> PathBuf {
     dir.join(format!("{UPLOAD_PREFIX}{number}"))
 }
 
+/// Where the copy of this number for an old client is made.
+pub fn old_copy_path(dir: &Path, number: u32) -> PathBuf {
+    dir.join(format!("{OLD_COPY_PREFIX}{number}"))
+}
+
 /// Replaces the collection in `dir` by a checked and synced file, and keeps the newest `keep` of those it replaced.
 /// Only snapshots may have the old one open; they go on reading it where it goes, and its side files go with it.
+///
+/// An error means that the old collection is in place, but for `Unconfirmed`.
 pub fn replace(dir: &Path, checked: &Path, keep: usize) -> Result<()> {
     let (current, next) = (dir.join(FILE_NAME), dir.join(CHECKED));
     fs::rename(checked, &next).map_err(Error::io("renaming", checked))?;
@@ -37,31 +47,39 @@ pub fn replace(dir: &Path, checked: &Path, keep: usize) -> Result<()> {
     if current.exists() {
         fold_side_files(&current);
         let backup = move_to_backups(dir)?;
-        if let Err(err) = fs::rename(&next, &current) {
+        let put = sync_folder(&dir.join(BACKUPS))
+            .and_then(|()| fs::rename(&next, &current).map_err(Error::io("renaming", &next)));
+        if let Err(err) = put {
             // Back to where we were; what is in `next` goes at the next start.
             let _ = fs::rename(&backup, &current);
             let _ = move_side_files(&backup, &current);
-            return Err(Error::Io("renaming", next, err));
+            return Err(err);
         }
     } else {
         fs::rename(&next, &current).map_err(Error::io("renaming", &next))?;
     }
-    sync_folder(dir)?;
-    forget_old_backups(dir, keep)
+    sync_folder(dir).map_err(|err| Error::Unconfirmed(err.to_string()))?;
+    // The new one is in place and safe, and it would be wrong to tell the client otherwise.
+    if let Err(err) = forget_old_backups(dir, keep) {
+        log::error!("the new collection is in place, but {err}");
+    }
+    Ok(())
 }
 
 /// Brings what a WAL holds into the file, as far as no snapshot needs the state before. That the old collection is beyond reading must not stop the user
 /// from replacing it.
 fn fold_side_files(collection: &Path) {
     let folded = Collection::open(collection).and_then(|collection| collection.checkpoint());
-    if let Err(err) = folded {
-        log::warn!(
+    match folded {
+        // Of an old schema, it was folded when it was closed again.
+        Ok(()) | Err(Error::OldSchema(_)) => {}
+        Err(err) => log::warn!(
             "the collection that is being replaced cannot be read, its files are kept as they are: {err}"
-        );
+        ),
     }
 }
 
-fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
+pub(super) fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push(suffix);
     name.into()
@@ -86,21 +104,37 @@ fn backup_path(backups: &Path, number: u32) -> PathBuf {
     backups.join(format!("collection-{number:05}.anki2"))
 }
 
+/// A collection that was replaced.
+pub struct Backup {
+    /// The higher, the newer.
+    pub number: u32,
+    /// Where it is.
+    pub path: PathBuf,
+}
+
+/// The backups in a user's folder, oldest first.
+pub fn backups(dir: &Path) -> Result<Vec<Backup>> {
+    let backups = dir.join(BACKUPS);
+    if !backups.exists() {
+        return Ok(Vec::new());
+    }
+    let of_number = |number| Backup { number, path: backup_path(&backups, number) };
+    Ok(backup_numbers(&backups)?.into_iter().map(of_number).collect())
+}
+
 /// Moves the collection, with the side files that could not be folded, and returns where it is now.
 fn move_to_backups(dir: &Path) -> Result<PathBuf> {
     let (current, backups) = (dir.join(FILE_NAME), dir.join(BACKUPS));
     create_folder(&backups)?;
     let number = backup_numbers(&backups)?.last().map_or(1, |last| last + 1);
     let backup = backup_path(&backups, number);
-    for suffix in SIDE_SUFFIXES {
-        let side_file = with_suffix(&current, suffix);
-        if side_file.exists() {
-            fs::rename(&side_file, with_suffix(&backup, suffix))
-                .map_err(Error::io("renaming", &side_file))?;
-        }
+    let moved = move_side_files(&current, &backup)
+        .and_then(|()| fs::rename(&current, &backup).map_err(Error::io("renaming", &current)));
+    if let Err(err) = moved {
+        // The WAL may hold what the file alone has not.
+        let _ = move_side_files(&backup, &current);
+        return Err(err);
     }
-    fs::rename(&current, &backup).map_err(Error::io("renaming", &current))?;
-    sync_folder(&backups)?;
     Ok(backup)
 }
 
@@ -156,6 +190,7 @@ pub fn clean_up(dir: &Path) -> Result<()> {
         let name = entry.file_name();
         let name = name.to_string_lossy();
         let leftover = name.starts_with(UPLOAD_PREFIX)
+            || name.starts_with(OLD_COPY_PREFIX)
             || name.starts_with(CHECKED)
             || name.starts_with("collection.anki2.empty")
             || name.starts_with(spool::LEFTOVER_PREFIX);
@@ -205,6 +240,28 @@ mod tests {
     }
 
     #[test]
+    fn a_backup_that_cannot_go_does_not_undo_the_upload() {
+        let dir = tempfile::tempdir().unwrap();
+        // A folder is not deleted as a file is.
+        fs::create_dir_all(backup_path(&dir.path().join(BACKUPS), 1)).unwrap();
+        for n in 1..=2 {
+            let upload = collection(dir.path(), "collection.anki2.upload-7", n);
+            replace(dir.path(), &upload, 0).unwrap();
+            assert_eq!(created(&dir.path().join(FILE_NAME)), n);
+        }
+    }
+
+    #[test]
+    fn an_upload_that_cannot_take_the_place_leaves_the_old_one_there() {
+        let dir = tempfile::tempdir().unwrap();
+        collection(dir.path(), FILE_NAME, 1);
+        let upload = collection(dir.path(), "collection.anki2.upload-7", 2);
+        fs::write(dir.path().join(BACKUPS), "where a folder should be").unwrap();
+        replace(dir.path(), &upload, 3).unwrap_err();
+        assert_eq!(created(&dir.path().join(FILE_NAME)), 1);
+    }
+
+    #[test]
     fn a_commit_that_only_the_wal_holds_is_in_the_backup() {
         let dir = tempfile::tempdir().unwrap();
         let current = collection(dir.path(), FILE_NAME, 1);
@@ -227,6 +284,7 @@ mod tests {
         collection(dir.path(), CHECKED, 8);
         fs::write(dir.path().join("collection.anki2-wal"), "of the old one").unwrap();
         fs::write(dir.path().join("collection.anki2.upload-3"), "half").unwrap();
+        fs::write(dir.path().join("collection.anki2.schema11-4"), "half").unwrap();
         fs::write(dir.path().join("spool-1-1"), "half").unwrap();
         clean_up(dir.path()).unwrap();
         assert_eq!(created(&dir.path().join(FILE_NAME)), 8);

@@ -14,17 +14,14 @@ use std::path::Path;
 use rusqlite::types::ValueRef;
 use rusqlite::{Connection, OpenFlags, Row};
 
-use super::download::JOURNAL_BYTES;
-use super::schema::{INDEXES, Index, LARGE_TABLES, TABLES, TABLES_WITH_USN};
-use super::{Collection, SCAN_CACHE_KIB, SCHEMA_VERSION};
+use super::download::{JOURNAL_BYTES, Snapshot};
+use super::schema::{INDEXES, Index, LARGE_TABLES, TABLES, TABLES_WITH_USN, tables_of};
+use super::unfit::{
+    Checked, Failure, MEND, REMOVE_IT, TRY_AGAIN, UPDATE_CLIENT, UPDATE_SERVER, WHOLE_COLLECTION, refuse,
+};
+use super::{Collection, SCAN_CACHE_KIB, SCHEMA_VERSION, size, upgrade};
 use crate::error::{Error, Result};
-
-/// Why a file is refused: the end of a sentence that begins with what happened to it.
-#[derive(Debug)]
-pub struct Unfit(pub String);
-
-/// What the check of a file ends with; the outer errors are the server's own.
-pub type Verdict = std::result::Result<(), Unfit>;
+use crate::fsutil::GentleFile;
 
 /// The 16 bytes every SQLite 3 file begins with.
 const MAGIC: &[u8; 16] = b"SQLite format 3\0";
@@ -32,21 +29,40 @@ const MAGIC: &[u8; 16] = b"SQLite format 3\0";
 /// Bytes of the file header.
 const HEADER_BYTES: usize = 100;
 
-/// Checks an uploaded file and readies it for use: missing indexes are made, rows marked as pending get usn 0. The
-/// file is on disk when this returns.
-pub fn check(path: &Path) -> Result<Verdict> {
+/// What the header says of the encoding of texts in every collection.
+const UTF_8: [u8; 4] = [0, 0, 0, 1];
+
+pub use super::unfit::{Unfit, Verdict};
+
+/// Checks an uploaded file and readies it for use: old schemas are upgraded, missing indexes are made, rows marked as
+/// pending get usn 0. The file is on disk when this returns. No row or object may be longer than `max_row_bytes`.
+pub fn check(path: &Path, max_row_bytes: u64) -> Result<Verdict> {
     let file = OpenOptions::new().read(true).write(true).open(path).map_err(Error::io("opening", path))?;
     if let Err(unfit) = check_header(&file).map_err(Error::io("reading", path))? {
         return Ok(Err(unfit));
     }
     // In rollback mode while it is checked, so that SQLite makes no side files; then in WAL, as it is used.
     set_journal_bytes(&file, [1, 1]).map_err(Error::io("writing", path))?;
-    let verdict = check_contents(path)?;
-    if verdict.is_ok() {
-        set_journal_bytes(&file, [2, 2]).map_err(Error::io("writing", path))?;
-        file.sync_all().map_err(Error::io("syncing", path))?;
+    if let Err(failure) = check_contents(path, max_row_bytes) {
+        return failure.into_verdict();
     }
-    Ok(verdict)
+    set_journal_bytes(&file, [2, 2]).map_err(Error::io("writing", path))?;
+    file.sync_all().map_err(Error::io("syncing", path))?;
+    Ok(Ok(()))
+}
+
+/// Makes a checked copy in our schema of a collection that was found with an old one.
+pub fn upgraded_copy(path: &Path, copy: &Path, max_row_bytes: u64) -> Result<()> {
+    let mut file = GentleFile::create(copy)?;
+    Snapshot::open_any(path)?.copy_to(&mut file, copy)?;
+    file.into_file().sync_all().map_err(Error::io("syncing", copy))?;
+    check(copy, max_row_bytes)?.map_err(|unfit| {
+        Error::Broken(format!(
+            "{} has an old format and cannot be upgraded: {}. Upload the collection anew from a device",
+            path.display(),
+            unfit.reason
+        ))
+    })
 }
 
 fn set_journal_bytes(file: &File, bytes: [u8; 2]) -> std::io::Result<()> {
@@ -54,13 +70,14 @@ fn set_journal_bytes(file: &File, bytes: [u8; 2]) -> std::io::Result<()> {
 }
 
 fn check_header(mut file: &File) -> std::io::Result<Verdict> {
+    let unfit = |reason: &str, advice| Ok(Err(Unfit::new(reason, advice)));
     let len = file.metadata()?.len();
     let mut header = [0; HEADER_BYTES];
     if len == 0 {
-        return Ok(unfit("it is empty"));
+        return unfit("it is empty", WHOLE_COLLECTION);
     }
     if len < HEADER_BYTES as u64 || file.read_exact(&mut header).is_err() || &header[..16] != MAGIC {
-        return Ok(unfit("it is not an Anki collection (not an SQLite file)"));
+        return unfit("it is not an Anki collection (not an SQLite file)", WHOLE_COLLECTION);
     }
     let page_bytes = match u64::from(u16::from_be_bytes([header[16], header[17]])) {
         1 => 65_536,
@@ -68,69 +85,54 @@ fn check_header(mut file: &File) -> std::io::Result<Verdict> {
     };
     let pages = u64::from(u32::from_be_bytes([header[28], header[29], header[30], header[31]]));
     if len < pages * page_bytes {
-        return Ok(unfit(&format!("it is cut off: {len} of {} bytes arrived", pages * page_bytes)));
+        return unfit(&format!("it is cut off: {len} of {} bytes arrived", pages * page_bytes), TRY_AGAIN);
+    }
+    if header[56..60] != UTF_8 {
+        return unfit("its texts are not in UTF-8", WHOLE_COLLECTION);
     }
     Ok(Ok(()))
 }
 
-fn unfit(reason: &str) -> Verdict {
-    Err(Unfit(reason.to_owned()))
-}
-
-/// Errors that SQLite has with a file are the file's fault, unless they are about the disk or memory.
-fn check_contents(path: &Path) -> Result<Verdict> {
-    use rusqlite::ErrorCode::{
-        CannotOpen, DiskFull, OutOfMemory, PermissionDenied, ReadOnly, SystemIoFailure,
-    };
-    match read_contents(path) {
-        Ok(()) => Ok(Ok(())),
-        Err(Failure::Unfit(unfit)) => Ok(Err(unfit)),
-        Err(Failure::Ours(Error::Db(rusqlite::Error::SqliteFailure(code, text)))) => match code.code {
-            CannotOpen | DiskFull | OutOfMemory | PermissionDenied | ReadOnly | SystemIoFailure => {
-                Err(Error::Db(rusqlite::Error::SqliteFailure(code, text)))
-            }
-            _ => Ok(unfit(&format!("SQLite cannot read it: {}", text.unwrap_or_else(|| code.to_string())))),
-        },
-        Err(Failure::Ours(Error::Db(err))) => Ok(unfit(&format!("SQLite cannot read it: {err}"))),
-        Err(Failure::Ours(Error::Refused(reason))) => Ok(unfit(&reason)),
-        Err(Failure::Ours(err)) => Err(err),
-    }
-}
-
-enum Failure {
-    Unfit(Unfit),
-    Ours(Error),
-}
-
-impl<E: Into<Error>> From<E> for Failure {
-    fn from(err: E) -> Failure {
-        Failure::Ours(err.into())
-    }
-}
-
-fn refuse<T>(reason: impl Into<String>) -> std::result::Result<T, Failure> {
-    Err(Failure::Unfit(Unfit(reason.into())))
-}
-
-fn read_contents(path: &Path) -> std::result::Result<(), Failure> {
+fn check_contents(path: &Path, max_row_bytes: u64) -> Checked {
     let collection = Collection::connect(path, OpenFlags::SQLITE_OPEN_READ_WRITE, SCAN_CACHE_KIB)?;
+    collection.limit_values(max_row_bytes)?;
+    read_contents(&collection, max_row_bytes).or_else(|failure| match failure {
+        // SQLite gives up on a value over the limit without telling where it is.
+        Failure::Ours(Error::TooLarge(_)) => {
+            size::refuse_long_rows(&collection.db, max_row_bytes)?;
+            Err(failure)
+        }
+        failure => Err(failure),
+    })
+}
+
+fn read_contents(collection: &Collection, max_row_bytes: u64) -> Checked {
     let db = &collection.db;
     // If the power goes, the file is thrown away.
     db.execute_batch("PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF; PRAGMA locking_mode = EXCLUSIVE")?;
     check_nothing_runs(db)?;
-    check_tables(db)?;
+    let version = check_version(db)?;
+    check_tables(db, version)?;
     check_structure(db, "PRAGMA quick_check(1)")?;
     check_col(db)?;
+    if version < SCHEMA_VERSION {
+        // Before anything is read that could be too long for the upgrade.
+        size::check_small_tables(db, version, max_row_bytes)?;
+        upgrade::upgrade(db, version, max_row_bytes)?;
+    }
     for index in INDEXES {
         db.execute_batch(&index.create_sql())?;
     }
+    size::check_small_tables(db, SCHEMA_VERSION, max_row_bytes)?;
     for (table, _) in TABLES.iter().filter(|(table, _)| !LARGE_TABLES.contains(table)) {
         check_structure(db, &format!("PRAGMA integrity_check({table})"))?;
     }
     for table in LARGE_TABLES {
-        check_rows(db, table)?;
+        check_rows(db, table, max_row_bytes)?;
     }
     collection.check_objects()?;
+    // What follows writes whole rows, which were found to be within bounds.
+    collection.limit_rows(max_row_bytes)?;
     for table in TABLES_WITH_USN {
         // Otherwise every sanity check to come would fail on them.
         db.execute(&format!("UPDATE {table} SET usn = 0 WHERE usn = -1"), [])?;
@@ -139,7 +141,7 @@ fn read_contents(path: &Path) -> std::result::Result<(), Failure> {
 }
 
 /// Triggers, views and virtual tables would run inside our process.
-fn check_nothing_runs(db: &Connection) -> std::result::Result<(), Failure> {
+fn check_nothing_runs(db: &Connection) -> Checked {
     let mut select = db.prepare("SELECT type, name, ifnull(sql, '') FROM sqlite_schema")?;
     let mut rows = select.query([])?;
     while let Some(row) = rows.next()? {
@@ -147,53 +149,65 @@ fn check_nothing_runs(db: &Connection) -> std::result::Result<(), Failure> {
         let words: Vec<_> = sql.split_ascii_whitespace().take(2).map(str::to_ascii_lowercase).collect();
         let kind = if words.iter().any(|word| word == "virtual") { "virtual table".to_owned() } else { kind };
         if kind != "table" && kind != "index" {
-            return refuse(format!("it contains the {kind} '{name}', which collections must not"));
+            return refuse(format!("it contains the {kind} '{name}', which collections must not"), REMOVE_IT);
         }
     }
     Ok(())
 }
 
-fn check_tables(db: &Connection) -> std::result::Result<(), Failure> {
+pub(super) fn columns_of(db: &Connection, table: &str) -> rusqlite::Result<Vec<String>> {
     let mut select = db.prepare("SELECT name FROM pragma_table_xinfo(?1) ORDER BY cid")?;
-    let mut columns_of = |table: &str| {
-        select
-            .query_map([table], |row| row.get::<_, String>(0))
-            .and_then(Iterator::collect::<rusqlite::Result<Vec<_>>>)
-    };
-    if columns_of("col")?.is_empty() {
-        return refuse("it is not an Anki collection (no table 'col')");
+    select.query_map([table], |row| row.get(0))?.collect()
+}
+
+/// The schema version, if we know a way from it to ours.
+fn check_version(db: &Connection) -> Checked<i64> {
+    if columns_of(db, "col")?.is_empty() {
+        return refuse("it is not an Anki collection (no table 'col')", WHOLE_COLLECTION);
     }
     let version: Option<i64> = db.query_row("SELECT max(ver) FROM col", [], |row| row.get(0))?;
-    if version != Some(SCHEMA_VERSION) {
-        return refuse(format!(
-            "it has collection format {}, and this server takes format {SCHEMA_VERSION}: please update Anki on this device",
-            version.unwrap_or_default()
-        ));
+    match version {
+        Some(version) if version == SCHEMA_VERSION || upgrade::is_old(version) => Ok(version),
+        Some(version) if version > SCHEMA_VERSION => refuse(
+            format!(
+                "it has collection format {version}, which is newer than this server knows ({SCHEMA_VERSION})"
+            ),
+            UPDATE_SERVER,
+        ),
+        Some(version) => {
+            refuse(format!("it has collection format {version}, which is too old"), UPDATE_CLIENT)
+        }
+        None => refuse("its table 'col' is empty", WHOLE_COLLECTION),
     }
-    for (table, columns) in TABLES {
-        if columns_of(table)? != *columns {
-            return refuse(format!("its table '{table}' is missing or has other columns"));
+}
+
+fn check_tables(db: &Connection, version: i64) -> Checked {
+    for (table, columns) in tables_of(version) {
+        let found = columns_of(db, table)?;
+        let same = found.iter().zip(columns).all(|(found, expected)| found.eq_ignore_ascii_case(expected));
+        if !same || found.len() != columns.len() {
+            return refuse(format!("its table '{table}' is missing or has other columns"), MEND);
         }
     }
     Ok(())
 }
 
-fn check_structure(db: &Connection, pragma: &str) -> std::result::Result<(), Failure> {
+fn check_structure(db: &Connection, pragma: &str) -> Checked {
     let finding: String = db.query_row(pragma, [], |row| row.get(0))?;
     match finding.as_str() {
         "ok" => Ok(()),
-        _ => refuse(format!("it is damaged: {}", finding.replace('\n', " "))),
+        _ => refuse(format!("it is damaged: {}", finding.replace('\n', " ")), MEND),
     }
 }
 
-fn check_col(db: &Connection) -> std::result::Result<(), Failure> {
+fn check_col(db: &Connection) -> Checked {
     let whole =
         "SELECT count(*), sum(typeof(crt) = 'integer' AND typeof(mod) = 'integer' AND typeof(scm) = 'integer'
                  AND typeof(usn) = 'integer' AND usn BETWEEN 0 AND 2147483000) FROM col";
     match db.query_row(whole, [], |row| Ok((row.get::<_, i64>(0)?, row.get::<_, Option<i64>>(1)?)))? {
         (1, Some(1)) => Ok(()),
-        (1, _) => refuse("its table 'col' holds other things than numbers"),
-        (count, _) => refuse(format!("its table 'col' has {count} rows instead of one")),
+        (1, _) => refuse("its table 'col' holds other things than numbers", MEND),
+        (count, _) => refuse(format!("its table 'col' has {count} rows instead of one"), MEND),
     }
 }
 
@@ -226,11 +240,17 @@ impl Tally {
 }
 
 /// Reads each row of a large table once: its texts must be texts, and its indexes must hold what it holds.
-fn check_rows(db: &Connection, table: &str) -> std::result::Result<(), Failure> {
+fn check_rows(db: &Connection, table: &str, max_row_bytes: u64) -> Checked {
     let indexes: Vec<&Index> = INDEXES.iter().filter(|index| index.table == table).collect();
-    let texts: &[&str] = if table == "notes" { &["guid", "tags", "flds"] } else { &[] };
-    // id, the texts, then for each index its condition and its columns.
-    let mut columns = vec!["id"];
+    let (texts, others): (&[&str], _) = match table {
+        "notes" => {
+            (&["guid", "tags", "flds"], format!("{} + {}", size::bytes_of("sfld"), size::bytes_of("data")))
+        }
+        "cards" => (&[], size::bytes_of("data")),
+        _ => (&[], "0".to_owned()),
+    };
+    // id, bytes of what is not read here, the texts, then for each index its condition and its columns.
+    let mut columns = vec!["id", &others];
     columns.extend(texts);
     for index in &indexes {
         columns.push(index.only_if.unwrap_or("1"));
@@ -240,8 +260,12 @@ fn check_rows(db: &Connection, table: &str) -> std::result::Result<(), Failure> 
     let mut select = db.prepare(&format!("SELECT {} FROM {table} NOT INDEXED", columns.join(", ")))?;
     let mut rows = select.query([])?;
     while let Some(row) = rows.next()? {
-        check_texts(table, row, texts.len())?;
-        let mut column = 1 + texts.len();
+        let texts_end = 2 + texts.len();
+        let bytes = row.get::<_, i64>(1)? as u64 + check_texts(table, row, 2..texts_end)?;
+        if bytes > max_row_bytes {
+            return Err(Error::TooLarge(format!("a row has {bytes} bytes")).into());
+        }
+        let mut column = texts_end;
         for (index, tally) in indexes.iter().zip(&mut tallies) {
             let (condition, from) = (row.get_ref(column)?, column + 1);
             column = from + index.columns.len();
@@ -252,28 +276,28 @@ fn check_rows(db: &Connection, table: &str) -> std::result::Result<(), Failure> 
     }
     for (index, expected) in indexes.iter().zip(tallies) {
         if tally_of_index(db, index)? != expected {
-            return refuse(format!("it is damaged: index {} does not match table {table}", index.name));
+            return refuse(format!("it is damaged: index {} does not match table {table}", index.name), MEND);
         }
     }
     Ok(())
 }
 
-fn check_texts(table: &str, row: &Row<'_>, texts: usize) -> std::result::Result<(), Failure> {
-    for column in 1..=texts {
+/// Returns how many bytes the texts have.
+fn check_texts(table: &str, row: &Row<'_>, columns: std::ops::Range<usize>) -> Checked<u64> {
+    let mut bytes = 0;
+    for column in columns {
         match row.get_ref(column)? {
-            ValueRef::Text(text) if std::str::from_utf8(text).is_ok() => {}
+            ValueRef::Text(text) if std::str::from_utf8(text).is_ok() => bytes += text.len() as u64,
             _ => {
-                return refuse(format!(
-                    "row {} of table {table} holds something that is not text",
-                    row.get::<_, i64>(0)?
-                ));
+                let id: i64 = row.get(0)?;
+                return refuse(format!("row {id} of table {table} holds something that is not text"), MEND);
             }
         }
     }
-    Ok(())
+    Ok(bytes)
 }
 
-fn tally_of_index(db: &Connection, index: &Index) -> std::result::Result<Tally, Failure> {
+fn tally_of_index(db: &Connection, index: &Index) -> Checked<Tally> {
     let mut tally = Tally::default();
     let condition = index.only_if.unwrap_or("1");
     let sql = format!(
@@ -296,6 +320,9 @@ mod tests {
     use super::*;
     use std::fs;
 
+    /// The default of MAX_SYNC_ROW_MEGS.
+    const MAX_ROW: u64 = 8 << 20;
+
     type Damage = Box<dyn FnOnce(&Path, &Connection)>;
 
     /// A fresh collection with some notes and cards, and what to do to it.
@@ -314,7 +341,7 @@ mod tests {
         .unwrap();
         damage(&path, &db);
         drop(db);
-        check(&path).unwrap()
+        check(&path, MAX_ROW).unwrap()
     }
 
     fn sql(statements: &'static str) -> impl FnOnce(&Path, &Connection) {
@@ -337,6 +364,7 @@ mod tests {
                 "cut off",
             ),
             (Box::new(|path, _| overwrite(path, 4)), "damaged"),
+            (Box::new(|path, _| in_utf_16(path)), "not in UTF-8"),
             (
                 Box::new(sql("CREATE TRIGGER t AFTER INSERT ON notes BEGIN DELETE FROM cards; END")),
                 "trigger 't'",
@@ -344,8 +372,9 @@ mod tests {
             (Box::new(sql("CREATE VIEW v AS SELECT 1")), "view 'v'"),
             (Box::new(sql("CREATE VIRTUAL TABLE v USING sqlite_dbpage")), "virtual table 'v'"),
             (Box::new(sql("DROP TABLE col")), "no table 'col'"),
-            (Box::new(sql("UPDATE col SET ver = 11")), "format 11"),
-            (Box::new(sql("DELETE FROM col")), "format 0"),
+            (Box::new(sql("UPDATE col SET ver = 13")), "format 13, which is too old"),
+            (Box::new(sql("UPDATE col SET ver = 19")), "format 19, which is newer"),
+            (Box::new(sql("DELETE FROM col")), "'col' is empty"),
             (
                 Box::new(sql("INSERT INTO col SELECT 2,crt,mod,scm,ver,dty,usn,ls,'','','','','' FROM col")),
                 "2 rows",
@@ -357,7 +386,7 @@ mod tests {
             (Box::new(sql("UPDATE notes SET flds = x'ff' WHERE id = 77")), "row 77"),
         ];
         for (damage, expected) in cases {
-            let Unfit(reason) = verdict_after(damage).expect_err(expected);
+            let Unfit { reason, .. } = verdict_after(damage).expect_err(expected);
             assert!(reason.contains(expected), "{expected}: {reason}");
         }
     }
@@ -368,9 +397,25 @@ mod tests {
         file.write_all_at(&[0xa5; 4096], page * 4096).unwrap();
     }
 
+    fn in_utf_16(path: &Path) {
+        fs::remove_file(path).unwrap();
+        let db = Connection::open(path).unwrap();
+        db.execute_batch("PRAGMA encoding = 'UTF-16'; CREATE TABLE col (id)").unwrap();
+    }
+
+    #[test]
+    fn a_long_sort_field_counts_once() {
+        // Each 6 MB: the row is longer than the limit, and what a sync sends of it is not.
+        let fill = "UPDATE notes SET flds = hex(zeroblob(3000000)), sfld = 'x' || hex(zeroblob(2999999)), usn = -1 WHERE id = 5";
+        verdict_after(sql(fill)).unwrap();
+        let alone = "UPDATE notes SET sfld = 'x' || hex(zeroblob(5000000)) WHERE id = 5";
+        let Unfit { reason, .. } = verdict_after(sql(alone)).expect_err("a sort field of nothing");
+        assert!(reason.contains("row 5 of table notes"), "{reason}");
+    }
+
     #[test]
     fn an_index_that_lacks_a_row_is_found() {
-        let Unfit(reason) = verdict_after(|_, db| {
+        let Unfit { reason, .. } = verdict_after(|_, db| {
             // The table without its index, as a client's crash could leave it.
             db.execute_batch(
                 "PRAGMA writable_schema = ON;
@@ -401,7 +446,7 @@ mod tests {
         )
         .unwrap();
         drop(db);
-        check(&path).unwrap().unwrap();
+        check(&path, MAX_ROW).unwrap().unwrap();
         let collection = Collection::open_to_read(&path).unwrap();
         assert_eq!(
             collection.db.query_row("SELECT usn FROM notes", [], |row| row.get::<_, i64>(0)).unwrap(),

@@ -1,11 +1,14 @@
-//! Request bodies: socket -> cap on wire bytes -> zstd -> cap on decoded bytes -> consumer, block by block.
+//! Request bodies: socket -> cap on wire bytes -> zstd, or form and gzip -> cap on decoded bytes -> consumer, block by
+//! block.
 
 use std::cell::RefCell;
 use std::io::{self, BufReader, Read, Write};
 use std::rc::Rc;
 
-use super::encoding;
+use super::multipart::{Fields, Form};
+use super::{encoding, gzip};
 use crate::error::{Error, Result};
+use crate::spool::Spool;
 
 /// How large a body may be.
 #[derive(Clone, Copy, Debug)]
@@ -45,38 +48,220 @@ pub struct Received {
 /// Blocks from the decoder to the consumer.
 const BLOCK_BYTES: usize = 32 * 1024;
 
-/// Reads a zstd body to its end into `sink`.
-///
-/// Errors: `TooLarge` at a cap, `BadRequest` for what does not decode, `Disconnected` if the client went away; errors
-/// of the sink come back through `sink_error`.
-pub fn receive(
-    body: &mut dyn Read,
+/// A body whose request has been admitted, and that may now be unpacked.
+pub struct Body<'r> {
+    content: Content<'r>,
     caps: Caps,
-    sink: &mut dyn Write,
-    sink_error: impl FnOnce(io::Error) -> Error,
-) -> Result<Received> {
-    let wire = Rc::new(RefCell::new(WireState::default()));
-    let capped = CappedReader { inner: body, left: caps.wire, state: wire.clone() };
-    let fault = |err: io::Error| match wire.borrow_mut().failure.take() {
-        Some(WireFailure::OverCap) => caps.exceeded("as sent", caps.wire),
-        Some(WireFailure::Broken(err)) => Error::Disconnected(err),
-        None => Error::bad(format!("request body cannot be decoded: {err}")),
-    };
-    let mut decoder = encoding::Decoder::new(BufReader::with_capacity(BLOCK_BYTES, capped)).map_err(fault)?;
+}
+
+enum Content<'r> {
+    /// Protocol 11: one zstd frame.
+    Zstd(&'r mut dyn Read),
+    /// Protocols 8 to 10: the data of a form, which come next.
+    Form { form: Box<WireForm<'r>>, is_gzip: bool },
+    /// The data of a form as they were sent, because fields that matter may have followed them.
+    Spooled { data: Spool, is_gzip: bool, wire_bytes: u64 },
+    /// There is none.
+    Nothing,
+}
+
+impl<'r> Body<'r> {
+    /// A body of protocol 11.
+    pub fn zstd(body: &'r mut dyn Read, caps: Caps) -> Body<'r> {
+        Body { content: Content::Zstd(body), caps }
+    }
+
+    /// No body.
+    pub fn nothing(caps: Caps) -> Body<'r> {
+        Body { content: Content::Nothing, caps }
+    }
+
+    /// Unpacks the body into `sink`, to its end.
+    ///
+    /// Errors: `TooLarge` at a cap, `BadRequest` for what does not decode, `Disconnected` if the client went away; errors
+    /// of the sink come back through `sink_error`.
+    pub fn read_into(
+        self,
+        sink: &mut dyn Write,
+        sink_error: impl FnOnce(io::Error) -> Error,
+    ) -> Result<Received> {
+        let mut sink = CappedSink { sink, caps: self.caps, bytes: 0, error: Some(sink_error) };
+        let wire_bytes = match self.content {
+            Content::Zstd(body) => {
+                let (reader, wire) = wire(body, self.caps);
+                encoding::Decoder::new(BufReader::with_capacity(BLOCK_BYTES, reader))
+                    .map_err(|err| wire.fault(err))
+                    .and_then(|mut frame| {
+                        pass_on(&mut frame, &|err| wire.fault(err), &mut |block| sink.take(block))
+                    })?;
+                wire.bytes()
+            }
+            Content::Form { mut form, is_gzip } => {
+                unpack(&mut form.form, is_gzip, &|err| form.wire.fault(err), &mut sink)?;
+                form.read_fields(&mut Fields::default())?;
+                form.wire.bytes()
+            }
+            Content::Spooled { mut data, is_gzip, wire_bytes } => {
+                let mut reader = data.reader().map_err(spool_error)?;
+                unpack(&mut reader, is_gzip, &spool_error, &mut sink)?;
+                wire_bytes
+            }
+            Content::Nothing => 0,
+        };
+        Ok(Received { wire: wire_bytes, decoded: sink.bytes })
+    }
+
+    /// Takes the body out as the spool that it is in already, if there is nothing to unpack: media zips come as they are.
+    pub fn take_spool(&mut self) -> Option<(Spool, Received)> {
+        match std::mem::replace(&mut self.content, Content::Nothing) {
+            Content::Spooled { data, is_gzip: false, wire_bytes } => {
+                let decoded = data.len();
+                Some((data, Received { wire: wire_bytes, decoded }))
+            }
+            content => {
+                self.content = content;
+                None
+            }
+        }
+    }
+}
+
+/// A form as it comes from the socket, under the cap on wire bytes.
+pub struct WireForm<'r> {
+    form: Form<CappedReader<&'r mut dyn Read>>,
+    wire: Wire,
+}
+
+impl<'r> WireForm<'r> {
+    /// Nothing is read yet.
+    pub fn new(body: &'r mut dyn Read, boundary: &str, caps: Caps) -> WireForm<'r> {
+        let (reader, wire) = wire(body, caps);
+        WireForm { form: Form::new(reader, boundary), wire }
+    }
+
+    /// Reads fields up to the data or to the end; returns whether there are data.
+    pub fn read_fields(&mut self, fields: &mut Fields) -> Result<bool> {
+        self.form.read_fields(fields).map_err(|err| self.wire.fault(err))
+    }
+
+    /// The body, of a form that stands before its data, when all that matters was read before them.
+    pub fn into_body(self, is_gzip: bool) -> Body<'r> {
+        let caps = self.wire.caps;
+        Body { content: Content::Form { form: Box::new(self), is_gzip }, caps }
+    }
+
+    /// The body, of a form that stands before its data: they are spooled as they are, and then the rest of the fields is
+    /// read.
+    pub fn into_spooled_body(mut self, fields: &mut Fields, mut data: Spool) -> Result<Body<'r>> {
+        pass_on(&mut self.form, &|err| self.wire.fault(err), &mut |block| {
+            data.write_all(block).map_err(spooling_error)
+        })?;
+        self.read_fields(fields)?;
+        let content = Content::Spooled {
+            data,
+            is_gzip: fields.is_gzip.unwrap_or(false),
+            wire_bytes: self.wire.bytes(),
+        };
+        Ok(Body { content, caps: self.wire.caps })
+    }
+}
+
+/// Gives `each` what a reader has, block by block.
+fn pass_on(
+    source: &mut dyn Read,
+    source_error: &dyn Fn(io::Error) -> Error,
+    each: &mut dyn FnMut(&[u8]) -> Result<()>,
+) -> Result<()> {
     let mut block = vec![0; BLOCK_BYTES];
-    let mut decoded = 0;
     loop {
-        let count = decoder.read(&mut block).map_err(fault)?;
-        if count == 0 {
-            let wire = wire.borrow().bytes;
-            return Ok(Received { wire, decoded });
+        match source.read(&mut block) {
+            Ok(0) => return Ok(()),
+            Ok(count) => each(&block[..count])?,
+            Err(err) if err.kind() == io::ErrorKind::Interrupted => {}
+            Err(err) => return Err(source_error(err)),
         }
-        decoded += count as u64;
-        if decoded > caps.decoded {
-            return Err(caps.exceeded("when unpacked", caps.decoded));
+    }
+}
+
+/// Passes the data of a form on. Empty data are empty, also where they should be gzip.
+fn unpack<E: FnOnce(io::Error) -> Error>(
+    source: &mut dyn Read,
+    is_gzip: bool,
+    source_error: &dyn Fn(io::Error) -> Error,
+    sink: &mut CappedSink<E>,
+) -> Result<()> {
+    if !is_gzip {
+        return pass_on(source, source_error, &mut |block| sink.take(block));
+    }
+    let mut gzip = None;
+    pass_on(source, source_error, &mut |piece| {
+        gzip.get_or_insert_with(gzip::Decoder::new).push(piece, &mut |block| sink.take(block)).map_err(
+            |fault| match fault {
+                gzip::Fault::Format(why) => undecodable(why),
+                gzip::Fault::Sink(err) => err,
+            },
+        )
+    })?;
+    gzip.map_or(Ok(()), gzip::Decoder::finish).map_err(undecodable)
+}
+
+fn undecodable(why: impl std::fmt::Display) -> Error {
+    Error::bad(format!("request body cannot be decoded: {why}"))
+}
+
+fn spool_error(err: io::Error) -> Error {
+    Error::Io("reading", "spooled request".into(), err)
+}
+
+fn spooling_error(err: io::Error) -> Error {
+    Error::Io("writing", "spooled request".into(), err)
+}
+
+/// The consumer, under the cap on decoded bytes.
+struct CappedSink<'s, E> {
+    sink: &'s mut dyn Write,
+    caps: Caps,
+    bytes: u64,
+    /// Used for the first error, which is the last.
+    error: Option<E>,
+}
+
+impl<E: FnOnce(io::Error) -> Error> CappedSink<'_, E> {
+    fn take(&mut self, block: &[u8]) -> Result<()> {
+        self.bytes += block.len() as u64;
+        if self.bytes > self.caps.decoded {
+            return Err(self.caps.exceeded("when unpacked", self.caps.decoded));
         }
-        if let Err(err) = sink.write_all(&block[..count]) {
-            return Err(sink_error(err));
+        self.sink.write_all(block).map_err(|err| match self.error.take() {
+            Some(error) => error(err),
+            None => Error::Disconnected(err),
+        })
+    }
+}
+
+/// Puts the cap on wire bytes on a body.
+fn wire(body: &mut dyn Read, caps: Caps) -> (CappedReader<&mut dyn Read>, Wire) {
+    let state = Rc::new(RefCell::new(WireState::default()));
+    (CappedReader { inner: body, left: caps.wire, state: state.clone() }, Wire { state, caps })
+}
+
+/// What became of the wire while a decoder read it.
+struct Wire {
+    state: Rc<RefCell<WireState>>,
+    caps: Caps,
+}
+
+impl Wire {
+    fn bytes(&self) -> u64 {
+        self.state.borrow().bytes
+    }
+
+    /// What a decoder's error means: the wire's fault, if there was one, or else the format's.
+    fn fault(&self, err: io::Error) -> Error {
+        match self.state.borrow_mut().failure.take() {
+            Some(WireFailure::OverCap) => self.caps.exceeded("as sent", self.caps.wire),
+            Some(WireFailure::Broken(err)) => Error::Disconnected(err),
+            None => undecodable(err),
         }
     }
 }
@@ -123,10 +308,38 @@ mod tests {
 
     const CAPS: Caps = Caps { wire: 1000, decoded: 5000, raised_by: Some("THE_LIMIT") };
 
-    fn received(wire: &[u8]) -> Result<Vec<u8>> {
+    fn read(body: Body) -> Result<Vec<u8>> {
         let mut sink = Vec::new();
-        receive(&mut &*wire, CAPS, &mut sink, |_| unreachable!("a Vec takes everything"))?;
+        body.read_into(&mut sink, |_| unreachable!("a Vec takes everything"))?;
         Ok(sink)
+    }
+
+    fn received(mut wire: &[u8]) -> Result<Vec<u8>> {
+        read(Body::zstd(&mut wire, CAPS))
+    }
+
+    /// Reads a form with these data as if its key came before them, and as if it came after.
+    fn received_form(data: &[u8], is_gzip: bool) -> Result<Vec<u8>> {
+        let c = u8::from(is_gzip);
+        let head = b"--x\r\nContent-Disposition: form-data; name=\"data\"\r\n\r\n";
+        let tail = format!("\r\n--x\r\nContent-Disposition: form-data; name=\"c\"\r\n\r\n{c}\r\n--x--\r\n");
+        let form = [head, data, tail.as_bytes()].concat();
+        let (mut wire, mut again) = (&form[..], &form[..]);
+        let dir = tempfile::tempdir().unwrap();
+        let mut streamed = WireForm::new(&mut wire, "x", CAPS);
+        assert!(streamed.read_fields(&mut Fields::default())?);
+        let streamed = read(streamed.into_body(is_gzip));
+        let mut fields = Fields::default();
+        let mut spooled = WireForm::new(&mut again, "x", CAPS);
+        assert!(spooled.read_fields(&mut fields)?);
+        let spooled = || read(spooled.into_spooled_body(&mut fields, Spool::new(dir.path()))?);
+        let spooled = spooled();
+        assert_eq!(format!("{streamed:?}"), format!("{spooled:?}"));
+        streamed
+    }
+
+    fn gzip(data: &[u8]) -> Vec<u8> {
+        gzip::tests::member(data, 0, b"")
     }
 
     fn packed(data: &[u8]) -> Vec<u8> {
@@ -138,6 +351,30 @@ mod tests {
         for len in [1, 100, 5000] {
             let data = vec![b'x'; len];
             assert_eq!(received(&packed(&data)).unwrap(), data);
+        }
+    }
+
+    #[test]
+    fn the_data_of_a_form_are_unpacked_whole_whatever_comes_first() {
+        for len in [0, 1, 100, 700] {
+            let data = vec![b'x'; len];
+            assert_eq!(received_form(&data, false).unwrap(), data);
+            assert_eq!(received_form(&gzip(&data), true).unwrap(), data);
+        }
+        assert_eq!(received_form(b"", true).unwrap(), b"");
+        let gzipped = gzip(b"text");
+        for data in
+            [&b"text"[..], &gzipped[1..], &gzipped[..gzipped.len() - 1], &[&gzipped[..], b"x"].concat()]
+        {
+            assert_eq!(received_form(data, true).unwrap_err().status(), 400);
+        }
+    }
+
+    #[test]
+    fn the_caps_hold_for_forms() {
+        for (data, is_gzip) in [(vec![b'x'; 1000], false), (gzip(&[b'x'; 5001]), true)] {
+            let err = received_form(&data, is_gzip).unwrap_err();
+            assert!(err.status() == 413 && err.to_string().contains("THE_LIMIT"), "{err}");
         }
     }
 
@@ -195,7 +432,9 @@ mod tests {
                 Err(io::ErrorKind::ConnectionReset.into())
             }
         }
-        let err = receive(&mut Broken, CAPS, &mut io::sink(), |_| unreachable!()).unwrap_err();
+        let err = read(Body::zstd(&mut Broken, CAPS)).unwrap_err();
+        assert!(matches!(err, Error::Disconnected(_)), "{err}");
+        let err = WireForm::new(&mut Broken, "x", CAPS).read_fields(&mut Fields::default()).unwrap_err();
         assert!(matches!(err, Error::Disconnected(_)), "{err}");
     }
 }

@@ -64,6 +64,7 @@ pub struct Encoder<W: Write> {
     out: W,
     block: Vec<u8>,
     begun: bool,
+    packs_all: bool,
     /// What the last bytes took on their way out, per byte.
     send_time: Duration,
     /// What packing a block takes; a guess until the first one is.
@@ -74,7 +75,19 @@ impl<W: Write> Encoder<W> {
     /// A frame without content so far; nothing is written yet.
     pub fn new(out: W) -> Encoder<W> {
         let pack_time = Duration::from_millis(5);
-        Encoder { out, block: Vec::new(), begun: false, send_time: Duration::ZERO, pack_time }
+        Encoder {
+            out,
+            block: Vec::new(),
+            begun: false,
+            packs_all: false,
+            send_time: Duration::ZERO,
+            pack_time,
+        }
+    }
+
+    /// Packs every block: the bytes are to be kept.
+    pub fn packing(out: W) -> Encoder<W> {
+        Encoder { packs_all: true, ..Encoder::new(out) }
     }
 
     /// Ends the frame and gives the writer back, which the last block may not have left yet.
@@ -99,7 +112,7 @@ impl<W: Write> Encoder<W> {
         if !std::mem::replace(&mut self.begun, true) {
             wire.extend_from_slice(&FRAME_HEADER);
         }
-        if !(self.link_is_slow() && self.pack_block(last, &mut wire)) {
+        if !((self.packs_all || self.link_is_slow()) && self.pack_block(last, &mut wire)) {
             push_header(&mut wire, last, RAW, self.block.len());
             wire.extend_from_slice(&self.block);
         }

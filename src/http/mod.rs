@@ -3,6 +3,8 @@
 
 pub mod body;
 pub mod encoding;
+pub mod gzip;
+pub mod multipart;
 pub mod patience;
 pub mod reply;
 
@@ -55,13 +57,23 @@ impl Request {
         self.inner.url().split('?').next().unwrap_or_default()
     }
 
-    /// The value of a header, by its name in any case.
+    /// The first value of a key of the query, decoded.
+    pub fn query(&self, key: &str) -> Option<String> {
+        let (_, query) = self.inner.url().split_once('?')?;
+        let mut pairs = form_urlencoded::parse(query.as_bytes());
+        pairs.find(|(name, _)| name == key).map(|(_, value)| value.into_owned())
+    }
+
+    /// The value of a header, by its name in any case; the first one of several.
     pub fn header(&self, name: &str) -> Option<&str> {
-        let headers = self.inner.headers().iter();
-        headers
-            .into_iter()
-            .find(|header| header.field.as_str().as_str().eq_ignore_ascii_case(name))
-            .map(|header| header.value.as_str())
+        self.headers(name).next()
+    }
+
+    /// All values of a header, in their order.
+    pub fn headers(&self, name: &str) -> impl DoubleEndedIterator<Item = &str> {
+        let is_named =
+            move |header: &&tiny_http::Header| header.field.as_str().as_str().eq_ignore_ascii_case(name);
+        self.inner.headers().iter().filter(is_named).map(|header| header.value.as_str())
     }
 
     /// The body length that the client declared, if it did.

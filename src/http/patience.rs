@@ -63,16 +63,10 @@ impl WaitingReply {
     }
 
     /// Sends the head if it is not out, then `sign`, which may be empty. Returns whether it was sent.
-    ///
-    /// The size in the head is a guess, which no client checks. Clients of older protocols want nothing but the answer
-    /// (sync-protocol.md 2.1).
     pub fn sign_of_life(&mut self, sign: &[u8]) -> bool {
-        if self.packing == Packing::Plain {
-            return false;
-        }
         let packing = self.packing;
         let sent = match std::mem::replace(&mut self.state, State::Gone(Error::NotFound)) {
-            State::Silent(responder) => Ok(responder.stream(packing, 1)),
+            State::Silent(responder) => Ok(responder.stream_of_unknown_length(packing)),
             State::Begun(stream) => Ok(stream),
             State::Gone(err) => Err(err),
         }

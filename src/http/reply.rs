@@ -51,21 +51,43 @@ impl Responder {
         self.out.flush().map_err(Error::Disconnected)
     }
 
-    /// Begins a 200, whose head leaves with the first content. Clients use the size for progress and do not verify it.
-    pub fn stream(self, packing: Packing, original_bytes: u64) -> ReplyStream {
+    /// Begins a 200 whose content has this length, before it is packed. The head leaves with the first content.
+    pub fn stream(self, packing: Packing, bytes: u64) -> ReplyStream {
+        match packing {
+            Packing::Zstd => self.begin(packing, &size_header(bytes), Framing::Chunked),
+            // What old clients are used to, and make their progress bars of.
+            Packing::Plain => {
+                self.begin(packing, &format!("Content-Length: {bytes}\r\n"), Framing::Length { left: bytes })
+            }
+        }
+    }
+
+    /// As `stream`, where the length is not known yet. Clients use it for progress and do not verify it.
+    pub fn stream_of_unknown_length(self, packing: Packing) -> ReplyStream {
         let size = match packing {
-            Packing::Zstd => format!("anki-original-size: {original_bytes}\r\n"),
+            Packing::Zstd => size_header(1),
             Packing::Plain => String::new(),
         };
-        let head = format!(
-            "HTTP/1.1 200 OK\r\nContent-Type: application/octet-stream\r\n{size}Transfer-Encoding: chunked\r\n\r\n"
-        );
-        let chunks = ChunkedWriter { out: self.out, pending: head.into_bytes(), bytes: 0 };
+        self.begin(packing, &size, Framing::Chunked)
+    }
+
+    fn begin(self, packing: Packing, size: &str, framing: Framing) -> ReplyStream {
+        let chunked = match framing {
+            Framing::Chunked => "Transfer-Encoding: chunked\r\n",
+            Framing::Length { .. } => "",
+        };
+        let head =
+            format!("HTTP/1.1 200 OK\r\nContent-Type: application/octet-stream\r\n{size}{chunked}\r\n");
+        let framed = FramedWriter { out: self.out, framing, pending: head.into_bytes(), bytes: 0 };
         ReplyStream(match packing {
-            Packing::Zstd => Content::Zstd(Encoder::new(chunks)),
-            Packing::Plain => Content::Plain(chunks),
+            Packing::Zstd => Content::Zstd(Encoder::new(framed)),
+            Packing::Plain => Content::Plain(framed),
         })
     }
+}
+
+fn size_header(bytes: u64) -> String {
+    format!("anki-original-size: {bytes}\r\n")
 }
 
 /// A reply on its way.
@@ -73,9 +95,9 @@ pub struct ReplyStream(Content);
 
 enum Content {
     /// What is written goes out in blocks of one frame.
-    Zstd(Encoder<ChunkedWriter>),
+    Zstd(Encoder<FramedWriter>),
     /// What is written goes out as it is.
-    Plain(ChunkedWriter),
+    Plain(FramedWriter),
 }
 
 impl ReplyStream {
@@ -84,13 +106,17 @@ impl ReplyStream {
     /// The last block and the end of the reply leave in one piece: clients stop reading at the end of the frame, and
     /// close a connection whose reply has not ended then.
     pub fn finish(self) -> Result<u64> {
-        let mut chunks = match self.0 {
+        let mut framed = match self.0 {
             Content::Zstd(frame) => frame.finish().map_err(Error::Disconnected)?,
-            Content::Plain(chunks) => chunks,
+            Content::Plain(framed) => framed,
         };
-        chunks.pending.extend_from_slice(b"0\r\n\r\n");
-        chunks.flush().map_err(Error::Disconnected)?;
-        Ok(chunks.bytes)
+        match framed.framing {
+            Framing::Chunked => framed.pending.extend_from_slice(b"0\r\n\r\n"),
+            Framing::Length { left: 0 } => {}
+            Framing::Length { left } => return Err(Error::Broken(format!("a reply lacks {left} bytes"))),
+        }
+        framed.flush().map_err(Error::Disconnected)?;
+        Ok(framed.bytes)
     }
 }
 
@@ -98,14 +124,14 @@ impl Write for ReplyStream {
     fn write(&mut self, data: &[u8]) -> io::Result<usize> {
         match &mut self.0 {
             Content::Zstd(frame) => frame.write(data),
-            Content::Plain(chunks) => chunks.write(data),
+            Content::Plain(framed) => framed.write(data),
         }
     }
 
     fn flush(&mut self) -> io::Result<()> {
         match &mut self.0 {
             Content::Zstd(frame) => frame.flush(),
-            Content::Plain(chunks) => chunks.flush(),
+            Content::Plain(framed) => framed.flush(),
         }
     }
 }
@@ -113,21 +139,41 @@ impl Write for ReplyStream {
 /// How much a reply holds back at the most: a block of the zstd encoder stays below it.
 const PENDING_BYTES: usize = 128 * 1024;
 
-/// Each write is one HTTP chunk, which (with the head before it) leaves with the next flush or when enough has come together.
-struct ChunkedWriter {
+/// How the end of a reply is told.
+#[derive(Clone, Copy)]
+enum Framing {
+    /// Each write is one HTTP chunk.
+    Chunked,
+    /// The head told the length.
+    Length { left: u64 },
+}
+
+/// What is written leaves (with the head before it) with the next flush, or when enough has come together.
+struct FramedWriter {
     out: Wire,
+    framing: Framing,
     pending: Vec<u8>,
     bytes: u64,
 }
 
-impl Write for ChunkedWriter {
+impl Write for FramedWriter {
     fn write(&mut self, data: &[u8]) -> io::Result<usize> {
-        if !data.is_empty() {
-            write!(self.pending, "{:x}\r\n", data.len())?;
-            self.pending.extend_from_slice(data);
-            self.pending.extend_from_slice(b"\r\n");
-            self.bytes += data.len() as u64;
+        match &mut self.framing {
+            Framing::Chunked if data.is_empty() => {}
+            Framing::Chunked => {
+                write!(self.pending, "{:x}\r\n", data.len())?;
+                self.pending.extend_from_slice(data);
+                self.pending.extend_from_slice(b"\r\n");
+            }
+            Framing::Length { left } => {
+                // The next reply would begin with the rest.
+                *left = left
+                    .checked_sub(data.len() as u64)
+                    .ok_or_else(|| io::Error::other("a reply is longer than was announced"))?;
+                self.pending.extend_from_slice(data);
+            }
         }
+        self.bytes += data.len() as u64;
         if self.pending.len() >= PENDING_BYTES {
             self.flush()?;
         }
@@ -152,6 +198,7 @@ fn reason(status: u16) -> &'static str {
         413 => "Content Too Large",
         501 => "Not Implemented",
         503 => "Service Unavailable",
+        507 => "Insufficient Storage",
         _ => "Internal Server Error",
     }
 }

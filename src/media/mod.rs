@@ -24,7 +24,6 @@
 //! was not answered sends its changes again, and what is there already costs nothing.
 
 pub mod check;
-mod crc;
 pub mod db;
 pub mod download;
 pub mod name;
@@ -116,6 +115,11 @@ impl MediaStore {
             log::error!("{}: the media are not in order: {err}", dir.display());
         }
         Ok(store)
+    }
+
+    /// Makes the folder anew for a user whose data was deleted.
+    pub fn make_folder(&self) -> Result<()> {
+        fsutil::create_folder(&self.folder())
     }
 
     /// The last usn and the counts.

@@ -9,12 +9,10 @@
 use std::io::{self, Write};
 use std::path::Path;
 
-use miniz_oxide::inflate::stream::{InflateState, inflate};
-use miniz_oxide::{DataFormat, MZFlush, MZStatus};
-
-use super::crc::Crc32;
 use super::{MAX_FILE_BYTES, MAX_FILES};
+use crate::crc::Crc32;
 use crate::error::{Error, Result};
+use crate::inflate::Inflater;
 use crate::spool::Spool;
 
 /// The entry that tells which file each other entry is.
@@ -26,7 +24,10 @@ const MAX_META_BYTES: u64 = 50 * 1024;
 /// All entries of a zip, unpacked: clients stop adding files at 2.5 MiB, and the last one may be the largest there is.
 const MAX_TOTAL_BYTES: u64 = MAX_FILE_BYTES + 4 * 1024 * 1024;
 
-/// Entries are read and unpacked in blocks of this size.
+/// Clients of 2.1.22 to 2.1.56 end their zips with `zip-rs`.
+const MAX_COMMENT_BYTES: u64 = 64;
+
+/// Entries are read in blocks of this size.
 const BLOCK_BYTES: usize = 32 * 1024;
 
 /// Contents that are better not held in memory while the rest arrives.
@@ -173,32 +174,14 @@ impl<'s> ZipReader<'s> {
     }
 
     fn inflate(&self, entry: &Entry, sink: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()> {
-        let mut state = InflateState::new_boxed(DataFormat::Raw);
-        let mut out = vec![0; BLOCK_BYTES];
-        let mut ended = false;
-        self.packed_blocks(entry, &mut |mut block| {
-            loop {
-                if ended {
-                    return if block.is_empty() {
-                        Ok(())
-                    } else {
-                        Err(bad("data after the end of an entry"))
-                    };
-                }
-                let step = inflate(&mut state, block, &mut out, MZFlush::None);
-                block = &block[step.bytes_consumed..];
-                sink(&out[..step.bytes_written])?;
-                match step.status {
-                    Ok(MZStatus::StreamEnd) => ended = true,
-                    // A full buffer may be all there is, or there may be more to come without more input.
-                    Ok(_) if step.bytes_written == out.len() => {}
-                    Ok(_) | Err(miniz_oxide::MZError::Buf) if block.is_empty() => return Ok(()),
-                    Ok(_) if step.bytes_consumed > 0 => {}
-                    _ => return Err(bad("an entry cannot be inflated")),
-                }
-            }
+        let mut inflater = Inflater::new();
+        self.packed_blocks(entry, &mut |block| match inflater.push(block, sink) {
+            Ok(taken) if taken == block.len() => Ok(()),
+            Ok(_) => Err(bad("data after the end of an entry")),
+            Err(None) => Err(bad("an entry cannot be inflated")),
+            Err(Some(err)) => Err(err),
         })?;
-        match ended {
+        match inflater.is_ended() {
             true => Ok(()),
             false => Err(bad("an entry is cut off")),
         }
@@ -253,13 +236,21 @@ pub fn large_contents(zip: &[u8]) -> Option<usize> {
     }
 }
 
-/// Reads the directory, which no client follows by a comment.
-fn read_directory(spool: &Spool) -> Result<Vec<Entry>> {
-    let end_at = spool.len().checked_sub(END_BYTES as u64).ok_or_else(|| bad("it is too short"))?;
-    let end: [u8; END_BYTES] = read_at(spool, end_at)?;
-    if u32_at(&end, 0) != END_MAGIC {
-        return Err(bad("it has no end; was it cut off?"));
+/// Finds the record at the end: the last one with a comment behind it that is as long as it says.
+fn find_end(spool: &Spool) -> Result<(u64, [u8; END_BYTES])> {
+    let last_at = spool.len().checked_sub(END_BYTES as u64).ok_or_else(|| bad("it is too short"))?;
+    for comment_bytes in 0..=MAX_COMMENT_BYTES.min(last_at) {
+        let end_at = last_at - comment_bytes;
+        let end: [u8; END_BYTES] = read_at(spool, end_at)?;
+        if u32_at(&end, 0) == END_MAGIC && u64::from(u16_at(&end, 20)) == comment_bytes {
+            return Ok((end_at, end));
+        }
     }
+    Err(bad("it has no end; was it cut off?"))
+}
+
+fn read_directory(spool: &Spool) -> Result<Vec<Entry>> {
+    let (end_at, end) = find_end(spool)?;
     let count = usize::from(u16_at(&end, 10));
     if count > MAX_FILES + 1 {
         return Err(bad(format!("it has {count} entries")));

@@ -14,12 +14,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
 use crate::api::{self, App};
+use crate::collection;
 use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::fsutil;
 use crate::http::Request;
 use crate::sys;
-use guard::{Guard, Limits};
+use guard::{Guard, Limits, Weight};
 
 /// Threads that answer requests. Two of them may be busy with full syncs, so two are always there for the rest.
 const WORKERS: usize = 4;
@@ -38,6 +39,7 @@ pub fn run(config: Config) -> Result<()> {
     fsutil::create_folder(&config.base).map_err(|err| {
         Error::Broken(format!("the data folder cannot be used: {err}; choose another with --base DIR"))
     })?;
+    collection::check_sqlite()?;
     let _lock = fsutil::lock_data_folder(&config.base)?;
     let listener = bind(SocketAddr::new(config.host, config.port))?;
     let address = listener.local_addr().map_err(|err| Error::Broken(format!("listening: {err}")))?;
@@ -60,13 +62,19 @@ pub fn run(config: Config) -> Result<()> {
     if let Err(err) = sys::raise_open_files_limit(OPEN_FILES) {
         log::warn!("the limit on open files stays as it is: {err}");
     }
-    let guard = Guard::new(vec![listener], socket.clone(), limits, api::is_bulk, stop)
+    let guard = Guard::new(vec![listener], socket.clone(), limits, weigh, stop)
         .map_err(|err| Error::Broken(format!("starting the guard: {err}")))?;
     log::info!(
         "ankipi {} listens on http://{address}/, data in {}",
         env!("CARGO_PKG_VERSION"),
         config.base.display()
     );
+    if app.has_no_accounts() {
+        log::warn!(
+            "there is no account yet. To make one: ankipi user add NAME --base {}",
+            config.base.display()
+        );
+    }
     guard.run();
     log::info!("stopping");
     stopping.store(true, Ordering::Relaxed);
@@ -77,6 +85,15 @@ pub fn run(config: Config) -> Result<()> {
     }
     app.users().end_sessions();
     fsutil::remove_if_there(&socket)
+}
+
+/// What a request costs, by its path.
+fn weigh(path: &str) -> Weight {
+    match path {
+        path if api::is_bulk(path) => Weight::Bulk,
+        path if api::is_login(path) => Weight::Login,
+        _ => Weight::Light,
+    }
 }
 
 fn bind(address: SocketAddr) -> Result<TcpListener> {

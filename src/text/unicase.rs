@@ -22,6 +22,30 @@ pub fn equal(a: &str, b: &str) -> bool {
     UniCase::new(a) == UniCase::new(b)
 }
 
+/// A text that is ordered by the collation.
+#[derive(Clone, Debug)]
+pub struct Unicase(pub String);
+
+impl PartialEq for Unicase {
+    fn eq(&self, other: &Unicase) -> bool {
+        equal(&self.0, &other.0)
+    }
+}
+
+impl Eq for Unicase {}
+
+impl PartialOrd for Unicase {
+    fn partial_cmp(&self, other: &Unicase) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for Unicase {
+    fn cmp(&self, other: &Unicase) -> Ordering {
+        compare(&self.0, &other.0)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -31,7 +31,7 @@ const COMMON: &[Field] = &[
 /// Message Normal (4.4).
 #[rustfmt::skip]
 const NORMAL: &[Field] = &[
-    field( 1, I64,                 "conf",             code::I64S,        ERR,         ERR),
+    field(CONFIG_ID, I64,          "conf",             code::I64S,        ERR,         ERR),
     field( 2, U32,                 "extendNew",        code::COUNT,       or("0"),     or("0")),
     field( 3, U32,                 "extendRev",        code::COUNT,       or("0"),     or("0")),
     field( 4, Str,                 "desc",             code::STR,         or("\"\""),  ERR),
@@ -74,6 +74,8 @@ const SEARCH_TERM: &[Field] = &[
 
 /// Number of last_day_studied.
 const DAY: u32 = 3;
+/// Number of config_id.
+const CONFIG_ID: u32 = 1;
 /// Number of milliseconds_studied.
 const TIME: u32 = 7;
 
@@ -198,7 +200,7 @@ impl DeckRow {
 
     fn write_object(&self, out: &mut Vec<u8>) -> Result<(), Refused> {
         let mut common = Message::decode(COMMON, &self.common)?;
-        let (no, blob) = self.of_kind()?;
+        let (no, blob) = of_kind(&self.kind)?;
         common.set_columns(self.id, &self.name, self.mtime_secs, self.usn);
         common.set_column("dyn", Value::Int((no == KIND_FILTERED).into()));
         let mut out = ObjectWriter::begin(out);
@@ -216,22 +218,28 @@ impl DeckRow {
         Ok(())
     }
 
-    /// What the KindContainer contains; of several, the last, as everywhere in protobuf.
-    fn of_kind(&self) -> Result<(u32, &[u8]), Refused> {
-        let mut kind = Err(Refused("kind is neither normal nor filtered".into()));
-        for field in proto::Fields::new(&self.kind) {
-            match field {
-                Ok((no @ (KIND_NORMAL | KIND_FILTERED), proto::Payload::Bytes(blob))) => {
-                    kind = Ok((no, blob))
-                }
-                Ok((KIND_NORMAL | KIND_FILTERED, _)) | Err(_) => {
-                    return Err(Refused("kind is not a protobuf message".into()));
-                }
-                Ok(_) => {}
-            }
+    /// The options that a normal deck uses; none for a filtered one.
+    pub fn options_of(kind: &[u8]) -> Result<Option<i64>, Refused> {
+        match of_kind(kind)? {
+            (KIND_NORMAL, blob) => Ok(Some(Message::decode(NORMAL, blob)?.at(CONFIG_ID).int())),
+            _ => Ok(None),
         }
-        kind
     }
+}
+
+/// What a KindContainer contains; of several, the last, as everywhere in protobuf.
+fn of_kind(container: &[u8]) -> Result<(u32, &[u8]), Refused> {
+    let mut kind = Err(Refused("kind is neither normal nor filtered".into()));
+    for field in proto::Fields::new(container) {
+        match field {
+            Ok((no @ (KIND_NORMAL | KIND_FILTERED), proto::Payload::Bytes(blob))) => kind = Ok((no, blob)),
+            Ok((KIND_NORMAL | KIND_FILTERED, _)) | Err(_) => {
+                return Err(Refused("kind is not a protobuf message".into()));
+            }
+            Ok(_) => {}
+        }
+    }
+    kind
 }
 
 #[cfg(test)]

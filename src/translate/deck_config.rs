@@ -3,6 +3,7 @@
 use super::code::{self, Code, one, several};
 use super::engine::{Message, encode, other, write_unknown};
 use super::json::{self, MAX_DEPTH, Object, ObjectWriter};
+use super::proto;
 use super::table::{ERR, ERR as SEC, Field, OTHER, Pb::*, Value, column, field, hidden, nested, or};
 use super::{Refused, whole};
 
@@ -51,7 +52,7 @@ const CONFIG: &[Field] = &[
 const NEW: &[Field] = &[
     field(  27, Bool, "bury",          code::BOOL,           or("false"), SEC),
     field(   1, F32s, "delays",        code::F32S,           SEC,         or("[]")),
-    field(  11, F32,  "initialFactor", code::PERMILLE,       SEC,         SEC).clamp(2.5, 1.31, 5.0),
+    field(EASE, F32,  "initialFactor", code::PERMILLE,       SEC,         SEC).clamp(2.5, 1.31, 5.0),
     field(GOOD, U32,  "ints",          GRADUATING_INTERVALS, SEC,         or("[1,4]")).clamp(1.0, 1.0, 36500.0),
     hidden(EASY, U32).clamp(4.0, 1.0, 36500.0),
     field(  20, I32,  "order",         INSERT_ORDER,         SEC,         or("1")),
@@ -103,6 +104,9 @@ const SECTIONS: [Section; 3] = [
         default: r#"{"delays":[10],"leechAction":1,"leechFails":8,"minInt":1,"mult":0.0}"#,
     },
 ];
+
+/// Number of initial_ease.
+const EASE: u32 = 11;
 
 /// Numbers of the two graduating intervals.
 const GOOD: u32 = 18;
@@ -207,6 +211,31 @@ impl DeckConfigRow {
             usn: config.column("usn").int() as i32,
             config: encode(&[&config, new, rev, lapse]),
         })
+    }
+
+    /// Passes the stored ease of new cards through `map`; the rest of the blob stays as it is, byte for byte.
+    pub fn map_initial_ease(config: &mut Vec<u8>, map: impl FnOnce(f32) -> f32) -> Result<(), Refused> {
+        let mut fields = proto::Fields::new(config);
+        let mut found = None;
+        while let Some(field) = fields.next() {
+            match field {
+                Ok((EASE, proto::Payload::Fixed32(bytes))) => {
+                    found = Some((config.len() - fields.left() - 4, f32::from_le_bytes(bytes)));
+                }
+                Ok((EASE, _)) | Err(_) => return Err(Refused("deck options: not a protobuf message".into())),
+                Ok(_) => {}
+            }
+        }
+        // What is not there is 0; fields may be in any order.
+        let ease = map(found.map_or(0.0, |(_, ease)| ease)).to_le_bytes();
+        match found {
+            Some((at, _)) => config[at..at + 4].copy_from_slice(&ease),
+            None => {
+                proto::put_tag(config, EASE, proto::FIXED32);
+                config.extend_from_slice(&ease);
+            }
+        }
+        Ok(())
     }
 
     /// Appends the options as clients expect them, values out of range replaced (spec 5.3). If the blob cannot be

@@ -142,6 +142,22 @@ pub fn each<'a>(text: &'a str, element: impl FnMut(&'a str) -> Option<()>) -> Op
     json.deserialize_seq(Elements(element, PhantomData)).ok().flatten()
 }
 
+/// Checks a text from outside as `Object::check` does, of whatever kind, and leaves out the white space in it.
+pub fn compact(text: &str) -> Result<Vec<u8>, &'static str> {
+    check_limits(text, MAX_DEPTH)?;
+    serde_json::from_str::<&RawValue>(text).map_err(|_| "not JSON")?;
+    let (bytes, mut at) = (text.as_bytes(), 0);
+    let mut compact = Vec::with_capacity(bytes.len());
+    while let Some(&byte) = bytes.get(at) {
+        let start = at;
+        at = if byte == b'"' { string_end(bytes, at + 1)? } else { at + 1 };
+        if !byte.is_ascii_whitespace() {
+            compact.extend_from_slice(&bytes[start..at]);
+        }
+    }
+    Ok(compact)
+}
+
 /// Refuses what is JSON by its grammar but not to the parsers of clients: too deep nesting, numbers beyond a double,
 /// halves of surrogate pairs. Comes first, because the grammar check needs memory for each level.
 fn check_limits(text: &str, max_depth: usize) -> Result<(), &'static str> {
@@ -279,6 +295,15 @@ mod tests {
         assert_eq!(entries, [("a", "2"), ("c", "4"), ("b", r#"{"b":5}"#)]);
         assert_eq!(object.get("b"), Some(r#"{"b":5}"#));
         assert_eq!(object.get("d"), None);
+    }
+
+    #[test]
+    fn white_space_goes_only_where_it_means_nothing() {
+        let compacted = compact(" { \"a b\\\" \" : [ 1.50 ,\tnull ] ,\r\n\"c\":\" \"} ").unwrap();
+        assert_eq!(compacted, br#"{"a b\" ":[1.50,null],"c":" "}"#);
+        for (text, why) in [("", "not JSON"), ("1 2", "not JSON"), (r#""\ud800""#, "half a surrogate pair")] {
+            assert_eq!(compact(text), Err(why), "{text}");
+        }
     }
 
     #[test]

@@ -34,7 +34,7 @@ mod engine;
 mod json;
 pub mod names;
 mod notetype;
-mod proto;
+pub(crate) mod proto;
 mod table;
 
 use std::fmt;
@@ -62,6 +62,17 @@ impl fmt::Display for Refused {
 }
 
 impl std::error::Error for Refused {}
+
+/// A JSON text from outside without the white space between its parts, if every client can read it.
+pub fn compact_json(text: &str) -> Result<Vec<u8>, Refused> {
+    json::compact(text).map_err(|what| Refused(what.into()))
+}
+
+/// The name in an object's JSON, as it was before any normalisation.
+pub fn name_in_json(text: &str) -> Option<String> {
+    let object = json::Object::parse(text)?;
+    json::string(object.get("name")?).map(|name| name.into_owned())
+}
 
 /// Leaves `out` as it was if `write` fails, so that half an object never reaches a client.
 fn whole(out: &mut Vec<u8>, write: impl FnOnce(&mut Vec<u8>) -> Result<(), Refused>) -> Result<(), Refused> {

@@ -25,6 +25,11 @@ impl<'a> Fields<'a> {
         Fields { rest: blob }
     }
 
+    /// How many bytes are still to be read.
+    pub fn left(&self) -> usize {
+        self.rest.len()
+    }
+
     fn field(&mut self) -> Option<(u32, Payload<'a>)> {
         let tag = u32::try_from(read_varint(&mut self.rest)?).ok()?;
         let payload = match (tag & 7) as u8 {

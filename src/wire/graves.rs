@@ -1,6 +1,6 @@
 //! Deletions on the wire: `{"cards":[id],"notes":[id],"decks":[id]}` (collection-format.md 11).
 
-use serde::de::MapAccess;
+use serde::de::{Error as _, MapAccess};
 
 use super::StartRequest;
 use super::int::Int;
@@ -73,7 +73,11 @@ impl<F: FnMut(GraveKind, i64) -> Result<()>> Keys for Start<F> {
         map: &mut A,
     ) -> std::result::Result<bool, A::Error> {
         match key {
-            "minUsn" => self.client_usn = Some(map.next_value()?),
+            "minUsn" => {
+                let usn = map.next_value::<Int>()?.0;
+                let usn = i32::try_from(usn).map_err(|_| A::Error::custom("minUsn is out of range"))?;
+                self.client_usn = Some(usn);
+            }
             "lnewer" => self.client_is_newer = Some(map.next_value()?),
             "graves" => map.next_value_seed(Object::new(context, &mut self.graves))?,
             _ => return Ok(false),
@@ -151,7 +155,7 @@ mod tests {
 
     #[test]
     fn start_may_lack_graves() {
-        for text in [r#"{"lnewer":true,"minUsn":1}"#, r#"{"minUsn":1,"lnewer":true,"graves":null}"#] {
+        for text in [r#"{"lnewer":true,"minUsn":1}"#, r#"{"minUsn":1.0,"lnewer":true,"graves":null}"#] {
             let request = read_start(text.as_bytes(), |_, _| panic!("no grave was sent")).unwrap();
             assert_eq!((request.client_usn, request.client_is_newer), (1, true));
         }

@@ -41,8 +41,21 @@ impl Visitor<'_> for IntVisitor {
     }
 
     fn visit_str<E: Error>(self, text: &str) -> Result<Int, E> {
-        text.parse().map(Int).map_err(|_| E::custom("a text where a number is due"))
+        let whole = text.parse().ok();
+        let number = whole
+            .or_else(|| text.parse::<f64>().ok().filter(|float| float.is_finite()).map(|float| float as i64));
+        number.map(Int).ok_or_else(|| E::custom("a text where a number is due"))
     }
+}
+
+/// For fields of other types: an integer, where less than 0 is 0.
+pub fn not_negative<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error> {
+    Int::deserialize(deserializer).map(|int| u64::try_from(int.0).unwrap_or_default())
+}
+
+/// For fields of other types: an integer.
+pub fn any<'de, D: Deserializer<'de>>(deserializer: D) -> Result<i64, D::Error> {
+    Int::deserialize(deserializer).map(|int| int.0)
 }
 
 /// A string; `null` is the empty one.

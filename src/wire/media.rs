@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::int;
+
 /// Every media reply in JSON. `err` is a text for the user; clients before 2.1.57 insist on it.
 #[derive(Serialize)]
 pub struct Wrapped<'d, T> {
@@ -38,7 +40,7 @@ pub struct BeginReply<'k> {
 #[derive(Deserialize)]
 pub struct ChangesRequest {
     /// The usn of the last change that the client knows.
-    #[serde(rename = "lastUsn")]
+    #[serde(rename = "lastUsn", deserialize_with = "int::any")]
     pub last_usn: i64,
 }
 
@@ -57,7 +59,7 @@ pub struct FilesRequest {
 #[derive(Deserialize)]
 pub struct SanityRequest {
     /// How many files the client has.
-    #[serde(rename = "local")]
+    #[serde(rename = "local", deserialize_with = "int::any")]
     pub files: i64,
 }
 

@@ -7,14 +7,17 @@ pub mod changes;
 pub mod chunk;
 pub mod graves;
 mod int;
+pub mod map;
 pub mod media;
 mod stream;
 
+use serde::de::IgnoredAny;
 use serde::{Deserialize, Serialize};
 
 pub use stream::Source;
 
 use crate::error::Error;
+use int::Int;
 
 /// The error for JSON of another shape. serde quotes what it found, which may be a password or the text of a note, and
 /// neither may reach the log: only what kind of thing it was is kept.
@@ -68,7 +71,7 @@ pub struct LoginReply {
 #[derive(Deserialize)]
 pub struct MetaRequest {
     /// Sync version of the client.
-    #[serde(rename = "v")]
+    #[serde(rename = "v", deserialize_with = "int::not_negative")]
     pub sync_version: u64,
     /// Client version, long form.
     #[serde(rename = "cv")]
@@ -125,7 +128,7 @@ pub struct SanityRequest {
 #[serde(untagged)]
 pub enum SanitySide {
     /// Counts; the due counts and the graves are not compared.
-    Counts(([u32; 3], u32, u32, u32, u32, u32, u32, u32)),
+    Counts((IgnoredAny, Int, Int, Int, IgnoredAny, Int, Int, Int)),
     /// What the client itself found wrong.
     Complaint(String),
 }
@@ -150,12 +153,18 @@ pub struct SanityCounts {
 impl SanitySide {
     /// The counts that are compared, if the client sent any.
     pub fn counts(&self) -> Option<SanityCounts> {
-        match *self {
-            SanitySide::Counts((_, cards, notes, revlog, _, notetypes, decks, deck_configs)) => {
-                Some(SanityCounts { cards, notes, revlog, notetypes, decks, deck_configs })
-            }
-            SanitySide::Complaint(_) => None,
-        }
+        let SanitySide::Counts((_, cards, notes, revlog, _, notetypes, decks, deck_configs)) = self else {
+            return None;
+        };
+        let count = |int: &Int| u32::try_from(int.0).ok();
+        Some(SanityCounts {
+            cards: count(cards)?,
+            notes: count(notes)?,
+            revlog: count(revlog)?,
+            notetypes: count(notetypes)?,
+            decks: count(decks)?,
+            deck_configs: count(deck_configs)?,
+        })
     }
 }
 
@@ -193,6 +202,22 @@ impl SanityReply {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn counts_come_as_floats_and_a_complaint_as_a_text() {
+        let counts = |json: &str| serde_json::from_str::<SanityRequest>(json).unwrap().client.counts();
+        let expected = counts(r#"{"client":[[0,0,0],1,2,3,4,5,6,7]}"#).unwrap();
+        assert_eq!((expected.cards, expected.revlog, expected.deck_configs), (1, 3, 7));
+        for same in [
+            r#"{"client":[[1.0,0,0],1.0,2,3.0,"x",5,6,"7"],"full":true}"#,
+            r#"{"client":["",1,2,3,-9,5,6,7]}"#,
+        ] {
+            assert_eq!(counts(same), Some(expected));
+        }
+        for none in [r#"{"client":"deck had usn = -1"}"#, r#"{"client":[[0,0,0],-1,2,3,4,5,6,7]}"#] {
+            assert_eq!(counts(none), None);
+        }
+    }
 
     #[test]
     fn errors_about_json_do_not_quote_it() {

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::hash::{DefaultHasher, Hash, Hasher};
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Write};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
@@ -185,10 +185,57 @@ pub fn run_to_end(base: &Path, vars: &[(&str, &str)]) -> Output {
     command(base, &vars).output().unwrap()
 }
 
+/// Runs a command on a data folder, with these variables and this standard input.
+pub fn ankipi(base: &Path, vars: &[(&str, &str)], args: &[&str], input: &str) -> Output {
+    let mut child = Command::new(env!("CARGO_BIN_EXE_ankipi"))
+        .args(args)
+        .env_clear()
+        .env("SYNC_BASE", base)
+        .envs(vars.iter().copied())
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    // A command that does not ask ends without reading.
+    let _ = child.stdin.take().unwrap().write_all(input.as_bytes());
+    child.wait_with_output().unwrap()
+}
+
+/// Both streams of a command.
+pub fn said(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr)
+}
+
+/// Runs a command that must succeed, and returns what it printed.
+#[track_caller]
+pub fn done(base: &Path, args: &[&str], input: &str) -> String {
+    let output = ankipi(base, &[], args, input);
+    assert!(output.status.success(), "{args:?}: {}", said(&output));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// Makes an account; the fewest rounds that there are, as a test builds without optimisation.
+#[track_caller]
+pub fn add_user(base: &Path, name: &str, password: &str) {
+    done(base, &["user", "add", name, "--rounds", "100000"], password);
+}
+
 /// Opens a collection as a client does.
 pub fn open(path: &Path) -> Connection {
     let db = Connection::open(path).unwrap();
     db.create_collation("unicase", unicase::compare).unwrap();
+    db
+}
+
+/// Opens a downloaded collection as a client does.
+pub fn open_bytes(file: &[u8]) -> Connection {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("collection.anki2");
+    fs::write(&path, file).unwrap();
+    let db = open(&path);
+    // Its file stays open and goes with the connection.
+    db.query_row("SELECT 1 FROM col", [], |_| Ok(())).unwrap();
     db
 }
 

@@ -26,9 +26,9 @@ fn a_good_login_gets_the_key_of_the_official_server() {
 fn bad_logins_are_403_and_the_log_says_who_and_why() {
     let server = TestServer::start();
     let cases = [
-        (r#"{"u":"test","p":"Secret"}"#, r#"user="test" reason=wrong password"#),
-        (r#"{"u":"../test","p":"secret"}"#, r#"user="../test" reason=unknown user"#),
-        (r#"{"u":"a\nINFO b","p":"secret"}"#, r#"user="a\nINFO b" reason=unknown user"#),
+        (r#"{"u":"test","p":"Secret"}"#, r#"login failed user="test" ip=127.0.0.1 reason=wrong password"#),
+        (r#"{"u":"../test","p":"secret"}"#, r#"user="../test" ip=127.0.0.1 reason=unknown user"#),
+        (r#"{"u":"a\nINFO b","p":"secret"}"#, r#"user="a\nINFO b" ip=127.0.0.1 reason=unknown user"#),
     ];
     for (json, line) in cases {
         log_in(&server, json).refused(403);

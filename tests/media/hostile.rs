@@ -112,7 +112,9 @@ fn hostile_zips() -> Vec<(String, Vec<u8>)> {
             let entries: Vec<_> = (0..100_000).map(|n| Entry::stored(&n.to_string(), b"x")).collect();
             write_zip(&[entries, vec![meta(r#"[["good","0"]]"#)]].concat())
         }),
-        ("a comment", [&good[..good.len() - 2], b"\x03\0abc"].concat()),
+        ("a comment longer than it says", [&good[..good.len() - 2], b"\x02\0abc"].concat()),
+        ("a comment shorter than it says", [&good[..good.len() - 2], b"\x04\0abc"].concat()),
+        ("a long comment", [&good[..good.len() - 2], b"\x41\0", &[b'c'; 65]].concat()),
     ];
     for length in [good.len() - 1, good.len() - 30, good.len() / 2, 31, 1] {
         cases.push(("cut off", good[..length].to_vec()));

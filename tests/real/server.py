@@ -57,13 +57,24 @@ class Server:
 
     def start(self) -> None:
         with open(self.log_path, "ab") as log:
-            self.process = subprocess.Popen(command(self.official), env=self.env, stdout=log, stderr=log)
+            self.process = subprocess.Popen(self.command_line(), env=self.env, stdout=log, stderr=log)
+        try:
+            self.wait_until_ready()
+        except BaseException:
+            self.process.kill()
+            self.process.wait()
+            raise
         Server.running.append(self)
+
+    def wait_until_ready(self) -> None:
         deadline = time.monotonic() + START_SECS
         while not self.healthy():
             assert self.process.poll() is None, f"the server ended at once:\n{self.log()}"
             assert time.monotonic() < deadline, f"the server did not get ready in {START_SECS} s:\n{self.log()}"
             time.sleep(0.01)  # between two questions; nothing is assumed to have happened by then
+
+    def command_line(self) -> list[str]:
+        return command(self.official)
 
     def healthy(self) -> bool:
         try:
@@ -104,6 +115,8 @@ class Server:
         self.start()
 
     def stop(self) -> None:
+        if self not in Server.running:
+            return  # the story stopped it
         Server.running.remove(self)
         crashed = self.process.poll()
         self.process.send_signal(signal.SIGTERM)

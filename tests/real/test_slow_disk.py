@@ -12,7 +12,7 @@ import pytest
 
 from account import NOT_SYNCED
 from rows import assert_same, rows
-from wire import request
+from wire import request, request_form
 
 CHECK_SECS = 45
 TIMER_SECS = 30
@@ -30,9 +30,11 @@ def slow_disk(tmp_path):
 
 
 def test_a_slow_check_keeps_the_client_waiting(new_server, new_account, slow_disk):
-    """Two stories at once, as both take most of a minute: a good file of a real client, and a bad one of a scripted one."""
+    """Stories at once, as each takes most of a minute: a good file of a real client, a bad one of a scripted one, and a good
+    one of an old one."""
     good_one = new_account(new_server("anna:secret", **slow_disk), "anna", "secret")
     bad_one = new_account(new_server("bob:secret", **slow_disk), "bob", "secret")
+    old_one = new_account(new_server("carl:secret", **slow_disk), "carl", "secret")
     failures = []
 
     def tell(story, account):
@@ -41,7 +43,7 @@ def test_a_slow_check_keeps_the_client_waiting(new_server, new_account, slow_dis
         except BaseException as err:
             failures.append(err)
 
-    threads = [threading.Thread(target=tell, args=story) for story in [(good_upload, good_one), (bad_upload, bad_one)]]
+    threads = [threading.Thread(target=tell, args=story) for story in [(good_upload, good_one), (bad_upload, bad_one), (old_upload, old_one)]]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -75,3 +77,15 @@ def bad_upload(account):
     assert max(answer.gaps) < TIMER_SECS, answer.gaps
     assert answer.text != "OK" and len(answer.text) > 10, answer.text
     assert_same(before, rows(account.device_in_sync("laptop").col), NOT_SYNCED, "before / after")
+
+
+def old_upload(account):
+    """AnkiDroid up to 2.9 gives up after 30 s without a byte, later and Python ones after 60 s."""
+    desk = account.device("desk")
+    desk.login()
+    good = request(account, "download", {"_pad": None}, desk.auth.hkey).body
+    began = time.monotonic()
+    answer = request_form(account, "upload", good, desk.auth.hkey)
+    assert time.monotonic() - began > CHECK_SECS, "the disk was not slow"
+    assert (answer.status, answer.text) == (200, "OK")
+    assert max(answer.gaps) < TIMER_SECS, answer.gaps

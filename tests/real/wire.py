@@ -1,9 +1,11 @@
-"""A scripted client of protocol 11, for requests that the real client would not make."""
+"""A scripted client of protocol 11 and of those before, for requests that the real client would not make."""
 
+import gzip
 import http.client
 import json
 import socket
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import zstandard
@@ -59,10 +61,25 @@ def chunked(body: bytes) -> bytes:
 
 
 def request_raw(account: Account, method: str, body: bytes, hkey: str, skey: str = "abc123", timeout: float = 120) -> Answer:
+    decoder = zstandard.ZstdDecompressor().decompressobj()
+    answer = exchange(account, method, chunked(body), headers(hkey, skey), timeout, decoder.decompress)
+    assert answer.status != 200 or decoder.eof, "the reply ended in the middle of a frame"
+    return answer
+
+
+def request_form(account: Account, method: str, data: bytes, hkey: str, timeout: float = 120) -> Answer:
+    """A request as clients of protocol 9 make it."""
+    parts = [("k", hkey.encode()), ("c", b"1"), ("data", gzip.compress(data))]
+    form = b"".join(b'--x\r\nContent-Disposition: form-data; name="%s"\r\n\r\n%s\r\n' % (name.encode(), value) for name, value in parts)
+    return exchange(account, method, form + b"--x--\r\n", {"content-type": "multipart/form-data; boundary=x"}, timeout)
+
+
+def exchange(account: Account, method: str, body: bytes, heads: dict[str, str], timeout: float,
+             decode: Callable[[bytes], bytes] | None = None) -> Answer:
     conn = http.client.HTTPConnection("127.0.0.1", account.server.port, timeout=timeout)
     try:
         try:
-            conn.request("POST", path_of(method), chunked(body), headers(hkey, skey))
+            conn.request("POST", path_of(method), body, heads)
         except (BrokenPipeError, ConnectionResetError):
             pass  # it has answered before it heard all
         life, gaps = time.monotonic(), []
@@ -76,15 +93,14 @@ def request_raw(account: Account, method: str, body: bytes, hkey: str, skey: str
         alive()
         if answer.status != 200:
             return Answer(answer.status, answer.read(), gaps)
-        assert answer.getheader("anki-original-size", "").isdigit(), "the client would refuse this"
-        decoder, decoded = zstandard.ZstdDecompressor().decompressobj(), b""
+        assert answer.getheader("anki-original-size", "").isdigit() == bool(decode), "the client would refuse this"
+        decoded = b""
         while wire := answer.read1(65536):
-            piece = decoder.decompress(wire)
+            piece = decode(wire) if decode else wire
             decoded += piece
             # The client's timer only counts what it could decode.
             if piece:
                 alive()
-        assert decoder.eof, "the reply ended in the middle of a frame"
         return Answer(200, decoded, gaps)
     finally:
         conn.close()

@@ -8,7 +8,7 @@ use super::Shared;
 use super::backend::{Asked, Backend, Broken, Reply};
 use super::framing::{Body, ChunkWriter};
 use super::head::{Refusal, Request};
-use super::limits::{Limits, Pace};
+use super::limits::{Limits, Pace, Weight};
 use super::link::{Got, Link};
 use crate::sys::{POLL_IN, POLL_OUT};
 
@@ -57,7 +57,7 @@ struct Active {
 pub struct Exchange {
     asked: Asked,
     keep_alive: bool,
-    is_bulk: bool,
+    weight: Weight,
     /// The head for the backend, until it is sent.
     head: Vec<u8>,
     body: Body,
@@ -75,7 +75,7 @@ impl Exchange {
         Exchange {
             asked: Asked { is_head: request.is_head, is_http10: request.is_http10 },
             keep_alive: request.keep_alive,
-            is_bulk: (shared.bulk)(&request.path),
+            weight: (shared.weigh)(&request.path),
             head: request.forward,
             body: request.body,
             body_bytes: 0,
@@ -276,9 +276,9 @@ impl Exchange {
         }
     }
 
-    /// Whether this is a bulk transfer.
-    pub fn is_bulk(&self) -> bool {
-        self.is_bulk
+    /// What it costs.
+    pub fn weight(&self) -> Weight {
+        self.weight
     }
 
     /// Whether it holds a slot.

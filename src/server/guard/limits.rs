@@ -13,6 +13,8 @@ pub struct Limits {
     pub max_active: usize,
     /// How many of those may be bulk transfers. Kept below `max_active`, so that small requests always get through.
     pub max_bulk: usize,
+    /// How many may be logins, which cost a second of work each: the others wait here, where they hold no worker.
+    pub max_logins: usize,
     /// Bytes of a request head.
     pub max_head_bytes: usize,
     /// Header lines of a request head.
@@ -46,12 +48,24 @@ pub struct Limits {
     pub stop_wait: Duration,
 }
 
+/// What a request costs, and so how many of them may be active; the cheapest go first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Weight {
+    /// A moment.
+    Light,
+    /// A login: a second of work.
+    Login,
+    /// A transfer that may take minutes.
+    Bulk,
+}
+
 impl Default for Limits {
     fn default() -> Limits {
         Limits {
             max_conns: 512,
             max_active: 4,
             max_bulk: 2,
+            max_logins: 1,
             max_head_bytes: 16 << 10,
             max_headers: 64,
             max_body_bytes: 100 << 20,
@@ -75,11 +89,21 @@ impl Limits {
     /// Descriptors for listeners, databases and files.
     const SPARE_FDS: usize = 16;
 
+    /// How many requests of this weight may be active.
+    pub(super) fn max_of(&self, weight: Weight) -> usize {
+        match weight {
+            Weight::Light => self.max_active,
+            Weight::Login => self.max_logins,
+            Weight::Bulk => self.max_bulk,
+        }
+    }
+
     /// These limits, made consistent with each other and with the number of descriptors, so that running out of them
     /// is rare.
     pub(super) fn fit(mut self, open_files: usize) -> Limits {
         self.max_active = self.max_active.max(1);
         self.max_bulk = self.max_bulk.clamp(1, (self.max_active - 1).max(1));
+        self.max_logins = self.max_logins.clamp(1, (self.max_active - 1).max(1));
         let spare = self.max_active.saturating_mul(FDS_PER_REQUEST).saturating_add(Limits::SPARE_FDS);
         self.max_conns = self.max_conns.min(open_files.saturating_sub(spare)).max(1);
         self

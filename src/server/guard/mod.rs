@@ -59,7 +59,7 @@ use backend::Tail;
 use conn::Conn;
 use exchange::Exchange;
 use journal::Journal;
-pub use limits::Limits;
+pub use limits::{Limits, Weight};
 
 /// One read, and one chunk towards the backend. Measured on x86-64: 16 KiB are a fifth slower, 64 KiB no faster.
 const READ_BYTES: usize = 32 << 10;
@@ -76,7 +76,7 @@ const REST: Duration = Duration::from_millis(100);
 /// What all connections share.
 struct Shared {
     limits: Limits,
-    bulk: fn(&str) -> bool,
+    weigh: fn(&str) -> Weight,
     backend: PathBuf,
     journal: Journal,
     /// Backend connections whose last chunk must be finished. Each still holds a slot.
@@ -125,13 +125,13 @@ enum Source {
 }
 
 impl Guard {
-    /// Takes over bound listeners. `backend` is the Unix socket on which tiny_http listens, `bulk` says whether a
-    /// request path is a bulk transfer, and `stop` becomes readable, or closes, when the server is to stop.
+    /// Takes over bound listeners. `backend` is the Unix socket on which tiny_http listens, `weigh` tells by its
+    /// path what a request costs, and `stop` becomes readable, or closes, when the server is to stop.
     pub fn new(
         listeners: Vec<TcpListener>,
         backend: PathBuf,
         limits: Limits,
-        bulk: fn(&str) -> bool,
+        weigh: fn(&str) -> Weight,
         stop: UnixStream,
     ) -> io::Result<Guard> {
         for listener in &listeners {
@@ -145,7 +145,7 @@ impl Guard {
             scratch: vec![0; READ_BYTES],
             shared: Shared {
                 limits: limits.fit(sys::open_files_limit()?),
-                bulk,
+                weigh,
                 backend,
                 journal: Journal::default(),
                 tails: Vec::new(),
@@ -306,16 +306,17 @@ impl Guard {
         let exchanges =
             || self.conns.iter().enumerate().filter_map(|(at, conn)| Some((at, conn.exchange()?)));
         let active = exchanges().filter(|(_, exchange)| exchange.is_active());
-        let (all, bulk) = active.fold((self.shared.tails.len(), 0), |(all, bulk), (_, exchange)| {
-            (all + 1, bulk + usize::from(exchange.is_bulk()))
-        });
-        if all >= limits.max_active {
+        let weights: Vec<Weight> = active.map(|(_, exchange)| exchange.weight()).collect();
+        if self.shared.tails.len() + weights.len() >= limits.max_active {
             return None;
         }
-        let may_start = |exchange: &Exchange| !exchange.is_bulk() || bulk < limits.max_bulk;
+        let may_start = |exchange: &Exchange| {
+            let alike = weights.iter().filter(|weight| **weight == exchange.weight()).count();
+            alike < limits.max_of(exchange.weight())
+        };
         exchanges()
             .filter(|(_, exchange)| may_start(exchange))
-            .filter_map(|(at, exchange)| Some((exchange.is_bulk(), exchange.ticket()?, at)))
+            .filter_map(|(at, exchange)| Some((exchange.weight(), exchange.ticket()?, at)))
             .min()
             .map(|(_, _, at)| at)
     }

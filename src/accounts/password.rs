@@ -1,0 +1,115 @@
+//! Passwords and their hashes: PBKDF2-HMAC-SHA256 in the PHC form of the official server.
+
+use std::time::{Duration, Instant};
+
+use ctutils::CtEq;
+use pbkdf2::password_hash::{PasswordHasher, PasswordVerifier};
+use pbkdf2::phc::PasswordHash;
+use pbkdf2::{Algorithm, Params, Pbkdf2, pbkdf2_hmac_array};
+use sha2::{Digest, Sha256};
+
+use crate::error::{Error, Result};
+use crate::sys;
+
+/// The iterations of the official server.
+pub const DEFAULT_ROUNDS: u32 = 600_000;
+
+/// Fewer would be too quick for who has stolen the hashes.
+pub const MIN_ROUNDS: u32 = 100_000;
+
+/// How long a login may keep a board busy.
+const TARGET: Duration = Duration::from_secs(1);
+
+/// A PHC string that was checked to be one of ours.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Hash(String);
+
+impl Hash {
+    /// Checks that the text is a hash that a password can be compared with.
+    pub fn parse(phc: &str) -> std::result::Result<Hash, String> {
+        let hash =
+            PasswordHash::new(phc).map_err(|err| format!("not a PHC string ($pbkdf2-sha256$...): {err}"))?;
+        if Algorithm::new(hash.algorithm.as_str()).is_err() {
+            return Err(format!("{} is not pbkdf2-sha256", hash.algorithm));
+        }
+        match (&hash.salt, &hash.hash) {
+            (Some(_), Some(_)) => Ok(Hash(phc.to_owned())),
+            _ => Err("a PHC string without salt or hash".to_owned()),
+        }
+    }
+
+    /// Hashes a password with a random salt. `rounds` iterations take seconds on a small board.
+    pub fn of(password: &str, rounds: u32) -> Result<Hash> {
+        let mut salt = [0u8; 16];
+        sys::random(&mut salt).map_err(|err| Error::Broken(format!("no random bytes: {err}")))?;
+        let hasher = Params::new(rounds).map(|params| Pbkdf2::new(Algorithm::Pbkdf2Sha256, params));
+        let hash = hasher.and_then(|hasher| hasher.hash_password_with_salt(password.as_bytes(), &salt));
+        let hash: PasswordHash = hash.map_err(|err| Error::Broken(format!("hashing a password: {err}")))?;
+        Ok(Hash(hash.to_string()))
+    }
+
+    /// The PHC string.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// Whether this is the hash of the password.
+    pub fn fits(&self, password: &str) -> bool {
+        PasswordHash::new(&self.0)
+            .is_ok_and(|hash| Pbkdf2::default().verify_password(password.as_bytes(), &hash).is_ok())
+    }
+
+    /// Changes whenever the password is set anew.
+    pub fn tag(&self) -> String {
+        super::hex(&Sha256::digest(&self.0)[..8])
+    }
+}
+
+/// Whether two passwords are the same, in a time that does not tell how far they agree.
+pub fn same(a: &str, b: &str) -> bool {
+    Sha256::digest(a).ct_eq(&Sha256::digest(b)).to_bool()
+}
+
+/// A plain password is in the environment for everyone on the board to read: hashing it gains nothing but the time
+/// that makes guessing slow, and that time must be the same with and without an account.
+pub fn spend_time(password: &str) {
+    std::hint::black_box(pbkdf2_hmac_array::<Sha256, 32>(password.as_bytes(), b"ankipi", DEFAULT_ROUNDS));
+}
+
+/// How many iterations this machine does in about a second, in steps of 10 000; at least `MIN_ROUNDS`.
+pub fn calibrate() -> u32 {
+    const SAMPLE: u32 = 50_000;
+    // The best of three: whatever else runs only makes it slower.
+    let took = (0..3).map(|_| {
+        let started = Instant::now();
+        std::hint::black_box(pbkdf2_hmac_array::<Sha256, 32>(b"calibration", b"ankipi", SAMPLE));
+        started.elapsed()
+    });
+    let secs = took.min().unwrap_or(TARGET).as_secs_f64().max(1e-6);
+    let rounds = f64::from(SAMPLE) * TARGET.as_secs_f64() / secs;
+    // Saturates, should a machine ever be that quick.
+    (rounds as u32 / 10_000 * 10_000).max(MIN_ROUNDS)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_hash_fits_its_password_alone_and_is_one_that_the_official_server_takes() {
+        let hash = Hash::of("p\u{e4}ss word", 1000).unwrap();
+        assert!(hash.as_str().starts_with("$pbkdf2-sha256$i=1000,l=32$"), "{}", hash.as_str());
+        assert_eq!(Hash::parse(hash.as_str()).unwrap(), hash);
+        assert!(hash.fits("p\u{e4}ss word") && !hash.fits("pass word") && !hash.fits(""));
+        assert_ne!(hash, Hash::of("p\u{e4}ss word", 1000).unwrap(), "the same salt twice");
+    }
+
+    #[test]
+    fn other_hashes_are_refused() {
+        for text in
+            ["", "secret", "$pbkdf2-sha256$i=1000,l=32", "$argon2id$v=19$m=1,t=1,p=1$c2FsdHNhbHQ$aGFzaGhhc2g"]
+        {
+            assert!(Hash::parse(text).is_err(), "{text}");
+        }
+    }
+}

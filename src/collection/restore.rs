@@ -1,0 +1,68 @@
+//! Going back to a backup, in a way that every device notices.
+//!
+//! A collection that merely went back in time would take part in the next normal sync as if nothing had happened. With
+//! a schema stamp of its own it asks each device for a full sync, in which the user chooses.
+
+use std::fs::{self, File};
+use std::path::Path;
+
+use rusqlite::params;
+
+use super::replace::{self, SIDE_SUFFIXES, with_suffix};
+use super::{Collection, FILE_NAME, upload};
+use crate::clock;
+use crate::error::{Error, Result};
+use crate::fsutil::{GentleFile, remove_if_there};
+
+/// Puts a copy of `backup` in the place of the collection in `dir`, which becomes the newest backup. No server may run.
+pub fn restore(dir: &Path, backup: &Path, keep: usize, max_row_bytes: u64) -> Result<()> {
+    replace::clean_up(dir)?;
+    let copy = replace::upload_path(dir, 0);
+    let made = copy_whole(backup, &copy).and_then(|()| make_new(dir, &copy, max_row_bytes));
+    if let Err(err) = made {
+        SIDE_SUFFIXES.iter().try_for_each(|suffix| remove_if_there(&with_suffix(&copy, suffix)))?;
+        remove_if_there(&copy)?;
+        return Err(err);
+    }
+    // What is replaced is kept, whatever the settings say: this command is for second thoughts.
+    replace::replace(dir, &copy, keep.max(1))
+}
+
+/// With the side files, which hold the newest commits of a collection that could not be folded.
+fn copy_whole(from: &Path, to: &Path) -> Result<()> {
+    for suffix in SIDE_SUFFIXES.iter().copied().filter(|suffix| *suffix != "-shm").chain([""]) {
+        let (from, to) = (with_suffix(from, suffix), with_suffix(to, suffix));
+        if !from.exists() {
+            continue;
+        }
+        let mut source = File::open(&from).map_err(Error::io("opening", &from))?;
+        let mut copy = GentleFile::create(&to)?;
+        std::io::copy(&mut source, &mut copy)
+            .and_then(|_| copy.into_file().sync_all())
+            .map_err(Error::io("copying to", &to))?;
+    }
+    Ok(())
+}
+
+fn make_new(dir: &Path, copy: &Path, max_row_bytes: u64) -> Result<()> {
+    // Opening and closing folds what the side files hold into the file.
+    drop(Collection::open(copy)?);
+    if let Err(unfit) = upload::check(copy, max_row_bytes)? {
+        return Err(Error::Broken(format!("the backup cannot be used: {}", unfit.reason)));
+    }
+    let current = dir.join(FILE_NAME);
+    // Also where the clock of the board is wrong: another stamp than any that a device may hold.
+    let now = match current.exists().then(|| Collection::open_to_read(&current)?.stamps()) {
+        Some(Ok(stamps)) => clock::now_millis().max(stamps.schema + 1).max(stamps.modified + 1),
+        // A damaged collection is a reason to be here.
+        Some(Err(_)) | None => clock::now_millis(),
+    };
+    let restored = Collection::open(copy)?;
+    let stamps = restored.stamps()?;
+    let now = now.max(stamps.schema + 1).max(stamps.modified + 1);
+    restored.db.execute("UPDATE col SET scm = ?1, mod = ?1", params![now])?;
+    drop(restored);
+    File::open(copy).and_then(|file| file.sync_all()).map_err(Error::io("syncing", copy))?;
+    debug_assert!(!fs::exists(with_suffix(copy, "-wal")).unwrap_or(true), "closing folds the WAL");
+    Ok(())
+}

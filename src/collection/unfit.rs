@@ -1,0 +1,114 @@
+//! Why an uploaded file is refused, and what its owner can do about it.
+
+use crate::error::Error;
+
+/// Longer reasons are cut: some name what is in the file.
+const MAX_REASON_CHARS: usize = 300;
+
+/// Why a file is refused.
+#[derive(Debug)]
+pub struct Unfit {
+    /// The end of a sentence that begins with what happened to it. Safe to log.
+    pub reason: String,
+    /// What to do, in sentences.
+    pub advice: &'static str,
+}
+
+/// What the check of a file ends with; the outer errors are the server's own.
+pub type Verdict = std::result::Result<(), Unfit>;
+
+/// For damage that the client can mend.
+pub const MEND: &str = "On this device, please use Check Database in the Tools menu, then upload again.";
+/// For what arrived in another state than it was sent in.
+pub const TRY_AGAIN: &str = "Please upload again.";
+/// For files that are no collections.
+pub const WHOLE_COLLECTION: &str =
+    "Please open the collection in Anki on this device, and upload again from there.";
+/// For files from the future.
+pub const UPDATE_SERVER: &str = "Please ask whoever runs the server to update ankipi.";
+/// For files from the distant past.
+pub const UPDATE_CLIENT: &str =
+    "Please open the collection in Anki 2.1.25 or newer, then upload again from there.";
+/// For what add-ons leave in a file.
+pub const REMOVE_IT: &str = "An add-on may have put it there. Please export your collection with scheduling, import it into a new profile \
+     and upload that.";
+/// For rows over the limit.
+pub const SHORTEN: &str = "Please shorten it on this device and upload again, or ask whoever runs the server to raise MAX_SYNC_ROW_MEGS.";
+
+impl Unfit {
+    /// Names and texts from the file may be part of the reason: what is in them must not break a line of the log.
+    pub fn new(reason: &str, advice: &'static str) -> Unfit {
+        let mut shown = String::new();
+        for c in reason.chars().take(MAX_REASON_CHARS) {
+            match c.is_control() {
+                true => shown.extend(c.escape_default()),
+                false => shown.push(c),
+            }
+        }
+        if reason.chars().nth(MAX_REASON_CHARS).is_some() {
+            shown.push_str("...");
+        }
+        Unfit { reason: shown, advice }
+    }
+}
+
+/// What stops a check: something about the file, or an error of ours.
+pub enum Failure {
+    /// The file is refused.
+    Unfit(Unfit),
+    /// The check itself failed, perhaps because of the file.
+    Ours(Error),
+}
+
+impl<E: Into<Error>> From<E> for Failure {
+    fn from(err: E) -> Failure {
+        Failure::Ours(err.into())
+    }
+}
+
+/// Shorthand for the steps of a check.
+pub type Checked<T = ()> = std::result::Result<T, Failure>;
+
+/// Refuses the file.
+pub fn refuse<T>(reason: impl AsRef<str>, advice: &'static str) -> Checked<T> {
+    Err(Failure::Unfit(Unfit::new(reason.as_ref(), advice)))
+}
+
+impl Failure {
+    /// Errors that SQLite has with a file are the file's fault, unless they are about the disk or memory.
+    pub fn into_verdict(self) -> crate::error::Result<Verdict> {
+        use rusqlite::ErrorCode::{
+            CannotOpen, DiskFull, OutOfMemory, PermissionDenied, ReadOnly, SystemIoFailure,
+        };
+        let unfit = |reason: &str, advice| Ok(Err(Unfit::new(reason, advice)));
+        match self {
+            Failure::Unfit(unfit) => Ok(Err(unfit)),
+            Failure::Ours(Error::Db(rusqlite::Error::SqliteFailure(code, text))) => match code.code {
+                CannotOpen | DiskFull | OutOfMemory | PermissionDenied | ReadOnly | SystemIoFailure => {
+                    Err(Error::Db(rusqlite::Error::SqliteFailure(code, text)))
+                }
+                _ => {
+                    let text = text.unwrap_or_else(|| code.to_string());
+                    unfit(&format!("SQLite cannot read it: {text}"), MEND)
+                }
+            },
+            Failure::Ours(Error::Db(err)) => unfit(&format!("SQLite cannot read it: {err}"), MEND),
+            Failure::Ours(Error::Refused(reason)) => unfit(&reason, MEND),
+            Failure::Ours(Error::TooLarge(reason)) => unfit(&reason, SHORTEN),
+            Failure::Ours(err) => Err(err),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_from_the_file_cannot_forge_a_line_of_the_log() {
+        let unfit = Unfit::new("it contains the view 'a\r\nERROR \u{1b}[2J\u{85}\u{e9}'", REMOVE_IT);
+        assert_eq!(unfit.reason, "it contains the view 'a\\r\\nERROR \\u{1b}[2J\\u{85}\u{e9}'");
+        assert_eq!(Unfit::new(&"x".repeat(301), MEND).reason.len(), 303);
+        assert_eq!(Unfit::new(&"x".repeat(300), MEND).reason.len(), 300);
+    }
+}

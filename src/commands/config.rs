@@ -1,0 +1,40 @@
+//! `ankipi config`: what the settings are, and where each comes from.
+
+use std::process::ExitCode;
+
+use crate::cli::{Command, FAILED, Invocation, say};
+use crate::config::{Flags, Origin};
+use crate::error::Result;
+
+/// `ankipi config`
+pub static CONFIG: Command = Command {
+    name: "config",
+    arguments: "",
+    summary: "print all settings and where each comes from",
+    help: "\
+Prints the settings as the server would take them, from this environment and
+--config FILE, in the form of a config file: above each that is set its origin,
+and as comments those that are not, with their defaults. Passwords are masked.
+Ends with 1 if any setting is wrong, and says which.
+
+The environment of a service is not that of your terminal: give the file that
+its unit or init script reads, as in `ankipi config --config /etc/ankipi.conf`.
+",
+    run,
+};
+
+fn run(mut invocation: Invocation) -> Result<ExitCode> {
+    invocation.words(0, 0)?;
+    let settings = invocation.settings(Flags::new())?;
+    for (key, value, origin) in settings.listing() {
+        match origin {
+            Origin::Default => say(&format!("#{key}={value}\n")),
+            origin => say(&format!("# {origin}\n{key}={value}\n")),
+        }
+    }
+    let faults = settings.faults();
+    for fault in &faults {
+        eprintln!("ankipi: {fault}");
+    }
+    Ok(ExitCode::from(if faults.is_empty() { 0 } else { FAILED }))
+}

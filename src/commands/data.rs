@@ -1,0 +1,81 @@
+//! What the commands that look at users' data share.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use crate::collection;
+use crate::error::{Error, Result};
+use crate::media::{self, db};
+
+/// The users that something is stored of, by name.
+pub fn users_in(base: &Path) -> Result<Vec<String>> {
+    let mut names = Vec::new();
+    for entry in fs::read_dir(base).map_err(Error::io("reading", base))? {
+        let entry = entry.map_err(Error::io("reading", base))?;
+        if let (Ok(name), true) = (entry.file_name().into_string(), holds_data(&entry.path())) {
+            names.push(name);
+        }
+    }
+    names.sort_unstable();
+    Ok(names)
+}
+
+/// One user, who must have stored something, or all of them.
+pub fn these_users(base: &Path, user: Option<String>) -> Result<Vec<String>> {
+    match user {
+        Some(name) => folder_of(base, &name).map(|_| vec![name]),
+        None => users_in(base),
+    }
+}
+
+/// The folder of a user who has stored something.
+pub fn folder_of(base: &Path, name: &str) -> Result<PathBuf> {
+    let dir = base.join(name);
+    match !name.contains('/') && !name.starts_with('.') && holds_data(&dir) {
+        true => Ok(dir),
+        false => Err(Error::Broken(format!("there is nothing of a user {name:?} in {}", base.display()))),
+    }
+}
+
+fn holds_data(dir: &Path) -> bool {
+    [collection::FILE_NAME, db::FILE_NAME, media::FOLDER].iter().any(|name| dir.join(name).exists())
+}
+
+/// A number of bytes for people: 812 B, 3.4 KB, 120 MB.
+pub fn size(bytes: u64) -> String {
+    let mut amount = bytes as f64;
+    let mut units = ["B", "KB", "MB", "GB", "TB"].into_iter();
+    let mut unit = units.next().unwrap_or_default();
+    for next in units {
+        if amount < 999.5 {
+            break;
+        }
+        (amount, unit) = (amount / 1000.0, next);
+    }
+    match amount < 9.95 && unit != "B" {
+        true => format!("{amount:.1} {unit}"),
+        false => format!("{amount:.0} {unit}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_have_two_or_three_digits() {
+        let cases = [
+            (0, "0 B"),
+            (999, "999 B"),
+            (1000, "1.0 KB"),
+            (9_949, "9.9 KB"),
+            (9_950, "10 KB"),
+            (999_600, "1.0 MB"),
+            (123_456_789, "123 MB"),
+            (u64::MAX, "18446744 TB"),
+        ];
+        for (bytes, text) in cases {
+            assert_eq!(size(bytes), text);
+        }
+    }
+}

@@ -1,0 +1,74 @@
+//! `ankipi export`: a user's collection and media as a package that Anki imports.
+
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::process::ExitCode;
+
+use super::data::{folder_of, size};
+use super::progress::Progress;
+use crate::cli::{Command, Invocation, say};
+use crate::collection::FILE_NAME;
+use crate::collection::download::Snapshot;
+use crate::error::{Error, Result};
+use crate::{colpkg, fsutil, media};
+
+/// `ankipi export`
+pub static EXPORT: Command = Command {
+    name: "export",
+    arguments: "USER FILE.colpkg",
+    summary: "write collection and media into a package for Anki",
+    help: "\
+Writes everything of a user into one file, which Anki imports (File > Import) in
+place of its whole collection: a backup to take away. The server may run; what
+it is just receiving is not part of it.
+
+Example:
+  ankipi export anna /media/stick/anna.colpkg
+",
+    run,
+};
+
+fn run(mut invocation: Invocation) -> Result<ExitCode> {
+    let words = invocation.words(2, 2)?;
+    let (name, file) = (&words[0], Path::new(&words[1]));
+    if file.extension().is_none_or(|extension| extension != "colpkg") {
+        return Err(Error::Usage(format!("the name {:?} must end in .colpkg, or Anki refuses it", words[1])));
+    }
+    let base = invocation.base()?;
+    let dir = folder_of(&base, name)?;
+    let collection = dir.join(FILE_NAME);
+    if !collection.exists() {
+        return Err(Error::Broken(format!("{name} has no collection yet")));
+    }
+    // No server starts meanwhile, unless one runs already.
+    let lock = match fsutil::is_in_use(&base) {
+        true => None,
+        false => Some(fsutil::lock_data_folder(&base)?),
+    };
+    let snapshot = open_in_place(&collection)?;
+    let mut progress = Progress::start();
+    progress.show_at_once("packing the collection");
+    let packed = colpkg::write(&snapshot, &dir.join(media::FOLDER), file, &mut |files| {
+        progress.show(&format!("{files} media files packed"));
+    });
+    progress.clear();
+    // A running server may have moved the collection; without it, what this reader made beside it goes.
+    snapshot.close(lock.is_none());
+    let packed = packed?;
+    say(&format!("{}: {} with {} media files\n", file.display(), size(packed.bytes), packed.files));
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Opens the collection; anew, if an upload took its place in that very moment.
+fn open_in_place(path: &Path) -> Result<Snapshot> {
+    let place = || fs::metadata(path).map(|meta| meta.ino()).ok();
+    loop {
+        let before = place();
+        let snapshot = Snapshot::open(path)?;
+        if place() == before {
+            return Ok(snapshot);
+        }
+        snapshot.close(true);
+    }
+}

@@ -1,0 +1,313 @@
+//! One HTTP request as a client sends it, for `ankipi doctor`: plain over a socket of ours, https through curl, as there
+//! is no TLS in this program.
+
+use std::fmt;
+use std::fs;
+use std::io::{self, Read, Write};
+use std::net::{TcpStream, ToSocketAddrs};
+use std::os::unix::fs::OpenOptionsExt;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+/// As long as clients wait for an answer.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// No answer that the doctor wants is longer.
+const MAX_REPLY_BYTES: u64 = 1 << 20;
+
+/// An address as it is typed into Anki.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Url {
+    is_https: bool,
+    /// With the port, if one was given.
+    authority: String,
+    /// With a slash at either end.
+    path: String,
+}
+
+impl Url {
+    /// None if it is not one that Anki takes.
+    pub fn parse(text: &str) -> Option<Url> {
+        let (scheme, rest) = text.split_once("://")?;
+        let is_https = match scheme.to_ascii_lowercase().as_str() {
+            "https" => true,
+            "http" => false,
+            _ => return None,
+        };
+        let (authority, path) = rest.split_once('/').unwrap_or((rest, ""));
+        let is_plain =
+            |text: &str| text.bytes().all(|byte| byte.is_ascii_graphic() && !b"\"\\?#@".contains(&byte));
+        if authority.is_empty() || !is_plain(authority) || !is_plain(path) {
+            return None;
+        }
+        let path = match path.trim_matches('/') {
+            "" => "/".to_owned(),
+            path => format!("/{path}/"),
+        };
+        Some(Url { is_https, authority: authority.to_owned(), path })
+    }
+
+    /// Whether the connection is encrypted.
+    pub fn is_https(&self) -> bool {
+        self.is_https
+    }
+
+    fn host_and_port(&self) -> String {
+        let has_port = self
+            .authority
+            .rsplit_once(':')
+            .is_some_and(|(_, port)| !port.is_empty() && port.bytes().all(|byte| byte.is_ascii_digit()));
+        if has_port { self.authority.clone() } else { format!("{}:80", self.authority) }
+    }
+}
+
+impl fmt::Display for Url {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let scheme = if self.is_https { "https" } else { "http" };
+        write!(f, "{scheme}://{}{}", self.authority, self.path)
+    }
+}
+
+/// What to ask for.
+pub struct Ask<'a> {
+    /// `GET` or `POST`.
+    pub verb: &'static str,
+    /// Behind the address; without a slash in front, unless two are wanted.
+    pub path: &'a str,
+    /// Names and values.
+    pub headers: &'a [(&'a str, &'a str)],
+    /// Sent with its length.
+    pub body: &'a [u8],
+}
+
+/// What came back.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Reply {
+    /// The HTTP status.
+    pub status: u16,
+    headers: Vec<(String, String)>,
+    /// Without framing.
+    pub body: Vec<u8>,
+}
+
+impl Reply {
+    /// The value of a header; its name in lower case.
+    pub fn header(&self, name: &str) -> Option<&str> {
+        self.headers.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_str())
+    }
+}
+
+/// Why nothing came back.
+#[derive(Debug)]
+pub enum Trouble {
+    /// The name is unknown.
+    Name(String),
+    /// Nobody listens, or a firewall says no.
+    Refused(String),
+    /// Nothing came for so long.
+    Silence,
+    /// The certificate is not trusted, or does not fit.
+    Certificate(String),
+    /// TLS did not come about.
+    Tls(String),
+    /// The connection ended without an answer, or with none of HTTP.
+    NoHttp(String),
+    /// There is no curl.
+    NoCurl,
+}
+
+/// Sends a request and waits for the answer. Redirections are not followed, as clients do not follow them either.
+pub fn fetch(url: &Url, ask: &Ask<'_>) -> Result<Reply, Trouble> {
+    match url.is_https {
+        true => through_curl(url, ask),
+        false => over_socket(url, ask),
+    }
+}
+
+fn over_socket(url: &Url, ask: &Ask<'_>) -> Result<Reply, Trouble> {
+    let addresses = url.host_and_port().to_socket_addrs().map_err(|err| Trouble::Name(err.to_string()))?;
+    let mut last = Trouble::Name("it has no address".to_owned());
+    for address in addresses {
+        match TcpStream::connect_timeout(&address, PATIENCE) {
+            Ok(socket) => return talk(socket, url, ask).map_err(trouble_of),
+            Err(err) => last = trouble_of(err),
+        }
+    }
+    Err(last)
+}
+
+fn trouble_of(err: io::Error) -> Trouble {
+    match err.kind() {
+        io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => Trouble::Silence,
+        io::ErrorKind::ConnectionRefused
+        | io::ErrorKind::HostUnreachable
+        | io::ErrorKind::NetworkUnreachable => Trouble::Refused(err.to_string()),
+        _ => Trouble::NoHttp(err.to_string()),
+    }
+}
+
+fn talk(mut socket: TcpStream, url: &Url, ask: &Ask<'_>) -> io::Result<Reply> {
+    socket.set_read_timeout(Some(PATIENCE))?;
+    socket.set_write_timeout(Some(PATIENCE))?;
+    let mut head = format!(
+        "{} {}{} HTTP/1.1\r\nhost: {}\r\nconnection: close\r\ncontent-length: {}\r\n",
+        ask.verb,
+        url.path,
+        ask.path,
+        url.authority,
+        ask.body.len()
+    );
+    for (name, value) in ask.headers {
+        head.push_str(&format!("{name}: {value}\r\n"));
+    }
+    head.push_str("\r\n");
+    socket.write_all(head.as_bytes())?;
+    // Who refuses a body may answer before it has come: what counts is the answer.
+    let sent = socket.write_all(ask.body);
+    let mut answer = Vec::new();
+    let read = socket.take(MAX_REPLY_BYTES).read_to_end(&mut answer);
+    match parse_reply(&answer, true) {
+        Some(reply) => Ok(reply),
+        None => {
+            sent?;
+            read?;
+            Err(io::Error::other(match answer.is_empty() {
+                true => "the connection was closed without an answer",
+                false => "the answer is not HTTP; if the port is one for https, type https",
+            }))
+        }
+    }
+}
+
+/// Reads the last head of an answer, and its body; `framed` if chunks are still to be undone.
+fn parse_reply(answer: &[u8], framed: bool) -> Option<Reply> {
+    let end = answer.windows(4).position(|window| window == b"\r\n\r\n")?;
+    let (head, body) = (std::str::from_utf8(&answer[..end]).ok()?, &answer[end + 4..]);
+    let mut lines = head.split("\r\n");
+    let first = lines.next()?;
+    let status = first.strip_prefix("HTTP/")?.split(' ').nth(1)?.parse().ok()?;
+    if (100..200).contains(&status) {
+        return parse_reply(body, framed);
+    }
+    let headers: Vec<_> = lines
+        .filter_map(|line| line.split_once(':'))
+        .map(|(name, value)| (name.to_ascii_lowercase(), value.trim().to_owned()))
+        .collect();
+    let is_chunked = headers
+        .iter()
+        .any(|(name, value)| name == "transfer-encoding" && value.to_ascii_lowercase().contains("chunked"));
+    let body = if framed && is_chunked { dechunk(body) } else { body.to_vec() };
+    Some(Reply { status, headers, body })
+}
+
+fn dechunk(mut wire: &[u8]) -> Vec<u8> {
+    let mut body = Vec::new();
+    while let Some(end) = wire.windows(2).position(|window| window == b"\r\n") {
+        let size = std::str::from_utf8(&wire[..end]).ok().and_then(|line| line.split(';').next());
+        let size = size.and_then(|size| usize::from_str_radix(size.trim(), 16).ok());
+        let Some(chunk) = size.filter(|size| *size > 0).and_then(|size| wire.get(end + 2..end + 2 + size))
+        else {
+            break;
+        };
+        body.extend_from_slice(chunk);
+        wire = wire.get(end + 4 + chunk.len()..).unwrap_or_default();
+    }
+    body
+}
+
+/// curl reads the headers, with a key among them, from a file: arguments show in the list of processes.
+fn through_curl(url: &Url, ask: &Ask<'_>) -> Result<Reply, Trouble> {
+    let no_http = |err: io::Error| Trouble::NoHttp(err.to_string());
+    let config = std::env::temp_dir().join(format!("ankipi-doctor-{}", std::process::id()));
+    let mut options = fs::OpenOptions::new();
+    let mut file = options.write(true).create_new(true).mode(0o600).open(&config).map_err(no_http)?;
+    let written = write_curl_config(&mut file, url, ask);
+    let outcome = written.map_err(no_http).and_then(|()| run_curl(&config, ask));
+    let _ = fs::remove_file(&config);
+    outcome
+}
+
+fn write_curl_config(file: &mut fs::File, url: &Url, ask: &Ask<'_>) -> io::Result<()> {
+    let quoted = |text: &str| text.replace('\\', "\\\\").replace('"', "\\\"");
+    writeln!(file, "url = \"{}\"", quoted(&format!("{url}{}", ask.path)))?;
+    writeln!(file, "request = {}\nheader = \"Expect:\"", ask.verb)?;
+    for (name, value) in ask.headers {
+        writeln!(file, "header = \"{name}: {}\"", quoted(value))?;
+    }
+    if ask.verb == "POST" {
+        // Standard input.
+        writeln!(file, "data-binary = \"@-\"")?;
+    }
+    writeln!(file, "max-time = {}\nmax-filesize = {MAX_REPLY_BYTES}", PATIENCE.as_secs())
+}
+
+fn run_curl(config: &std::path::Path, ask: &Ask<'_>) -> Result<Reply, Trouble> {
+    let spawned = Command::new("curl")
+        .args(["--silent", "--show-error", "--include", "--http1.1", "--path-as-is", "--config"])
+        .arg(config)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn();
+    let mut curl = match spawned {
+        Ok(curl) => curl,
+        Err(err) if err.kind() == io::ErrorKind::NotFound => return Err(Trouble::NoCurl),
+        Err(err) => return Err(Trouble::NoHttp(format!("starting curl: {err}"))),
+    };
+    if let Some(mut stdin) = curl.stdin.take() {
+        // curl reads all of it before it connects, and nothing if there is no body.
+        let _ = stdin.write_all(ask.body);
+    }
+    let output =
+        curl.wait_with_output().map_err(|err| Trouble::NoHttp(format!("waiting for curl: {err}")))?;
+    if let Some(reply) = parse_reply(&output.stdout, false) {
+        return Ok(reply);
+    }
+    let said = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+    // The exit codes of curl(1).
+    Err(match output.status.code() {
+        Some(5 | 6) => Trouble::Name(said),
+        Some(7) => Trouble::Refused(said),
+        Some(28) => Trouble::Silence,
+        Some(60) => Trouble::Certificate(said),
+        Some(35) => Trouble::Tls(said),
+        _ => Trouble::NoHttp(said),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_end_in_one_slash_and_odd_ones_are_none() {
+        let cases = [
+            ("http://pi:8080", Some("http://pi:8080/")),
+            ("HTTPS://example.org/anki", Some("https://example.org/anki/")),
+            ("http://[::1]:80//a/b//", Some("http://[::1]:80/a/b/")),
+            ("pi:8080", None),
+            ("ftp://pi/", None),
+            ("http:///x", None),
+            ("http://a b/", None),
+            ("http://me:secret@pi/", None),
+            ("http://pi/?x", None),
+        ];
+        for (text, shown) in cases {
+            assert_eq!(Url::parse(text).map(|url| url.to_string()).as_deref(), shown, "{text}");
+        }
+        assert_eq!(Url::parse("http://[::1]/").unwrap().host_and_port(), "[::1]:80");
+        assert_eq!(Url::parse("http://pi:81/").unwrap().host_and_port(), "pi:81");
+    }
+
+    #[test]
+    fn answers_are_read_behind_interim_ones_and_out_of_chunks() {
+        let wire = b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 403 No\r\nServer: x\r\nTransfer-Encoding: chunked\r\n\r\n\
+            3\r\nabc\r\n2;x=y\r\nde\r\n0\r\n\r\n";
+        let reply = parse_reply(wire, true).unwrap();
+        assert_eq!((reply.status, reply.header("server"), &reply.body[..]), (403, Some("x"), &b"abcde"[..]));
+        for cut in 0..wire.len() {
+            parse_reply(&wire[..cut], true);
+        }
+        assert_eq!(parse_reply(b"SSH-2.0-OpenSSH\r\n\r\n", true), None);
+    }
+}

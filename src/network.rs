@@ -1,0 +1,72 @@
+//! Addresses of clients: networks, and who tells whose address.
+
+use std::net::IpAddr;
+use std::str::FromStr;
+
+/// A network such as 192.168.0.0/16, or a single address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Network {
+    /// IPv4 as its IPv6 form, so that there is one comparison.
+    bits: u128,
+    mask: u128,
+}
+
+impl Network {
+    /// Whether the address is in it.
+    pub fn contains(&self, address: IpAddr) -> bool {
+        to_bits(address) & self.mask == self.bits
+    }
+}
+
+impl FromStr for Network {
+    type Err = ();
+
+    fn from_str(text: &str) -> Result<Network, ()> {
+        let (address, prefix) = match text.split_once('/') {
+            Some((address, prefix)) => (address, Some(prefix.parse::<u32>().map_err(drop)?)),
+            None => (text, None),
+        };
+        let address: IpAddr = address.parse().map_err(drop)?;
+        let whole: u32 = if address.is_ipv4() { 32 } else { 128 };
+        let host_bits = whole.checked_sub(prefix.unwrap_or(whole)).ok_or(())?;
+        let mask = u128::MAX.checked_shl(host_bits).unwrap_or(0);
+        Ok(Network { bits: to_bits(address) & mask, mask })
+    }
+}
+
+fn to_bits(address: IpAddr) -> u128 {
+    match address {
+        IpAddr::V4(v4) => v4.to_ipv6_mapped().to_bits(),
+        IpAddr::V6(v6) => v6.to_bits(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn networks_hold_their_addresses_and_no_others() {
+        let cases = [
+            ("192.168.1.0/24", "192.168.1.77", true),
+            ("192.168.1.9/24", "192.168.1.77", true),
+            ("192.168.1.0/24", "192.168.2.1", false),
+            ("127.0.0.1", "127.0.0.1", true),
+            ("127.0.0.1", "127.0.0.2", false),
+            ("127.0.0.1", "::ffff:127.0.0.1", true),
+            ("0.0.0.0/0", "8.8.8.8", true),
+            ("0.0.0.0/0", "2001:db8::1", false),
+            ("::/0", "2001:db8::1", true),
+            ("fd00::/8", "fd12::1", true),
+            ("fd00::/8", "fe80::1", false),
+            ("::1", "::1", true),
+        ];
+        for (network, address, holds) in cases {
+            let network: Network = network.parse().unwrap();
+            assert_eq!(network.contains(address.parse().unwrap()), holds, "{network:?} {address}");
+        }
+        for text in ["", "home", "10.0.0.0/33", "10.0.0/8", "::/129", "10.0.0.0/-1", "10.0.0.0/", "/8"] {
+            assert!(text.parse::<Network>().is_err(), "{text}");
+        }
+    }
+}

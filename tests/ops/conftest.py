@@ -1,0 +1,56 @@
+"""Stories of operation: proxies, set-ups, commands, signals. They use the devices and servers of the stories in tests/real."""
+
+import importlib.util
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+REAL = Path(__file__).resolve().parents[1] / "real"
+sys.path.insert(0, str(REAL))
+
+spec = importlib.util.spec_from_file_location("real_conftest", REAL / "conftest.py")
+real = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(real)
+globals().update({name: value for name, value in vars(real).items() if not name.startswith("__")})
+
+from proxies import Caddy, Nginx  # noqa: E402: tests/real must be on the path
+
+
+def program(name: str, package: str) -> str:
+    """Where a Debian program is; installed now if it is missing and we may."""
+    path = shutil.which(name) or shutil.which(name, path="/usr/sbin:/sbin")
+    if path is None:
+        try:
+            subprocess.run(["apt-get", "install", "--yes", "--quiet", "--no-install-recommends", package], check=True)
+        except (OSError, subprocess.CalledProcessError) as err:
+            pytest.skip(f"{name} is not here and could not be installed (apt-get install {package}): {err}")
+        path = shutil.which(name) or shutil.which(name, path="/usr/sbin:/sbin")
+    return path
+
+
+@pytest.fixture
+def reverse_proxy(tmp_path):
+    """Starts nginx or Caddy with a configuration of the story's own, in a folder of its own."""
+    running = []
+
+    def start(kind, *args, **kwargs):
+        path = program(kind.program, kind.package)
+        running.append(kind(path, tmp_path / f"{kind.program}{len(running)}", *args, **kwargs))
+        return running[-1]
+
+    yield start
+    for proxy in running:
+        proxy.stop()
+
+
+@pytest.fixture
+def nginx(reverse_proxy):
+    return lambda *args, **kwargs: reverse_proxy(Nginx, *args, **kwargs)
+
+
+@pytest.fixture
+def caddy(reverse_proxy):
+    return lambda *args, **kwargs: reverse_proxy(Caddy, *args, **kwargs)

@@ -1,0 +1,78 @@
+"""`ankipi export`: a package that the real client imports in place of what it has."""
+
+import random
+import subprocess
+
+import pytest
+
+from commands import done, refused
+from device import Device
+from rows import assert_same, rows
+from account import NOT_SYNCED
+from server import command
+from test_media import held, put, sync_media
+
+
+@pytest.fixture
+def filled(new_server, new_account):
+    server = new_server("anna:secret")
+    desk = new_account(server, "anna", "secret").device("desk")
+    desk.add_notes(300, "übung 日本")
+    for number in range(40):
+        put(desk, f"bild {number} ü.jpg", random.Random(number).randbytes(number * 1000 + 1))
+    put(desk, "text.svg", b"<svg>" * 50_000)
+    desk.upload()
+    sync_media(desk)
+    return server, desk
+
+
+def imported(package, home) -> Device:
+    """A client whose collection is what the package holds."""
+    device = Device(home, "", "", "")
+    device.add_note("to be replaced")
+    paths = {"col_path": device.col.path, "media_folder": device.col.media.dir(), "media_db": str(home / "collection.media.db2")}
+    device.col.close()
+    device.col._backend.import_collection_package(backup_path=str(package), **paths)
+    device.col.reopen()
+    return device
+
+
+def test_the_real_client_imports_it(filled, tmp_path):
+    server, desk = filled
+    package = tmp_path / "anna.colpkg"
+    said = done(server, "export", "anna", str(package))
+    assert "41 media files" in said
+    assert not list(tmp_path.glob("*.new"))
+    copy = imported(package, tmp_path / "copy")
+    assert_same(rows(copy.col), rows(desk.col), NOT_SYNCED | {("col", "scm")}, "package / desk")
+    assert held(copy) == held(desk)
+    copy.close()
+    # The server's own files are as they were, and syncing goes on.
+    desk.add_note("afterwards")
+    desk.sync()
+    server.stop()
+    assert not list(server.base.rglob("*-wal"))
+    server.start()
+    assert "exists already" in refused(server, "export", "anna", str(package))
+    refused(server, "export", "anna", str(tmp_path / "anna.zip"), status=2)
+    assert "nothing of a user" in refused(server, "export", "bob", str(tmp_path / "bob.colpkg"))
+
+
+def test_it_is_whole_while_the_server_is_stopped_and_leaves_nothing(filled, tmp_path):
+    server, desk = filled
+    server.stop()
+    before = sorted(path.name for path in server.base.rglob("*"))
+    done(server, "export", "anna", str(tmp_path / "anna.colpkg"))
+    assert sorted(path.name for path in server.base.rglob("*")) == before
+    copy = imported(tmp_path / "anna.colpkg", tmp_path / "copy")
+    assert copy.count("notes") == 300
+    copy.close()
+    server.start()
+
+
+def test_a_full_disk_ends_it_without_a_trace(filled, tmp_path):
+    server, _ = filled
+    script = f"ulimit -f 100; exec {command(official=False)[0]} export anna {tmp_path}/anna.colpkg"
+    ended = subprocess.run(["bash", "-c", f"trap '' XFSZ; {script}"], env=server.env, capture_output=True, text=True)
+    assert ended.returncode == 1 and "anna.colpkg" in ended.stderr and "connection" not in ended.stderr, ended.stderr
+    assert not list(tmp_path.glob("anna*"))

@@ -1,0 +1,34 @@
+"""`ankipi status`: what an owner wants to know over ssh."""
+
+import re
+
+from commands import done, run
+from server import phc
+from test_media import put, sync_media
+
+
+def test_it_tells_of_server_disk_users_and_devices(new_server, new_account):
+    server = new_server("anna:" + phc("secret"), "bob:" + phc("geheim"), PASSWORDS_HASHED="1")
+    desk, phone = new_account(server, "anna", "secret").two_devices()
+    put(desk, "picture.jpg", b"x" * 1234)
+    sync_media(desk)
+    said = done(server, "status")
+    assert re.search(rf"^server   running for \d+ s, [\d.]+ MB of memory, [\d.]+ MB at most, process {server.process.pid}$", said, re.M), said
+    assert re.search(rf"^data     {server.base}, \d+ .B free$", said, re.M), said
+    anna, bob = said.split("\nanna\n")[1].split("\nbob\n")
+    assert "3 notes, 3 cards" in anna and "media        1 files, 1.2 KB" in anna, anna
+    assert anna.count("device       last sync 20") == 2 and "26.09.3" in anna, anna
+    assert "collection   none yet" in bob, bob
+    assert max(map(len, said.splitlines())) < 140
+    # Looking leaves no trace, and is no sync.
+    assert "status" not in server.log()
+
+
+def test_without_a_server_it_says_so_and_ends_with_1(new_server, new_account):
+    server = new_server("anna:secret")
+    new_account(server, "anna", "secret").two_devices()
+    server.stop()
+    files = sorted(server.base.rglob("*"))
+    ended = run(server, "status")
+    assert ended.returncode == 1 and ended.stdout.startswith("server   not running\n") and "3 notes" in ended.stdout
+    assert sorted(server.base.rglob("*")) == files
