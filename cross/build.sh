@@ -33,9 +33,11 @@ Targets:
 END
 }
 
+depends_of() { apt-cache depends "$1" | sed -n 's/.*Depends: //p'; }
+
 # Debian's compiler and its sources, unpacked into the folder $1.
 unpack_rustc() {
-    local debs=(rustc-web rust-web-src libstd-rust-web-dev) new=$1 deb
+    local debs=(rustc-web rust-web-src libstd-rust-web-dev) new=$1 deb std
     command -v apt-get dpkg-deb >/dev/null ||
         die "rustc has no sources of std; run: rustup component add rust-src (or build on Debian 12)"
     if ! apt-cache show rustc-web >/dev/null 2>&1; then
@@ -43,9 +45,8 @@ unpack_rustc() {
         apt-get update -qq || die "apt-get update failed; run it as root, then this again"
     fi
     # The libraries that the compiler loads carry versions in their names.
-    mapfile -t -O ${#debs[@]} debs < <(apt-cache depends --recurse --no-recommends --no-suggests \
-        --no-conflicts --no-breaks --no-replaces --no-enhances rustc-web |
-        sed -n 's/^\(libstd-rust-web-[0-9.]*\|libllvm[0-9]*\)$/\1/p')
+    std=$(depends_of libstd-rust-web-dev | grep '^libstd-rust-web-')
+    debs+=("$std" "$(depends_of "$std" | grep '^libllvm')")
     say "fetching ${debs[*]} (140 MB, 900 MB unpacked)"
     mkdir -p "$new/debs" "$new/bin"
     (cd "$new/debs" && apt-get download -qq "${debs[@]}" 2>&1 | grep -v unsandboxed >&2) || true
@@ -106,7 +107,8 @@ prepare_target() {
 }
 
 zigbuild() {
-    cargo-zigbuild "$1" --locked --target "$2" -Zbuild-std=std,panic_unwind "${@:3}"
+    cargo-zigbuild "$1" --locked --target "$2" -Zbuild-std=std,panic_unwind \
+        -Zbuild-std-features=panic-unwind,optimize_for_size "${@:3}"
 }
 
 # Ends the script unless $2 is a static stripped program for target $1, small enough for a router's flash.
@@ -146,20 +148,22 @@ deliver() {
 newest() { ls -t "$@" | grep -v '\.d$' | head -n1; }
 
 bench=
-targets=()
-for word; do
-    case $word in
-        -h | --help) usage; exit ;;
-        --bench) bench=1 ;;
-        -*) die "$word is not an option; --help tells more" ;;
-        *-*-*) targets+=("$word") ;;
-        *) die "$word is not a target; --help lists them" ;;
-    esac
-done
-# Sourced, it lends its functions to the other scripts.
-if [[ ${BASH_SOURCE[0]} == "$0" ]]; then
+main() {
+    local word targets=()
+    for word; do
+        case $word in
+            -h | --help) usage; exit ;;
+            --bench) bench=1 ;;
+            -*) die "$word is not an option; --help tells more" ;;
+            *-*-*) targets+=("$word") ;;
+            *) die "$word is not a target; --help lists them" ;;
+        esac
+    done
     [[ ${#targets[@]} -gt 0 ]] || { usage; exit 2; }
     cd "$repo"
     prepare_tools
     for target in "${targets[@]}"; do build "$target"; done
-fi
+}
+
+# Sourced, this lends its functions to the other scripts.
+if [[ ${BASH_SOURCE[0]} == "$0" ]]; then main "$@"; fi

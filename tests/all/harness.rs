@@ -15,6 +15,7 @@ use ankipi::text::unicase;
 use rusqlite::Connection;
 use tempfile::TempDir;
 
+use crate::binary::binary;
 use crate::client::Device;
 
 /// Longer than anything should take, also under an emulator; a test that waits for so long has failed.
@@ -169,7 +170,7 @@ impl Drop for TestServer {
 }
 
 fn command(base: &Path, vars: &[(String, String)]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_ankipi"));
+    let mut command = Command::new(binary());
     command
         .env_clear()
         .envs([("SYNC_HOST", "127.0.0.1"), ("SYNC_PORT", "0")])
@@ -187,7 +188,7 @@ pub fn run_to_end(base: &Path, vars: &[(&str, &str)]) -> Output {
 
 /// Runs a command on a data folder, with these variables and this standard input.
 pub fn ankipi(base: &Path, vars: &[(&str, &str)], args: &[&str], input: &str) -> Output {
-    let mut child = Command::new(env!("CARGO_BIN_EXE_ankipi"))
+    let mut child = Command::new(binary())
         .args(args)
         .env_clear()
         .env("SYNC_BASE", base)
