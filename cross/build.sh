@@ -69,8 +69,8 @@ install_zig() {
     "$1/bin/python" -m pip install -q --disable-pip-version-check $zig_packages
 }
 
-# install NAME FUNCTION: fills the tools folder NAME in one step, so that an interrupted run leaves nothing half-made.
-install() {
+# provide NAME FUNCTION: fills the tools folder NAME in one step, so that an interrupted run leaves nothing half-made.
+provide() {
     local dir=$tools/$1
     [[ -d $dir ]] && return
     rm -rf "$dir.new"
@@ -84,9 +84,9 @@ has_sources() { [[ -e $("$1" --print sysroot 2>/dev/null)/lib/rustlib/src/rust/l
 # Sets RUSTC and PATH.
 prepare_tools() {
     local zig="zig-0.17.1"
-    install "$zig" install_zig
+    provide "$zig" install_zig
     if ! has_sources "${RUSTC:-rustc}"; then
-        install rustc unpack_rustc
+        provide rustc unpack_rustc
         export RUSTC=$tools/rustc/bin/rustc
         has_sources "$RUSTC" || die "$tools/rustc has no sources of std; remove the folder and try again"
     fi
@@ -145,7 +145,7 @@ deliver() {
     mv "$out/$1/$2.new" "$out/$1/$2"
 }
 
-newest() { ls -t "$@" | grep -v '\.d$' | head -n1; }
+newest() { find "$@" ! -name '*.d' -printf '%T@ %p\n' | sort -n | tail -n1 | cut -d' ' -f2-; }
 
 bench=
 main() {
