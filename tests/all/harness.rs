@@ -15,6 +15,7 @@ use ankipi::text::unicase;
 use rusqlite::Connection;
 use tempfile::TempDir;
 
+use crate::binary::binary;
 use crate::client::Device;
 
 /// Longer than anything should take, also under an emulator; a test that waits for so long has failed.
@@ -189,7 +190,7 @@ impl Drop for TestServer {
 fn command(first: &str, base: &Path, vars: &[(String, String)]) -> Command {
     let mut command = Command::new("/bin/sh");
     command
-        .args(["-c", &format!("{first} && exec \"$0\""), env!("CARGO_BIN_EXE_ankipi")])
+        .args(["-c", &format!("{first} && exec \"$0\""), binary()])
         .env_clear()
         .envs([("SYNC_HOST", "127.0.0.1"), ("SYNC_PORT", "0")])
         .envs([("SYNC_USER1", "test:secret"), ("SYNC_USER2", "other:word")])
@@ -206,7 +207,7 @@ pub fn run_to_end(base: &Path, vars: &[(&str, &str)]) -> Output {
 
 /// Runs a command on a data folder, with these variables and this standard input.
 pub fn ankipi(base: &Path, vars: &[(&str, &str)], args: &[&str], input: &str) -> Output {
-    let mut child = Command::new(env!("CARGO_BIN_EXE_ankipi"))
+    let mut child = Command::new(binary())
         .args(args)
         .env_clear()
         .env("SYNC_BASE", base)

@@ -2,6 +2,7 @@
 //!
 //! What the real client sends is tested with the real client; here is mostly what it never sends.
 
+mod binary; // which server that is
 mod client; // a client of protocol 11 that does as it is told
 mod form; // and one of the protocols before
 mod harness; // the server as a child process: its log, its memory, its files
