@@ -190,7 +190,8 @@ impl Drop for TestServer {
 fn command(first: &str, base: &Path, vars: &[(String, String)]) -> Command {
     let mut command = Command::new("/bin/sh");
     command
-        .args(["-c", &format!("{first} && exec \"$0\""), binary()])
+        .args(["-c", &format!("{first} && exec \"$0\"")])
+        .arg(binary())
         .env_clear()
         .envs([("SYNC_HOST", "127.0.0.1"), ("SYNC_PORT", "0")])
         .envs([("SYNC_USER1", "test:secret"), ("SYNC_USER2", "other:word")])
