@@ -1,8 +1,6 @@
 """Stories of operation: proxies, set-ups, commands, signals. They use the devices and servers of the stories in tests/real."""
 
 import importlib.util
-import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -16,19 +14,7 @@ real = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(real)
 globals().update({name: value for name, value in vars(real).items() if not name.startswith("__")})
 
-from proxies import Caddy, Nginx  # noqa: E402: tests/real must be on the path
-
-
-def program(name: str, package: str) -> str:
-    """Where a Debian program is; installed now if it is missing and we may."""
-    path = shutil.which(name) or shutil.which(name, path="/usr/sbin:/sbin")
-    if path is None:
-        try:
-            subprocess.run(["apt-get", "install", "--yes", "--quiet", "--no-install-recommends", package], check=True)
-        except (OSError, subprocess.CalledProcessError) as err:
-            pytest.skip(f"{name} is not here and could not be installed (apt-get install {package}): {err}")
-        path = shutil.which(name) or shutil.which(name, path="/usr/sbin:/sbin")
-    return path
+from proxies import Caddy, Nginx, program  # noqa: E402: tests/real must be on the path
 
 
 @pytest.fixture

@@ -1,13 +1,28 @@
 """Debian's nginx and Caddy, in the foreground, with all their files in a scratch folder."""
 
+import shutil
 import socket
 import subprocess
 import time
 from pathlib import Path
 
+import pytest
+
 from server import free_port
 
 START_SECS = 20
+
+
+def program(name: str, package: str) -> str:
+    """Where a Debian program is; installed now if it is missing and we may."""
+    path = shutil.which(name) or shutil.which(name, path="/usr/sbin:/sbin")
+    if path is None:
+        try:
+            subprocess.run(["apt-get", "install", "--yes", "--quiet", "--no-install-recommends", package], check=True)
+        except (OSError, subprocess.CalledProcessError) as err:
+            pytest.skip(f"{name} is not here and could not be installed (apt-get install {package}): {err}")
+        path = shutil.which(name) or shutil.which(name, path="/usr/sbin:/sbin")
+    return path
 
 
 class ReverseProxy:

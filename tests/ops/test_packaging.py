@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from conftest import program
+from proxies import program
 from server import REPO, command, free_port
 
 CROSS = REPO / "cross"

@@ -6,7 +6,7 @@ import subprocess
 
 import pytest
 
-from conftest import program
+from proxies import program
 from test_proxies import snippet
 
 
