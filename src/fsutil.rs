@@ -27,7 +27,8 @@ pub fn create_folder(dir: &Path) -> Result<()> {
     };
     create_folder(parent)?;
     match fs::create_dir(dir) {
-        Err(err) if err.kind() != io::ErrorKind::AlreadyExists => Err(err),
+        // Unless somebody else made the folder just now.
+        Err(err) if !dir.is_dir() => Err(err),
         _ => File::open(dir).and_then(|made| give_to_owner_of(parent, &made)),
     }
     .map_err(Error::io("creating", dir))?;
@@ -66,6 +67,11 @@ pub fn lock_data_folder(base: &Path) -> Result<File> {
             "the data folder {dir} cannot be written to: give it to the user that ankipi runs as \
              (`chown -R USER {dir}`), or use another with --base DIR",
             dir = base.display()
+        )),
+        io::ErrorKind::ReadOnlyFilesystem => Error::Broken(format!(
+            "the data folder {} is on a disk that is mounted read-only: remount it (`mount -o remount,rw`), or use \
+             another with --base DIR",
+            base.display()
         )),
         _ => Error::Io("creating", path.clone(), err),
     })?;
