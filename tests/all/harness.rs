@@ -15,6 +15,7 @@ use ankipi::text::unicase;
 use rusqlite::Connection;
 use tempfile::TempDir;
 
+use crate::binary::binary;
 use crate::client::Device;
 
 /// Longer than anything should take, also under an emulator; a test that waits for so long has failed.
@@ -61,7 +62,8 @@ impl TestServer {
     /// On a data folder on which it may not start: then its log.
     pub fn try_on(base: Arc<TempDir>, vars: &[(&str, &str)]) -> Result<TestServer, String> {
         let vars: Vec<_> = vars.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
-        let mut child = command(base.path(), &vars).stderr(Stdio::piped()).spawn().unwrap();
+        // Whatever the one who starts it thinks of file modes.
+        let mut child = command("umask 000", base.path(), &vars).stderr(Stdio::piped()).spawn().unwrap();
         let log = Log::collect(child.stderr.take().unwrap());
         let Some(line) = log.wait_for(" listens on http://") else {
             let _ = child.kill();
@@ -184,9 +186,12 @@ impl Drop for TestServer {
     }
 }
 
-fn command(base: &Path, vars: &[(String, String)]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_ankipi"));
+/// What starts the server, after a command of the shell.
+fn command(first: &str, base: &Path, vars: &[(String, String)]) -> Command {
+    let mut command = Command::new("/bin/sh");
     command
+        .args(["-c", &format!("{first} && exec \"$0\"")])
+        .arg(binary())
         .env_clear()
         .envs([("SYNC_HOST", "127.0.0.1"), ("SYNC_PORT", "0")])
         .envs([("SYNC_USER1", "test:secret"), ("SYNC_USER2", "other:word")])
@@ -198,12 +203,12 @@ fn command(base: &Path, vars: &[(String, String)]) -> Command {
 /// Runs a server that is expected to end by itself.
 pub fn run_to_end(base: &Path, vars: &[(&str, &str)]) -> Output {
     let vars: Vec<_> = vars.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
-    command(base, &vars).output().unwrap()
+    command("true", base, &vars).output().unwrap()
 }
 
 /// Runs a command on a data folder, with these variables and this standard input.
 pub fn ankipi(base: &Path, vars: &[(&str, &str)], args: &[&str], input: &str) -> Output {
-    let mut child = Command::new(env!("CARGO_BIN_EXE_ankipi"))
+    let mut child = Command::new(binary())
         .args(args)
         .env_clear()
         .env("SYNC_BASE", base)

@@ -8,6 +8,8 @@
 //!
 //! Each test prints what it survived: `cargo test --test durability -- --nocapture`.
 
+#[path = "../all/binary.rs"]
+mod binary;
 #[path = "../all/client.rs"]
 #[allow(dead_code, reason = "shared with tests/all, which needs more of it")]
 mod client;

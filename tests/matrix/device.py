@@ -75,6 +75,17 @@ class Device:
         else:
             self.auth = self.col.backend.sync_login(username=USER, password=password)
 
+    def is_refused(self, password):
+        """Whether this password is, as a wrong one and not for another reason."""
+        try:
+            self.log_in(password)
+        except Exception as err:
+            told = "%s %s" % (getattr(err, "kind", ""), err)
+            if any(word in told.lower() for word in ("auth", "incorrect", "wrong name or password")):
+                return True
+            raise
+        return False
+
     def sync(self):
         """One press on the sync button; tells what full sync is needed, if one is."""
         if hasattr(self.col, "save") and "trx" in inspect.signature(self.col.save).parameters:
@@ -206,8 +217,8 @@ class Device:
     def force_full_sync(self):
         first(self.col, "mod_schema", "modSchema")(False)
 
-    def review(self, count):
-        self.col.decks.select(1)
+    def review(self, count, deck="Default"):
+        self.col.decks.select(self.col.decks.id(deck))
         for _ in range(count):
             self.col.sched.reset() if hasattr(self.col.sched, "reset") else None
             card = self.col.sched.getCard()

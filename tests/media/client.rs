@@ -11,6 +11,7 @@ use std::thread;
 use serde_json::{Value, json};
 use sha1::{Digest, Sha1};
 
+use crate::binary::binary;
 use crate::zip::{read_zip, zip_of};
 
 pub struct Server {
@@ -24,7 +25,7 @@ impl Server {
         reason = "dropping the server waits for it; a test that fails here ends all"
     )]
     pub fn start(base: &Path) -> Server {
-        let mut child = Command::new(env!("CARGO_BIN_EXE_ankipi"))
+        let mut child = Command::new(binary())
             .env_clear()
             .envs([("SYNC_USER1", "u:p"), ("SYNC_HOST", "127.0.0.1"), ("SYNC_PORT", "0")])
             .env("SYNC_BASE", base)

@@ -1,5 +1,7 @@
 //! Media sync through the socket, by a scripted client. What the real client does is in tests/real/test_media.py.
 
+#[path = "../all/binary.rs"]
+mod binary;
 mod client;
 mod crash;
 mod hostile;
@@ -9,19 +11,14 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
+use binary::binary;
 use client::{Server, folder, sha1_hex};
 use serde_json::json;
 use zip::{Entry, write_zip};
 
 fn check(base: &Path, args: &[&str]) -> (bool, String) {
-    let out = Command::new(env!("CARGO_BIN_EXE_ankipi"))
-        .env_clear()
-        .arg("check")
-        .args(args)
-        .arg("--base")
-        .arg(base)
-        .output()
-        .unwrap();
+    let out =
+        Command::new(binary()).env_clear().arg("check").args(args).arg("--base").arg(base).output().unwrap();
     let said = [out.stdout, out.stderr].concat();
     (out.status.success(), String::from_utf8(said).unwrap())
 }

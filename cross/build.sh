@@ -1,0 +1,169 @@
+#!/usr/bin/env bash
+# Builds ankipi for boards, without Docker: cross/build.sh [--bench] TARGET...   (no TARGET: the list)
+#
+# std is built from its sources for each target and zig links, so any target of the list works on any x86-64 or arm64
+# machine with Python 3, cargo, and a rustc that has its own sources (`rustup component add rust-src`). Where rustc has
+# none, a compiler with sources is taken from Debian 12's security archive (rustc-web) into the tools folder; nothing is
+# installed on the system.
+#
+#   CROSS_TOOLS   where the tools go (cross/.tools; 1.4 GB with Debian's compiler)
+#   CROSS_TARGET  where the builds go (target/cross); each ends as CROSS_TARGET/TARGET/ankipi
+set -euo pipefail
+repo=$(cd "$(dirname "$0")/.." && pwd)
+tools=${CROSS_TOOLS:-$repo/cross/.tools}
+out=${CROSS_TARGET:-$repo/target/cross}
+max_bytes=3000000
+zig_packages="ziglang==0.17.1 cargo-zigbuild==0.24.0" # pinned: a linker is part of what is tested
+
+say() { echo "cross: $*" >&2; }
+die() { say "$@"; exit 1; }
+
+usage() {
+    sed -n '2,11s/^# \?//p' "$0"
+    cat <<'END'
+
+Targets:
+  aarch64-unknown-linux-musl       Pi 3, 4, 5 and Zero 2 with a 64-bit system; most new routers
+  armv7-unknown-linux-musleabihf   Pi 2, 3, 4 with a 32-bit system
+  arm-unknown-linux-musleabihf     Pi Zero, Zero W, 1 (ARMv6, hard float)
+  mipsel-unknown-linux-musl        routers with MT7620, MT7621, MT76x8
+  x86_64-unknown-linux-musl        any PC
+
+  --bench    build the benchmark for the board, too: CROSS_TARGET/TARGET/ankipi-bench
+END
+}
+
+depends_of() { apt-cache depends "$1" | sed -n 's/.*Depends: //p'; }
+
+# Debian's compiler and its sources, unpacked into the folder $1.
+unpack_rustc() {
+    local debs=(rustc-web rust-web-src libstd-rust-web-dev) new=$1 deb std
+    command -v apt-get dpkg-deb >/dev/null ||
+        die "rustc has no sources of std; run: rustup component add rust-src (or build on Debian 12)"
+    if ! apt-cache show rustc-web >/dev/null 2>&1; then
+        say "asking apt for its package lists (once)"
+        apt-get update -qq || die "apt-get update failed; run it as root, then this again"
+    fi
+    # The libraries that the compiler loads carry versions in their names.
+    std=$(depends_of libstd-rust-web-dev | grep '^libstd-rust-web-')
+    debs+=("$std" "$(depends_of "$std" | grep '^libllvm')")
+    say "fetching ${debs[*]} (140 MB, 900 MB unpacked)"
+    mkdir -p "$new/debs" "$new/bin"
+    (cd "$new/debs" && apt-get download -qq "${debs[@]}" 2>&1 | grep -v unsandboxed >&2) || true
+    for deb in "$new"/debs/*.deb; do dpkg-deb -x "$deb" "$new/root"; done
+    rm -r "$new/debs"
+    cat >"$new/bin/rustc" <<'END'
+#!/bin/sh
+root=$(dirname "$(dirname "$(readlink -f "$0")")")/root/usr
+LD_LIBRARY_PATH=$(echo "$root"/lib/*-linux-gnu) exec "$root/bin/rustc" "$@"
+END
+    chmod +x "$new/bin/rustc"
+    "$new/bin/rustc" --version >/dev/null || die "the compiler from Debian's packages does not start"
+}
+
+install_zig() {
+    say "fetching $zig_packages (440 MB unpacked)"
+    python3 -m venv "$1" || die "python3 -m venv failed; on Debian: apt-get install python3-venv"
+    # A virtual environment knows its path: what is in it is called by python and not by its own name.
+    # shellcheck disable=SC2086  # a list
+    "$1/bin/python" -m pip install -q --disable-pip-version-check $zig_packages
+}
+
+# provide NAME FUNCTION: fills the tools folder NAME in one step, so that an interrupted run leaves nothing half-made.
+provide() {
+    local dir=$tools/$1
+    [[ -d $dir ]] && return
+    rm -rf "$dir.new"
+    mkdir -p "$tools"
+    "$2" "$dir.new"
+    mv "$dir.new" "$dir"
+}
+
+has_sources() { [[ -e $("$1" --print sysroot 2>/dev/null)/lib/rustlib/src/rust/library/Cargo.lock ]]; }
+
+# Sets RUSTC and PATH.
+prepare_tools() {
+    local zig="zig-0.17.1"
+    provide "$zig" install_zig
+    if ! has_sources "${RUSTC:-rustc}"; then
+        provide rustc unpack_rustc
+        export RUSTC=$tools/rustc/bin/rustc
+        has_sources "$RUSTC" || die "$tools/rustc has no sources of std; remove the folder and try again"
+    fi
+    export PATH=$tools/$zig/bin:$PATH
+    export ZIG_GLOBAL_CACHE_DIR=$tools/zig-cache ZIG_LOCAL_CACHE_DIR=$tools/zig-cache
+    # -Zbuild-std is not stable; the compiler is the stable one.
+    export RUSTC_BOOTSTRAP=1
+}
+
+# Sets RUSTFLAGS for target $1: zig brings the start-up objects, so rustc must not look for its own.
+prepare_target() {
+    export RUSTFLAGS=-Clink-self-contained=no
+    case $1 in
+        # Dynamic by default, and the linker's static-pie crashes at its start.
+        mipsel-*) RUSTFLAGS+=" -Ctarget-feature=+crt-static -Crelocation-model=static" ;;
+    esac
+    export CARGO_TARGET_DIR=$out
+}
+
+zigbuild() {
+    cargo-zigbuild "$1" --locked --target "$2" -Zbuild-std=std,panic_unwind \
+        -Zbuild-std-features=panic-unwind,optimize_for_size "${@:3}"
+}
+
+# Ends the script unless $2 is a static stripped program for target $1, small enough for a router's flash.
+check_binary() {
+    local bytes headers
+    bytes=$(stat -c %s "$2")
+    headers=$(readelf -lS "$2")
+    if grep -qE 'INTERP|DYNAMIC' <<<"$headers"; then die "$2 is not static"; fi
+    if grep -q '\.symtab' <<<"$headers"; then die "$2 is not stripped"; fi
+    ((bytes < max_bytes)) || die "$2 has $bytes bytes, more than $max_bytes"
+    case $1 in
+        arm-*) readelf -A "$2" | grep -q 'Tag_CPU_arch: v6$' || die "$2 is not for ARMv6: $(readelf -A "$2")" ;;
+    esac
+}
+
+build() {
+    local target=$1 started=$SECONDS
+    say "building for $target (a first build 2-3 minutes, later ones 1)"
+    prepare_target "$target"
+    zigbuild build "$target" --release --bin ankipi
+    deliver "$target" ankipi "$out/$target/release/ankipi"
+    check_binary "$target" "$out/$target/ankipi"
+    if [[ $bench ]]; then
+        zigbuild build "$target" --release --bench sync
+        deliver "$target" ankipi-bench "$(newest "$out/$target/release/deps"/sync-*)"
+    fi
+    printf '%-32s %9d bytes %4d s  %s\n' \
+        "$target" "$(stat -c %s "$out/$target/ankipi")" $((SECONDS - started)) "$out/$target/ankipi"
+}
+
+# Whoever copies the result while a build runs gets the whole of one or the other.
+deliver() {
+    cp "$3" "$out/$1/$2.new"
+    mv "$out/$1/$2.new" "$out/$1/$2"
+}
+
+newest() { find "$@" ! -name '*.d' -printf '%T@ %p\n' | sort -n | tail -n1 | cut -d' ' -f2-; }
+
+bench=
+main() {
+    local word targets=()
+    for word; do
+        case $word in
+            -h | --help) usage; exit ;;
+            --bench) bench=1 ;;
+            -*) die "$word is not an option; --help tells more" ;;
+            *-*-*) targets+=("$word") ;;
+            *) die "$word is not a target; --help lists them" ;;
+        esac
+    done
+    [[ ${#targets[@]} -gt 0 ]] || { usage; exit 2; }
+    cd "$repo"
+    prepare_tools
+    for target in "${targets[@]}"; do build "$target"; done
+}
+
+# Sourced, this lends its functions to the other scripts.
+if [[ ${BASH_SOURCE[0]} == "$0" ]]; then main "$@"; fi

@@ -1,0 +1,99 @@
+#!/usr/bin/env bash
+# Installs, upgrades, removes and purges a package in a fresh Debian, and starts what it installs: cross/check-deb.sh DEB
+#
+# As root; needs debootstrap (and qemu-user-static with binfmt for another architecture). The Debian of the first run is
+# kept, so that later ones take seconds: CROSS_CHROOT (/var/tmp/ankipi-ARCH; 250 MB), DEBIAN_MIRROR to fetch it from.
+set -euo pipefail
+
+say() { echo "check-deb: $*" >&2; }
+die() { say "$@"; exit 1; }
+
+[[ $# == 1 && -f $1 ]] || die "name a package; cross/deb.sh makes one"
+deb=$1
+version=$(dpkg-deb -f "$deb" Version)
+arch=$(dpkg-deb -f "$deb" Architecture)
+pristine=${CROSS_CHROOT:-/var/tmp/ankipi-$arch}
+work=$(mktemp -d)
+root=$work/root
+server=
+cleanup() {
+    [[ -z $server ]] || kill "$server" 2>/dev/null || true
+    umount "$root/proc" 2>/dev/null || true
+    rm -rf --one-file-system "$work"
+}
+trap cleanup EXIT
+
+if [[ ! -d $pristine ]]; then
+    say "making a Debian of $arch in $pristine (2 minutes)"
+    debootstrap --arch="$arch" --variant=minbase --include=adduser,init-system-helpers \
+        bookworm "$pristine.new" "${DEBIAN_MIRROR:-http://deb.debian.org/debian}" >&2
+    mv "$pristine.new" "$pristine"
+fi
+cp -a "$pristine" "$root"
+mount -t proc proc "$root/proc"
+
+inside() { DEBIAN_FRONTEND=noninteractive LC_ALL=C chroot "$root" "$@"; }
+
+# The same files as another version.
+repack() {
+    dpkg-deb -R "$deb" "$work/repacked"
+    sed -i "s/^Version: .*/Version: $1/" "$work/repacked/DEBIAN/control"
+    dpkg-deb --root-owner-group --build "$work/repacked" "$root/$2" >/dev/null
+    rm -r "$work/repacked"
+}
+
+start() {
+    local port
+    port=$(python3 -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')
+    chroot --userspec=ankipi:ankipi "$root" /usr/bin/ankipi serve --config /etc/ankipi.conf \
+        --host 127.0.0.1 --port "$port" 2>"$work/log" &
+    server=$!
+    for _ in {1..100}; do
+        if curl -fs "http://127.0.0.1:$port/health" >/dev/null; then return; fi
+        kill -0 "$server" 2>/dev/null || break
+        sleep 0.1
+    done
+    cat "$work/log" >&2
+    die "the installed server does not answer"
+}
+
+stop() {
+    kill "$server"
+    wait "$server" || die "the server ended with $?"
+    server=
+}
+
+expect() { [[ $2 == "$3" ]] || die "$1: '$2' instead of '$3'"; }
+
+link=$root/etc/systemd/system/multi-user.target.wants/ankipi.service
+cp "$deb" "$root/old.deb"
+repack "$version+1" new.deb
+
+inside dpkg -i /old.deb >&2
+expect "owner of the data folder" "$(inside stat -c %U:%G:%a /var/lib/ankipi)" ankipi:ankipi:700
+expect "enabled" "$(readlink "$link")" /lib/systemd/system/ankipi.service
+echo secret | chroot --userspec=ankipi:ankipi "$root" /usr/bin/ankipi user add me --config /etc/ankipi.conf >&2
+start
+stop
+
+echo 'SYNC_BACKUPS=7' >>"$root/etc/ankipi.conf"
+rm "$link" # what `systemctl disable` does
+inside dpkg -i /new.deb >&2
+# shellcheck disable=SC2016  # dpkg-query's own
+expect "version" "$(inside dpkg-query -W -f '${Version}' ankipi)" "$version+1"
+expect "the administrator's setting" "$(grep -c SYNC_BACKUPS=7 "$root/etc/ankipi.conf")" 1
+[[ ! -L $link ]] || die "the upgrade enabled a disabled service"
+start
+stop
+
+inside dpkg -r ankipi >&2
+[[ ! -e $root/usr/bin/ankipi && -e $root/etc/ankipi.conf ]] || die "removing left the program, or took the settings"
+inside dpkg -i /new.deb >&2
+start
+stop
+inside dpkg -P ankipi >&2
+[[ ! -e $root/etc/ankipi.conf ]] || die "purging left the settings"
+[[ -s $root/var/lib/ankipi/users ]] || die "purging took somebody's data"
+left=$(find "$root/etc/systemd" "$root/var/lib/systemd" -name '*ankipi*')
+expect "what systemd still knows" "$left" ""
+say "$deb installs, starts, upgrades, and goes"

@@ -1,0 +1,75 @@
+#!/usr/bin/env bash
+# Builds ankipi for boards and lets it serve under their emulated processors: cross/check.sh [--unit] TARGET...
+#
+# For each target (cross/build.sh --help lists them): the scripted clients of tests/all and tests/media, then a real Anki
+# client that uploads, syncs and downloads. Two targets take about 8 minutes from nothing, 3 once built. It needs
+# qemu-user-static and, for the real client, tests/.venv (tests/run makes it).
+#
+#   --unit   run the crate's own tests on the target, too: sizes and atomics of a 32-bit processor (2 minutes more)
+set -euo pipefail
+cross=$(dirname "$0")
+# shellcheck source=cross/build.sh
+source "$cross/build.sh"
+cd "$repo"
+
+# Figures of the process are those of the emulator here: its memory is measured on real boards and in whole emulated ones.
+measuring=(
+)
+
+# The emulator for target $1, with the weakest processor that the target is for.
+emulator() {
+    case $1 in
+        aarch64-*) echo qemu-aarch64-static -cpu cortex-a53 ;;
+        armv7-*) echo qemu-arm-static -cpu cortex-a7 ;;
+        arm-*) echo qemu-arm-static -cpu arm1176 ;;
+        mipsel-*) echo qemu-mipsel-static -cpu 24Kc ;;
+        x86_64-*) echo env ;;
+        *) die "no emulator is known for $1" ;;
+    esac
+}
+
+# A script that stands for the server: tests start it as they start ankipi.
+wrap() {
+    local script=$out/$1/emulated
+    printf '#!/bin/sh\nexec %s %s/%s/ankipi "$@"\n' "$(emulator "$1")" "$out" "$1" >"$script"
+    chmod +x "$script"
+    echo "$script"
+}
+
+unit_tests() {
+    local upper=${1^^}
+    say "running the crate's own tests on $1"
+    prepare_target "$1"
+    # --test-threads=1: an emulator that is short of time breaks tests of patience.
+    env "CARGO_TARGET_${upper//-/_}_RUNNER=$(emulator "$1")" \
+        cargo-zigbuild test --locked --target "$1" -Zbuild-std --lib -- --quiet
+}
+
+check() {
+    local target=$1 emulated skips=() name
+    # In a subshell: the variables of a cross build would reach the build of the tests.
+    (prepare_tools && build "$target")
+    emulated=$(wrap "$target")
+    "$emulated" --version >/dev/null || die "$target does not start under $(emulator "$target")"
+    for name in "${measuring[@]}"; do skips+=(--skip "$name"); done
+    say "scripted clients against $target under $(emulator "$target")"
+    ANKIPI_BIN=$emulated cargo test --locked --quiet --test all --test media -- --test-threads=3 "${skips[@]}"
+    say "a real client against $target"
+    ANKIPI_BIN=$emulated tests/.venv/bin/python -m pytest -q tests/real/test_full_sync.py
+    if [[ $unit ]]; then (prepare_tools && unit_tests "$target"); fi
+}
+
+bench=
+unit=
+targets=()
+for word; do
+    case $word in
+        -h | --help) sed -n '2,8s/^# \?//p' "$0"; exit ;;
+        --unit) unit=1 ;;
+        *-*-*) targets+=("$word") ;;
+        *) die "$word is not a target; cross/build.sh --help lists them" ;;
+    esac
+done
+[[ ${#targets[@]} -gt 0 ]] || die "name a target; cross/build.sh --help lists them"
+command -v qemu-arm-static >/dev/null || die "no emulator; on Debian: apt-get install --no-install-recommends qemu-user-static"
+for target in "${targets[@]}"; do check "$target"; done

@@ -1,0 +1,104 @@
+#!/usr/bin/env bash
+# Makes Debian packages, without Docker: cross/deb.sh ARCH...   (arm64, armhf or amd64; CROSS_TARGET/ankipi_*.deb)
+#
+# armhf is for ARMv6 with hard float, as Raspberry Pi OS means it, and so runs on every Pi. Builds the program first
+# (cross/build.sh). Needs dpkg-deb; lintian checks the package where it is installed.
+set -euo pipefail
+# shellcheck source=cross/build.sh
+source "$(dirname "$0")/build.sh"
+cd "$repo"
+
+target_of() {
+    case $1 in
+        arm64) echo aarch64-unknown-linux-musl ;;
+        armhf) echo arm-unknown-linux-musleabihf ;;
+        amd64) echo x86_64-unknown-linux-musl ;;
+        *) die "$1 is not an architecture: arm64, armhf or amd64" ;;
+    esac
+}
+
+copyright() {
+    cat <<'END'
+Format: https://www.debian.org/doc/packaging-manuals/copyright-format/1.0/
+Upstream-Name: ankipi
+
+Files: *
+Copyright: the ankipi authors
+License: Expat or Apache-2.0
+
+License: Apache-2.0
+ On Debian systems the text is in /usr/share/common-licenses/Apache-2.0.
+
+License: Expat
+END
+    # The text, indented, and a dot for each empty line.
+    sed 's/^$/./; s/^/ /' LICENSE-MIT
+}
+
+# Which commit the package is of; what changed for its user is in changelog.gz.
+debian_changelog() {
+    printf 'ankipi (%s) stable; urgency=medium\n\n  * Commit %s; see changelog.gz.\n\n -- %s  %s\n' \
+        "$version" "$(git rev-parse --short HEAD)" "$maintainer" "$(date -uR -d "@$SOURCE_DATE_EPOCH")"
+}
+
+control() {
+    cat <<END
+Package: ankipi
+Version: $version
+Architecture: $1
+Maintainer: $maintainer
+Installed-Size: $2
+Depends: adduser, init-system-helpers (>= 1.54~)
+Section: net
+Priority: optional
+Description: sync server for Anki that fits small boards
+ Anki desktop, AnkiDroid and AnkiMobile sync their cards and media with it
+ instead of AnkiWeb. It is one static program with a data folder, and needs a
+ few MB of memory whatever the size of the collections.
+END
+}
+
+# Fills the folder $2 with what the package for $1 installs.
+fill() {
+    local root=$2 doc=$2/usr/share/doc/ankipi
+    install -D -m 755 "$out/$(target_of "$1")/ankipi" "$root/usr/bin/ankipi"
+    install -D -m 644 cross/ankipi.conf "$root/etc/ankipi.conf"
+    install -D -m 644 cross/ankipi.service "$root/lib/systemd/system/ankipi.service"
+    install -d "$doc" "$root/DEBIAN"
+    copyright >"$doc/copyright"
+    gzip -9n <CHANGELOG.md >"$doc/changelog.gz"
+    debian_changelog | gzip -9n >"$doc/changelog.Debian.gz"
+    gzip -9n <README.md >"$doc/README.md.gz"
+    chmod 644 "$doc"/*
+    control "$1" "$(du -sk "$root" | cut -f1)" >"$root/DEBIAN/control"
+    echo /etc/ankipi.conf >"$root/DEBIAN/conffiles"
+    install -m 755 cross/deb/postinst cross/deb/prerm cross/deb/postrm "$root/DEBIAN"
+}
+
+package() {
+    local root deb=$out/ankipi_${version}_$1.deb
+    root=$(mktemp -d)
+    fill "$1" "$root"
+    # The folder and its parents must be everybody's to read, whatever the umask here.
+    find "$root" -type d -exec chmod 755 {} +
+    dpkg-deb --root-owner-group --build "$root" "$deb.new" >/dev/null
+    rm -r "$root"
+    mv "$deb.new" "$deb"
+    # A static program is the point of it, and there is no man page yet.
+    if command -v lintian >/dev/null; then
+        lintian --allow-root --fail-on error,warning \
+            --suppress-tags statically-linked-binary,no-manual-page,initial-upload-closes-no-bugs "$deb"
+    fi
+    printf '%9d bytes  %s\n' "$(stat -c %s "$deb")" "$deb"
+}
+
+[[ $# -gt 0 ]] || die "name an architecture: arm64, armhf or amd64"
+for arch; do target_of "$arch" >/dev/null; done
+version=${DEB_VERSION:-$(sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n1)-1}
+maintainer=${DEB_MAINTAINER:-$(git log -1 --format='%an <%ae>')}
+SOURCE_DATE_EPOCH=$(git log -1 --format=%ct)
+export SOURCE_DATE_EPOCH # the same package from the same commit
+for arch; do
+    (prepare_tools && build "$(target_of "$arch")")
+    package "$arch"
+done
