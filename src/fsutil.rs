@@ -2,10 +2,11 @@
 
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Write};
-use std::os::unix::fs::{FileExt, MetadataExt, fchown};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, fchown};
 use std::path::Path;
 
 use crate::error::{Error, Result};
+use crate::sys;
 
 /// A large file is written to the disk in steps of this size, so that a small board never owes the card more than that:
 /// one sync of 300 MB at the end can take longer than clients wait.
@@ -27,7 +28,8 @@ pub fn create_folder(dir: &Path) -> Result<()> {
     };
     create_folder(parent)?;
     match fs::create_dir(dir) {
-        Err(err) if err.kind() != io::ErrorKind::AlreadyExists => Err(err),
+        // Unless somebody else made the folder just now.
+        Err(err) if !dir.is_dir() => Err(err),
         _ => File::open(dir).and_then(|made| give_to_owner_of(parent, &made)),
     }
     .map_err(Error::io("creating", dir))?;
@@ -36,9 +38,11 @@ pub fn create_folder(dir: &Path) -> Result<()> {
 }
 
 /// Creates or truncates a file in `dir` that the owner of the folder can use, too: root runs `ankipi user add` for a
-/// server that is not root.
+/// server that is not root. A link in its place is an error: what it leads to is none of ours.
 pub fn create_for_owner(dir: &Path, path: &Path) -> io::Result<File> {
-    let file = File::create(path)?;
+    let mut create = OpenOptions::new();
+    create.write(true).create(true).truncate(true).custom_flags(sys::NO_FOLLOW);
+    let file = create.open(path)?;
     give_to_owner_of(dir, &file)?;
     Ok(file)
 }
@@ -76,12 +80,18 @@ pub fn give_all(dir: &Path, tree: &Path) -> Result<()> {
 pub fn lock_data_folder(base: &Path) -> Result<File> {
     let path = base.join(LOCK_FILE);
     // Not truncated before it is ours: it tells the number of the process that holds it.
-    let open = OpenOptions::new().write(true).create(true).truncate(false).open(&path);
+    let open =
+        OpenOptions::new().write(true).create(true).truncate(false).custom_flags(sys::NO_FOLLOW).open(&path);
     let mut file = open.map_err(|err| match err.kind() {
         io::ErrorKind::PermissionDenied => Error::Broken(format!(
             "the data folder {dir} cannot be written to: give it to the user that ankipi runs as \
              (`chown -R USER {dir}`), or use another with --base DIR",
             dir = base.display()
+        )),
+        io::ErrorKind::ReadOnlyFilesystem => Error::Broken(format!(
+            "the data folder {} is on a disk that is mounted read-only: remount it (`mount -o remount,rw`), or use \
+             another with --base DIR",
+            base.display()
         )),
         _ => Error::Io("creating", path.clone(), err),
     })?;

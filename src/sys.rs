@@ -23,6 +23,9 @@ pub const POLL_ERR: i16 = libc::POLLERR;
 /// Reported without being asked for: both directions are closed.
 pub const POLL_HUP: i16 = libc::POLLHUP;
 
+/// A flag for opening files: not through a symbolic link.
+pub const NO_FOLLOW: i32 = libc::O_NOFOLLOW;
+
 /// Builds an entry for `poll`.
 pub fn poll_fd(fd: RawFd, events: i16) -> PollFd {
     PollFd { fd, events, revents: 0 }

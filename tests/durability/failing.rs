@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::{self, ErrorKind};
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
@@ -143,4 +144,89 @@ fn a_full_disk_refuses_what_does_not_fit_and_works_again_when_there_is_room() {
     server.assert_syncs();
     println!("{refused} refused on a full disk, {acknowledged} acknowledged; all of these are there");
     drop(server);
+}
+
+/// Starts a server that is expected to say why it cannot, as this user.
+fn refusal(base: &Path, user: Option<u32>) -> String {
+    let mut command = match user {
+        None => Command::new(env!("CARGO_BIN_EXE_ankipi")),
+        Some(user) => {
+            let mut command = Command::new("setpriv");
+            command.args([format!("--reuid={user}"), format!("--regid={user}"), "--clear-groups".to_owned()]);
+            command.arg(env!("CARGO_BIN_EXE_ankipi"));
+            command
+        }
+    };
+    let output = command
+        .env_clear()
+        .env("PATH", std::env::var("PATH").unwrap())
+        .envs([("SYNC_USER1", "test:secret"), ("SYNC_HOST", "127.0.0.1"), ("SYNC_PORT", "0")])
+        .env("SYNC_BASE", base)
+        .output()
+        .unwrap();
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(1), "{text}");
+    assert!(!text.contains("panicked"), "{text}");
+    assert!(text.contains(base.parent().unwrap().to_str().unwrap()), "it does not say where: {text}");
+    println!("{}", text.trim_end());
+    text
+}
+
+#[test]
+fn a_data_folder_that_cannot_be_used_is_a_sentence() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("file");
+    fs::write(&file, "").unwrap();
+    assert!(refusal(&file, None).contains("--base DIR"));
+    assert!(refusal(&file.join("below"), None).contains("--base DIR"));
+    let Some(small) = SmallDisk::mount("2m") else {
+        println!("SKIPPED: neither mounts nor other users here");
+        return;
+    };
+    let base = small.0.path();
+    // A user's folder where a file is in the way.
+    fs::write(base.join("test"), "").unwrap();
+    refusal(base, None);
+    fs::remove_file(base.join("test")).unwrap();
+    small.change("ro");
+    assert!(refusal(base, None).contains("mounted read-only"));
+    small.change("rw");
+    // Somebody else's folder: first all of it, then only what a server that ran as root had made.
+    const NOBODY: u32 = 65_534;
+    let mut try_it = Command::new("setpriv");
+    try_it.args(["--reuid=65534", "--clear-groups", env!("CARGO_BIN_EXE_ankipi"), "--version"]);
+    if !try_it.output().is_ok_and(|output| output.status.success()) {
+        println!("SKIPPED: no other user may run this binary");
+        return;
+    }
+    fs::set_permissions(base, fs::Permissions::from_mode(0o755)).unwrap();
+    assert!(refusal(base, Some(NOBODY)).contains("chown"));
+    drop(TestServer::on(small.0.clone(), &[]));
+    std::os::unix::fs::chown(base, Some(NOBODY), Some(NOBODY)).unwrap();
+    refusal(base, Some(NOBODY));
+}
+
+#[test]
+fn a_data_folder_that_vanishes_is_missed_and_welcome_again() {
+    let outer = Arc::new(tempfile::tempdir().unwrap());
+    let (base, away) = (outer.path().join("base"), outer.path().join("away"));
+    fs::create_dir(&base).unwrap();
+    History::prepare(&base);
+    let server = TestServer::on(outer.clone(), &[("SYNC_BASE", base.to_str().unwrap())]);
+    let mut history = History::new(setting("SEED", 1), server.address);
+    for kind in [Kind::Upload, Kind::Media, Kind::Sync, Kind::Login, Kind::Sync] {
+        history.step_of(kind).1.unwrap();
+    }
+    fs::rename(&base, &away).unwrap();
+    for kind in [Kind::Upload, Kind::Media, Kind::Sync, Kind::Login, Kind::GivenUp] {
+        let (_, outcome) = history.step_of(kind);
+        let err = outcome.expect_err("acknowledged without a disk");
+        assert_eq!(err.to_string(), "status 502", "{kind:?}");
+    }
+    assert!(server.wait_for_log("is the data folder still there?").contains(base.to_str().unwrap()));
+    assert!(!base.exists(), "the folder was made anew, where an owner would look for the old one");
+    fs::rename(&away, &base).unwrap();
+    history.converge();
+    let (_, outcome) = history.step_of(Kind::Media);
+    outcome.unwrap();
 }

@@ -201,7 +201,9 @@ impl Exchange {
         let backend = match Backend::connect(&shared.backend, upload) {
             Ok(backend) => backend,
             Err(err) => {
-                shared.note(Level::Warn, format_args!("connecting to the backend: {err}"));
+                let socket = shared.backend.display().to_string();
+                let note = format_args!("connecting to {socket}: {err}; is the data folder still there?");
+                shared.note(Level::Warn, note);
                 return Next::Refuse(Refusal::new(502, "no backend"));
             }
         };
