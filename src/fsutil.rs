@@ -18,10 +18,22 @@ pub fn create_folder(dir: &Path) -> Result<()> {
     fs::create_dir_all(dir).map_err(Error::io("creating", dir))
 }
 
+/// Refuses what is a symbolic link: opened or filled, it would lead out of the data folder.
+pub fn refuse_link(path: &Path) -> Result<()> {
+    match fs::symlink_metadata(path) {
+        Ok(metadata) if metadata.is_symlink() => Err(Error::Broken(format!(
+            "{} is a symbolic link, and links inside the data folder are not followed: put what it points to in its place",
+            path.display()
+        ))),
+        _ => Ok(()),
+    }
+}
+
 /// Locks a data folder until the file is closed. One server per data folder: two would each keep sessions that the other
 /// knows nothing of.
 pub fn lock_data_folder(base: &Path) -> Result<File> {
     let path = base.join(LOCK_FILE);
+    refuse_link(&path)?;
     let file = File::create(&path).map_err(Error::io("creating", &path))?;
     match file.try_lock() {
         Ok(()) => Ok(file),
@@ -48,8 +60,10 @@ pub fn sync_folder(dir: &Path) -> Result<()> {
 pub fn replace_file(dir: &Path, name: &str, contents: &[u8]) -> Result<()> {
     let path = dir.join(name);
     let temporary = dir.join(format!("{name}.new"));
+    // One that a crash left, or a link that would be followed.
+    remove_if_there(&temporary)?;
     let write = || {
-        let mut file = File::create(&temporary)?;
+        let mut file = File::create_new(&temporary)?;
         file.write_all(contents)?;
         file.sync_all()?;
         fs::rename(&temporary, &path)
