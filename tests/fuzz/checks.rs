@@ -110,7 +110,8 @@ pub fn body(data: &[u8]) {
     match choice % 4 {
         0 => {
             if let Some(plain) = both(&|wire| read(Body::zstd(wire, CAPS))) {
-                assert_eq!(zstd::decode_all(data).ok(), Some(plain));
+                // ruzstd takes some frames that the C library calls corrupt.
+                assert!(!zstd::decode_all(data).is_ok_and(|theirs| theirs != plain));
             }
         }
         1 if data.len() as u64 <= CAPS.decoded => {
