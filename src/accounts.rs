@@ -196,6 +196,9 @@ fn wrong_password(name: &str) -> Error {
     Error::Forbidden(format!("login failed user={name:?} reason=wrong password"))
 }
 
+/// Takes as long whatever the two hold: ctutils has no branch on either, and hides the result from the optimiser until it is
+/// read. Both are digests, so that neither their length nor, should a branch slip in after all, a common prefix tells
+/// anything of a password or key: whoever tries one cannot steer its digest.
 fn same_digest(a: &[u8], b: &[u8]) -> bool {
     a.ct_eq(b).to_bool()
 }

@@ -18,9 +18,12 @@ use ankipi::text::{note, tag, unicase};
 use ankipi::translate::{DeckConfigRow, DeckRow, FieldRow, NotetypeRow, TemplateRow, names};
 use rusqlite::{Connection, params};
 
+/// A check of some bytes; it panics where something does not hold.
+pub type Check = fn(&[u8]);
+
 /// All checks, by the names of their targets.
 #[allow(dead_code, reason = "a target has one of them")]
-pub const ALL: [(&str, fn(&[u8])); 7] = [
+pub const ALL: [(&str, Check); 7] = [
     ("head", head),
     ("body", body),
     ("zip", zip),
