@@ -75,10 +75,22 @@ pub fn give_all(dir: &Path, tree: &Path) -> Result<()> {
     Ok(())
 }
 
+/// Refuses what is a symbolic link: opened or filled, it would lead out of the data folder.
+pub fn refuse_link(path: &Path) -> Result<()> {
+    match fs::symlink_metadata(path) {
+        Ok(metadata) if metadata.is_symlink() => Err(Error::Broken(format!(
+            "{} is a symbolic link, and links inside the data folder are not followed: put what it points to in its place",
+            path.display()
+        ))),
+        _ => Ok(()),
+    }
+}
+
 /// Locks a data folder until the file is closed. One server per data folder: two would each keep sessions that the other
 /// knows nothing of.
 pub fn lock_data_folder(base: &Path) -> Result<File> {
     let path = base.join(LOCK_FILE);
+    refuse_link(&path)?;
     // Not truncated before it is ours: it tells the number of the process that holds it.
     let open =
         OpenOptions::new().write(true).create(true).truncate(false).custom_flags(sys::NO_FOLLOW).open(&path);
@@ -134,6 +146,8 @@ pub fn sync_folder(dir: &Path) -> Result<()> {
 pub fn replace_file(dir: &Path, name: &str, contents: &[u8]) -> Result<()> {
     let path = dir.join(name);
     let temporary = dir.join(format!("{name}.new"));
+    // One that a crash left, or a link that would be followed.
+    remove_if_there(&temporary)?;
     let write = || {
         let mut file = create_for_owner(dir, &temporary)?;
         file.write_all(contents)?;

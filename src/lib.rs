@@ -53,6 +53,7 @@
 //! - Nothing is acknowledged before it is on disk. Every rename is of a synced file and is followed by a sync of the
 //!   folder. Being killed at any line leaves the state before or after a request; `collection::replace::clean_up` and
 //!   `media::MediaStore::open` tidy at the next start.
+//! - Nothing is opened for writing through a symbolic link inside the data folder (`fsutil::refuse_link`).
 //! - An error is a situation (`error::Error`), becomes a status in one place, and is logged once, in `api`.
 //!
 //! # Locks

@@ -32,6 +32,7 @@ use rusqlite::{Connection, OpenFlags, OptionalExtension, Row};
 
 use crate::dbfile::{has_side_files, immutable_uri};
 use crate::error::{Error, Result};
+use crate::fsutil;
 use crate::text::unicase;
 use crate::translate::Refused;
 
@@ -153,11 +154,13 @@ impl Collection {
     }
 
     fn connect(path: &Path, flags: OpenFlags, cache_kib: i64) -> Result<Collection> {
+        fsutil::refuse_link(path)?;
         let db = Connection::open_with_flags(path, flags | OpenFlags::SQLITE_OPEN_NO_MUTEX)?;
         Collection::prepare(db, cache_kib)
     }
 
     fn connect_uri(uri: &str, path: &Path, flags: OpenFlags, cache_kib: i64) -> Result<Collection> {
+        fsutil::refuse_link(path)?;
         let flags = flags | OpenFlags::SQLITE_OPEN_NO_MUTEX | OpenFlags::SQLITE_OPEN_URI;
         let db = Connection::open_with_flags(uri, flags)
             .map_err(|err| Error::Broken(format!("opening {}: {err}", path.display())))?;

@@ -15,6 +15,7 @@ use super::{Sha1Sum, Totals};
 use crate::clock;
 use crate::dbfile::{has_side_files, immutable_uri};
 use crate::error::{Error, Result};
+use crate::fsutil;
 
 /// The name of the index in a user's folder, as on the official server.
 pub const FILE_NAME: &str = "media.db";
@@ -103,6 +104,7 @@ impl Totals {
 impl MediaDb {
     /// Opens for writing, and makes or upgrades the tables.
     pub fn open(dir: &Path) -> Result<MediaDb> {
+        fsutil::refuse_link(&dir.join(FILE_NAME))?;
         let db = Connection::open_with_flags(
             dir.join(FILE_NAME),
             OpenFlags::SQLITE_OPEN_READ_WRITE
@@ -119,6 +121,7 @@ impl MediaDb {
     /// Opens for reading, without a trace on the disk. An index that is not there is empty.
     pub fn open_to_read(dir: &Path) -> Result<MediaDb> {
         let path = dir.join(FILE_NAME);
+        fsutil::refuse_link(&path)?;
         if !path.exists() {
             let db = MediaDb { db: Connection::open_in_memory()? };
             db.upgrade()?;

@@ -166,6 +166,7 @@ impl MediaStore {
             state
         });
         if state.needs_recovery {
+            fsutil::refuse_link(&self.folder())?;
             recover(&self.dir)?;
             state.needs_recovery = false;
         }

@@ -10,16 +10,15 @@ mod harness; // the server as a child process: its log, its memory, its files
 mod accounts; // users and devices that come and go while the server runs; guessing
 mod auth; // every endpoint with every kind of key
 mod commands; // what the commands say, and with what they end
-mod files; // modes of files, and links in the data folder
 mod hostile; // bad input at every endpoint: the right status, a log line, flat memory, untouched files
 mod http; // paths, verbs, framing, pages
-mod keys; // every endpoint with every kind of key that is not good
 mod legacy; // forms, and what else clients before 2.1.57 send
 mod limits; // quotas, the free disk, and who may sync
 mod login; // passwords and keys, and who may see what
 mod merge; // whose row wins
 mod old_files; // old schemas, and rows out of order
 mod paths; // symlinks, modes, names
+mod races; // requests of several devices in any order
 mod replay; // requests of the real client, compared with the answers of the official server
 mod sessions; // start to finish and every way to end in between
 #[path = "../media/zip.rs"]
