@@ -50,6 +50,8 @@ struct Account {
 /// What the files say.
 #[derive(Default)]
 struct Known {
+    /// SYNC_USERn.
+    settings: Vec<UserSetting>,
     stamp: Option<Stamp>,
     accounts: Vec<Arc<Account>>,
 }
@@ -57,7 +59,6 @@ struct Known {
 /// All accounts.
 pub struct Accounts {
     base: PathBuf,
-    settings: Vec<UserSetting>,
     passwords_hashed: bool,
     official_keys: bool,
     known: Mutex<Known>,
@@ -73,7 +74,6 @@ impl Accounts {
     pub fn open(config: &Config) -> Result<Accounts> {
         let accounts = Accounts {
             base: config.base.clone(),
-            settings: config.users.clone(),
             passwords_hashed: config.passwords_hashed,
             official_keys: config.official_keys,
             known: Mutex::default(),
@@ -81,7 +81,8 @@ impl Accounts {
             hashing: Mutex::new(()),
         };
         let stamp = Stamp::of(&accounts.base)?;
-        *lock(&accounts.known) = Known { stamp: Some(stamp), accounts: accounts.read()? };
+        let settings = config.users.clone();
+        *lock(&accounts.known) = Known { stamp: Some(stamp), accounts: accounts.read(&settings)?, settings };
         Ok(accounts)
     }
 
@@ -98,7 +99,7 @@ impl Accounts {
         };
         // Also if reading fails: once is enough to be told.
         known.stamp = Some(stamp);
-        match self.read() {
+        match self.read(&known.settings) {
             Ok(accounts) => {
                 log::info!("read the accounts anew: there are {}", accounts.len());
                 known.accounts = accounts;
@@ -111,13 +112,21 @@ impl Accounts {
         }
     }
 
-    fn read(&self) -> Result<Vec<Arc<Account>>> {
+    /// Takes these accounts in place of those of the settings, if all of them are in order.
+    pub fn reload(&self, settings: Vec<UserSetting>) -> Result<()> {
+        let stamp = Stamp::of(&self.base)?;
+        let accounts = self.read(&settings)?;
+        *lock(&self.known) = Known { stamp: Some(stamp), accounts, settings };
+        Ok(())
+    }
+
+    fn read(&self, settings: &[UserSetting]) -> Result<Vec<Arc<Account>>> {
         let mut accounts = Vec::new();
-        for user in &self.settings {
+        for user in settings {
             accounts.push(Arc::new(self.of_setting(user)?));
         }
         for (name, hash) in users_file::read(&self.base, |fault| log::error!("{fault}"))? {
-            match self.settings.iter().any(|user| user.name == name) {
+            match settings.iter().any(|user| user.name == name) {
                 true => log::warn!("{name:?} is in SYNC_USERn and in the accounts file: SYNC_USERn counts"),
                 false => accounts.push(Arc::new(Account::hashed(&self.base, name, hash, None)?)),
             }
@@ -185,6 +194,7 @@ impl Accounts {
         match account {
             Some(account) if fits => {
                 lock(&self.throttle).succeeded(name, address);
+                let account = self.with_strong_hash(account, password)?;
                 self.key_for(&account, client)
             }
             account => {
@@ -192,6 +202,24 @@ impl Accounts {
                 let reason = if account.is_some() { "wrong password" } else { "unknown user" };
                 Err(failure(name, address, reason, Error::Forbidden("wrong name or password".to_owned())))
             }
+        }
+    }
+
+    /// Replaces a hash that another server made, now that the password is known.
+    fn with_strong_hash(&self, account: Arc<Account>, password: &str) -> Result<Arc<Account>> {
+        match &account.secret {
+            Secret::Hashed(hash) if hash.is_weak() => {
+                let hash = {
+                    let _one_at_a_time = lock(&self.hashing);
+                    Hash::of(password, password::DEFAULT_ROUNDS)?
+                };
+                users_file::change(&self.base, |hashes| {
+                    Ok(hashes.insert(account.name.clone(), hash.clone()))
+                })?;
+                log::info!("{:?}: the password is stored with a stronger hash now", account.name);
+                Ok(Arc::new(Account::hashed(&self.base, account.name.clone(), hash, None)?))
+            }
+            _ => Ok(account),
         }
     }
 

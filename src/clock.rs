@@ -32,6 +32,11 @@ pub fn moment(secs: i64) -> String {
     format!("{day} {:02}:{:02}", minutes / 60, minutes % 60)
 }
 
+/// A moment for logs, UTC: 2026-11-24T09:05:07Z.
+pub fn stamp(secs: i64) -> String {
+    format!("{}:{:02}Z", moment(secs).replace(' ', "T"), secs.rem_euclid(60))
+}
+
 // The calendar as a count of days, for a year that begins in March (Howard Hinnant, "chrono-compatible low-level date
 // algorithms"): the leap day is then the last one.
 impl fmt::Display for Day {
@@ -74,6 +79,7 @@ mod tests {
         assert_eq!(moment(0), "1970-01-01 00:00");
         assert_eq!(moment(1_795_511_100), "2026-11-24 09:05");
         assert_eq!(moment(-1), "1969-12-31 23:59");
+        assert_eq!(stamp(1_795_511_107), "2026-11-24T09:05:07Z");
     }
 
     #[test]

@@ -12,10 +12,10 @@ use std::path::{Path, PathBuf};
 use sha1::{Digest, Sha1};
 
 use crate::collection::download::Snapshot;
+use crate::crc::Crc32;
 use crate::error::{Error, Result};
 use crate::fsutil::{GentleFile, sync_folder};
 use crate::http::encoding::Encoder;
-use crate::crc::Crc32;
 use crate::media::name::MediaName;
 use crate::spool::Spool;
 use crate::translate::proto::{put_bytes, put_tag, put_varint};

@@ -3,19 +3,20 @@
 //! Those of the official server keep their names and meanings, so that one service file serves both. The table below
 //! declares each setting once: it makes `Config`, what `ankipi serve --help` lists, and what `ankipi config` prints.
 
+mod address;
 mod file;
 pub mod kind;
 mod users;
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::error::{Error, Result};
 use crate::nearest::nearest;
 use crate::network::Network;
+pub use address::Address;
 use kind::Kind;
 pub use users::{UserSetting, check_user_name, read_secret};
 
@@ -65,7 +66,7 @@ macro_rules! settings {
 
 settings! {
     base: PathBuf = "SYNC_BASE", "--base DIR", "~/.syncserver", kind::PATH, "the data folder";
-    host: IpAddr = "SYNC_HOST", "--host ADDRESS", "0.0.0.0", kind::ADDRESS, "the address to listen on; :: is IPv6 and IPv4";
+    host: Vec<Address> = "SYNC_HOST", "--host ADDRESS", "0.0.0.0", kind::ADDRESSES, "where to listen, with commas; :: is all, or unix:/path";
     /// 0 picks a free one and says which.
     port: u16 = "SYNC_PORT", "--port PORT", "8080", kind::PORT, "the port to listen on";
     /// Without a slash at either end.
@@ -82,11 +83,13 @@ settings! {
     /// Bytes.
     min_free_bytes: u64 = "SYNC_MIN_FREE_MEGS", "", "16", kind::MEGS_OR_NONE, "what uploads leave free on the disk, in MiB";
     session_idle: Duration = "SYNC_SESSION_SECS", "", "300", kind::SECONDS, "a silent sync is given up after so long";
+    idle_exit: Option<Duration> = "SYNC_IDLE_EXIT_SECS", "", "", kind::OPTIONAL_SECONDS, "end after so long without a connection";
     backups: usize = "SYNC_BACKUPS", "", "3", kind::COUNT, "replaced collections kept for each user";
     ip_header: Option<String> = "SYNC_IP_HEADER", "", "", kind::IP_HEADER, "where a proxy tells the address: X-Real-IP, ...";
     trusted_proxies: Vec<Network> = "SYNC_TRUSTED_PROXIES", "", "127.0.0.0/8 ::1", kind::NETWORKS, "proxies that SYNC_IP_HEADER is taken from";
     /// Everyone, if empty.
     allow: Vec<Network> = "SYNC_ALLOW", "", "", kind::NETWORKS, "networks that may sync; otherwise all";
+    metrics: bool = "SYNC_METRICS", "", "no", kind::YES_NO, "show numbers for Prometheus at /metrics, to everyone";
     log_level: log::LevelFilter = "SYNC_LOG", "", "info", kind::LOG_LEVEL, "error, warn, info, debug or trace";
 }
 
@@ -267,7 +270,7 @@ mod tests {
     fn defaults_are_those_of_the_official_server() {
         let config = load(&[("HOME", "/home/pi"), ("SYNC_USER1", "a:b")]).unwrap();
         assert_eq!(config.base, PathBuf::from("/home/pi/.syncserver"));
-        assert_eq!((config.host.to_string().as_str(), config.port), ("0.0.0.0", 8080));
+        assert_eq!((config.host[0].to_string().as_str(), config.port), ("0.0.0.0", 8080));
         assert_eq!(config.max_payload_bytes, 100 * MIB);
         assert_eq!(config.max_decoded_bytes(), 300 * MIB);
     }
@@ -287,6 +290,7 @@ mod tests {
             (vec![("HOME", "/"), ("SYNC_USER1", "justname")], "SYNC_USER1 must read"),
             (vec![("HOME", "/"), ("SYNC_USER1", "../up:x")], "folder's name"),
             (vec![("HOME", "/"), ("SYNC_USER1", "a:x"), ("SYNC_USER2", "a:y")], "already"),
+            (vec![("HOME", "/"), ("SYNC_HOST", "0.0.0.0,unix:here")], "SYNC_HOST=0.0.0.0,unix:here"),
             (vec![("HOME", "/"), ("SYNC_PORT", "http")], "SYNC_PORT=http (environment) is not a number"),
             (vec![("HOME", "/"), ("SYNC_LOG", "loud")], "SYNC_LOG=loud"),
             (vec![("HOME", "/"), ("MAX_SYNC_PAYLOAD_MEGS", "0")], "MAX_SYNC_PAYLOAD_MEGS=0"),

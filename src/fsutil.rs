@@ -14,14 +14,25 @@ const SYNC_EVERY_BYTES: u64 = 16 * 1024 * 1024;
 /// Held by the server that runs on a data folder.
 const LOCK_FILE: &str = ".ankipi.lock";
 
-/// Creates the folder and those above it, for the owner's eyes only (the process's umask sees to the mode).
+/// Creates the folder and those above it where they are missing, durably, for the owner's eyes only (the process's umask
+/// sees to the mode).
 pub fn create_folder(dir: &Path) -> Result<()> {
     if dir.is_dir() {
         return Ok(());
     }
-    fs::create_dir_all(dir).map_err(Error::io("creating", dir))?;
-    let give = |parent: &Path| give_to_owner_of(parent, &File::open(dir)?);
-    dir.parent().map_or(Ok(()), give).map_err(Error::io("creating", dir))
+    let parent = match dir.parent() {
+        Some(parent) if parent.as_os_str().is_empty() => Path::new("."),
+        Some(parent) => parent,
+        None => dir,
+    };
+    create_folder(parent)?;
+    match fs::create_dir(dir) {
+        Err(err) if err.kind() != io::ErrorKind::AlreadyExists => Err(err),
+        _ => File::open(dir).and_then(|made| give_to_owner_of(parent, &made)),
+    }
+    .map_err(Error::io("creating", dir))?;
+    // Else a power cut takes the folder with all that is acknowledged in it.
+    sync_folder(parent)
 }
 
 /// Creates or truncates a file in `dir` that the owner of the folder can use, too: root runs `ankipi user add` for a
@@ -42,6 +53,22 @@ fn give_to_owner_of(dir: &Path, file: &File) -> io::Result<()> {
             _ => Ok(()),
         },
     }
+}
+
+/// Gives a folder and everything in it to the owner of `dir`, for a server that is not root.
+pub fn give_all(dir: &Path, tree: &Path) -> Result<()> {
+    let give = |path: &Path| File::open(path).and_then(|file| give_to_owner_of(dir, &file));
+    give(tree).map_err(Error::io("giving away", tree))?;
+    for entry in fs::read_dir(tree).map_err(Error::io("reading", tree))? {
+        let entry = entry.map_err(Error::io("reading", tree))?;
+        let (path, kind) = (entry.path(), entry.file_type().map_err(Error::io("reading", tree))?);
+        if kind.is_dir() {
+            give_all(dir, &path)?;
+        } else if kind.is_file() {
+            give(&path).map_err(Error::io("giving away", &path))?;
+        }
+    }
+    Ok(())
 }
 
 /// Locks a data folder until the file is closed. One server per data folder: two would each keep sessions that the other

@@ -41,6 +41,7 @@
 //! Media come as zips: spooled, read by their directory, each file unpacked to a place of its own and synced, then all of
 //! them renamed into the folder and recorded in one transaction; the header of `media` says what a crash leaves at each
 //! step. They go as zips that are streamed from the files. `ankipi check` (`commands::check`) looks at all of it from outside.
+//! `colpkg` packs it for Anki, `import` brings it from other servers, `collection::restore` goes back to a backup.
 //!
 //! # What holds everywhere
 //!
@@ -86,6 +87,7 @@ pub mod error;
 pub mod fetch;
 pub mod fsutil;
 pub mod http;
+pub mod import;
 pub mod inflate;
 pub mod logging;
 pub mod media;

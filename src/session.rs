@@ -88,6 +88,8 @@ impl Users {
             users: Mutex::default(),
         };
         names.iter().try_for_each(|name| users.by_name(name).map(drop))?;
+        // Folders that a server had made which was killed before it could do this.
+        fsutil::sync_folder(&config.base)?;
         Ok(users)
     }
 
@@ -194,7 +196,7 @@ impl User {
     /// What `meta` tells: the last committed state, also while a session is open. None before the first upload.
     pub fn meta(&self) -> Result<Option<Meta>> {
         let mut state = self.lock();
-        match self.collection_path().exists() {
+        match replace::settle(&self.dir)? {
             true => self.open_with(&mut state, Collection::open_to_read)?.meta().map(Some),
             false => Ok(None),
         }
@@ -269,7 +271,7 @@ impl User {
     /// Opens the collection, which is made now if there is none, and upgraded if another server left an old schema.
     fn open_with<T>(&self, state: &mut State, open: impl Fn(&Path) -> Result<T>) -> Result<T> {
         let path = self.collection_path();
-        if !path.exists() {
+        if !replace::settle(&self.dir)? {
             collection::create_new(&self.dir)?;
         }
         match open(&path) {

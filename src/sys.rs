@@ -3,9 +3,9 @@
 #![allow(unsafe_code)]
 
 use std::ffi::CString;
-use std::io;
+use std::io::{self, IsTerminal};
 use std::net::TcpStream;
-use std::os::fd::{AsFd, AsRawFd, IntoRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
@@ -78,28 +78,73 @@ pub fn prepare_process() {
     }
 }
 
-/// The write end of the pipe that `stop_on_signals` made; -1 before.
-static STOP_PIPE: AtomicI32 = AtomicI32::new(-1);
+/// The write ends of the pipes that `on_signals` made, by their `Wish`; -1 before.
+static WISH_PIPES: [AtomicI32; 2] = [const { AtomicI32::new(-1) }; 2];
 
-extern "C" fn wake_stop_pipe(_signal: libc::c_int) {
-    let byte = 1u8;
-    // SAFETY: write(2) is async-signal-safe and the byte lives on this stack.
-    unsafe { libc::write(STOP_PIPE.load(Ordering::Relaxed), (&raw const byte).cast(), 1) };
+/// What a signal asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wish {
+    /// SIGTERM, SIGINT; SIGHUP too, if it comes from a terminal that is closed.
+    Stop,
+    /// SIGHUP.
+    Reload,
 }
 
-/// Turns SIGTERM and SIGINT into a byte on the returned socket. Call once.
-pub fn stop_on_signals() -> io::Result<UnixStream> {
+extern "C" fn wake_stop_pipe(_signal: libc::c_int) {
+    wake(Wish::Stop);
+}
+
+extern "C" fn wake_reload_pipe(_signal: libc::c_int) {
+    wake(Wish::Reload);
+}
+
+fn wake(wish: Wish) {
+    let byte = 1u8;
+    // SAFETY: write(2) is async-signal-safe and the byte lives on this stack.
+    unsafe { libc::write(WISH_PIPES[wish as usize].load(Ordering::Relaxed), (&raw const byte).cast(), 1) };
+}
+
+/// Turns the signals of a wish into bytes on the returned socket. Call once for each. Handlers are what a process
+/// needs that is number 1: the kernel ignores the others for it.
+pub fn on_signals(wish: Wish) -> io::Result<UnixStream> {
     let (reader, writer) = UnixStream::pair()?;
     writer.set_nonblocking(true)?;
-    STOP_PIPE.store(writer.into_raw_fd(), Ordering::Relaxed);
-    for signal in [libc::SIGTERM, libc::SIGINT] {
-        // SAFETY: the handler only writes to a descriptor that stays open for the life of the process.
-        if unsafe { libc::signal(signal, wake_stop_pipe as *const () as libc::sighandler_t) } == libc::SIG_ERR
-        {
+    WISH_PIPES[wish as usize].store(writer.into_raw_fd(), Ordering::Relaxed);
+    let has_terminal = io::stdin().is_terminal();
+    let (signals, handler): (&[libc::c_int], _) = match wish {
+        Wish::Stop if has_terminal => {
+            (&[libc::SIGTERM, libc::SIGINT, libc::SIGHUP], wake_stop_pipe as *const ())
+        }
+        Wish::Stop => (&[libc::SIGTERM, libc::SIGINT], wake_stop_pipe as *const ()),
+        Wish::Reload if has_terminal => (&[], wake_reload_pipe as *const ()),
+        Wish::Reload => (&[libc::SIGHUP], wake_reload_pipe as *const ()),
+    };
+    for signal in signals {
+        // SAFETY: the handlers only write to a descriptor that stays open for the life of the process.
+        if unsafe { libc::signal(*signal, handler as libc::sighandler_t) } == libc::SIG_ERR {
             return Err(io::Error::last_os_error());
         }
     }
     Ok(reader)
+}
+
+/// The listening sockets that the parent left open for this very process: LISTEN_PID and LISTEN_FDS, from descriptor 3 on
+/// (sd_listen_fds(3)). Call once: they belong to the caller then.
+pub fn handed_over_sockets() -> Vec<OwnedFd> {
+    const FIRST: RawFd = 3;
+    let number = |name: &str| std::env::var(name).ok()?.parse::<u32>().ok();
+    if number("LISTEN_PID") != Some(std::process::id()) {
+        return Vec::new();
+    }
+    let count = number("LISTEN_FDS").unwrap_or(0).min(64) as RawFd;
+    let is_socket = |fd: &RawFd| {
+        // SAFETY: stat is a struct of numbers, for which zeroes are valid, and fstat fails for what is not open.
+        let (mut stat, fd) = (unsafe { std::mem::zeroed::<libc::stat>() }, *fd);
+        // SAFETY: the pointer is to a live stat.
+        unsafe { libc::fstat(fd, &mut stat) == 0 && stat.st_mode & libc::S_IFMT == libc::S_IFSOCK }
+    };
+    // SAFETY: they are open, the protocol says that they are ours, and nothing of this process knows of them yet.
+    (FIRST..FIRST + count).filter(is_socket).map(|fd| unsafe { OwnedFd::from_raw_fd(fd) }).collect()
 }
 
 /// Fails if this process may not create files in the folder, also because the file system is read-only.

@@ -54,7 +54,7 @@ impl GuardThread {
             path if path.starts_with("/login") => Weight::Login,
             _ => Weight::Light,
         };
-        let guard = Guard::new(vec![listener], backend, limits, weigh, stopped).unwrap();
+        let guard = Guard::new(vec![listener.into()], backend, limits, weigh, stopped).unwrap();
         // The port tells the guards of parallel tests apart; the kernel keeps 15 characters of a name.
         let name = format!("guard-{}", addr.port());
         let thread = thread::Builder::new().name(name).spawn(move || guard.run()).ok();
@@ -775,6 +775,26 @@ fn a_client_that_leaves_frees_its_worker() {
 }
 
 // ---- slots ----
+
+#[test]
+fn large_forms_never_hold_the_last_slot() {
+    let server = Server::with(Limits { max_active: 2, max_bulk: 1, ..Limits::default() });
+    let form =
+        post("/late-count", "Content-Type: multipart/form-data; boundary=b\r\nContent-Length: 100000\r\n");
+    let mut forms = [server.client(), server.client(), server.client()];
+    for client in &mut forms {
+        client.send(&form).send([b'x'; 50_000]);
+    }
+    assert_eq!(server.event(), "/late-count");
+    // Time for the others to be handed over.
+    for _ in 0..20 {
+        server.assert_alive();
+    }
+    assert!(server.events.try_recv().is_err(), "the second form must wait");
+    server.gate.open(3);
+    let answers = forms.iter_mut().map(|client| client.send([b'x'; 50_000]).answer().text().to_owned());
+    assert_eq!(answers.collect::<Vec<_>>(), ["100000"; 3]);
+}
 
 #[test]
 fn bulk_transfers_never_hold_the_last_slot() {

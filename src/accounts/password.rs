@@ -20,6 +20,9 @@ pub const MIN_ROUNDS: u32 = 100_000;
 /// How long a login may keep a board busy.
 const TARGET: Duration = Duration::from_secs(1);
 
+/// In front of hashes that ankisyncd made.
+const ANKISYNCD: &str = "$ankisyncd$";
+
 /// A PHC string that was checked to be one of ours.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Hash(String);
@@ -36,6 +39,27 @@ impl Hash {
             (Some(_), Some(_)) => Ok(Hash(phc.to_owned())),
             _ => Err("a PHC string without salt or hash".to_owned()),
         }
+    }
+
+    /// Takes what ankisyncd and anki-sync-server-rs store: the SHA-256 of name, password and salt, then the salt, all in
+    /// hexadecimal digits. None if it is something else.
+    pub fn of_ankisyncd(name: &str, stored: &str) -> Option<Hash> {
+        let is_hex = stored.bytes().all(|byte| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte));
+        (stored.len() == 80 && is_hex)
+            .then(|| Hash(format!("{ANKISYNCD}{}${stored}", super::hex(name.as_bytes()))))
+    }
+
+    /// A line of the accounts file: as `parse`, or taken over from another server.
+    pub fn parse_stored(text: &str) -> std::result::Result<Hash, String> {
+        match text.strip_prefix(ANKISYNCD) {
+            Some(_) => Ok(Hash(text.to_owned())),
+            None => Hash::parse(text),
+        }
+    }
+
+    /// Whether it is of a kind that is quick to guess, and is to be replaced at the first login.
+    pub fn is_weak(&self) -> bool {
+        self.0.starts_with(ANKISYNCD)
     }
 
     /// Hashes a password with a random salt. `rounds` iterations take seconds on a small board.
@@ -55,6 +79,10 @@ impl Hash {
 
     /// Whether this is the hash of the password.
     pub fn fits(&self, password: &str) -> bool {
+        if let Some(rest) = self.0.strip_prefix(ANKISYNCD) {
+            spend_time(password);
+            return fits_ankisyncd(rest, password).unwrap_or(false);
+        }
         PasswordHash::new(&self.0)
             .is_ok_and(|hash| Pbkdf2::default().verify_password(password.as_bytes(), &hash).is_ok())
     }
@@ -63,6 +91,16 @@ impl Hash {
     pub fn tag(&self) -> String {
         super::hex(&Sha256::digest(&self.0)[..8])
     }
+}
+
+/// `hex of the name$digest and salt`
+fn fits_ankisyncd(rest: &str, password: &str) -> Option<bool> {
+    let (name, stored) = rest.split_once('$')?;
+    let (digest, salt) = stored.split_at_checked(64)?;
+    let name: Option<Vec<u8>> =
+        (0..name.len() / 2).map(|at| u8::from_str_radix(name.get(2 * at..2 * at + 2)?, 16).ok()).collect();
+    let text = [&name?, password.as_bytes(), salt.as_bytes()].concat();
+    Some(super::hex(&Sha256::digest(text)).as_bytes().ct_eq(digest.as_bytes()).to_bool())
 }
 
 /// Whether two passwords are the same, in a time that does not tell how far they agree.
@@ -102,6 +140,23 @@ mod tests {
         assert_eq!(Hash::parse(hash.as_str()).unwrap(), hash);
         assert!(hash.fits("p\u{e4}ss word") && !hash.fits("pass word") && !hash.fits(""));
         assert_ne!(hash, Hash::of("p\u{e4}ss word", 1000).unwrap(), "the same salt twice");
+    }
+
+    #[test]
+    fn hashes_of_ankisyncd_fit_their_password_alone() {
+        // What its ankisyncctl stores: python3 -c 'import hashlib; print(hashlib.sha256("b\xf6bpw0123456789abcdef".encode())...)
+        let stored =
+            format!("{}0123456789abcdef", super::super::hex(&Sha256::digest("b\u{f6}bpw0123456789abcdef")));
+        let hash = Hash::of_ankisyncd("b\u{f6}b", &stored).unwrap();
+        assert!(hash.is_weak() && hash.fits("pw") && !hash.fits("pw0") && !hash.fits(""));
+        assert_eq!(Hash::parse_stored(hash.as_str()).unwrap(), hash);
+        assert!(Hash::parse(hash.as_str()).is_err(), "not for PASSWORDS_HASHED");
+        for text in ["", "abc", &stored[1..], &stored.to_uppercase()] {
+            assert_eq!(Hash::of_ankisyncd("b", text), None, "{text}");
+        }
+        for text in ["$ankisyncd$", "$ankisyncd$x", "$ankisyncd$zz$00", "$ankisyncd$\u{e9}\u{e9}$\u{e9}"] {
+            assert!(!Hash::parse_stored(text).unwrap().fits("pw"), "{text}");
+        }
     }
 
     #[test]

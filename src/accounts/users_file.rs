@@ -55,7 +55,7 @@ pub fn read(base: &Path, mut fault: impl FnMut(String)) -> Result<Hashes> {
         let account = match line.split_once(':') {
             Some((name, phc)) => check_user_name(name)
                 .map_err(|err| err.to_string())
-                .and_then(|()| Hash::parse(phc.trim_end()).map(|hash| (name.to_owned(), hash))),
+                .and_then(|()| Hash::parse_stored(phc.trim_end()).map(|hash| (name.to_owned(), hash))),
             None => Err("a line must read name:hash".to_owned()),
         };
         match account {

@@ -73,6 +73,11 @@ impl AccessLog {
         self.did = words.to_owned();
     }
 
+    /// The lengths of both bodies, as far as they were noted.
+    pub fn bytes(&self) -> (u64, u64) {
+        (self.received.wire, self.sent)
+    }
+
     /// Writes the line.
     pub fn write(self, outcome: Result<()>, took: Duration) {
         let status = outcome.as_ref().err().map_or(200, Error::status);

@@ -10,6 +10,7 @@ mod collection;
 mod full;
 mod login;
 mod media;
+mod metrics;
 mod pages;
 mod ration;
 mod route;
@@ -19,7 +20,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use crate::accounts::Accounts;
-use crate::config::Config;
+use crate::config::{Config, UserSetting};
 use crate::error::{Error, Result};
 use crate::http::patience::{self, WaitingReply};
 use crate::http::reply::{Packing, Responder};
@@ -28,6 +29,7 @@ use crate::session::{User, Users};
 use crate::spool::{self, Spool};
 use access_log::AccessLog;
 use admission::Call;
+use metrics::Metrics;
 use ration::{Ration, Rationed};
 use route::{Method, Page, Route};
 
@@ -38,6 +40,7 @@ pub const SYNC_VERSIONS: std::ops::RangeInclusive<u64> = 8..=11;
 
 /// Everything that requests share.
 pub struct App {
+    metrics: Metrics,
     config: Config,
     accounts: Accounts,
     users: Users,
@@ -56,7 +59,7 @@ impl App {
         spool::remove_leftovers(&config.base).map_err(Error::io("tidying", &config.base))?;
         let accounts = Accounts::open(&config)?;
         let users = Users::open(&config, &accounts.names())?;
-        Ok(App { config, accounts, users })
+        Ok(App { metrics: Metrics::start(), config, accounts, users })
     }
 
     /// Whether nobody can log in.
@@ -79,7 +82,11 @@ impl App {
             // As if there were nothing: 403 would log a device out that is abroad for a day.
             false => refuse(request, Error::NotFound),
         };
-        log.write(outcome, started.elapsed());
+        let took = started.elapsed();
+        let (received, sent) = log.bytes();
+        let status = outcome.as_ref().err().map_or(200, Error::status);
+        self.metrics.count(status, received, sent, took);
+        log.write(outcome, took);
     }
 
     fn is_allowed(&self, address: IpAddr) -> bool {
@@ -119,9 +126,18 @@ impl App {
         log.page();
         match page {
             Page::Start => {
-                let html = pages::start(request.header("host"), &self.config.base_path);
+                let html = pages::start(&pages::Place {
+                    host: request.header("host"),
+                    is_https: request.header("x-forwarded-proto") == Some("https"),
+                    prefix: request.header("x-forwarded-prefix").unwrap_or(&self.config.base_path),
+                });
                 request.into_responder().text(200, "text/html; charset=utf-8", &html)
             }
+            Page::Metrics if self.config.metrics => {
+                let text = self.metrics.text(&self.config.base, self.accounts.names().len());
+                request.into_responder().text(200, "text/plain; version=0.0.4", &text)
+            }
+            Page::Metrics => refuse(request, Error::NotFound),
             Page::Health => match pages::health(&self.config.base) {
                 Ok(()) => request.into_responder().text(200, "text/plain", "ok\n"),
                 Err(err) => refuse(request, err),
@@ -135,6 +151,15 @@ impl App {
             Some(name) => Ration::of(method, &*self.users.by_name(name)?, &self.config),
             None => Ok(None),
         }
+    }
+
+    /// Takes these accounts in place of those of the settings, if all of them are in order. Returns how many accounts
+    /// there are.
+    pub fn reload_accounts(&self, settings: Vec<UserSetting>) -> Result<usize> {
+        self.accounts.reload(settings)?;
+        let names = self.accounts.names();
+        self.users.keep_only(&names);
+        Ok(names.len())
     }
 
     /// Lets `ankipi user` and `ankipi device` take effect.

@@ -23,6 +23,8 @@ pub enum Page {
     Start,
     /// `/health`
     Health,
+    /// `/metrics`
+    Metrics,
 }
 
 /// The methods below `/sync` and `/msync`.
@@ -99,6 +101,7 @@ impl Route {
         match segments[..] {
             [] => Route::Page(Page::Start),
             ["health"] => Route::Page(Page::Health),
+            ["metrics"] => Route::Page(Page::Metrics),
             ["sync", name] => Route::named(METHODS, name),
             ["msync", name] => Route::named(MEDIA_METHODS, name),
             // AnkiDroid 2.12 to 2.15 with the bare host as its address for media.

@@ -20,7 +20,7 @@ pub mod schema;
 mod size;
 mod start;
 mod unfit;
-mod upgrade;
+pub mod upgrade;
 pub mod upload;
 
 use std::path::Path;

@@ -46,14 +46,12 @@ pub fn replace(dir: &Path, checked: &Path, keep: usize) -> Result<()> {
     sync_folder(dir)?;
     if current.exists() {
         fold_side_files(&current);
-        let backup = move_to_backups(dir)?;
-        let put = sync_folder(&dir.join(BACKUPS))
+        let backup = next_backup_path(dir)?;
+        let put = move_whole(&current, &backup)
+            .and_then(|()| sync_folder(&dir.join(BACKUPS)))
             .and_then(|()| fs::rename(&next, &current).map_err(Error::io("renaming", &next)));
         if let Err(err) = put {
-            // Back to where we were; what is in `next` goes at the next start.
-            let _ = fs::rename(&backup, &current);
-            let _ = move_side_files(&backup, &current);
-            return Err(err);
+            return Err(take_back(&backup, dir, err));
         }
     } else {
         fs::rename(&next, &current).map_err(Error::io("renaming", &next))?;
@@ -64,6 +62,22 @@ pub fn replace(dir: &Path, checked: &Path, keep: usize) -> Result<()> {
         log::error!("the new collection is in place, but {err}");
     }
     Ok(())
+}
+
+/// Undoes a replacement that failed. If that fails too, there is no collection in its place, and `settle` puts the
+/// new one there as soon as the disk lets it.
+fn take_back(backup: &Path, dir: &Path, err: Error) -> Error {
+    let current = dir.join(FILE_NAME);
+    if !current.exists() {
+        // The file last: without it `settle` knows whose the side files are.
+        let back = move_side_files(backup, &current)
+            .and_then(|()| fs::rename(backup, &current).map_err(Error::io("renaming", backup)));
+        if let Err(second) = back {
+            return Error::Unconfirmed(format!("{err}; and then {second}"));
+        }
+    }
+    let _ = fs::remove_file(dir.join(CHECKED));
+    err
 }
 
 /// Brings what a WAL holds into the file, as far as no snapshot needs the state before. That the old collection is beyond reading must not stop the user
@@ -122,20 +136,19 @@ pub fn backups(dir: &Path) -> Result<Vec<Backup>> {
     Ok(backup_numbers(&backups)?.into_iter().map(of_number).collect())
 }
 
-/// Moves the collection, with the side files that could not be folded, and returns where it is now.
-fn move_to_backups(dir: &Path) -> Result<PathBuf> {
-    let (current, backups) = (dir.join(FILE_NAME), dir.join(BACKUPS));
+/// Where the next collection that is replaced goes; its folder is made if need be.
+fn next_backup_path(dir: &Path) -> Result<PathBuf> {
+    let backups = dir.join(BACKUPS);
     create_folder(&backups)?;
     let number = backup_numbers(&backups)?.last().map_or(1, |last| last + 1);
-    let backup = backup_path(&backups, number);
-    let moved = move_side_files(&current, &backup)
-        .and_then(|()| fs::rename(&current, &backup).map_err(Error::io("renaming", &current)));
-    if let Err(err) = moved {
-        // The WAL may hold what the file alone has not.
-        let _ = move_side_files(&backup, &current);
-        return Err(err);
-    }
-    Ok(backup)
+    Ok(backup_path(&backups, number))
+}
+
+/// Moves a collection with the side files that could not be folded. The file first: side files without one beside them
+/// are those of the newest backup, but a file without its WAL would lack commits and not tell.
+fn move_whole(from: &Path, to: &Path) -> Result<()> {
+    fs::rename(from, to).map_err(Error::io("renaming", from))?;
+    move_side_files(from, to)
 }
 
 fn move_side_files(from: &Path, to: &Path) -> Result<()> {
@@ -164,27 +177,33 @@ fn forget_old_backups(dir: &Path, keep: usize) -> Result<()> {
     Ok(())
 }
 
+/// Whether there is a collection in `dir`, after finishing a replacement that was interrupted between its renames: the
+/// upload was whole, checked and synced.
+pub fn settle(dir: &Path) -> Result<bool> {
+    let (current, next) = (dir.join(FILE_NAME), dir.join(CHECKED));
+    let is_there = |path: &Path| path.try_exists().map_err(Error::io("looking for", path));
+    if is_there(&current)? {
+        return Ok(true);
+    }
+    if !is_there(&next)? {
+        return Ok(false);
+    }
+    // What is left in its place belongs to the collection that had gone to the backups.
+    match backups(dir)?.last() {
+        Some(newest) => move_side_files(&current, &newest.path)?,
+        None => {
+            SIDE_SUFFIXES.iter().try_for_each(|suffix| remove_if_there(&with_suffix(&current, suffix)))?
+        }
+    }
+    fs::rename(&next, &current).map_err(Error::io("renaming", &next))?;
+    sync_folder(dir)?;
+    log::warn!("{}: put a checked upload in place that had been interrupted", dir.display());
+    Ok(true)
+}
+
 /// Finishes or removes what an interrupted request left in a user's folder. Runs before the first request.
 pub fn clean_up(dir: &Path) -> Result<()> {
-    let (current, next) = (dir.join(FILE_NAME), dir.join(CHECKED));
-    if next.exists() && !current.exists() {
-        // The power went between the two renames: the upload was whole, checked and synced.
-        // What is left beside it belongs to the collection that had gone to the backups.
-        let backups = dir.join(BACKUPS);
-        match backups
-            .exists()
-            .then(|| backup_numbers(&backups))
-            .transpose()?
-            .and_then(|numbers| numbers.last().copied())
-        {
-            Some(newest) => move_side_files(&current, &backup_path(&backups, newest))?,
-            None => {
-                SIDE_SUFFIXES.iter().try_for_each(|suffix| remove_if_there(&with_suffix(&current, suffix)))?
-            }
-        }
-        fs::rename(&next, &current).map_err(Error::io("renaming", &next))?;
-        log::warn!("{}: put a checked upload in place that a crash had interrupted", dir.display());
-    }
+    settle(dir)?;
     for entry in fs::read_dir(dir).map_err(Error::io("reading", dir))? {
         let entry = entry.map_err(Error::io("reading", dir))?;
         let name = entry.file_name();
@@ -289,6 +308,19 @@ mod tests {
         clean_up(dir.path()).unwrap();
         assert_eq!(created(&dir.path().join(FILE_NAME)), 8);
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_wal_that_was_left_behind_goes_to_the_backup_that_it_belongs_to() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::create_dir(dir.path().join(BACKUPS)).unwrap();
+        collection(dir.path(), "backups/collection-00004.anki2", 1);
+        collection(dir.path(), CHECKED, 2);
+        fs::write(dir.path().join("collection.anki2-wal"), "commits of the old one").unwrap();
+        assert!(settle(dir.path()).unwrap());
+        assert_eq!(created(&dir.path().join(FILE_NAME)), 2);
+        let wal = fs::read(dir.path().join("backups/collection-00004.anki2-wal")).unwrap();
+        assert_eq!(wal, b"commits of the old one");
     }
 
     #[test]

@@ -3,29 +3,45 @@
 //! A collection that merely went back in time would take part in the next normal sync as if nothing had happened. With
 //! a schema stamp of its own it asks each device for a full sync, in which the user chooses.
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::path::Path;
 
 use rusqlite::params;
 
+use super::download::Snapshot;
 use super::replace::{self, SIDE_SUFFIXES, with_suffix};
 use super::{Collection, FILE_NAME, upload};
 use crate::clock;
+use crate::dbfile::has_side_files;
 use crate::error::{Error, Result};
-use crate::fsutil::{GentleFile, remove_if_there};
+use crate::fsutil::{GentleFile, give_all, remove_if_there};
 
 /// Puts a copy of `backup` in the place of the collection in `dir`, which becomes the newest backup. No server may run.
 pub fn restore(dir: &Path, backup: &Path, keep: usize, max_row_bytes: u64) -> Result<()> {
     replace::clean_up(dir)?;
     let copy = replace::upload_path(dir, 0);
-    let made = copy_whole(backup, &copy).and_then(|()| make_new(dir, &copy, max_row_bytes));
-    if let Err(err) = made {
-        SIDE_SUFFIXES.iter().try_for_each(|suffix| remove_if_there(&with_suffix(&copy, suffix)))?;
-        remove_if_there(&copy)?;
+    copy_checked(backup, &copy, max_row_bytes)?;
+    if let Err(err) = make_new(dir, &copy) {
+        remove_with_side_files(&copy)?;
         return Err(err);
     }
     // What is replaced is kept, whatever the settings say: this command is for second thoughts.
-    replace::replace(dir, &copy, keep.max(1))
+    replace::replace(dir, &copy, keep.max(1))?;
+    give_all(dir, dir)
+}
+
+/// Makes a copy of a collection that is not in use, checked as an upload is and brought to our schema. It is on the disk
+/// when this returns.
+pub fn copy_checked(from: &Path, to: &Path, max_row_bytes: u64) -> Result<()> {
+    let made = copy_whole(from, to).and_then(|()| fold_and_check(from, to, max_row_bytes));
+    if made.is_err() {
+        remove_with_side_files(to)?;
+    }
+    made
+}
+
+fn remove_with_side_files(path: &Path) -> Result<()> {
+    SIDE_SUFFIXES.iter().chain([&""]).try_for_each(|suffix| remove_if_there(&with_suffix(path, suffix)))
 }
 
 /// With the side files, which hold the newest commits of a collection that could not be folded.
@@ -44,14 +60,19 @@ fn copy_whole(from: &Path, to: &Path) -> Result<()> {
     Ok(())
 }
 
-fn make_new(dir: &Path, copy: &Path, max_row_bytes: u64) -> Result<()> {
-    // Opening and closing folds what the side files hold into the file.
-    drop(Collection::open(copy)?);
-    if let Err(unfit) = upload::check(copy, max_row_bytes)? {
-        return Err(Error::Broken(format!("the backup cannot be used: {}", unfit.reason)));
+fn fold_and_check(from: &Path, copy: &Path, max_row_bytes: u64) -> Result<()> {
+    if has_side_files(copy) {
+        // Opening and closing folds what they hold into the file.
+        drop(Snapshot::open_any(copy)?);
     }
+    upload::check(copy, max_row_bytes)?
+        .map_err(|unfit| Error::Broken(format!("{} cannot be used: {}", from.display(), unfit.reason)))
+}
+
+/// Gives the copy stamps that no device holds.
+fn make_new(dir: &Path, copy: &Path) -> Result<()> {
     let current = dir.join(FILE_NAME);
-    // Also where the clock of the board is wrong: another stamp than any that a device may hold.
+    // Also where the clock of the board is wrong.
     let now = match current.exists().then(|| Collection::open_to_read(&current)?.stamps()) {
         Some(Ok(stamps)) => clock::now_millis().max(stamps.schema + 1).max(stamps.modified + 1),
         // A damaged collection is a reason to be here.
@@ -62,7 +83,5 @@ fn make_new(dir: &Path, copy: &Path, max_row_bytes: u64) -> Result<()> {
     let now = now.max(stamps.schema + 1).max(stamps.modified + 1);
     restored.db.execute("UPDATE col SET scm = ?1, mod = ?1", params![now])?;
     drop(restored);
-    File::open(copy).and_then(|file| file.sync_all()).map_err(Error::io("syncing", copy))?;
-    debug_assert!(!fs::exists(with_suffix(copy, "-wal")).unwrap_or(true), "closing folds the WAL");
-    Ok(())
+    File::open(copy).and_then(|file| file.sync_all()).map_err(Error::io("syncing", copy))
 }

@@ -8,6 +8,7 @@ mod device;
 mod doctor;
 mod export;
 mod hash_password;
+mod import;
 mod progress;
 mod serve;
 mod status;
@@ -36,4 +37,5 @@ pub static COMMANDS: &[&Command] = &[
     &backup::LIST,
     &backup::RESTORE,
     &export::EXPORT,
+    &import::IMPORT,
 ];

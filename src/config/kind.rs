@@ -1,10 +1,9 @@
 //! What the values of settings may be: how each kind is read, and how it is asked for.
 
-use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::MIB;
+use super::{Address, MIB};
 use crate::network::Network;
 
 /// A kind of value.
@@ -21,9 +20,24 @@ pub const PATH: Kind<PathBuf> = Kind {
     expected: "a path",
 };
 
-/// An address of this machine.
-pub const ADDRESS: Kind<IpAddr> =
-    Kind { parse: |text| text.parse().ok(), expected: "an address such as 0.0.0.0, 192.168.1.5 or ::" };
+/// Where to listen; at least one.
+pub const ADDRESSES: Kind<Vec<Address>> = Kind {
+    parse: |text| {
+        let names = text.split(',').map(str::trim).filter(|name| !name.is_empty());
+        let addresses: Option<Vec<_>> = names.map(|name| name.parse().ok()).collect();
+        addresses.filter(|addresses| !addresses.is_empty())
+    },
+    expected: "an address such as 0.0.0.0, 192.168.1.5 or ::, or unix:/path, or several with commas",
+};
+
+/// A time or none.
+pub const OPTIONAL_SECONDS: Kind<Option<Duration>> = Kind {
+    parse: |text| match text {
+        "" => Some(None),
+        text => (SECONDS.parse)(text).filter(|time| !time.is_zero()).map(Some),
+    },
+    expected: "a number of seconds above 0",
+};
 
 /// A TCP port.
 pub const PORT: Kind<u16> = Kind { parse: |text| text.parse().ok(), expected: "a number up to 65535" };

@@ -26,9 +26,10 @@
 pub mod check;
 pub mod db;
 pub mod download;
+pub mod import;
 pub mod name;
 pub mod upload;
-mod zip;
+pub mod zip;
 
 use std::fs::{self, File};
 use std::io::Read;

@@ -3,15 +3,18 @@
 //! The only module that makes threads that outlive a request, and with `http` the only one that names tiny_http.
 
 pub mod guard;
+mod listeners;
 
 use std::fs;
-use std::net::{SocketAddr, TcpListener};
-use std::os::unix::net::UnixListener;
+use std::io::Read;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
+use std::time::Duration;
 
 use crate::api::{self, App};
 use crate::collection;
@@ -19,8 +22,9 @@ use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::fsutil;
 use crate::http::Request;
-use crate::sys;
+use crate::sys::{self, Wish};
 use guard::{Guard, Limits, Weight};
+use listeners::Listeners;
 
 /// Threads that answer requests. Two of them may be busy with full syncs, so two are always there for the rest.
 const WORKERS: usize = 4;
@@ -34,39 +38,44 @@ const OPEN_FILES: u32 = 2048;
 /// tiny_http's end of the private connection to the guard.
 const SOCKET_FILE: &str = ".ankipi.sock";
 
-/// Runs until SIGTERM or SIGINT.
-pub fn run(config: Config) -> Result<()> {
+/// What the end of a worker's last request may take once the guard has given up on it. Together with the guard's
+/// `stop_wait` this is the 10 seconds that init systems wait.
+const LAST_REQUEST_WAIT: Duration = Duration::from_secs(1);
+
+/// Runs until SIGTERM or SIGINT, or until it was idle for long enough. With SIGHUP, `reload` reads the settings again.
+pub fn run(config: Config, reload: impl Fn() -> Result<Config> + Send + 'static) -> Result<()> {
+    // First of all: as process 1 we cannot be stopped without.
+    let signals = |wish| sys::on_signals(wish).map_err(|err| Error::Broken(format!("signals: {err}")));
+    let (stop, hangups) = (signals(Wish::Stop)?, signals(Wish::Reload)?);
     fsutil::create_folder(&config.base).map_err(|err| {
         Error::Broken(format!("the data folder cannot be used: {err}; choose another with --base DIR"))
     })?;
     collection::check_sqlite()?;
     let _lock = fsutil::lock_data_folder(&config.base)?;
-    let listener = bind(SocketAddr::new(config.host, config.port))?;
-    let address = listener.local_addr().map_err(|err| Error::Broken(format!("listening: {err}")))?;
+    let Listeners { sockets, names, made } = Listeners::open(&config)?;
     let app = Arc::new(App::open(config.clone())?);
-    let stop = sys::stop_on_signals().map_err(|err| Error::Broken(format!("signals: {err}")))?;
     let (backend, socket) = private_listener(&config.base)?;
     let backend = tiny_http::Server::from_listener(backend, None)
         .map_err(|err| Error::Broken(format!("starting tiny_http: {err}")))?;
-    let backend = Arc::new(backend);
-    let stopping = Arc::new(AtomicBool::new(false));
-    let workers: Vec<_> =
-        (0..WORKERS).map(|n| start_worker(n, &app, &backend, &stopping)).collect::<Result<_>>()?;
+    let workers = Workers::start(&app, backend)?;
+    start_reloading(hangups, &app, reload)?;
     let limits = Limits {
         max_active: WORKERS,
         max_bulk: WORKERS / 2,
         // Which body is too large depends on the method: `api` tells, with a status and a log line.
         max_body_bytes: u64::MAX,
+        idle_exit: config.idle_exit,
         ..Limits::default()
     };
     if let Err(err) = sys::raise_open_files_limit(OPEN_FILES) {
         log::warn!("the limit on open files stays as it is: {err}");
     }
-    let guard = Guard::new(vec![listener], socket.clone(), limits, weigh, stop)
+    let guard = Guard::new(sockets, socket.clone(), limits, weigh, stop)
         .map_err(|err| Error::Broken(format!("starting the guard: {err}")))?;
     log::info!(
-        "ankipi {} listens on http://{address}/, data in {}",
+        "ankipi {} listens on {}, data in {}",
         env!("CARGO_PKG_VERSION"),
+        names.join(" and "),
         config.base.display()
     );
     if app.has_no_accounts() {
@@ -77,14 +86,37 @@ pub fn run(config: Config) -> Result<()> {
     }
     guard.run();
     log::info!("stopping");
-    stopping.store(true, Ordering::Relaxed);
-    workers.iter().for_each(|_| backend.unblock());
-    for worker in workers {
-        // A worker catches the panics of its requests; should one have got through, there is nothing left to end.
-        let _ = worker.join();
+    match workers.stop() {
+        true => app.users().end_sessions(),
+        // Its user's locks are held. What it had begun is undone at the next start, as after a power cut.
+        false => log::warn!("a request did not come to its end in time; it is left"),
     }
-    app.users().end_sessions();
-    fsutil::remove_if_there(&socket)
+    made.iter().chain([&socket]).try_for_each(|path| fsutil::remove_if_there(path))
+}
+
+/// Waits for SIGHUP in a thread of its own, which ends with the process.
+fn start_reloading(
+    mut hangups: UnixStream,
+    app: &Arc<App>,
+    reload: impl Fn() -> Result<Config> + Send + 'static,
+) -> Result<()> {
+    let app = app.clone();
+    let work = move || {
+        while hangups.read_exact(&mut [0]).is_ok() {
+            let outcome = reload().and_then(|config| {
+                log::set_max_level(config.log_level);
+                app.reload_accounts(config.users)
+            });
+            match outcome {
+                Ok(accounts) => log::info!(
+                    "read the log level and {accounts} accounts anew; other settings need a restart"
+                ),
+                Err(err) => log::error!("the settings stay as they were: {err}"),
+            }
+        }
+    };
+    let started = thread::Builder::new().name("reload".to_owned()).stack_size(WORKER_STACK_BYTES).spawn(work);
+    started.map(drop).map_err(|err| Error::Broken(format!("starting a thread: {err}")))
 }
 
 /// What a request costs, by its path.
@@ -94,20 +126,6 @@ fn weigh(path: &str) -> Weight {
         path if api::is_login(path) => Weight::Login,
         _ => Weight::Light,
     }
-}
-
-fn bind(address: SocketAddr) -> Result<TcpListener> {
-    TcpListener::bind(address).map_err(|err| {
-        let advice = match err.kind() {
-            std::io::ErrorKind::AddrInUse => ": another program has this port; choose one with --port",
-            std::io::ErrorKind::PermissionDenied => {
-                ": ports below 1024 need root; choose another with --port"
-            }
-            std::io::ErrorKind::AddrNotAvailable => ": this machine does not have that address; see --host",
-            _ => "",
-        };
-        Error::Broken(format!("cannot listen on {address}{advice} ({err})"))
-    })
 }
 
 /// A Unix socket in the data folder, which is ours alone; in the temporary folder where the file system of the data
@@ -127,18 +145,40 @@ fn private_listener(base: &Path) -> Result<(UnixListener, PathBuf)> {
     }
 }
 
-fn start_worker(
-    number: usize,
-    app: &Arc<App>,
-    backend: &Arc<tiny_http::Server>,
-    stopping: &Arc<AtomicBool>,
-) -> Result<thread::JoinHandle<()>> {
-    let (app, backend, stopping) = (app.clone(), backend.clone(), stopping.clone());
-    thread::Builder::new()
-        .name(format!("worker-{number}"))
-        .stack_size(WORKER_STACK_BYTES)
-        .spawn(move || work(&app, &backend, &stopping))
-        .map_err(|err| Error::Broken(format!("starting a worker thread: {err}")))
+/// The threads that answer requests.
+struct Workers {
+    backend: Arc<tiny_http::Server>,
+    stopping: Arc<AtomicBool>,
+    /// Ends when the last of them has ended.
+    ended: mpsc::Receiver<()>,
+}
+
+impl Workers {
+    fn start(app: &Arc<App>, backend: tiny_http::Server) -> Result<Workers> {
+        let (backend, stopping) = (Arc::new(backend), Arc::new(AtomicBool::new(false)));
+        let (alive, ended) = mpsc::channel();
+        for number in 0..WORKERS {
+            let (app, backend, stopping, alive) =
+                (app.clone(), backend.clone(), stopping.clone(), alive.clone());
+            let work_until_end = move || {
+                work(&app, &backend, &stopping);
+                drop(alive);
+            };
+            thread::Builder::new()
+                .name(format!("worker-{number}"))
+                .stack_size(WORKER_STACK_BYTES)
+                .spawn(work_until_end)
+                .map_err(|err| Error::Broken(format!("starting a worker thread: {err}")))?;
+        }
+        Ok(Workers { backend, stopping, ended })
+    }
+
+    /// Lets each end after its request; tells whether all did.
+    fn stop(self) -> bool {
+        self.stopping.store(true, Ordering::Relaxed);
+        (0..WORKERS).for_each(|_| self.backend.unblock());
+        self.ended.recv_timeout(LAST_REQUEST_WAIT) == Err(RecvTimeoutError::Disconnected)
+    }
 }
 
 /// Answers requests until `unblock`. In between, sessions that went silent are rolled back; without any, nothing wakes.

@@ -1,6 +1,6 @@
 //! A client of protocol 11 that does as it is told, also what no client does.
 
-use std::io::{BufRead, BufReader, Cursor, ErrorKind, Read, Write};
+use std::io::{self, BufRead, BufReader, Cursor, ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -78,7 +78,10 @@ pub struct Wire {
 
 impl Wire {
     pub fn open(address: SocketAddr) -> Wire {
-        let socket = TcpStream::connect(address).unwrap();
+        Wire::on(TcpStream::connect(address).unwrap())
+    }
+
+    fn on(socket: TcpStream) -> Wire {
         socket.set_read_timeout(Some(PATIENCE)).unwrap();
         socket.set_write_timeout(Some(PATIENCE)).unwrap();
         Wire { reader: BufReader::new(Box::new(socket.try_clone().unwrap())), socket: Some(socket) }
@@ -98,52 +101,74 @@ impl Wire {
 
     /// Reads status and headers.
     pub fn head(&mut self) -> Reply {
+        self.try_head().unwrap()
+    }
+
+    fn try_head(&mut self) -> io::Result<Reply> {
         let mut lines = Vec::new();
         loop {
             let mut line = String::new();
-            self.reader.read_line(&mut line).unwrap();
+            self.reader.read_line(&mut line)?;
             match line.trim_end() {
+                "" if line.is_empty() => return Err(cut("the connection ended in the head of a reply")),
                 "" => break,
                 line => lines.push(line.to_owned()),
             }
         }
-        assert!(!lines.is_empty(), "the connection ended without a reply");
         let status = lines[0].split(' ').nth(1).unwrap().parse().unwrap();
-        Reply { status, headers: lines.split_off(1), body: Vec::new() }
+        Ok(Reply { status, headers: lines.split_off(1), body: Vec::new() })
     }
 
     /// Reads a whole reply.
     pub fn reply(&mut self) -> Reply {
-        let mut reply = self.head();
-        self.body(&mut reply);
-        reply
+        self.try_reply().unwrap()
+    }
+
+    /// Reads a whole reply of a server that may end at any moment.
+    pub fn try_reply(&mut self) -> io::Result<Reply> {
+        let mut reply = self.try_head()?;
+        self.try_body(&mut reply)?;
+        Ok(reply)
     }
 
     /// Reads the body that belongs to this head.
     pub fn body(&mut self, reply: &mut Reply) {
+        self.try_body(reply).unwrap();
+    }
+
+    fn try_body(&mut self, reply: &mut Reply) -> io::Result<()> {
         if reply.header("transfer-encoding").is_some() {
-            while let Some(piece) = self.chunk() {
+            while let Some(piece) = self.try_chunk()? {
                 reply.body.extend(piece);
             }
         } else if let Some(length) = reply.header("content-length") {
             reply.body.resize(length.parse().unwrap(), 0);
-            self.reader.read_exact(&mut reply.body).unwrap();
+            self.reader.read_exact(&mut reply.body)?;
         } else {
-            self.reader.read_to_end(&mut reply.body).unwrap();
+            self.reader.read_to_end(&mut reply.body)?;
         }
+        Ok(())
     }
 
     /// Reads one chunk of a body; none at its end.
     pub fn chunk(&mut self) -> Option<Vec<u8>> {
+        self.try_chunk().expect("a whole chunk")
+    }
+
+    fn try_chunk(&mut self) -> io::Result<Option<Vec<u8>>> {
         let mut line = String::new();
-        self.reader.read_line(&mut line).unwrap();
-        let size = usize::from_str_radix(line.trim_end(), 16).expect("a chunk");
+        self.reader.read_line(&mut line)?;
+        let size = usize::from_str_radix(line.trim_end(), 16).map_err(|_| cut("no chunk"))?;
         let mut data = vec![0; size + 2];
-        self.reader.read_exact(&mut data).expect("a whole chunk");
+        self.reader.read_exact(&mut data)?;
         assert!(data.ends_with(b"\r\n"));
         data.truncate(size);
-        (size > 0).then_some(data)
+        Ok((size > 0).then_some(data))
     }
+}
+
+fn cut(text: &str) -> io::Error {
+    io::Error::new(ErrorKind::UnexpectedEof, text)
 }
 
 /// What came back.
@@ -216,9 +241,16 @@ impl Device {
         wire.reply()
     }
 
+    /// Sends a request as clients do to a path of a server that may end at any moment.
+    pub fn try_call(&self, path: &str, body: &[u8]) -> io::Result<Reply> {
+        let mut wire = Wire::on(TcpStream::connect(self.address)?);
+        wire.send(&post(path, &sync_header(&self.key, &self.skey), Framed::Chunked(&pack(body))));
+        wire.try_reply()
+    }
+
     /// Sends a request as clients do.
     pub fn call(&self, method: &str, json: &str) -> Reply {
-        self.send_raw(method, Framed::Chunked(&pack(json.as_bytes())))
+        self.try_call(&format!("/sync/{method}"), json.as_bytes()).unwrap()
     }
 
     pub fn meta(&self) -> Value {

@@ -56,16 +56,23 @@ impl TestServer {
 
     /// On a data folder that may hold something.
     pub fn on(base: Arc<TempDir>, vars: &[(&str, &str)]) -> TestServer {
+        TestServer::try_on(base, vars).unwrap_or_else(|log| panic!("the server did not start:\n{log}"))
+    }
+
+    /// On a data folder on which it may not start: then its log.
+    pub fn try_on(base: Arc<TempDir>, vars: &[(&str, &str)]) -> Result<TestServer, String> {
         let vars: Vec<_> = vars.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
-        let mut child = command(base.path(), &vars).stderr(Stdio::piped()).spawn().unwrap();
+        // Whatever the one who starts it thinks of file modes.
+        let mut child = command("umask 000", base.path(), &vars).stderr(Stdio::piped()).spawn().unwrap();
         let log = Log::collect(child.stderr.take().unwrap());
         let Some(line) = log.wait_for(" listens on http://") else {
             let _ = child.kill();
-            panic!("the server did not start:\n{}", log.text());
+            let _ = child.wait();
+            return Err(log.text());
         };
         let address = line.split("http://").nth(1).and_then(|rest| rest.split('/').next()).unwrap();
         let address = address.parse().unwrap();
-        TestServer { child, log, vars, base, address }
+        Ok(TestServer { child, log, vars, base, address })
     }
 
     /// The same folder and variables in a new process, after this one was killed without warning.
@@ -87,6 +94,11 @@ impl TestServer {
         assert!(Command::new("kill").args(["-TERM", &pid]).status().unwrap().success());
         // Its standard error ends with it.
         assert!(self.log.wait_for_end(), "SIGTERM did not stop the server");
+        self.wait()
+    }
+
+    /// Waits for the end of a process that was made to end.
+    pub fn wait(&mut self) -> ExitStatus {
         self.child.wait().unwrap()
     }
 
@@ -102,8 +114,13 @@ impl TestServer {
 
     /// Waits for the access line of a request that ended with this status; the same line counts once.
     pub fn wait_for_refusal(&self, path: &str, status: u16) -> String {
-        let line = self.log.take(|line| line.contains(&format!(" {path} {status} ")));
+        let line = self.take_line(|line| line.contains(&format!(" {path} {status} ")));
         line.unwrap_or_else(|| panic!("no line about {path} {status}"))
+    }
+
+    /// Waits for a line of this kind; the same line counts once.
+    pub fn take_line(&self, wanted: impl Fn(&str) -> bool) -> Option<String> {
+        self.log.take(wanted)
     }
 
     /// A figure of the process in KiB, such as VmHWM.
@@ -169,9 +186,12 @@ impl Drop for TestServer {
     }
 }
 
-fn command(base: &Path, vars: &[(String, String)]) -> Command {
-    let mut command = Command::new(binary());
+/// What starts the server, after a command of the shell.
+fn command(first: &str, base: &Path, vars: &[(String, String)]) -> Command {
+    let mut command = Command::new("/bin/sh");
     command
+        .args(["-c", &format!("{first} && exec \"$0\"")])
+        .arg(binary())
         .env_clear()
         .envs([("SYNC_HOST", "127.0.0.1"), ("SYNC_PORT", "0")])
         .envs([("SYNC_USER1", "test:secret"), ("SYNC_USER2", "other:word")])
@@ -183,7 +203,7 @@ fn command(base: &Path, vars: &[(String, String)]) -> Command {
 /// Runs a server that is expected to end by itself.
 pub fn run_to_end(base: &Path, vars: &[(&str, &str)]) -> Output {
     let vars: Vec<_> = vars.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
-    command(base, &vars).output().unwrap()
+    command("true", base, &vars).output().unwrap()
 }
 
 /// Runs a command on a data folder, with these variables and this standard input.

@@ -8,6 +8,7 @@ mod form; // and one of the protocols before
 mod harness; // the server as a child process: its log, its memory, its files
 
 mod accounts; // users and devices that come and go while the server runs; guessing
+mod auth; // every endpoint with every kind of key
 mod commands; // what the commands say, and with what they end
 mod hostile; // bad input at every endpoint: the right status, a log line, flat memory, untouched files
 mod http; // paths, verbs, framing, pages
@@ -16,6 +17,7 @@ mod limits; // quotas, the free disk, and who may sync
 mod login; // passwords and keys, and who may see what
 mod merge; // whose row wins
 mod old_files; // old schemas, and rows out of order
+mod paths; // symlinks, modes, names
 mod replay; // requests of the real client, compared with the answers of the official server
 mod sessions; // start to finish and every way to end in between
 #[path = "../media/zip.rs"]

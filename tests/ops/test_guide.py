@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from commands import done
+from device import FULL_SYNC
 from server import Server, command
 from test_media import put, settle, sync_media
 
@@ -98,6 +100,14 @@ def test_the_guide_step_by_step(board, new_account):
             settle(account, desk, phone)
         service.power_cut()
         desk.sync()
+        desk.upload()
+        service.stop()
+        # The owner is root at the terminal; the server still must be able to use what this makes.
+        done(service, "restore", "bob", "1")
+        done(service, "check", "--fix")
+        service.start()
+        assert desk.try_sync() == FULL_SYNC
+        desk.download()
     finally:
         service.stop()
     made = [path for path in service.base.rglob("*")]

@@ -4,6 +4,7 @@ import base64
 import hashlib
 import http.client
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -40,12 +41,12 @@ def free_port() -> int:
 
 
 class Server:
-    """One process. `users` are the values of SYNC_USER1 and so on."""
+    """One process. `users` are the values of SYNC_USER1 and so on, `open_files` is how many descriptors it may have."""
 
     running: "list[Server]" = []
 
-    def __init__(self, base: Path, users: list[str], **env: str):
-        self.base, self.port = base, free_port()
+    def __init__(self, base: Path, users: list[str], open_files: int = 0, **env: str):
+        self.base, self.port, self.open_files = base, free_port(), open_files
         self.log_path = base.with_name(base.name + ".log")
         self.url = f"http://127.0.0.1:{self.port}/"
         self.log_mark = 0
@@ -57,7 +58,8 @@ class Server:
 
     def start(self) -> None:
         with open(self.log_path, "ab") as log:
-            self.process = subprocess.Popen(self.command_line(), env=self.env, stdout=log, stderr=log)
+            self.process = subprocess.Popen(self.command_line(), env=self.env, stdout=log, stderr=log,
+                                            preexec_fn=self.limit_open_files if self.open_files else None)
         try:
             self.wait_until_ready()
         except BaseException:
@@ -75,6 +77,9 @@ class Server:
 
     def command_line(self) -> list[str]:
         return command(self.official)
+
+    def limit_open_files(self) -> None:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (self.open_files, self.open_files))
 
     def healthy(self) -> bool:
         try:

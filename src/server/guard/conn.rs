@@ -1,6 +1,6 @@
 //! One client connection: between requests, in an exchange, or ending.
 
-use std::net::{IpAddr, TcpStream};
+use std::net::IpAddr;
 use std::os::fd::RawFd;
 use std::time::{Duration, Instant};
 
@@ -11,6 +11,7 @@ use super::exchange::{Exchange, FIRST_BYTES, Next};
 use super::head::{self, Refusal, Scan};
 use super::limits::Limits;
 use super::link::{Got, Link};
+use super::socket::Socket;
 use crate::sys::{POLL_ERR, POLL_HUP, POLL_IN, POLL_OUT};
 
 /// A client that does not close after its answer must not hold up the end of the server for long.
@@ -64,7 +65,7 @@ struct Closing {
 
 impl Conn {
     /// A new connection; the socket is nonblocking.
-    pub fn new(socket: TcpStream, peer: IpAddr, now: Instant) -> Conn {
+    pub fn new(socket: Socket, peer: IpAddr, now: Instant) -> Conn {
         Conn { link: Link::new(socket, peer, now), state: State::Idle(Idle::since(now, true)) }
     }
 

@@ -58,6 +58,7 @@ pub struct Exchange {
     asked: Asked,
     keep_alive: bool,
     weight: Weight,
+    is_form: bool,
     /// The head for the backend, until it is sent.
     head: Vec<u8>,
     body: Body,
@@ -76,6 +77,7 @@ impl Exchange {
             asked: Asked { is_head: request.is_head, is_http10: request.is_http10 },
             keep_alive: request.keep_alive,
             weight: (shared.weigh)(&request.path),
+            is_form: request.is_form,
             head: request.forward,
             body: request.body,
             body_bytes: 0,
@@ -113,6 +115,10 @@ impl Exchange {
     fn pass_on(&mut self, shared: &mut Shared) {
         match &mut self.stage {
             Stage::Gathering { upload } if self.body.is_done() || upload.gathered() >= FIRST_BYTES => {
+                // Whose a form is may come last, so anybody's may be there for as long as it likes to.
+                if self.is_form && !self.body.is_done() {
+                    self.weight = Weight::Bulk;
+                }
                 self.stage = Stage::Waiting {
                     upload: std::mem::take(upload),
                     ticket: shared.next_ticket(),

@@ -142,6 +142,8 @@ pub struct Request {
     pub keep_alive: bool,
     /// The client waits for `100 Continue` before it sends the body.
     pub expects_continue: bool,
+    /// The body is a form.
+    pub is_form: bool,
     /// The body that follows.
     pub body: Body,
     /// The head for the backend.
@@ -162,6 +164,7 @@ pub fn parse_request(head: &[u8], peer: IpAddr, max_body_bytes: u64) -> Result<R
         is_head: line.method == "HEAD",
         keep_alive: !line.is_http10 && !connection.has("close"),
         expects_continue: expects_continue(&fields)? && !line.is_http10,
+        is_form: values(&fields, "content-type").any(is_form),
         forward: forward_request(&line, &fields, &connection, &framing, peer),
         body: framing.into_body(),
     })
@@ -287,6 +290,10 @@ fn expects_continue(fields: &[Field<'_>]) -> Result<bool, Refusal> {
         expects = true;
     }
     Ok(expects)
+}
+
+fn is_form(content_type: &str) -> bool {
+    content_type.get(..10).is_some_and(|start| start.eq_ignore_ascii_case("multipart/"))
 }
 
 /// The words of the `Connection` headers: options, and names of headers that end at this hop.

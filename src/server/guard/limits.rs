@@ -11,7 +11,7 @@ pub struct Limits {
     pub max_conns: usize,
     /// Requests that the backend works on at once; the number of its worker threads.
     pub max_active: usize,
-    /// How many of those may be bulk transfers. Kept below `max_active`, so that small requests always get through.
+    /// How many of those may be bulk transfers, by their path or as large forms. Kept below `max_active`, so that small requests always get through.
     pub max_bulk: usize,
     /// How many may be logins, which cost a second of work each: the others wait here, where they hold no worker.
     pub max_logins: usize,
@@ -46,6 +46,8 @@ pub struct Limits {
     pub min_wait: Duration,
     /// Wait for active requests at the end.
     pub stop_wait: Duration,
+    /// Without any connection for so long, the guard stops by itself.
+    pub idle_exit: Option<Duration>,
 }
 
 /// What a request costs, and so how many of them may be active; the cheapest go first.
@@ -80,7 +82,8 @@ impl Default for Limits {
             linger: Duration::from_secs(5),
             linger_bytes: 1 << 20,
             min_wait: Duration::from_millis(250),
-            stop_wait: Duration::from_secs(10),
+            stop_wait: Duration::from_secs(9),
+            idle_exit: None,
         }
     }
 }

@@ -1,11 +1,11 @@
 //! The client's side of a connection: socket, unread input, unsent output.
 
 use std::io::{ErrorKind, Read, Write};
-use std::net::{IpAddr, Shutdown, TcpStream};
-use std::os::fd::{AsRawFd, RawFd};
+use std::net::IpAddr;
+use std::os::fd::RawFd;
 use std::time::Instant;
 
-use crate::sys;
+use super::socket::Socket;
 
 /// The other side is gone; nothing can be said to it any more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,7 +43,7 @@ pub fn write_some(mut socket: impl Write, data: &[u8]) -> Result<usize, Lost> {
 
 /// A client's socket and buffers. Idle, it holds no buffer.
 pub struct Link {
-    socket: TcpStream,
+    socket: Socket,
     /// Where the client is.
     pub peer: IpAddr,
     /// What was read and not used yet: a head in parts, or a pipelined request.
@@ -56,13 +56,13 @@ pub struct Link {
 
 impl Link {
     /// Wraps a nonblocking socket.
-    pub fn new(socket: TcpStream, peer: IpAddr, now: Instant) -> Link {
+    pub fn new(socket: Socket, peer: IpAddr, now: Instant) -> Link {
         Link { socket, peer, input: Vec::new(), output: Vec::new(), sent: 0, progress: now }
     }
 
     /// For poll.
     pub fn fd(&self) -> RawFd {
-        self.socket.as_raw_fd()
+        self.socket.fd()
     }
 
     /// Reads once.
@@ -119,11 +119,11 @@ impl Link {
 
     /// Tells the client that nothing more comes.
     pub fn end_output(&self) {
-        let _ = self.socket.shutdown(Shutdown::Write);
+        self.socket.end_output();
     }
 
     /// Makes the coming close an error for the client.
     pub fn reset_on_close(&self) {
-        sys::reset_on_close(&self.socket);
+        self.socket.reset_on_close();
     }
 }

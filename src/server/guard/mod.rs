@@ -43,10 +43,12 @@ mod head;
 mod journal;
 mod limits;
 mod link;
+#[doc(hidden)]
+pub mod probe;
+mod socket;
 
 use std::fmt;
 use std::io;
-use std::net::TcpListener;
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
@@ -60,6 +62,7 @@ use conn::Conn;
 use exchange::Exchange;
 use journal::Journal;
 pub use limits::{Limits, Weight};
+pub use socket::Listener;
 
 /// One read, and one chunk towards the backend. Measured on x86-64: 16 KiB are a fifth slower, 64 KiB no faster.
 const READ_BYTES: usize = 32 << 10;
@@ -105,11 +108,13 @@ impl Shared {
 
 /// The guard. Dropping it closes every connection.
 pub struct Guard {
-    listeners: Vec<TcpListener>,
+    listeners: Vec<Listener>,
     stop: UnixStream,
     conns: Vec<Conn>,
     /// Until then nothing is accepted: descriptors are short.
     rest_until: Option<Instant>,
+    /// When there last was a connection.
+    busy_at: Instant,
     scratch: Vec<u8>,
     shared: Shared,
 }
@@ -128,20 +133,21 @@ impl Guard {
     /// Takes over bound listeners. `backend` is the Unix socket on which tiny_http listens, `weigh` tells by its
     /// path what a request costs, and `stop` becomes readable, or closes, when the server is to stop.
     pub fn new(
-        listeners: Vec<TcpListener>,
+        listeners: Vec<Listener>,
         backend: PathBuf,
         limits: Limits,
         weigh: fn(&str) -> Weight,
         stop: UnixStream,
     ) -> io::Result<Guard> {
         for listener in &listeners {
-            listener.set_nonblocking(true)?;
+            listener.set_nonblocking()?;
         }
         Ok(Guard {
             listeners,
             stop,
             conns: Vec::new(),
             rest_until: None,
+            busy_at: Instant::now(),
             scratch: vec![0; READ_BYTES],
             shared: Shared {
                 limits: limits.fit(sys::open_files_limit()?),
@@ -171,6 +177,7 @@ impl Guard {
             }
             self.shared.now = Instant::now();
             self.dispatch(&fds, &sources);
+            self.stop_if_idle();
             self.expire();
             self.admit();
             self.sweep();
@@ -195,7 +202,7 @@ impl Guard {
         }
         if self.accepts_from().is_some_and(|from| from <= self.shared.now) {
             for (at, listener) in self.listeners.iter().enumerate() {
-                add(listener.as_raw_fd(), POLL_IN, Source::Listener(at));
+                add(listener.fd(), POLL_IN, Source::Listener(at));
             }
         }
         for (at, conn) in self.conns.iter().enumerate() {
@@ -215,7 +222,7 @@ impl Guard {
         let Shared { now, .. } = self.shared;
         let accept = self.accepts_from().max(self.rest_until).filter(|from| *from > now);
         let conns = self.conns.iter().filter_map(|conn| conn.deadline(&self.shared));
-        let others = [self.shared.journal.deadline(), self.shared.stop_at, accept];
+        let others = [self.shared.journal.deadline(), self.shared.stop_at, self.idle_deadline(), accept];
         let Some(next) = conns.chain(others.into_iter().flatten()).min() else {
             return -1;
         };
@@ -254,6 +261,22 @@ impl Guard {
         self.shared.journal.tick(self.shared.now);
         for conn in &mut self.conns {
             conn.expire(&mut self.shared);
+        }
+    }
+
+    /// When to stop for want of connections. Idle ones count as work: a client cannot send its next request again.
+    fn idle_deadline(&self) -> Option<Instant> {
+        let idle_exit = self.shared.limits.idle_exit?;
+        let is_idle = self.conns.is_empty() && self.shared.tails.is_empty() && !self.shared.is_stopping();
+        is_idle.then(|| self.busy_at.checked_add(idle_exit)).flatten()
+    }
+
+    fn stop_if_idle(&mut self) {
+        if !self.conns.is_empty() {
+            self.busy_at = self.shared.now;
+        }
+        if self.idle_deadline().is_some_and(|at| at <= self.shared.now) {
+            self.begin_stop();
         }
     }
 
@@ -345,9 +368,7 @@ impl Guard {
                     if !self.make_headroom() {
                         return;
                     }
-                    let prepared = socket.set_nonblocking(true).and_then(|()| socket.set_nodelay(true));
-                    if prepared.is_ok() {
-                        let peer = peer.ip().to_canonical();
+                    if socket.prepare().is_ok() {
                         self.conns.push(Conn::new(socket, peer, self.shared.now));
                         self.greet();
                     }

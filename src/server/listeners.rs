@@ -1,0 +1,110 @@
+//! The sockets that clients come in by: those of the settings, or those that systemd or inetd-like programs hand over.
+
+use std::fs;
+use std::io;
+use std::net::{IpAddr, SocketAddr, TcpListener};
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+
+use super::guard::Listener;
+use crate::config::{Address, Config};
+use crate::error::{Error, Result};
+use crate::fsutil::remove_if_there;
+use crate::sys;
+
+/// Bound sockets.
+pub struct Listeners {
+    /// For the guard.
+    pub sockets: Vec<Listener>,
+    /// What to tell the owner: `http://0.0.0.0:8080/`, `unix:/run/ankipi.sock`.
+    pub names: Vec<String>,
+    /// Socket files that we made.
+    pub made: Vec<PathBuf>,
+}
+
+impl Listeners {
+    /// Takes the sockets that were handed over, if any were (sd_listen_fds(3)), and binds those of the settings otherwise.
+    pub fn open(config: &Config) -> Result<Listeners> {
+        let mut listeners = Listeners { sockets: Vec::new(), names: Vec::new(), made: Vec::new() };
+        let handed_over = sys::handed_over_sockets();
+        if !handed_over.is_empty() {
+            handed_over.into_iter().try_for_each(|fd| listeners.take_over(fd))?;
+            return Ok(listeners);
+        }
+        for address in &config.host {
+            match address {
+                Address::Ip(ip) => listeners.bind(*ip, config.port)?,
+                Address::Unix(path) => listeners.bind_unix(path)?,
+            }
+        }
+        Ok(listeners)
+    }
+
+    fn bind(&mut self, ip: IpAddr, port: u16) -> Result<()> {
+        let address = SocketAddr::new(ip, port);
+        let listener = TcpListener::bind(address).map_err(|err| {
+            let advice = match err.kind() {
+                io::ErrorKind::AddrInUse if self.names.is_empty() => {
+                    ": another program has this port; choose one with --port"
+                }
+                io::ErrorKind::AddrInUse => {
+                    ": another program has this port, or `::` in SYNC_HOST, which is IPv4, too"
+                }
+                io::ErrorKind::PermissionDenied => ": ports below 1024 need root; choose another with --port",
+                io::ErrorKind::AddrNotAvailable => ": this machine does not have that address; see --host",
+                _ => "",
+            };
+            Error::Broken(format!("cannot listen on {address}{advice} ({err})"))
+        })?;
+        self.add_tcp(listener)
+    }
+
+    fn add_tcp(&mut self, listener: TcpListener) -> Result<()> {
+        let address = listener.local_addr().map_err(|err| Error::Broken(format!("listening: {err}")))?;
+        self.names.push(format!("http://{address}/"));
+        self.sockets.push(Listener::Tcp(listener));
+        Ok(())
+    }
+
+    fn bind_unix(&mut self, path: &Path) -> Result<()> {
+        // Of a server that was killed; a living one answers.
+        let is_socket = fs::symlink_metadata(path).is_ok_and(|meta| meta.file_type().is_socket());
+        if is_socket && UnixStream::connect(path).is_err() {
+            remove_if_there(path)?;
+        }
+        let listener = UnixListener::bind(path).map_err(|err| {
+            let advice = match err.kind() {
+                io::ErrorKind::AddrInUse => ": something is there already",
+                io::ErrorKind::NotFound => ": its folder does not exist",
+                _ => "",
+            };
+            Error::Broken(format!("cannot listen on unix:{}{advice} ({err})", path.display()))
+        })?;
+        self.made.push(path.to_owned());
+        // As open as a port of this machine: the proxy is another user. The folder may say otherwise.
+        fs::set_permissions(path, fs::Permissions::from_mode(0o666))
+            .map_err(Error::io("opening up", path))?;
+        self.names.push(format!("unix:{}", path.display()));
+        self.sockets.push(Listener::Unix(listener));
+        Ok(())
+    }
+
+    fn take_over(&mut self, fd: std::os::fd::OwnedFd) -> Result<()> {
+        let listener = TcpListener::from(fd);
+        // An address of another family is an error there.
+        if listener.local_addr().is_ok() {
+            return self.add_tcp(listener);
+        }
+        let listener = UnixListener::from(std::os::fd::OwnedFd::from(listener));
+        let address = listener.local_addr().map_err(|err| {
+            Error::Broken(format!(
+                "a socket that was handed over (LISTEN_FDS) is neither TCP nor Unix: {err}"
+            ))
+        })?;
+        let path = address.as_pathname().unwrap_or(Path::new("(nameless)"));
+        self.names.push(format!("unix:{}", path.display()));
+        self.sockets.push(Listener::Unix(listener));
+        Ok(())
+    }
+}

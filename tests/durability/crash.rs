@@ -1,0 +1,73 @@
+//! The server is killed at random operations on the disk, also while it tidies up after the last time.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use crate::disk::{Disk, Fault};
+use crate::harness::TestServer;
+use crate::history::{History, Kind};
+use crate::setting;
+
+#[test]
+fn nothing_acknowledged_is_lost_when_the_server_is_killed() {
+    let (kills, seed) = (setting("KILLS", 60), setting("SEED", 1));
+    let base = Arc::new(tempfile::tempdir().unwrap());
+    History::prepare(base.path());
+    let disk = Disk::new();
+    let vars = disk.vars(base.path(), false);
+    let vars: Vec<_> = vars.iter().map(|(key, value)| (key.as_str(), value.as_str())).collect();
+    let mut server = TestServer::on(base.clone(), &vars);
+    let mut history = History::new(seed, server.address);
+    let (mut acknowledged, mut taken, mut at_start) = (0, 0, 0);
+    let mut cut: BTreeMap<Kind, u32> = BTreeMap::new();
+    for kill in 0..kills {
+        let countdown = 1 + history.dice.below(120) as i32;
+        disk.set(Fault::Kill, countdown);
+        let step = loop {
+            let (step, outcome) = history.step();
+            match outcome {
+                Ok(()) => acknowledged += 1,
+                Err(err) => {
+                    assert!(disk.hits() > 0, "kill {kill}: {:?} failed without a reason: {err}", step.kind);
+                    break step;
+                }
+            }
+        };
+        server.wait();
+        drop(server);
+        *cut.entry(step.kind).or_default() += 1;
+        server = restarted(&base, &vars, &disk, &mut history, &mut at_start);
+        taken += u32::from(history.resume(&step, &server, &format!("seed {seed}, kill {kill}")));
+    }
+    history.converge();
+    server.assert_syncs();
+    println!(
+        "{kills} kills in {cut:?} and {at_start} while starting: {acknowledged} acknowledged steps are all there, of those \
+         cut off {taken} arrived"
+    );
+    assert!(cut.len() > 2, "the kills came at the wrong moments: {cut:?}");
+}
+
+/// Starts again, which now and then takes several attempts.
+fn restarted(
+    base: &Arc<tempfile::TempDir>,
+    vars: &[(&str, &str)],
+    disk: &Disk,
+    history: &mut History,
+    at_start: &mut u32,
+) -> TestServer {
+    while history.dice.below(3) == 0 {
+        disk.set(Fault::Kill, 1 + history.dice.below(8) as i32);
+        match TestServer::try_on(base.clone(), vars) {
+            Ok(server) => drop(server),
+            Err(log) => {
+                assert!(disk.hits() > 0, "the server did not start:\n{log}");
+                *at_start += 1;
+            }
+        }
+    }
+    disk.mend();
+    let server = TestServer::on(base.clone(), vars);
+    history.moved(server.address);
+    server
+}

@@ -1,0 +1,111 @@
+//! The preloaded disk, from the test's side: built once, told what to do through a shared file, and read back as a trace.
+
+use std::fs::{self, File};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::OnceLock;
+
+use tempfile::TempDir;
+
+/// What happens at the operation that is counted down to.
+#[derive(Clone, Copy, Debug)]
+pub enum Fault {
+    /// This operation fails with this errno, once.
+    Once(i32),
+    /// This one and all after it.
+    From(i32),
+    /// The process ends; of a write half arrives.
+    Kill,
+}
+
+pub const EIO: i32 = 5;
+pub const ENOSPC: i32 = 28;
+
+/// The disk of one server.
+pub struct Disk {
+    dir: TempDir,
+    control: File,
+}
+
+impl Disk {
+    pub fn new() -> Disk {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("control");
+        fs::write(&path, [0; 16]).unwrap();
+        let control = File::options().read(true).write(true).open(&path).unwrap();
+        Disk { dir, control }
+    }
+
+    /// The variables of the server whose data folder this is. With a log, every change is recorded.
+    pub fn vars(&self, base: &Path, with_log: bool) -> Vec<(String, String)> {
+        let text = |path: &Path| path.to_str().unwrap().to_owned();
+        let mut vars = vec![
+            ("LD_PRELOAD".to_owned(), text(library())),
+            ("DISK_BASE".to_owned(), text(base)),
+            ("DISK_CONTROL".to_owned(), text(&self.dir.path().join("control"))),
+        ];
+        if with_log {
+            vars.push(("DISK_LOG".to_owned(), text(&self.log_path())));
+        }
+        vars
+    }
+
+    pub fn log_path(&self) -> PathBuf {
+        self.dir.path().join("log")
+    }
+
+    /// How long the log is: what was done by now.
+    pub fn log_bytes(&self) -> u64 {
+        fs::metadata(self.log_path()).map_or(0, |meta| meta.len())
+    }
+
+    /// Makes the n-th operation from now on go wrong.
+    pub fn set(&self, fault: Fault, countdown: i32) {
+        let (mode, error) = match fault {
+            Fault::Once(errno) => (1, errno),
+            Fault::From(errno) => (2, errno),
+            Fault::Kill => (3, 0),
+        };
+        // The mode last: it is what the others are looked at for.
+        [(1, countdown), (2, error), (3, 0), (0, mode)]
+            .iter()
+            .for_each(|(field, value)| self.write(*field, *value));
+    }
+
+    /// Nothing goes wrong from now on; returns how often it did.
+    pub fn mend(&self) -> i32 {
+        self.write(0, 0);
+        self.hits()
+    }
+
+    /// How often it went wrong.
+    pub fn hits(&self) -> i32 {
+        self.read(3)
+    }
+
+    fn read(&self, field: u64) -> i32 {
+        let mut value = [0; 4];
+        self.control.read_exact_at(&mut value, field * 4).unwrap();
+        i32::from_ne_bytes(value)
+    }
+
+    fn write(&self, field: u64, value: i32) {
+        self.control.write_all_at(&value.to_ne_bytes(), field * 4).unwrap();
+    }
+}
+
+fn library() -> &'static Path {
+    static LIBRARY: OnceLock<PathBuf> = OnceLock::new();
+    LIBRARY.get_or_init(|| {
+        let path = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(format!("disk-{}.so", std::process::id()));
+        let built = Command::new("cc")
+            .args(["-shared", "-fPIC", "-O1", "-Wall", "-o"])
+            .arg(&path)
+            .arg(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/durability/disk.c"))
+            .arg("-ldl")
+            .status();
+        assert!(built.expect("a C compiler").success());
+        path
+    })
+}

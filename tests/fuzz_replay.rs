@@ -1,0 +1,23 @@
+//! Everything that fuzzing has found worth keeping (tests/fuzz), once more.
+
+use std::fs;
+use std::path::Path;
+
+#[path = "fuzz/checks.rs"]
+mod checks;
+
+#[test]
+fn what_fuzzing_found_holds() {
+    let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fuzz/corpus");
+    for (target, check) in checks::ALL {
+        let mut inputs = 0;
+        for entry in fs::read_dir(corpus.join(target)).unwrap() {
+            let path = entry.unwrap().path();
+            // Shown if it fails.
+            println!("{}", path.display());
+            check(&fs::read(path).unwrap());
+            inputs += 1;
+        }
+        assert!(inputs > 5, "{target}: {inputs} inputs");
+    }
+}
