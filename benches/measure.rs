@@ -2,8 +2,8 @@
 
 use std::collections::VecDeque;
 use std::fs;
-use std::io::{BufRead, BufReader};
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::io::{BufRead, BufReader, Write};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -12,7 +12,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::Result;
-use crate::client::{Client, Traffic};
+use crate::client::{self, Client, Head, Traffic};
 
 /// Accounts `user1` to `user4`, which every server has.
 pub const USERS: usize = 4;
@@ -50,7 +50,7 @@ pub struct Usage {
 }
 
 impl Server {
-    /// Starts `command` (a path, or a command with arguments) on the folder `base` and waits until it listens.
+    /// Starts `command` (a path, or a command with arguments) on the folder `base` and waits until it answers.
     pub fn start(command: &str, base: &Path) -> Result<Server> {
         let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port();
         let mut words = command.split_whitespace();
@@ -82,22 +82,31 @@ impl Server {
             thread::spawn(move || keep_last_lines(BufReader::new(stderr), &log));
         }
         let mut server = Server { child, address: (Ipv4Addr::LOCALHOST, port).into(), log };
-        server.wait_until_it_listens()?;
+        server.wait_until_it_answers()?;
         Ok(server)
     }
 
-    fn wait_until_it_listens(&mut self) -> Result<()> {
+    fn wait_until_it_answers(&mut self) -> Result<()> {
         let deadline = Instant::now() + Duration::from_secs(30);
-        while TcpStream::connect(self.address).is_err() {
+        // It listens before it has prepared its folders, which must not count as part of the job.
+        while !self.answers() {
             if let Some(status) = self.child.try_wait()? {
                 return Err(format!("the server ended at once ({status}):\n{}", self.log()).into());
             }
             if Instant::now() > deadline {
-                return Err("the server does not listen".into());
+                return Err("the server does not answer".into());
             }
             thread::sleep(Duration::from_millis(5));
         }
         Ok(())
+    }
+
+    fn answers(&self) -> bool {
+        client::connect(self.address).is_ok_and(|mut connection| {
+            let sent =
+                write!(connection.get_mut(), "GET / HTTP/1.1\r\nhost: bench\r\nconnection: close\r\n\r\n");
+            sent.is_ok() && Head::read(&mut connection).is_ok()
+        })
     }
 
     /// A client of the account with this number.

@@ -14,6 +14,14 @@ cd "$repo"
 
 # Figures of the process are those of the emulator here: its memory is measured on real boards and in whole emulated ones.
 measuring=(
+    bombs_go_off_in_flat_memory
+    bodies_that_do_not_decode_are_400
+    bodies_over_the_limit_are_413_and_the_log_names_the_variable
+    wrong_shapes_are_400_and_the_session_survives_them
+    a_large_collection_passes_in_flat_memory
+    limits_hold_for_forms_and_the_log_names_the_variable
+    a_note_of_many_megabytes_is_refused_without_being_read
+    a_note_of_many_megabytes_that_is_in_place_stops_its_sync_alone
 )
 
 # The emulator for target $1, with the weakest processor that the target is for.

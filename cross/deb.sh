@@ -58,12 +58,19 @@ Description: sync server for Anki that fits small boards
 END
 }
 
+# The unit with a user that stays, so that its folder can be looked after with the service stopped.
+service() { sed '1,2d; s/^DynamicUser=yes$/User=ankipi/' cross/init/systemd/ankipi.service; }
+
 # Fills the folder $2 with what the package for $1 installs.
 fill() {
     local root=$2 doc=$2/usr/share/doc/ankipi
     install -D -m 755 "$out/$(target_of "$1")/ankipi" "$root/usr/bin/ankipi"
     install -D -m 644 cross/ankipi.conf "$root/etc/ankipi.conf"
-    install -D -m 644 cross/ankipi.service "$root/lib/systemd/system/ankipi.service"
+    service >"$work/ankipi.service"
+    install -D -m 644 "$work/ankipi.service" "$root/lib/systemd/system/ankipi.service"
+    install -d "$root/usr/share/man/man1"
+    gzip -9n <cross/man/ankipi.1 >"$root/usr/share/man/man1/ankipi.1.gz"
+    chmod 644 "$root/usr/share/man/man1/ankipi.1.gz"
     install -d "$doc" "$root/DEBIAN"
     copyright >"$doc/copyright"
     gzip -9n <CHANGELOG.md >"$doc/changelog.gz"
@@ -76,18 +83,19 @@ fill() {
 }
 
 package() {
-    local root deb=$out/ankipi_${version}_$1.deb
-    root=$(mktemp -d)
+    local work root deb=$out/ankipi_${version}_$1.deb
+    work=$(mktemp -d)
+    root=$work/root
     fill "$1" "$root"
     # The folder and its parents must be everybody's to read, whatever the umask here.
     find "$root" -type d -exec chmod 755 {} +
     dpkg-deb --root-owner-group --build "$root" "$deb.new" >/dev/null
-    rm -r "$root"
+    rm -r "$work"
     mv "$deb.new" "$deb"
-    # A static program is the point of it, and there is no man page yet.
+    # A static program is the point of it.
     if command -v lintian >/dev/null; then
         lintian --allow-root --fail-on error,warning \
-            --suppress-tags statically-linked-binary,no-manual-page,initial-upload-closes-no-bugs "$deb"
+            --suppress-tags statically-linked-binary,initial-upload-closes-no-bugs "$deb"
     fi
     printf '%9d bytes  %s\n' "$(stat -c %s "$deb")" "$deb"
 }

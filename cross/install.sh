@@ -45,7 +45,7 @@ cp ankipi "$root/usr/local/bin/ankipi.new"
 chmod 755 "$root/usr/local/bin/ankipi.new"
 mv "$root/usr/local/bin/ankipi.new" "$root/usr/local/bin/ankipi"
 [ -e "$root/etc/ankipi.conf" ] || cp ankipi.conf "$root/etc/ankipi.conf"
-sed 's,/usr/bin/ankipi,/usr/local/bin/ankipi,; /^Documentation=/d' ankipi.service >"$unit"
+sed '1,2d; s,/usr/bin/ankipi,/usr/local/bin/ankipi,; s/^DynamicUser=yes$/User=ankipi/' ankipi.service >"$unit"
 chmod 700 "$root/var/lib/ankipi"
 chmod 644 "$root/etc/ankipi.conf" "$unit"
 if [ -z "$root" ]; then
@@ -56,7 +56,7 @@ if systemd; then
     systemctl daemon-reload
     systemctl enable ankipi
     systemctl restart ankipi
-    say "it runs; make an account: sudo -u ankipi ankipi user add NAME --config /etc/ankipi.conf"
+    say "it runs; make an account: sudo -u ankipi ankipi user add NAME --base /var/lib/ankipi"
 else
     say "installed; start it from your init as user ankipi: /usr/local/bin/ankipi serve --config /etc/ankipi.conf"
 fi

@@ -12,7 +12,7 @@ pack() {
     local name=ankipi-$version-$1 work
     work=$(mktemp -d)
     mkdir "$work/$name"
-    cp "$out/$1/ankipi" cross/install.sh cross/ankipi.conf cross/ankipi.service README.md CHANGELOG.md LICENSE-* "$work/$name"
+    cp "$out/$1/ankipi" cross/install.sh cross/ankipi.conf cross/init/systemd/ankipi.service cross/man/ankipi.1 README.md CHANGELOG.md LICENSE-* "$work/$name"
     tar -C "$work" --sort=name --owner=0 --group=0 --numeric-owner --mode=u=rwX,go=rX \
         --mtime="@$(git log -1 --format=%ct)" -c "$name" | gzip -9n >"$out/$name.tar.gz.new"
     rm -r "$work"
