@@ -244,6 +244,9 @@ pub fn text(data: &[u8]) {
     let (tags, name) = (note::normalize_tags(&text), tag::normalize_name(&text));
     if !has_controls(&text) {
         assert_eq!(note::normalize_tags(&tags), tags, "{text:?}");
+    }
+    // White space goes after colons were looked at, too; the names of tags hold none.
+    if !has_controls(&text) && !text.contains(char::is_whitespace) {
         assert_eq!(tag::normalize_name(&name), name, "{text:?}");
     }
 }
