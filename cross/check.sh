@@ -14,6 +14,7 @@ cd "$repo"
 
 # Figures of the process are those of the emulator here: its memory is measured on real boards and in whole emulated ones.
 measuring=(
+    zips_that_no_client_sends_change_nothing
     bombs_go_off_in_flat_memory
     bodies_that_do_not_decode_are_400
     bodies_over_the_limit_are_413_and_the_log_names_the_variable
