@@ -66,7 +66,7 @@ macro_rules! settings {
 
 settings! {
     base: PathBuf = "SYNC_BASE", "--base DIR", "~/.syncserver", kind::PATH, "the data folder";
-    host: Vec<Address> = "SYNC_HOST", "--host ADDRESS", "0.0.0.0", kind::ADDRESSES, "where to listen, with commas; :: is all, or unix:/path";
+    host: Vec<Address> = "SYNC_HOST", "--host ADDRESS", "0.0.0.0", kind::ADDRESSES, "where to listen, by commas; :: is all; or unix:/path";
     /// 0 picks a free one and says which.
     port: u16 = "SYNC_PORT", "--port PORT", "8080", kind::PORT, "the port to listen on";
     /// Without a slash at either end.
