@@ -21,8 +21,7 @@ struct Rule {
 }
 
 const PAIR: Rule = Rule { free: 3, longest: Duration::from_secs(300) };
-/// Many may be behind one address: a school, or everybody behind a proxy that does not tell theirs.
-const ADDRESS: Rule = Rule { free: 40, longest: Duration::from_secs(60) };
+const ADDRESS: Rule = Rule { free: 10, longest: Duration::from_secs(60) };
 const USER: Rule = Rule { free: 10, longest: Duration::from_secs(30) };
 
 struct Count {
@@ -161,7 +160,7 @@ mod tests {
     #[test]
     fn an_address_that_tries_many_names_is_slowed_down() {
         let (mut throttle, now) = (Throttle::default(), Instant::now());
-        for n in 0..50 {
+        for n in 0..20 {
             throttle.failed(&format!("name{n}"), ip(&format!("2001:db8::{n}")), now);
         }
         assert_eq!(throttle.delay("other", ip("2001:db8::ffff"), now), Some(ADDRESS.longest));
