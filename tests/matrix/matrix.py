@@ -328,9 +328,16 @@ class Stories:
 STORIES = ["login", "upload", "download", "changes", "many", "deletions", "media", "one_way", "mixed"]
 
 
-def tell(release: Release, folder: Path, url: str, user: str) -> dict[str, str]:
-    """Tells all stories to a release; gives what came of each."""
-    household = Household(release, folder / release.version, url, user)
+def tell(release: Release, folder: Path) -> dict[str, str]:
+    """Tells all stories to a release, on a server of its own; gives what came of each.
+
+    One server would see a wrong password from each release, all from one address, and make the last ones wait."""
+    import server as servers  # reads REFERENCE when it is loaded
+
+    folder /= release.version
+    folder.mkdir()
+    server = servers.Server(folder / "base", ["user:secret"])
+    household = Household(release, folder, server.url, "user")
     stories = Stories(household)
     outcome: dict[str, str] = {}
     try:
@@ -347,6 +354,7 @@ def tell(release: Release, folder: Path, url: str, user: str) -> dict[str, str]:
                 break
     finally:
         household.close()
+        server.stop()
     return outcome
 
 
@@ -361,23 +369,15 @@ def main() -> int:
         parser.error(f"not in the table: {', '.join(unknown)}")
     wanted = [r for r in RELEASES if (r.version in args.releases if args.releases else r.short or not args.short)]
     runnable = [release for release in wanted if find_python(release.python)]
-    if args.reference:
-        os.environ["REFERENCE"] = "1"
     if not find_python(RELEASES[-1].python):
         parser.error(f"the mixed households need Python {RELEASES[-1].python}")
-    import server as servers
-
     if args.reference:
+        os.environ["REFERENCE"] = "1"
         sys.executable = str(install(RELEASES[-1]))
     folder = Path(tempfile.mkdtemp(prefix="ankipi-matrix-"))
-    users = {release.version: f"user{n}" for n, release in enumerate(runnable)}
-    server = servers.Server(folder / "base", [f"{user}:secret" for user in users.values()])
-    try:
-        with ThreadPoolExecutor(max_workers=2) as pool:
-            jobs = {r: pool.submit(tell, r, folder, server.url, users[r.version]) for r in runnable}
-            outcomes = {release: job.result() for release, job in jobs.items()}
-    finally:
-        server.stop()
+    with ThreadPoolExecutor(max_workers=2) as pool:
+        jobs = {release: pool.submit(tell, release, folder) for release in runnable}
+        outcomes = {release: job.result() for release, job in jobs.items()}
     return report(wanted, outcomes, args.markdown, folder)
 
 
@@ -409,7 +409,7 @@ def report(wanted: list[Release], outcomes: dict[Release, dict[str, str]], markd
     for failure in failures:
         print(failure)
     if failed:
-        print(f"what the server said is in {folder}/base.log")
+        print(f"what the servers said is in {folder}/*/base.log")
     else:
         shutil.rmtree(folder, ignore_errors=True)
     print(f"{passed} passed, {failed} failed" + (f", {skipped} skipped" if skipped else ""))

@@ -15,7 +15,7 @@ pytestmark = [pytest.mark.ours, pytest.mark.slow]
 
 THREADS = 16
 SYNCS = 100
-# What else the machine does only ever makes the ratio larger: the smallest of so many is nearest to the truth.
+# The median counts: what else the machine does may spoil one.
 ROUNDS = 3
 
 
@@ -33,22 +33,22 @@ def latency(device) -> float:
 def test_sixteen_threads_of_junk_logins_leave_a_sync_within_three_times_its_quiet_latency(new_server, new_account, spread):
     # As many rounds as real accounts have, so that junk costs what it does.
     hashed = phc("secret", rounds=600_000)
-    server = new_server("anna:" + hashed, "bob:" + hashed, PASSWORDS_HASHED="1", SYNC_IP_HEADER="RightmostXForwardedFor")
-    desk = new_account(server, "anna", "secret").device("desk")
-    desk.add_note("one")
-    desk.upload()
-    latency(desk)
-    ratios, statuses = [], set()
-    for _ in range(ROUNDS):
+    ratios = []
+    for n in range(ROUNDS):
+        # A new server each time: one that knows the guesser already would have it easier.
+        server = new_server("anna:" + hashed, "bob:" + hashed, PASSWORDS_HASHED="1", SYNC_IP_HEADER="RightmostXForwardedFor")
+        desk = new_account(server, "anna", "secret").device(f"desk{n}")
+        desk.add_note("one")
+        desk.upload()
+        latency(desk)
         quiet = latency(desk)
         storm = [sys.executable, junk.__file__, str(server.port), str(THREADS), str(spread)]
         with subprocess.Popen(storm, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
             assert process.stdout.readline() == "blowing\n"
             loud = latency(desk)
-            told = json.loads(process.communicate()[0])
-        print(f"\nno-change sync: quiet {quiet:.2f} ms, among junk logins {loud:.2f} ms, {loud / quiet:.2f} times; {told}")
+            statuses = json.loads(process.communicate()[0])
+        print(f"\nno-change sync: quiet {quiet:.2f} ms, among junk logins {loud:.2f} ms, {loud / quiet:.2f} times; {statuses}")
+        # From one address most are told to wait; a new address each time is never told so, and each costs a whole hash.
+        assert set(statuses) == ({"403"} if spread else {"403", "503"}), statuses
         ratios.append(loud / quiet)
-        statuses |= set(told)
-    # From one address most are told to wait; a new address each time is never told so, and each costs a whole hash.
-    assert statuses == ({"403"} if spread else {"403", "503"}), statuses
-    assert min(ratios) <= 3, ratios
+    assert statistics.median(ratios) <= 3, ratios
