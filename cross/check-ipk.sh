@@ -1,0 +1,106 @@
+#!/usr/bin/env bash
+# Installs a package of OpenWrt into a root of busybox, starts what it installs, and removes it: cross/check-ipk.sh IPK
+#
+# As root on Debian. The functions that a router's own files have (init scripts, settings, procd) are stood for by
+# tests/ops/openwrt, and opkg by this script.
+set -euo pipefail
+repo=$(cd "$(dirname "$0")/.." && pwd)
+
+say() { echo "check-ipk: $*" >&2; }
+die() { say "$@"; exit 1; }
+# shellcheck source=cross/emulate.sh
+source "$repo/cross/emulate.sh"
+
+[[ $# == 1 && -f $1 ]] || die "name a package; cross/ipk.sh makes one"
+ipk=$1
+need busybox busybox-static
+work=$(mktemp -d)
+root=$work/root
+info=$root/usr/lib/opkg/info
+cleanup() {
+    [[ ! -e $root/var/run/ankipi.pid ]] || kill "$(cat "$root/var/run/ankipi.pid")" 2>/dev/null || true
+    rm -rf "$work"
+}
+trap cleanup EXIT
+
+expect() { [[ $2 == "$3" ]] || die "$1: '$2' instead of '$3'"; }
+
+# A router: busybox, a user, and what stands for its own functions.
+make_root() {
+    mkdir -p "$root"/{bin,sbin,dev,lib,mnt/stick,tmp,var/run,usr/bin,usr/sbin,usr/lib/opkg/info,etc/rc.d}
+    chmod 755 "$work"
+    cp "$(command -v busybox)" "$root/bin/"
+    chroot "$root" /bin/busybox --install -s
+    mknod -m 666 "$root/dev/null" c 1 3
+    mknod -m 666 "$root/dev/urandom" c 1 9
+    echo 'root:x:0:0:root:/root:/bin/sh' >"$root/etc/passwd"
+    echo 'root:x:0:' >"$root/etc/group"
+    cp "$repo/tests/ops/openwrt/functions.sh" "$root/lib/"
+    cp "$repo/tests/ops/openwrt/rc.common" "$root/etc/"
+}
+
+inside() { env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin "${cpu[@]}" chroot "$root" "$@"; }
+
+# What opkg does: the lists first, since the scripts read them.
+install_package() {
+    mkdir "$work/ipk" "$work/control"
+    tar -C "$work/ipk" -xzf "$ipk"
+    expect "what is in the package" "$(tar -tzf "$ipk" | sort | tr '\n' ' ')" "./control.tar.gz ./data.tar.gz ./debian-binary "
+    expect "its format" "$(cat "$work/ipk/debian-binary")" 2.0
+    tar -C "$work/control" -xzf "$work/ipk/control.tar.gz"
+    tar -C "$root" -xzf "$work/ipk/data.tar.gz"
+    for file in "$work"/control/*; do cp "$file" "$info/ankipi.${file##*/}"; done
+    tar -tzf "$work/ipk/data.tar.gz" | sed -n 's,^\.\(/.*[^/]\)$,\1,p' >"$info/ankipi.list"
+    inside "/usr/lib/opkg/info/ankipi.postinst" configure >"$work/said" 2>&1 || die "postinst failed: $(cat "$work/said")"
+}
+
+field() { sed -n "s/^$1: //p" "$info/ankipi.control"; }
+
+set_option() { sed -i "s,^\(.option $1\) .*,\1 '$2'," "$root/etc/config/ankipi"; }
+
+wait_until_it_answers() {
+    for _ in {1..200}; do
+        if curl -fs "http://127.0.0.1:$1/health" >/dev/null; then return; fi
+        sleep 0.1
+    done
+    die "the installed server does not answer"
+}
+
+make_root
+install_package
+cpu=()
+case $(field Architecture) in
+    aarch64_*) register_emulator aarch64; cpu=(QEMU_CPU=cortex-a53) ;;
+    arm_arm1176*) register_emulator arm; cpu=(QEMU_CPU=arm1176) ;;
+    arm_*) register_emulator arm; cpu=(QEMU_CPU=cortex-a7) ;;
+    mipsel_*) register_emulator mipsel; cpu=(QEMU_CPU=24Kc) ;;
+    riscv64_*) register_emulator riscv64 ;;
+esac
+expect "the name of the file" "$(basename "$ipk")" "ankipi_$(field Version)_$(field Architecture).ipk"
+expect "mode of the settings" "$(stat -c %a "$root/etc/config/ankipi")" 600
+expect "what opkg keeps in an upgrade" "$(cat "$info/ankipi.conffiles")" /etc/config/ankipi
+grep -q 'switched off' "$work/said" || die "it started without being asked: $(cat "$work/said")"
+[[ -L $root/etc/rc.d/S95ankipi ]] || die "the service is not enabled"
+grep -q '^ankipi:' "$root/etc/passwd" || die "there is no user ankipi"
+
+port=$(python3 -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')
+set_option enabled 1
+set_option sync_base /mnt/stick/ankipi
+set_option sync_host 127.0.0.1
+set_option sync_port "$port"
+inside /etc/init.d/ankipi start
+wait_until_it_answers "$port"
+echo secret | inside /usr/bin/ankipi user add me --base /mnt/stick/ankipi >&2
+pid=$(cat "$root/var/run/ankipi.pid")
+expect "who it runs as" "$(sed -n 's/^Uid:\t\([0-9]*\).*/\1/p' "/proc/$pid/status")" 32768
+expect "the data folder" "$(stat -c %u:%a "$root/mnt/stick/ankipi")" 32768:700
+
+inside /usr/lib/opkg/info/ankipi.prerm remove
+for _ in {1..200}; do
+    [[ -e /proc/$pid ]] || break
+    sleep 0.1
+done
+[[ ! -e /proc/$pid ]] || die "removing leaves the server running"
+[[ ! -L $root/etc/rc.d/S95ankipi ]] || die "removing leaves the service enabled"
+[[ -s $root/mnt/stick/ankipi/users ]] || die "removing took somebody's data"
+say "$ipk installs, starts, and goes"

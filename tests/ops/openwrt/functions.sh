@@ -1,0 +1,52 @@
+# shellcheck shell=dash
+# Stands for /lib/functions.sh of a router in cross/check-ipk.sh and test_packaging.py: what OpenWrt documents of the
+# functions that our scripts call, for one package and one section of settings, and no more.
+
+config_load() {
+	local word name value
+	# shellcheck disable=SC2034
+	while read -r word name value; do
+		[ "$word" = option ] || continue
+		value=${value#\'}
+		eval "uci_$name=\${value%\'}"
+	done <"/etc/config/$1"
+}
+
+config_get() { eval "$1=\"\${uci_$3:-\$4}\""; }
+
+config_get_bool() { config_get "$@"; }
+
+user_exists() { grep -qs "^$1:" /etc/passwd; }
+
+# The next number from 32768 on is a detail that nothing here needs.
+add_users_of() {
+	local user
+	user=$(sed -n 's/^Require-User: *\([^:=]*\).*/\1/p' "/usr/lib/opkg/info/$1.control")
+	[ -z "$user" ] || user_exists "$user" || {
+		echo "$user:x:32768:32768:$user:/var/run/$user:/bin/false" >>/etc/passwd
+		echo "$user:x:32768:" >>/etc/group
+	}
+}
+
+init_scripts_of() { grep '^/etc/init\.d/' "/usr/lib/opkg/info/$1.list"; }
+
+default_postinst() {
+	local package script
+	package=$(basename "${1%.*}")
+	add_users_of "$package"
+	for script in $(init_scripts_of "$package"); do
+		[ "$PKG_UPGRADE" = 1 ] || "$script" enable
+		"$script" start
+	done
+	return 0
+}
+
+default_prerm() {
+	local package script
+	package=$(basename "${1%.*}")
+	for script in $(init_scripts_of "$package"); do
+		[ "$PKG_UPGRADE" = 1 ] || "$script" disable
+		"$script" stop
+	done
+	return 0
+}
