@@ -107,10 +107,12 @@ prepare_target() {
             # Dynamic by default, and the linker's static-pie crashes at its start.
             rust+=" -Ctarget-feature=+crt-static -Crelocation-model=static"
             # The code of this processor is half as long again as that of the others. Each of these takes off some of it,
-            # and together 19 %: optimising for size alone, C that may not be moved, fewer empty delay slots.
+            # and together a fifth: optimising for size alone, C that may not be moved, fewer empty delay slots, and fewer
+            # constants kept on the stack, of which there is more than of registers.
             export CARGO_PROFILE_RELEASE_OPT_LEVEL=z
-            c+=" -fno-pic -Xclang -Oz"
-            rust+=" -Cllvm-args=-disable-mips-df-succbb-search=false -Clink-arg=-Wl,-T,cross/mipsel.ld"
+            local llvm="-disable-mips-df-succbb-search=false -disable-machine-licm"
+            c+=" -fno-pic -Xclang -Oz ${llvm//-disable/-mllvm -disable}"
+            rust+=" -Cllvm-args=${llvm/ / -Cllvm-args=} -Clink-arg=-Wl,-T,cross/mipsel.ld"
             ;;
     esac
     export RUSTFLAGS=$rust CARGO_TARGET_DIR=$out "CFLAGS_${1//-/_}=$c"
