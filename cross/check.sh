@@ -1,15 +1,18 @@
 #!/usr/bin/env bash
-# Builds ankipi for boards and lets it serve under their emulated processors: cross/check.sh [--unit] TARGET...
+# Builds ankipi for boards and lets it serve under their emulated processors: cross/check.sh [--brief] [--unit] TARGET...
 #
-# For each target (cross/build.sh --help lists them): the scripted clients of tests/all and tests/media, then a real Anki
-# client that uploads, syncs and downloads. Two targets take about 8 minutes from nothing, 3 once built. It needs
-# qemu-user-static and, for the real client, tests/.venv (tests/run makes it).
+# For each target (cross/build.sh --help lists them): the scripted clients of tests/all and tests/media, then real Anki
+# clients that upload, sync and download, media too. It needs tests/.venv (tests/run makes it) and the emulators, which it
+# installs as root on Debian.
 #
-#   --unit   run the crate's own tests on the target, too: sizes and atomics of a 32-bit processor (2 minutes more)
+#   --brief  the real client's full syncs and a few of the scripted clients alone, as .ci/run does
+#   --unit   run the crate's own tests on the target, too: sizes and atomics of a 32-bit processor
 set -euo pipefail
 cross=$(dirname "$0")
 # shellcheck source=cross/build.sh
 source "$cross/build.sh"
+# shellcheck source=cross/emulate.sh
+source "$cross/emulate.sh"
 cd "$repo"
 
 # Figures of the process are those of the emulator here: its memory is measured on real boards and in whole emulated ones.
@@ -24,6 +27,9 @@ measuring=(
     a_note_of_many_megabytes_is_refused_without_being_read
     a_note_of_many_megabytes_that_is_in_place_stops_its_sync_alone
 )
+
+# What there is time for in CI: every protocol, byte by byte, with merging and media.
+brief_names=(replay:: merge:: in_every_form zips_of_old_clients each_effective_change)
 
 # The emulator for target $1, with the weakest processor that the target is for.
 emulator() {
@@ -55,30 +61,33 @@ unit_tests() {
 }
 
 check() {
-    local target=$1 emulated skips=() name
+    local target=$1 emulated name filters=() stories=(tests/real/test_full_sync.py)
     # In a subshell: the variables of a cross build would reach the build of the tests.
     (prepare_tools && build "$target")
     emulated=$(wrap "$target")
     "$emulated" --version >/dev/null || die "$target does not start under $(emulator "$target")"
-    for name in "${measuring[@]}"; do skips+=(--skip "$name"); done
+    for name in "${measuring[@]}"; do filters+=(--skip "$name"); done
+    if [[ $brief ]]; then filters+=("${brief_names[@]}"); else stories+=(tests/real/test_{normal_sync,media}.py); fi
     say "scripted clients against $target under $(emulator "$target")"
-    ANKIPI_BIN=$emulated cargo test --locked --quiet --test all --test media -- --test-threads=3 "${skips[@]}"
+    ANKIPI_BIN=$emulated cargo test --locked --quiet --test all --test media -- --test-threads=3 "${filters[@]}"
     say "a real client against $target"
-    ANKIPI_BIN=$emulated tests/.venv/bin/python -m pytest -q tests/real/test_full_sync.py
+    ANKIPI_BIN=$emulated tests/.venv/bin/python -m pytest -q "${stories[@]}"
     if [[ $unit ]]; then (prepare_tools && unit_tests "$target"); fi
 }
 
 bench=
+brief=
 unit=
 targets=()
 for word; do
     case $word in
-        -h | --help) sed -n '2,8s/^# \?//p' "$0"; exit ;;
+        -h | --help) sed -n '2,9s/^# \?//p' "$0"; exit ;;
+        --brief) brief=1 ;;
         --unit) unit=1 ;;
         *-*-*) targets+=("$word") ;;
         *) die "$word is not a target; cross/build.sh --help lists them" ;;
     esac
 done
 [[ ${#targets[@]} -gt 0 ]] || die "name a target; cross/build.sh --help lists them"
-command -v qemu-arm-static >/dev/null || die "no emulator; on Debian: apt-get install --no-install-recommends qemu-user-static"
+need qemu-arm-static qemu-user-static
 for target in "${targets[@]}"; do check "$target"; done
