@@ -32,7 +32,7 @@ describe() {
         armv7)
             target=armv7-unknown-linux-musleabihf arch=armhf kernel=linux-image-armmp memory=64 ram_start=0x40000000
             modules="virtio_mmio virtio_blk failover net_failover virtio_net $filesystem" disk=vda net=eth0
-            qemu=(qemu-system-arm -M "virt,highmem=off" -cpu cortex-a7 -m 256 -device "virtio-net-device,netdev=net"
+            qemu=(qemu-system-arm -M "virt,highmem=off" -cpu cortex-a7 -m 512 -device "virtio-net-device,netdev=net"
                 -device "virtio-blk-device,drive=disk")
             append="console=ttyAMA0 cma=0" dtb=
             ;;
@@ -186,7 +186,7 @@ while [[ $# -gt 0 ]]; do
         -h | --help) usage; exit ;;
         --mem) mem=${2:?}; shift ;;
         --least) pass_on+=(--least) ;;
-        --bench) bench=1 disk_mb=1024 pass_on+=("--bench=${2:?}"); shift ;;
+        --bench) bench=1 disk_mb=1024 mem=512 pass_on+=("--bench=${2:?}"); shift ;;
         -*) die "$1 is not an option; --help tells more" ;;
         *) describe "$1"; boards+=("$1") ;;
     esac

@@ -78,9 +78,9 @@ class Board:
                 more = self.serial.recv(65536)
             except TimeoutError:
                 raise BoardError(f"the board did not get so far in {secs} s; it said:\n{self.log()}") from None
-            if not more:
-                raise BoardError(f"the board has stopped; it said:\n{self.log()}")
             self.said += more
+            if not more or re.search(rb"Out of memory|Kernel panic", self.said):
+                raise BoardError(f"the board has stopped or has no memory left; it said:\n{self.log()}")
         return found
 
     def log(self) -> str:
