@@ -19,9 +19,10 @@ Boards:
   armv7      any board with a Cortex-A7: qemu's "virt", 64 MB
   pi-zero    Raspberry Pi Zero: qemu's "raspi0", ARMv6, 512 MB
 
-  --mem N          let the kernel have N MB
-  --least          find the least memory that kernel and busybox boot with, and sync with 8 MB more
-  --bench [ARGS]   run ankipi-bench on the board (with these arguments, in one word) in place of the clients
+  --mem N         let the kernel have N MB
+  --least         find the least memory that kernel and busybox boot with, and sync with 8 MB more
+  --bench[=ARGS]  run ankipi-bench with 512 MB and these arguments in place of the clients, for instance
+                  --bench="--notes 1000 --job upload"; everything takes half an hour
 END
 }
 
@@ -59,6 +60,7 @@ need_qemu() {
 
 # Kernel, modules and busybox of the board's architecture, into the folder $1. apt works on folders of its own: the
 # system's packages and lists stay as they are.
+# shellcheck disable=SC2317  # `provide` calls it
 fetch_board() {
     local new=$1 apt=$1/apt image module
     say "fetching $kernel and busybox-static for $arch (50 MB of package lists, 35 MB)"
@@ -186,15 +188,17 @@ while [[ $# -gt 0 ]]; do
         -h | --help) usage; exit ;;
         --mem) mem=${2:?}; shift ;;
         --least) pass_on+=(--least) ;;
-        --bench) bench=1 disk_mb=1024 mem=512 pass_on+=("--bench=${2:?}"); shift ;;
+        --bench) bench=1 pass_on+=(--bench=) ;;
+        --bench=*) bench=1 pass_on+=("$1") ;;
         -*) die "$1 is not an option; --help tells more" ;;
         *) describe "$1"; boards+=("$1") ;;
     esac
     shift
 done
 [[ ${#boards[@]} -gt 0 ]] || { usage; exit 2; }
+if [[ $bench ]]; then disk_mb=1024 mem=${mem:-512}; fi
 need_qemu
-[[ -e tests/.venv ]] || die "no Anki client; tests/run installs it"
+tests/real/install
 failed=0
 for board in "${boards[@]}"; do boot "$board" || failed=1; done
 exit "$failed"

@@ -3,7 +3,7 @@
 #
 # For each target (cross/build.sh --help lists them): the scripted clients of tests/all and tests/media, then a real Anki
 # client that uploads, syncs and downloads. Two targets take about 8 minutes from nothing, 3 once built. It needs
-# qemu-user-static and, for the real client, tests/.venv (tests/run makes it).
+# qemu-user-static and, for the real client, tests/.venv (tests/real/install makes it).
 #
 #   --unit   run the crate's own tests on the target, too: sizes and atomics of a 32-bit processor (2 minutes more)
 set -euo pipefail

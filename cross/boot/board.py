@@ -28,6 +28,7 @@ from test_media import held, put, settle as settle_media, sync_media  # noqa: E4
 
 MIB = 1024 * 1024
 BOOT_SECS = 120  # seconds; a busy machine emulates slowly
+BENCH_SECS = 3 * 60 * 60
 # What the server is allowed beyond what kernel and busybox need, MB.
 HEADROOM = 8
 # No board of Debian's kernel has booted with less, MB.
@@ -49,7 +50,7 @@ class Board:
     def __init__(self, options: argparse.Namespace):
         self.options, self.memory, self.port = options, options.memory, free_port()
         self.url = f"http://127.0.0.1:{self.port}/"
-        self.said = b""
+        self.said, self.show = b"", False
         self.machine: subprocess.Popen | None = None
 
     def boot(self, server: bool = True) -> None:
@@ -79,6 +80,8 @@ class Board:
             except TimeoutError:
                 raise BoardError(f"the board did not get so far in {secs} s; it said:\n{self.log()}") from None
             self.said += more
+            if self.show:
+                print(re.sub(rb"\r|<ended \d+>\s*", b"", more).decode(errors="replace"), end="", flush=True)
             if not more or re.search(rb"Out of memory|Kernel panic", self.said):
                 raise BoardError(f"the board has stopped or has no memory left; it said:\n{self.log()}")
         return found
@@ -180,9 +183,9 @@ def tell_story(board: Board, steps: Steps, folder: Path) -> None:
             phone.review(20)
             account.settle(desk, phone)
         with steps.step(board, "media of both devices"):
-            for n in range(40):
-                put(desk, f"picture{n}.jpg", os.urandom(50_000))
-            put(phone, "recording.mp3", os.urandom(5_000_000))
+            for n in range(30):
+                put(desk, f"picture{n}.jpg", os.urandom(20_000))
+            put(phone, "recording.mp3", os.urandom(1_000_000))
             settle_media(account, desk, phone)
         with steps.step(board, "syncs without changes, and memory is read"):
             for device in (desk, phone):
@@ -191,7 +194,7 @@ def tell_story(board: Board, steps: Steps, folder: Path) -> None:
         with steps.step(board, "everything is there after its power was cut"):
             desk.add_note("last words")
             desk.sync()
-            put(desk, "last.jpg", os.urandom(500_000))
+            put(desk, "last.jpg", os.urandom(50_000))
             sync_media(desk)
             board.cut_power()
             board.boot()
@@ -243,7 +246,8 @@ def run_benchmark(board: Board, steps: Steps, arguments: str) -> None:
         with steps.step(board, "the benchmark"):
             board.boot(server=False)
             board.run(f"date -s @{int(time.time())}")
-            print(board.run(f"/usr/local/bin/ankipi-bench --board --data /var/lib/ankipi {arguments}", 3 * 60 * 60), end="")
+            board.show = True
+            board.run(f"/usr/local/bin/ankipi-bench --board --data /var/lib/ankipi {arguments}", BENCH_SECS)
     except StoryOver:
         pass
     finally:

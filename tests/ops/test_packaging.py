@@ -23,7 +23,7 @@ def test_the_man_page_is_in_step_with_the_help():
 
 @pytest.mark.parametrize("script, shell", [
     ("init/openrc/ankipi", "sh"), ("init/sysvinit/ankipi", "sh"), ("init/openwrt/ankipi.init", "dash"),
-    ("completion/ankipi.bash", "bash"), ("man/make", "bash")])
+    ("boot/init", "sh"), ("boot/rcS", "sh"), ("boot/commands", "dash"), ("completion/ankipi.bash", "bash"), ("man/make", "bash")])
 def test_the_scripts_pass_shellcheck(script, shell):
     checked = subprocess.run([program("shellcheck", "shellcheck"), "-s", shell, CROSS / script], capture_output=True, text=True)
     assert checked.returncode == 0, checked.stdout
