@@ -16,7 +16,8 @@ usage() {
     cat <<'END'
 
 Boards:
-  armv7      any board with a Cortex-A7: qemu's "virt", 64 MB
+  arm64      a 64-bit board with a Cortex-A53: qemu's "virt", 80 MB
+  armv7      a board with a Cortex-A7, such as the Pi 2: qemu's "virt", 64 MB
   pi-zero    Raspberry Pi Zero: qemu's "raspi0", ARMv6, 512 MB
 
   --mem N         let the kernel have N MB
@@ -29,22 +30,28 @@ END
 # Sets what is particular to board $1. The modules are in the order in which they need each other.
 describe() {
     local filesystem="crc16 mbcache crc32c_generic jbd2 ext4"
+    local virtio=(-m 512 -device "virtio-net-device,netdev=net" -device "virtio-blk-device,drive=disk")
+    ram_start=0x40000000 disk=vda net=eth0 dtb=
+    modules="virtio_mmio virtio_blk failover net_failover virtio_net $filesystem"
+    append="console=ttyAMA0 cma=0"
     case $1 in
+        arm64)
+            target=aarch64-unknown-linux-musl arch=arm64 kernel=linux-image-arm64 memory=80
+            qemu=(qemu-system-aarch64 -M virt -cpu cortex-a53 "${virtio[@]}")
+            append+=" swiotlb=noforce"
+            ;;
         armv7)
-            target=armv7-unknown-linux-musleabihf arch=armhf kernel=linux-image-armmp memory=64 ram_start=0x40000000
-            modules="virtio_mmio virtio_blk failover net_failover virtio_net $filesystem" disk=vda net=eth0
-            qemu=(qemu-system-arm -M "virt,highmem=off" -cpu cortex-a7 -m 512 -device "virtio-net-device,netdev=net"
-                -device "virtio-blk-device,drive=disk")
-            append="console=ttyAMA0 cma=0" dtb=
+            target=armv7-unknown-linux-musleabihf arch=armhf kernel=linux-image-armmp memory=64
+            qemu=(qemu-system-arm -M "virt,highmem=off" -cpu cortex-a7 "${virtio[@]}")
             ;;
         pi-zero)
-            target=arm-unknown-linux-musleabihf arch=armel kernel=linux-image-rpi memory=512 ram_start=0
-            modules="mii usbnet cdc_ether cdc_subset rndis_host $filesystem" disk=mmcblk0 net=usb0
-            dtb=bcm2835-rpi-zero.dtb
+            target=arm-unknown-linux-musleabihf arch=armel kernel=linux-image-rpi memory=512
+            ram_start=0 disk=mmcblk0 net=usb0 dtb=bcm2835-rpi-zero.dtb
+            modules="mii usbnet cdc_ether cdc_subset rndis_host $filesystem"
+            qemu=(qemu-system-arm -M raspi0 -m 512 -dtb "$tools/boot-$1/$dtb"
+                -device "usb-net,netdev=net" -device "sd-card,drive=disk")
             # The kernel stops at the power management that the emulator does not have.
-            qemu=(qemu-system-arm -M raspi0 -m 512 -dtb "$tools/boot-$1/$dtb" -device "usb-net,netdev=net"
-                -device "sd-card,drive=disk")
-            append="console=ttyAMA0 cma=0 initcall_blacklist=bcm2835_pm_driver_init"
+            append+=" initcall_blacklist=bcm2835_pm_driver_init"
             ;;
         *) die "$1 is not a board; --help lists them" ;;
     esac
