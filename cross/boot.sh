@@ -20,7 +20,7 @@ Boards:
   armv7      a board with a Cortex-A7, such as the Pi 2: qemu's "virt", 64 MB
   pi-zero    Raspberry Pi Zero: qemu's "raspi0", ARMv6, 512 MB
 
-  --mem N         let the kernel have N MB
+  --mem N         let the kernel have N MB, at most 512
   --least         find the least memory that kernel and busybox boot with, and sync with 8 MB more
   --bench[=ARGS]  run ankipi-bench with 512 MB and these arguments in place of the clients, for instance
                   --bench="--notes 1000 --job upload"; everything takes half an hour
@@ -57,12 +57,13 @@ describe() {
     esac
 }
 
-need_qemu() {
-    command -v qemu-system-arm >/dev/null && return
-    local line="apt-get install -y --no-install-recommends qemu-system-arm ipxe-qemu"
-    [[ $(id -u) == 0 ]] || die "no emulator; run as root: $line"
+need_programs() {
+    local line="apt-get install -y --no-install-recommends qemu-system-arm ipxe-qemu cpio e2fsprogs"
+    PATH+=:/usr/sbin:/sbin
+    if type qemu-system-arm cpio mke2fs >/dev/null 2>&1; then return; fi
+    [[ $(id -u) == 0 ]] || die "the emulator or what makes its disk is missing; run as root: $line"
     say "$line"
-    $line >/dev/null || die "no emulator (apt-get update may help)"
+    $line >/dev/null || die "that failed; apt-get update may help"
 }
 
 # Kernel, modules and busybox of the board's architecture, into the folder $1. apt works on folders of its own: the
@@ -181,8 +182,9 @@ boot() {
     make_root
     make_disk
     tests/.venv/bin/python cross/boot/board.py --name "$1" --memory "${mem:-$memory}" --ram-start "$ram_start" \
-        --initramfs "$work/initramfs.gz" --append "$append disk=$disk net=$net" "${pass_on[@]}" -- \
-        "${qemu[@]}" -kernel "$parts/vmlinuz" -drive "id=disk,if=none,format=raw,file=$work/disk"
+        --initramfs "$work/initramfs.gz" --append "$append disk=$disk net=$net" --tally "$tally" "${pass_on[@]}" -- \
+        "${qemu[@]}" -kernel "$parts/vmlinuz" -drive "id=disk,if=none,format=raw,file=$work/disk" || true # it has told
+    rm "$work/disk"
 }
 
 boards=()
@@ -204,8 +206,10 @@ while [[ $# -gt 0 ]]; do
 done
 [[ ${#boards[@]} -gt 0 ]] || { usage; exit 2; }
 if [[ $bench ]]; then disk_mb=1024 mem=${mem:-512}; fi
-need_qemu
+need_programs
 tests/real/install
-failed=0
-for board in "${boards[@]}"; do boot "$board" || failed=1; done
-exit "$failed"
+tally=$(mktemp)
+trap 'rm "$tally"' EXIT
+for board in "${boards[@]}"; do boot "$board"; done
+awk -v boards="${#boards[@]}" '{ passed += $1; failed += $2 }
+    END { failed += boards - NR; print passed + 0 " passed, " failed " failed"; exit failed > 0 }' "$tally"

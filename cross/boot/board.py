@@ -261,6 +261,7 @@ def main() -> int:
     parser.add_argument("--ram-start", type=lambda text: int(text, 0), required=True)
     parser.add_argument("--initramfs", required=True)
     parser.add_argument("--append", required=True)
+    parser.add_argument("--tally", required=True, help="a line with the numbers of passed and failed steps is added to this file")
     parser.add_argument("--least", action="store_true")
     parser.add_argument("--bench", metavar="ARGS")
     parser.add_argument("qemu", nargs="+")
@@ -276,7 +277,8 @@ def main() -> int:
             run_benchmark(board, steps, options.bench)
         else:
             tell_story(board, steps, Path(folder) / "clients")
-    print(f"{steps.passed} passed, {steps.failed} failed")
+    with open(options.tally, "a") as tally:
+        print(steps.passed, steps.failed, file=tally)
     return 1 if steps.failed else 0
 
 
