@@ -30,8 +30,8 @@ END
 # Sets what is particular to board $1. The modules are in the order in which they need each other.
 describe() {
     local filesystem="crc16 mbcache crc32c_generic jbd2 ext4"
-    local virtio=(-m 512 -device "virtio-net-device,netdev=net" -device "virtio-blk-device,drive=disk")
-    ram_start=0x40000000 disk=vda net=eth0 dtb=
+    local virtio=(-m 512 -device "virtio-blk-device,drive=disk")
+    ram_start=0x40000000 disk=vda net=eth0 nic=virtio-net-device dtb=
     modules="virtio_mmio virtio_blk failover net_failover virtio_net $filesystem"
     append="console=ttyAMA0 cma=0"
     case $1 in
@@ -46,10 +46,9 @@ describe() {
             ;;
         pi-zero)
             target=arm-unknown-linux-musleabihf arch=armel kernel=linux-image-rpi memory=512
-            ram_start=0 disk=mmcblk0 net=usb0 dtb=bcm2835-rpi-zero.dtb
+            ram_start=0 disk=mmcblk0 net=usb0 nic=usb-net dtb=bcm2835-rpi-zero.dtb
             modules="mii usbnet cdc_ether cdc_subset rndis_host $filesystem"
-            qemu=(qemu-system-arm -M raspi0 -m 512 -dtb "$tools/boot-$1/$dtb"
-                -device "usb-net,netdev=net" -device "sd-card,drive=disk")
+            qemu=(qemu-system-arm -M raspi0 -m 512 -dtb "$tools/boot-$1/$dtb" -device "sd-card,drive=disk")
             # The kernel stops at the power management that the emulator does not have.
             append+=" initcall_blacklist=bcm2835_pm_driver_init"
             ;;
@@ -182,7 +181,7 @@ boot() {
     make_root
     make_disk
     tests/.venv/bin/python cross/boot/board.py --name "$1" --memory "${mem:-$memory}" --ram-start "$ram_start" \
-        --initramfs "$work/initramfs.gz" --append "$append disk=$disk net=$net" --tally "$tally" "${pass_on[@]}" -- \
+        --initramfs "$work/initramfs.gz" --append "$append disk=$disk net=$net" --nic "$nic" --tally "$tally" "${pass_on[@]}" -- \
         "${qemu[@]}" -kernel "$parts/vmlinuz" -drive "id=disk,if=none,format=raw,file=$work/disk" || true # it has told
     rm "$work/disk"
 }

@@ -54,7 +54,8 @@ class Board:
         self.machine: subprocess.Popen | None = None
 
     def boot(self, server: bool = True) -> None:
-        """Switches it on, and waits until it listens to commands."""
+        """Switches it on, and waits until it listens to commands. Without the server it has no network either, which costs
+        an emulated Pi Zero most of its time even when it is silent."""
         options, initramfs = self.options, Path(self.options.initramfs)
         # At the end of the memory and not where the emulator would put it, which may be beyond. A page's multiple.
         size = initramfs.stat().st_size
@@ -66,10 +67,14 @@ class Board:
             self.machine = subprocess.Popen([
                 *options.qemu, "-display", "none", "-monitor", "none", "-nodefaults", "-no-reboot", "-append", append,
                 "-device", f"loader,file={initramfs},addr={start:#x},force-raw=on",
-                "-netdev", f"user,id=net,restrict=on,hostfwd=tcp:127.0.0.1:{self.port}-:8080",
+                *(self._network() if server else []),
                 "-chardev", f"socket,id=serial,fd={end.fileno()}", "-serial", "chardev:serial"],
                 stdout=sys.stderr, pass_fds=[end.fileno()])
         self._read_until(rb"<ready>", BOOT_SECS)
+
+    def _network(self) -> list[str]:
+        return ["-netdev", f"user,id=net,restrict=on,hostfwd=tcp:127.0.0.1:{self.port}-:8080",
+                "-device", f"{self.options.nic},netdev=net"]
 
     def _read_until(self, pattern: bytes, secs: float) -> re.Match:
         deadline = time.monotonic() + secs
@@ -261,6 +266,7 @@ def main() -> int:
     parser.add_argument("--ram-start", type=lambda text: int(text, 0), required=True)
     parser.add_argument("--initramfs", required=True)
     parser.add_argument("--append", required=True)
+    parser.add_argument("--nic", required=True)
     parser.add_argument("--tally", required=True, help="a line with the numbers of passed and failed steps is added to this file")
     parser.add_argument("--least", action="store_true")
     parser.add_argument("--bench", metavar="ARGS")
