@@ -2,8 +2,7 @@
 # Builds ankipi for boards and lets it serve under their emulated processors: cross/check.sh [--brief] [--unit] TARGET...
 #
 # For each target (cross/build.sh --help lists them): the scripted clients of tests/all and tests/media, then real Anki
-# clients that upload, sync and download, media too. It needs tests/.venv (tests/run makes it) and the emulators, which it
-# installs as root on Debian.
+# clients that upload, sync and download, media too. It installs the client and, as root on Debian, the emulators.
 #
 #   --brief  the real client's full syncs and a few of the scripted clients alone, as .ci/run does
 #   --unit   run the crate's own tests on the target, too: sizes and atomics of a 32-bit processor
@@ -81,7 +80,7 @@ unit=
 targets=()
 for word; do
     case $word in
-        -h | --help) sed -n '2,9s/^# \?//p' "$0"; exit ;;
+        -h | --help) sed -n '2,8s/^# \?//p' "$0"; exit ;;
         --brief) brief=1 ;;
         --unit) unit=1 ;;
         *-*-*) targets+=("$word") ;;
@@ -90,4 +89,5 @@ for word; do
 done
 [[ ${#targets[@]} -gt 0 ]] || die "name a target; cross/build.sh --help lists them"
 need qemu-arm-static qemu-user-static
+tests/real/install
 for target in "${targets[@]}"; do check "$target"; done

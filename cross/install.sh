@@ -119,6 +119,7 @@ case ${1:-} in
     --remove) remove; exit ;;
     *) die "$1 is not an option; there is --remove" ;;
 esac
+# Files below DESTDIR may be for another machine.
 [ -n "$root" ] || ./ankipi --version >/dev/null || die "this archive is for another processor"
 
 mkdir -p "$(dirname "$program")" "$(dirname "$service")" "$(dirname "$settings")"

@@ -22,8 +22,9 @@ def test_the_man_page_is_in_step_with_the_help():
 
 
 @pytest.mark.parametrize("shell, scripts", [
-    ("sh", ["init/openrc/ankipi", "init/sysvinit/ankipi", "install.sh", "deb/postinst", "deb/prerm", "deb/postrm", "ipk/postinst", "ipk/prerm"]),
-    ("dash", ["init/openwrt/ankipi.init", "../tests/ops/openwrt/functions.sh", "../tests/ops/openwrt/rc.common"]),
+    ("sh", ["init/openrc/ankipi", "init/sysvinit/ankipi", "boot/init", "boot/rcS", "install.sh", "deb/postinst", "deb/prerm", "deb/postrm",
+            "ipk/postinst", "ipk/prerm"]),
+    ("dash", ["init/openwrt/ankipi.init", "boot/commands", "../tests/ops/openwrt/functions.sh", "../tests/ops/openwrt/rc.common"]),
     ("bash", ["completion/ankipi.bash", "man/make", *sorted(path.name for path in CROSS.glob("*.sh") if path.name != "install.sh")])])
 def test_the_scripts_pass_shellcheck(shell, scripts):
     checker = [program("shellcheck", "shellcheck"), "--external-sources", "--shell", shell]
@@ -58,17 +59,23 @@ def test_completion_knows_commands_and_options():
     assert "--deep" in complete("check", "--d") and "--user" in complete("doctor", "--u")
 
 
-def test_the_sysvinit_script_starts_reloads_and_stops():
+@pytest.mark.parametrize("tools", ["dpkg", "busybox"])
+def test_the_sysvinit_script_starts_reloads_and_stops(tools, tmp_path):
     if os.getuid() != 0:
         pytest.skip("only root can act as another user")
-    program("start-stop-daemon", "dpkg")
+    path = "/usr/sbin:/usr/bin:/sbin:/bin"
+    if tools == "busybox":
+        subprocess.run([program("busybox", "busybox-static"), "--install", "-s", tmp_path], check=True)
+        path = str(tmp_path)
+    else:
+        program("start-stop-daemon", "dpkg")
     root, port = Path(tempfile.mkdtemp(prefix="ankipi-init-")), free_port()
     root.chmod(0o755)
     shutil.copy(command(official=False)[0], root / "ankipi")
     (root / "conf").write_text(f"SYNC_USER1=anna:secret\nSYNC_HOST=127.0.0.1\nSYNC_PORT={port}\n")
     shutil.chown(root / "conf", "nobody")
     (root / "conf").chmod(0o600)
-    env = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "ANKIPI_BIN": f"{root}/ankipi", "ANKIPI_CONFIG": f"{root}/conf", "ANKIPI_BASE": f"{root}/base",
+    env = {"PATH": path, "ANKIPI_BIN": f"{root}/ankipi", "ANKIPI_CONFIG": f"{root}/conf", "ANKIPI_BASE": f"{root}/base",
            "ANKIPI_USER": "nobody", "ANKIPI_PIDFILE": f"{root}/pid", "ANKIPI_LOG": f"{root}/log"}
 
     def service(verb: str) -> int:
