@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Makes Debian packages, without Docker: cross/deb.sh ARCH...   (arm64, armhf or amd64; CROSS_TARGET/ankipi_*.deb)
 #
-# armhf is for ARMv6 with hard float, as Raspberry Pi OS means it, and so runs on every Pi. Builds the program first
-# (cross/build.sh). Needs dpkg-deb; lintian checks the package where it is installed.
+# armhf is for ARMv6 with hard float, as Raspberry Pi OS means it, and so runs on every Pi. Builds the program and
+# its benchmark first (cross/build.sh). Needs dpkg-deb; lintian checks the package where it is installed.
 set -euo pipefail
 # shellcheck source=cross/package.sh
 source "$(dirname "$0")/package.sh"
@@ -63,7 +63,7 @@ service() { sed '1,2d; s/^DynamicUser=yes$/User=ankipi/' cross/init/systemd/anki
 # Fills the folder $2 with what the package for $1 installs.
 fill() {
     local root=$2 doc=$2/usr/share/doc/ankipi
-    install -D -m 755 "$out/$(target_of "$1")/ankipi" "$root/usr/bin/ankipi"
+    install -D -m 755 -t "$root/usr/bin" "$out/$(target_of "$1")"/ankipi{,-bench}
     install -D -m 644 cross/ankipi.conf "$root/etc/ankipi.conf"
     service >"$work/ankipi.service"
     install -D -m 644 "$work/ankipi.service" "$root/lib/systemd/system/ankipi.service"
@@ -91,16 +91,17 @@ package() {
     dpkg-deb --root-owner-group --build "$root" "$deb.new" >/dev/null
     rm -r "$work"
     finish "$deb"
-    # A static program is the point of it.
+    # A static program is the point of it; that of the benchmark explains itself.
     if command -v lintian >/dev/null; then
         lintian --allow-root --fail-on error,warning \
-            --suppress-tags statically-linked-binary,initial-upload-closes-no-bugs "$deb"
+            --suppress-tags statically-linked-binary,initial-upload-closes-no-bugs,no-manual-page "$deb"
     fi
 }
 
 [[ $# -gt 0 ]] || die "name an architecture: arm64, armhf or amd64"
 for arch; do target_of "$arch" >/dev/null; done
 revision=${DEB_VERSION:-$(version)-1}
+bench=1
 for arch; do
     build_for "$(target_of "$arch")"
     package "$arch"

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Makes an archive with program, settings, services and install.sh for each target: cross/tarball.sh TARGET...
+# Makes an archive with program, benchmark, settings, services and install.sh for each target: cross/tarball.sh TARGET...
 #
 # cross/build.sh --help lists the targets; the archive is CROSS_TARGET/ankipi-VERSION-TARGET.tar.gz, the same bytes for
 # the same commit and tools.
@@ -12,7 +12,7 @@ archive() {
     name=ankipi-$(version)-$1
     work=$(mktemp -d)
     mkdir "$work/$name"
-    cp -r "$out/$1/ankipi" cross/install.sh cross/ankipi.conf cross/init cross/man/ankipi.1 README.md CHANGELOG.md LICENSE-* "$work/$name"
+    cp -r "$out/$1"/ankipi{,-bench} cross/install.sh cross/ankipi.conf cross/init cross/man/ankipi.1 README.md CHANGELOG.md LICENSE-* "$work/$name"
     chmod -R u=rwX,go=rX "$work/$name"
     pack "$work" "$name" >"$out/$name.tar.gz.new"
     rm -r "$work"
@@ -20,6 +20,7 @@ archive() {
 }
 
 [[ $# -gt 0 ]] || die "name a target; cross/build.sh --help lists them"
+bench=1
 for target; do
     build_for "$target"
     archive "$target"
