@@ -1,5 +1,5 @@
 # shellcheck shell=dash
-# Stands for /lib/functions.sh of a router in cross/check-ipk.sh and test_packaging.py: what OpenWrt documents of the
+# Stands for /lib/functions.sh of a router in cross/check-openwrt.sh and test_packaging.py: what OpenWrt documents of the
 # functions that our scripts call, for one package and one section of settings, and no more.
 
 config_load() {
@@ -18,14 +18,18 @@ config_get_bool() { config_get "$@"; }
 
 user_exists() { grep -qs "^$1:" /etc/passwd; }
 
-# The next number from 32768 on is a detail that nothing here needs.
+# That there is a free number from 32768 on is all that matters here.
+group_add_next() {
+	echo "$1:x:32768:" >>/etc/group
+	echo 32768
+}
+
+user_add() { echo "$1:x:${2:-32768}:$3:$1:/var/run/$1:/bin/false" >>/etc/passwd; }
+
 add_users_of() {
 	local user
 	user=$(sed -n 's/^Require-User: *\([^:=]*\).*/\1/p' "/usr/lib/opkg/info/$1.control")
-	[ -z "$user" ] || user_exists "$user" || {
-		echo "$user:x:32768:32768:$user:/var/run/$user:/bin/false" >>/etc/passwd
-		echo "$user:x:32768:" >>/etc/group
-	}
+	[ -z "$user" ] || user_exists "$user" || user_add "$user" "" "$(group_add_next "$user")"
 }
 
 init_scripts_of() { grep '^/etc/init\.d/' "/usr/lib/opkg/info/$1.list"; }
