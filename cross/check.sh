@@ -56,13 +56,13 @@ unit_tests() {
     prepare_target "$1"
     # --test-threads=1: an emulator that is short of time breaks tests of patience.
     env "CARGO_TARGET_${upper//-/_}_RUNNER=$(emulator "$1")" \
-        cargo-zigbuild test --locked --target "$1" -Zbuild-std --lib -- --quiet
+        cargo-zigbuild test --locked --target "$1" -Zbuild-std --lib -- --quiet --test-threads=1
 }
 
 check() {
     local target=$1 emulated name skips=() skipped=("${measuring[@]}") stories=(tests/real/test_full_sync.py)
     # In a subshell: the variables of a cross build would reach the build of the tests.
-    (prepare_tools && build "$target")
+    (prepare_tools; build "$target")
     emulated=$(wrap "$target")
     "$emulated" --version >/dev/null || die "$target does not start under $(emulator "$target")"
     if [[ $brief ]]; then skipped+=("${long[@]}"); else stories+=(tests/real/test_{normal_sync,media}.py); fi
@@ -71,7 +71,7 @@ check() {
     ANKIPI_BIN=$emulated cargo test --locked --quiet --test all --test media -- --test-threads=3 "${skips[@]}"
     say "a real client against $target"
     ANKIPI_BIN=$emulated tests/.venv/bin/python -m pytest -q "${stories[@]}"
-    if [[ $unit ]]; then (prepare_tools && unit_tests "$target"); fi
+    if [[ $unit ]]; then (prepare_tools; unit_tests "$target"); fi
 }
 
 bench=

@@ -13,7 +13,7 @@ version() { sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n1; }
 maintainer() { echo "${MAINTAINER:-$(git log -1 --format='%an <%ae>')}"; }
 
 # Builds for target $1; the variables of a cross build stay in there.
-build_for() { (prepare_tools && build "$1"); }
+build_for() { (prepare_tools; build "$1"); }
 
 # pack FOLDER NAME...: a tar.gz of what FOLDER holds under these names, for standard output.
 pack() {
