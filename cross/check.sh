@@ -4,7 +4,7 @@
 # For each target (cross/build.sh --help lists them): the scripted clients of tests/all and tests/media, then real Anki
 # clients that upload, sync and download, media too. It installs the client and, as root on Debian, the emulators.
 #
-#   --brief  leave out the real client's normal syncs and media, and what takes minutes, as .ci/run does
+#   --brief  leave out the real client's media and what takes minutes (as .ci/run does)
 #   --unit   run the crate's own tests on the target, too: sizes and atomics of a 32-bit processor
 set -euo pipefail
 cross=$(dirname "$0")
@@ -26,6 +26,7 @@ measuring=(
     a_note_of_many_megabytes_is_refused_without_being_read
     a_note_of_many_megabytes_that_is_in_place_stops_its_sync_alone
 )
+measuring_stories=(tests/real/test_media.py::test_a_{thousand_files,file_of_90_mb})
 
 # Hundreds of starts, each of which takes an emulator half a second.
 long=(crash::a_kill_at_any_moment_of_an_upload_heals)
@@ -60,17 +61,17 @@ unit_tests() {
 }
 
 check() {
-    local target=$1 emulated name skips=() skipped=("${measuring[@]}") stories=(tests/real/test_full_sync.py)
+    local target=$1 emulated name skips=() skipped=("${measuring[@]}") stories=(tests/real/test_{full,normal}_sync.py)
     # In a subshell: the variables of a cross build would reach the build of the tests.
     (prepare_tools; build "$target")
     emulated=$(wrap "$target")
     "$emulated" --version >/dev/null || die "$target does not start under $(emulator "$target")"
-    if [[ $brief ]]; then skipped+=("${long[@]}"); else stories+=(tests/real/test_{normal_sync,media}.py); fi
+    if [[ $brief ]]; then skipped+=("${long[@]}"); else stories+=(tests/real/test_media.py); fi
     for name in "${skipped[@]}"; do skips+=(--skip "$name"); done
     say "scripted clients against $target under $(emulator "$target")"
     ANKIPI_BIN=$emulated cargo test --locked --quiet --test all --test media -- --test-threads=3 "${skips[@]}"
     say "a real client against $target"
-    ANKIPI_BIN=$emulated tests/.venv/bin/python -m pytest -q "${stories[@]}"
+    ANKIPI_BIN=$emulated tests/.venv/bin/python -m pytest -q "${measuring_stories[@]/#/--deselect=}" "${stories[@]}"
     if [[ $unit ]]; then (prepare_tools; unit_tests "$target"); fi
 }
 
