@@ -5,10 +5,10 @@ use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStderr, Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
-use std::thread;
+use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use crate::Result;
@@ -194,7 +194,7 @@ impl Drop for Server {
 /// strace, attached to a server.
 struct FsyncCounter {
     strace: Child,
-    stderr: BufReader<ChildStderr>,
+    count: JoinHandle<u64>,
 }
 
 impl FsyncCounter {
@@ -204,28 +204,23 @@ impl FsyncCounter {
             .stderr(Stdio::piped())
             .spawn()
             .map_err(|err| format!("--fsyncs needs strace: {err}"))?;
-        let mut stderr = BufReader::new(strace.stderr.take().ok_or("strace without stderr")?);
-        let mut line = String::new();
-        while !line.contains("attached") {
-            line.clear();
-            if stderr.read_line(&mut line)? == 0 {
-                return Err(format!("strace ended: {}", strace.wait()?).into());
-            }
+        let stderr = strace.stderr.take().ok_or("strace without stderr")?;
+        let mut lines = BufReader::new(stderr).lines().map_while(std::result::Result::ok);
+        if !lines.any(|line| line.contains("attached")) {
+            return Err(format!("strace ended: {}", strace.wait()?).into());
         }
-        Ok(FsyncCounter { strace, stderr })
+        // A call that another thread's one interrupted is told in two lines.
+        let is_call =
+            |line: &String| line.contains('(') && !line.contains("resumed>") && !line.contains("strace:");
+        let count = thread::spawn(move || lines.filter(is_call).count() as u64);
+        Ok(FsyncCounter { strace, count })
     }
 
     fn finish(mut self) -> Result<u64> {
         // It lets go of the server then.
         Command::new("kill").args(["-INT", &self.strace.id().to_string()]).status()?;
-        let mut count = 0;
-        for line in self.stderr.lines() {
-            // A call that another thread's one interrupted is told in two lines.
-            let line = line?;
-            count += u64::from(line.contains('(') && !line.contains("resumed>") && !line.contains("strace:"));
-        }
         self.strace.wait()?;
-        Ok(count)
+        Ok(self.count.join().map_err(|_| "counting fsyncs failed")?)
     }
 }
 

@@ -57,7 +57,7 @@ class Board:
         """Switches it on, and waits until it listens to commands. Without the server it has no network either, which costs
         an emulated Pi Zero most of its time even when it is silent."""
         options, initramfs = self.options, Path(self.options.initramfs)
-        # At the end of the memory and not where the emulator would put it, which may be beyond. A page's multiple.
+        # At the end of the memory and not where the emulator would put it, which may be beyond.
         size = initramfs.stat().st_size
         start = options.ram_start + self.memory * MIB - (size + MIB) // MIB * MIB
         append = f"{options.append} mem={self.memory}M initrd={start:#x},{size} quiet panic=-1 server={'yes' if server else 'no'}"
