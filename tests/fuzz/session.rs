@@ -241,6 +241,9 @@ impl<'w> Story<'w> {
         self.b_took_part |= asked.user == "b";
         let reply = self.world.exchange(&asked.head, &asked.body);
         let why = || format!("{} {:?}: {:?}", reply.status, asked.head, String::from_utf8_lossy(&reply.body));
+        if std::env::var_os("FUZZ_SHOW").is_some() {
+            println!("{}", why());
+        }
         let known = [200, 400, 403, 404, 405, 409, 413, 501, 503];
         assert!(known.contains(&reply.status), "{}", why());
         assert!(reply.status != 403 || asked.user != "a" || asked.method == "hostKey", "{}", why());

@@ -224,7 +224,7 @@ fn body_of(method: &str, input: &mut Input, world: &World) -> Vec<u8> {
                 0 => Value::Null,
                 _ => graves(input, pools),
             };
-            json!({"minUsn": *input.pick(&[0, 1_000_000, -1, 1, i32::MAX]), "lnewer": input.byte() % 2 == 1, "graves": graves})
+            json!({"minUsn": *input.pick(&[1, 0, 2, -1, 1_000_000, i32::MAX]), "lnewer": input.byte() % 2 == 1, "graves": graves})
         }
         "applyGraves" => json!({"chunk": graves(input, pools)}),
         "applyChanges" => {
