@@ -11,7 +11,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, channel};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::thread;
 use std::time::Duration;
 
@@ -39,17 +39,20 @@ const MAX_REQUESTS: usize = 24;
 /// The largest row, bytes: MAX_SYNC_ROW_MEGS.
 const MAX_ROW_BYTES: u64 = 1 << 20;
 
+/// Of the password `p`; quick, for who logs in a hundred times.
+const HASH: &str = "$pbkdf2-sha256$i=1000,l=32$c2FsdHNhbHRzYWx0$FZZuZXAtil0bPzFvK5nwjt1V+4MHdxw35oYRA+tcva4";
+
 /// Plays a story; then everything must be in order, and a sync must go through.
 pub fn session(data: &[u8]) {
-    static WORLD: OnceLock<Mutex<World>> = OnceLock::new();
-    let world = WORLD.get_or_init(|| Mutex::new(World::new()));
-    // After a panic the next story begins with a clean folder, too.
-    let world = world.lock().unwrap_or_else(PoisonError::into_inner);
-    let mut story = Story::begin(&world);
-    for line in data.split(|byte| *byte == b'\n').take(MAX_REQUESTS) {
-        story.send(line);
-    }
-    story.end();
+    // Of the thread, because statics are never dropped.
+    thread_local!(static WORLD: World = World::new());
+    WORLD.with(|world| {
+        let mut story = Story::begin(world);
+        for line in data.split(|byte| *byte == b'\n').take(MAX_REQUESTS) {
+            story.send(line);
+        }
+        story.end();
+    });
 }
 
 /// The data folder as each story finds it, and tiny_http before the handlers.
@@ -67,9 +70,9 @@ struct World {
 /// User a has the rich collection and some media, user b another collection.
 impl World {
     fn new() -> World {
-        let shm = Path::new("/dev/shm");
-        let parent = if shm.is_dir() { shm.to_owned() } else { std::env::temp_dir() };
-        let dir = parent.join(format!("ankipi-fuzz-{}", std::process::id()));
+        // In memory, if nothing else was asked for.
+        let memory = Some(PathBuf::from("/dev/shm")).filter(|dir| dir.is_dir() && std::env::var_os("TMPDIR").is_none());
+        let dir = memory.unwrap_or_else(std::env::temp_dir).join(format!("ankipi-fuzz-{}", std::process::id()));
         let _ = fs::remove_dir_all(&dir);
         let base = dir.join("data");
         for (user, collection) in [("a", "rich18"), ("b", "mid_schema18")] {
@@ -82,8 +85,10 @@ impl World {
         let setting = |key: &str, value: &str| (key.to_owned(), value.to_owned());
         let settings = [
             setting("SYNC_BASE", base.to_str().unwrap()),
-            setting("SYNC_USER1", "a:p"),
-            setting("SYNC_USER2", "b:p"),
+            setting("SYNC_USER1", &format!("a:{HASH}")),
+            setting("SYNC_USER2", &format!("b:{HASH}")),
+            setting("PASSWORDS_HASHED", "1"),
+            setting("SYNC_OFFICIAL_KEYS", "yes"),
             setting("MAX_SYNC_PAYLOAD_MEGS", "4"),
             setting("MAX_SYNC_ROW_MEGS", "1"),
             setting("SYNC_MIN_FREE_MEGS", "0"),
@@ -238,8 +243,9 @@ impl<'w> Story<'w> {
 
     fn send(&mut self, line: &[u8]) {
         let asked = Asked::of(&mut Input(line), self.world);
-        self.b_took_part |= asked.user == "b";
         let reply = self.world.exchange(&asked.head, &asked.body);
+        // A login is recorded.
+        self.b_took_part |= asked.user == "b" || asked.method == "hostKey" && reply.status == 200;
         let why = || format!("{} {:?}: {:?}", reply.status, asked.head, String::from_utf8_lossy(&reply.body));
         if std::env::var_os("FUZZ_SHOW").is_some() {
             println!("{}", why());
@@ -341,8 +347,11 @@ impl<'w> Story<'w> {
         let base = self.world.base();
         for (path, contents) in files {
             let name = path.strip_prefix(&base).unwrap().to_str().unwrap();
+            if name == ".ankipi.accounts.lock" {
+                continue;
+            }
             let (user, name) = name.split_once('/').unwrap_or(("", name));
-            let is_known = ["collection.anki2", "media.db"].contains(&name)
+            let is_known = ["collection.anki2", "media.db", "keys"].contains(&name)
                 || name.starts_with("backups/")
                 || name.strip_prefix("media/").is_some_and(|name| !name.contains('/'));
             assert!(is_known && ["a", "b"].contains(&user), "{} is left over", path.display());

@@ -8,7 +8,7 @@ use rusqlite::types::{Value as Sql, ValueRef};
 use serde_json::{Map, Value, json};
 use sha1::{Digest, Sha1};
 
-use super::{World, open, packed, vector};
+use super::{HASH, World, open, packed, vector};
 use crate::checks::input::Input;
 use crate::checks::zips::{Entry, write_zip};
 
@@ -139,7 +139,7 @@ fn path_of(method: &str) -> String {
 }
 
 fn key_of(user: &str) -> String {
-    let digest = Sha1::digest(format!("{}:p", if user.is_empty() { "nobody" } else { user }));
+    let digest = Sha1::digest(format!("{}:{HASH}", if user.is_empty() { "nobody" } else { user }));
     digest.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
