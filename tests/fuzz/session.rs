@@ -71,8 +71,10 @@ struct World {
 impl World {
     fn new() -> World {
         // In memory, if nothing else was asked for.
-        let memory = Some(PathBuf::from("/dev/shm")).filter(|dir| dir.is_dir() && std::env::var_os("TMPDIR").is_none());
-        let dir = memory.unwrap_or_else(std::env::temp_dir).join(format!("ankipi-fuzz-{}", std::process::id()));
+        let memory = Some(PathBuf::from("/dev/shm"))
+            .filter(|dir| dir.is_dir() && std::env::var_os("TMPDIR").is_none());
+        let dir =
+            memory.unwrap_or_else(std::env::temp_dir).join(format!("ankipi-fuzz-{}", std::process::id()));
         let _ = fs::remove_dir_all(&dir);
         let base = dir.join("data");
         for (user, collection) in [("a", "rich18"), ("b", "mid_schema18")] {
@@ -322,7 +324,10 @@ impl<'w> Story<'w> {
         let mut rows = 0;
         for chunk in 0.. {
             let sent = call("chunk", json!({"_pad": null}));
-            rows += ["cards", "notes", "revlog"].map(|key| sent[key].as_array().map_or(0, Vec::len)).iter().sum::<usize>();
+            rows += ["cards", "notes", "revlog"]
+                .map(|key| sent[key].as_array().map_or(0, Vec::len))
+                .iter()
+                .sum::<usize>();
             if sent["done"] == true {
                 break;
             }

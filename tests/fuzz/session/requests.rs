@@ -14,8 +14,19 @@ use crate::checks::zips::{Entry, write_zip};
 
 /// The tables of a collection.
 pub const TABLES: [&str; 13] = [
-    "col", "notes", "cards", "revlog", "deck_config", "config", "fields", "templates", "notetypes", "decks", "tags",
-    "graves", "sqlite_stat1",
+    "col",
+    "notes",
+    "cards",
+    "revlog",
+    "deck_config",
+    "config",
+    "fields",
+    "templates",
+    "notetypes",
+    "decks",
+    "tags",
+    "graves",
+    "sqlite_stat1",
 ];
 
 /// The letters of the methods.
@@ -172,13 +183,26 @@ impl Pools {
             .map(|row| row[0].as_i64().unwrap());
         let numbers = numbers
             .chain([1, -1, 2, 3, 9, 255, 256, 65_535, 65_536, -2, 1_000_000])
-            .chain([i32::MAX.into(), i32::MIN.into(), i64::from(i32::MAX) + 1, u32::MAX.into(), i64::MAX, i64::MIN])
+            .chain([
+                i32::MAX.into(),
+                i32::MIN.into(),
+                i64::from(i32::MAX) + 1,
+                u32::MAX.into(),
+                i64::MAX,
+                i64::MIN,
+            ])
             .collect();
         let count = |table: &str| rows(&db, &format!("SELECT count(*) FROM {table}"))[0][0].clone();
         notes.sort_by_key(|note| note[0].as_i64());
         Pools {
             counts: json!([
-                [0, 0, 0], cards.len(), notes.len(), count("revlog"), 0, count("notetypes"), count("decks"),
+                [0, 0, 0],
+                cards.len(),
+                notes.len(),
+                count("revlog"),
+                0,
+                count("notetypes"),
+                count("decks"),
                 count("deck_config")
             ]),
             revlog: rows(&db, "SELECT * FROM revlog"),
@@ -228,7 +252,8 @@ fn body_of(method: &str, input: &mut Input, world: &World) -> Vec<u8> {
         }
         "applyGraves" => json!({"chunk": graves(input, pools)}),
         "applyChanges" => {
-            let decks = json!([objects(input, pools, &pools.decks), objects(input, pools, &pools.deck_configs)]);
+            let decks =
+                json!([objects(input, pools, &pools.decks), objects(input, pools, &pools.deck_configs)]);
             let mut changes = json!({
                 "models": objects(input, pools, &pools.notetypes),
                 "decks": decks,
@@ -249,12 +274,16 @@ fn body_of(method: &str, input: &mut Input, world: &World) -> Vec<u8> {
         }}),
         "sanityCheck2" => json!({"client": pools.counts, "full": true}),
         "meta" => json!({"v": *input.pick(&[11, 10, 9, 8, 7, 12, -1]), "cv": "25.09,abc,linux"}),
-        "hostKey" => json!({"u": *input.pick(&["a", "b", "c", "", "../a"]), "p": *input.pick(&["p", "q", ""])}),
+        "hostKey" => {
+            json!({"u": *input.pick(&["a", "b", "c", "", "../a"]), "p": *input.pick(&["p", "q", ""])})
+        }
         "upload" => return collection(input, world),
         "begin" => json!({"v": "25.09,abc,linux"}),
         "mediaChanges" => json!({"lastUsn": *input.pick(&[0, 1, 2, -1, 1_000_000])}),
         "uploadChanges" => return media_zip(input),
-        "downloadFiles" => json!({"files": (0..input.below(4)).map(|_| media_name(input)).collect::<Vec<_>>()}),
+        "downloadFiles" => {
+            json!({"files": (0..input.below(4)).map(|_| media_name(input)).collect::<Vec<_>>()})
+        }
         "mediaSanity" => json!({"local": input.below(5)}),
         _ => json!({"_pad": null}),
     };
@@ -328,7 +357,10 @@ fn json(input: &mut Input, pools: &Pools, depth: usize) -> Value {
         4 => (input.byte() % 2 == 1).into(),
         5 => Value::Null,
         6 => (0..input.below(3)).map(|_| json(input, pools, depth + 1)).collect(),
-        _ => (0..input.below(3)).map(|_| (text(input), json(input, pools, depth + 1))).collect::<Map<_, _>>().into(),
+        _ => (0..input.below(3))
+            .map(|_| (text(input), json(input, pools, depth + 1)))
+            .collect::<Map<_, _>>()
+            .into(),
     }
 }
 
@@ -343,9 +375,30 @@ fn number(input: &mut Input, pools: &Pools) -> Value {
 }
 
 const TEXTS: [&str; 24] = [
-    "", "Default", "default", "deck::sub", "::", "a\u{1f}b", "a\u{1f}b\u{1f}c", "\u{1f}", "\0", "e\u{301}", "\u{df}",
-    "\u{130}", "<img src=\"hello\">", "{\"pos\":1}", "[sound:a.mp3]", "&amp;&lt;x", " t1 t2 ", "\u{feff}\u{200b}",
-    "Basic", "id", "usn", "1.5", "99999999999999999999", "Stra\u{df}e",
+    "",
+    "Default",
+    "default",
+    "deck::sub",
+    "::",
+    "a\u{1f}b",
+    "a\u{1f}b\u{1f}c",
+    "\u{1f}",
+    "\0",
+    "e\u{301}",
+    "\u{df}",
+    "\u{130}",
+    "<img src=\"hello\">",
+    "{\"pos\":1}",
+    "[sound:a.mp3]",
+    "&amp;&lt;x",
+    " t1 t2 ",
+    "\u{feff}\u{200b}",
+    "Basic",
+    "id",
+    "usn",
+    "1.5",
+    "99999999999999999999",
+    "Stra\u{df}e",
 ];
 
 fn text(input: &mut Input) -> String {
@@ -432,7 +485,21 @@ fn edit_row(input: &mut Input, world: &World, db: &Connection) -> rusqlite::Resu
 }
 
 const MEDIA_NAMES: [&str; 16] = [
-    "hello", "a.mp3", "b.png", "..", "../x", "a/b", "e\u{301}.jpg", "\u{e9}.jpg", "CON", "", "_meta", "media.db", ".", "a\0b", "A.MP3",
+    "hello",
+    "a.mp3",
+    "b.png",
+    "..",
+    "../x",
+    "a/b",
+    "e\u{301}.jpg",
+    "\u{e9}.jpg",
+    "CON",
+    "",
+    "_meta",
+    "media.db",
+    ".",
+    "a\0b",
+    "A.MP3",
     "\u{202e}gpj.exe",
 ];
 
@@ -454,7 +521,8 @@ fn media_zip(input: &mut Input) -> Vec<u8> {
             1 => meta.push(json!([name, null])),
             kind => {
                 let data = input.short();
-                let entry: fn(&str, &[u8]) -> Entry = [Entry::stored, Entry::deflated, Entry::described][usize::from(kind) - 2];
+                let entry: fn(&str, &[u8]) -> Entry =
+                    [Entry::stored, Entry::deflated, Entry::described][usize::from(kind) - 2];
                 entries.push(entry(&number, data));
                 meta.push(json!([name, number]));
             }
