@@ -8,9 +8,9 @@ use rusqlite::types::{Value as Sql, ValueRef};
 use serde_json::{Map, Value, json};
 use sha1::{Digest, Sha1};
 
+use super::super::input::Input;
+use super::super::zips::{Entry, write_zip};
 use super::{HASH, World, open, packed, vector};
-use crate::checks::input::Input;
-use crate::checks::zips::{Entry, write_zip};
 
 /// The tables of a collection.
 pub const TABLES: [&str; 13] = [
