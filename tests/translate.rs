@@ -290,6 +290,26 @@ fn rich_collection_both_ways() {
     assert_eq!(checked, 18);
 }
 
+/// Damages a blob, or builds on it.
+fn damage(random: &mut Random, blob: &mut Vec<u8>) {
+    for _ in 0..1 + random.below(4) {
+        let at = random.below(blob.len() + 1);
+        match random.below(6) {
+            0 => blob.truncate(at),
+            1 => blob.insert(at, random.next() as u8),
+            2 if at < blob.len() => blob[at] = random.next() as u8,
+            3 if at < blob.len() => blob[at] ^= 1 << random.below(8),
+            4 => blob.extend_from_within(at..),
+            // A valid field, of any number and a type that often fits.
+            _ => match random.below(3) {
+                0 => blob.extend([(random.below(15) as u8 + 1) << 3 | 5, 0, 0, 0xc0, 0x7f]),
+                1 => blob.extend([(random.below(15) as u8 + 1) << 3, 0xff, 0xff, 0xff, 0xff, 0x0f]),
+                _ => blob.extend([0xfa, 0x0f, 20].iter().chain(br#"{"md":1,"x":2,"x":3}"#)),
+            },
+        }
+    }
+}
+
 /// Fails if an object of the text, at any depth, has a key twice, or if a client would have to see `null` for a number.
 fn assert_sendable(text: &str) {
     struct Strict;
@@ -372,20 +392,20 @@ fn random_blobs_never_panic() {
             Kind::Deck => {
                 let mut row = rich.decks[random.below(rich.decks.len())].clone();
                 let blob = if random.chance(2) { &mut row.common } else { &mut row.kind };
-                random.damage(blob);
+                damage(&mut random, blob);
                 (Kind::Deck, row.write_json(&mut out))
             }
             Kind::Config => {
                 let mut row = rich.configs[random.below(rich.configs.len())].clone();
-                random.damage(&mut row.config);
+                damage(&mut random, &mut row.config);
                 (Kind::Config, row.write_json(&mut out))
             }
             Kind::Notetype => {
                 let mut row = rich.notetypes[random.below(rich.notetypes.len())].clone();
                 match random.below(3) {
-                    0 => random.damage(&mut row.config),
-                    1 => random.damage(&mut row.fields[0].config),
-                    _ => random.damage(&mut row.templates[0].config),
+                    0 => damage(&mut random, &mut row.config),
+                    1 => damage(&mut random, &mut row.fields[0].config),
+                    _ => damage(&mut random, &mut row.templates[0].config),
                 }
                 let _ = notetype_sort_field(&row.config);
                 (Kind::Notetype, row.write_json(&mut out))

@@ -112,26 +112,6 @@ impl Random {
         }
         format!("{{{}}}", pairs.join(if self.chance(2) { "," } else { " ,\n" }))
     }
-
-    /// Damages a blob, or builds on it.
-    pub fn damage(&mut self, blob: &mut Vec<u8>) {
-        for _ in 0..1 + self.below(4) {
-            let at = self.below(blob.len() + 1);
-            match self.below(6) {
-                0 => blob.truncate(at),
-                1 => blob.insert(at, self.next() as u8),
-                2 if at < blob.len() => blob[at] = self.next() as u8,
-                3 if at < blob.len() => blob[at] ^= 1 << self.below(8),
-                4 => blob.extend_from_within(at..),
-                // A valid field, of any number and a type that often fits.
-                _ => match self.below(3) {
-                    0 => blob.extend([(self.below(15) as u8 + 1) << 3 | 5, 0, 0, 0xc0, 0x7f]),
-                    1 => blob.extend([(self.below(15) as u8 + 1) << 3, 0xff, 0xff, 0xff, 0xff, 0x0f]),
-                    _ => blob.extend([0xfa, 0x0f, 20].iter().chain(br#"{"md":1,"x":2,"x":3}"#)),
-                },
-            }
-        }
-    }
 }
 
 /// A notetype, a normal deck, a filtered one, and deck options, with every key that there is.
