@@ -110,11 +110,10 @@ pub fn gzip(data: &[u8]) {
     assert_eq!(unpack(&good, usize::MAX), expected);
     assert_eq!(unpack(&good[..good.len() - 1], piece), None);
     assert_eq!(unpack(&[&good[..], b"\0"].concat(), piece), None);
-    for trailer in good.len() - 8..good.len() {
-        let mut bad = good.clone();
-        bad[trailer] ^= 1 << (choice / 16 % 8);
-        assert_eq!(unpack(&bad, piece), None);
-    }
+    let mut bad = good.clone();
+    let trailer = good.len() - 1 - choice / 16 % 8;
+    bad[trailer] ^= 1 << (choice / 4 % 8);
+    assert_eq!(unpack(&bad, piece), None);
 }
 
 fn unpack(data: &[u8], piece: usize) -> Option<Vec<u8>> {
