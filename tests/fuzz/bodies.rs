@@ -282,7 +282,7 @@ impl Built {
             form.extend_from_slice(b"\r\n");
         }
         form.extend(format!("--{boundary}--").into_bytes());
-        form.extend_from_slice(*input.pick::<&[u8]>(&[&b""[..], b"\r\n", b"\r\nmore", b"x"]));
+        form.extend_from_slice(input.pick::<&[u8]>(&[&b""[..], b"\r\n", b"\r\nmore", b"x"]));
         Built { form, expected: expected(&parts) }
     }
 }

@@ -279,7 +279,10 @@ impl<'w> Story<'w> {
                 true
             }
             "downloadFiles" => true,
-            _ => serde_json::from_slice::<Value>(&body).is_ok() || panic!("{}", why()),
+            _ => {
+                assert!(serde_json::from_slice::<Value>(&body).is_ok(), "{}", why());
+                true
+            }
         };
         self.has_new_media |= asked.method == "uploadChanges";
         self.is_changed |= is_ok && asked.user == "a" && ["finish", "upload"].contains(&asked.method);
@@ -334,8 +337,12 @@ impl<'w> Story<'w> {
             assert_eq!(reply.status, 200, "the {method} of a sync at the end");
             serde_json::from_slice(&zstd::decode_all(&reply.body[..]).unwrap()).unwrap()
         };
-        call("meta", json!({"v": 11, "cv": "x"}));
         call("start", json!({"minUsn": 0, "lnewer": false, "graves": null}));
+        if !self.is_changed {
+            // The rest is as it was in the last story.
+            assert!(call("finish", json!({})).is_i64());
+            return;
+        }
         let changes = call("applyChanges", json!({"changes": {"models": [], "decks": [[], []], "tags": []}}));
         assert!(changes["conf"].is_object());
         let mut rows = 0;

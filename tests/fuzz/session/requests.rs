@@ -430,7 +430,7 @@ const COLLECTIONS: [&str; 6] =
 
 /// A whole collection, in which values and bytes are changed.
 fn collection(input: &mut Input, world: &World) -> Vec<u8> {
-    let mut file = fs::read(vector(*input.pick::<&str>(&COLLECTIONS))).unwrap();
+    let mut file = fs::read(vector(input.pick::<&str>(&COLLECTIONS))).unwrap();
     let edits = input.below(4);
     if edits > 0 {
         let path = world.dir.join("edited.anki2");
