@@ -108,6 +108,10 @@ pub fn gzip(data: &[u8]) {
     let expected = plain.filter(|plain| plain.len() as u64 <= CAPS.decoded);
     assert_eq!(unpack(&good, piece).as_ref(), expected.as_ref());
     assert_eq!(unpack(&good, usize::MAX), expected);
+    if expected.is_none() {
+        // A byte more or less might make it whole.
+        return;
+    }
     assert_eq!(unpack(&good[..good.len() - 1], piece), None);
     assert_eq!(unpack(&[&good[..], b"\0"].concat(), piece), None);
     let mut bad = good.clone();

@@ -104,9 +104,10 @@ impl World {
             World { dir, template: BTreeMap::new(), config, pools, server, app: RefCell::default() };
         // The first start and a first sync make what a data folder has beside the collections.
         let mut story = Story::begin_anew(&world);
-        for line in ["s", "f", "U\0\0\x02\x01\x01\x05hello\x02\0\x03abc"] {
+        for line in ["s", "f", "U\0\x02\x01\x02\x05hello\x02\x02\x03abc"] {
             story.send(line.as_bytes());
         }
+        assert!(world.base().join("a/media/a.mp3").exists());
         world.stop();
         world.template = files_in(&world.base());
         world
