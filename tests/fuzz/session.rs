@@ -1,7 +1,8 @@
 //! Whole stories: requests that look right, or nearly so, against the handlers with a data folder of their own.
 //!
 //! The bytes are lines, one for each request. The first byte of a line is its method, as in `METHODS`; each byte after it
-//! is a choice, and those that are not there are the ordinary ones, so `s`, `k`, `f` in a line each are a sync.
+//! is a choice, and those that are not there are the ordinary ones, so `s`, `k`, `f` in a line each are a sync. With
+//! FUZZ_SHOW set, each answer is shown.
 
 use std::cell::{Ref, RefCell};
 use std::collections::BTreeMap;
