@@ -275,7 +275,11 @@ impl<'w> Story<'w> {
             false => zstd::decode_all(&reply.body[..]).unwrap(),
         };
         let is_ok = match asked.method {
-            "upload" => body == b"OK",
+            "upload" => {
+                let text = String::from_utf8_lossy(&body);
+                assert!(!text.contains("could not store"), "no file is the server's fault: {text}");
+                text == "OK"
+            }
             "download" => {
                 assert!(self.is_fit(&body), "what is sent for download would be refused as an upload");
                 true
