@@ -72,7 +72,7 @@ impl App {
         let call = Call::new(method, header, user, log.address())?;
         let caps = method.caps(&self.config);
         self.check_declared(method, call.user.as_deref(), caps, request.declared_bytes())?;
-        Ok((call, Body::zstd(request.body(), caps)))
+        Ok((call, Body::zstd(request.body(), method.comes_in_series(), caps)))
     }
 
     /// Clients whose media sync is that of 2.1.22 to 2.1.56 begin it so.

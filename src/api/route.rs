@@ -128,6 +128,11 @@ impl Method {
         matches!(self, Start | ApplyGraves | ApplyChanges | Chunk | ApplyChunk | SanityCheck | Finish)
     }
 
+    /// Whether a client is likely to send another one at once.
+    pub fn comes_in_series(self) -> bool {
+        matches!(self, Method::ApplyChunk | Method::UploadChanges)
+    }
+
     /// How large its body may be.
     pub fn caps(self, config: &Config) -> Caps {
         use Method::{ApplyChanges, ApplyChunk, ApplyGraves, Start, Upload, UploadChanges};

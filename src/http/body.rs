@@ -48,6 +48,9 @@ pub struct Received {
 /// Blocks from the decoder to the consumer.
 const BLOCK_BYTES: usize = 32 * 1024;
 
+/// Bodies longer than this may have filled buffers that are too large to be kept.
+const MAX_KEPT_BYTES: u64 = 2 * 1024 * 1024;
+
 /// A body whose request has been admitted, and that may now be unpacked.
 pub struct Body<'r> {
     content: Content<'r>,
@@ -56,7 +59,7 @@ pub struct Body<'r> {
 
 enum Content<'r> {
     /// Protocol 11: one zstd frame.
-    Zstd(&'r mut dyn Read),
+    Zstd { body: &'r mut dyn Read, is_of_series: bool },
     /// Protocols 8 to 10: the data of a form, which come next.
     Form { form: Box<WireForm<'r>>, is_gzip: bool },
     /// The data of a form as they were sent, because fields that matter may have followed them.
@@ -66,9 +69,9 @@ enum Content<'r> {
 }
 
 impl<'r> Body<'r> {
-    /// A body of protocol 11.
-    pub fn zstd(body: &'r mut dyn Read, caps: Caps) -> Body<'r> {
-        Body { content: Content::Zstd(body), caps }
+    /// A body of protocol 11; `is_of_series` if another like it is likely to follow at once.
+    pub fn zstd(body: &'r mut dyn Read, is_of_series: bool, caps: Caps) -> Body<'r> {
+        Body { content: Content::Zstd { body, is_of_series }, caps }
     }
 
     /// No body.
@@ -87,13 +90,14 @@ impl<'r> Body<'r> {
     ) -> Result<Received> {
         let mut sink = CappedSink { sink, caps: self.caps, bytes: 0, error: Some(sink_error) };
         let wire_bytes = match self.content {
-            Content::Zstd(body) => {
+            Content::Zstd { body, is_of_series } => {
                 let (reader, wire) = wire(body, self.caps);
-                encoding::Decoder::new(BufReader::with_capacity(BLOCK_BYTES, reader))
-                    .map_err(|err| wire.fault(err))
-                    .and_then(|mut frame| {
-                        pass_on(&mut frame, &|err| wire.fault(err), &mut |block| sink.take(block))
-                    })?;
+                let mut frame = encoding::Decoder::new(BufReader::with_capacity(BLOCK_BYTES, reader))
+                    .map_err(|err| wire.fault(err))?;
+                pass_on(&mut frame, &|err| wire.fault(err), &mut |block| sink.take(block))?;
+                if is_of_series && sink.bytes <= MAX_KEPT_BYTES {
+                    frame.keep();
+                }
                 wire.bytes()
             }
             Content::Form { mut form, is_gzip } => {
@@ -315,7 +319,7 @@ mod tests {
     }
 
     fn received(mut wire: &[u8]) -> Result<Vec<u8>> {
-        read(Body::zstd(&mut wire, CAPS))
+        read(Body::zstd(&mut wire, false, CAPS))
     }
 
     /// Reads a form with these data as if its key came before them, and as if it came after.
@@ -432,7 +436,7 @@ mod tests {
                 Err(io::ErrorKind::ConnectionReset.into())
             }
         }
-        let err = read(Body::zstd(&mut Broken, CAPS)).unwrap_err();
+        let err = read(Body::zstd(&mut Broken, false, CAPS)).unwrap_err();
         assert!(matches!(err, Error::Disconnected(_)), "{err}");
         let err = WireForm::new(&mut Broken, "x", CAPS).read_fields(&mut Fields::default()).unwrap_err();
         assert!(matches!(err, Error::Disconnected(_)), "{err}");
