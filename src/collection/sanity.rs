@@ -35,7 +35,7 @@ impl Collection {
     /// Stamps the collection and commits; returns the stamp, ms.
     pub fn finish(&self, before: Stamps) -> Result<i64> {
         // A board without a clock battery may live in the past; the stamp must still be another one.
-        let stamp = clock::now_millis().max(before.modified + 1);
+        let stamp = clock::now_millis().max(before.modified.saturating_add(1));
         self.db.execute("UPDATE col SET ls = ?1, mod = ?1, usn = ?2", params![stamp, before.usn + 1])?;
         self.stamp_renamed(before.usn)?;
         self.commit()?;

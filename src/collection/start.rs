@@ -4,6 +4,7 @@ use std::io::Write;
 
 use rusqlite::params;
 
+use super::chunk::int;
 use super::{Collection, Range};
 use crate::clock;
 use crate::error::{Error, Result};
@@ -38,7 +39,7 @@ impl Collection {
             let mut rows = select.query(params![kind as i64, unseen.from, unseen.to])?;
             let mut separator = '[';
             while let Some(row) = rows.next()? {
-                write!(out, "{separator}{}", row.get::<_, i64>(0)?).map_err(spooling)?;
+                write!(out, "{separator}{}", int(row, 0)?).map_err(spooling)?;
                 separator = ',';
             }
             out.write_all(if separator == '[' { b"[]" } else { b"]" }).map_err(spooling)?;
@@ -52,7 +53,7 @@ impl Collection {
         let created: i64 = self.db.query_row("SELECT crt FROM col", [], |row| row.get(0))?;
         let now = clock::now_secs();
         if self.config::<i64>("schedVer")? != Some(2) {
-            return Ok(i64::from(((now - created) / SECS_PER_DAY) as u32));
+            return Ok(i64::from((now.saturating_sub(created) / SECS_PER_DAY) as u32));
         }
         let rollover = match self.config::<u8>("rollover")? {
             Some(hour) => i64::from(hour.min(23)),
@@ -77,7 +78,7 @@ impl Collection {
     }
 }
 
-/// The day number of the v2 scheduler. Zones are minutes west of UTC.
+/// The day number of the v2 scheduler. Zones are minutes west of UTC. `created` is whatever a client says.
 fn day_number_v2(
     now: i64,
     created: i64,
@@ -85,12 +86,13 @@ fn day_number_v2(
     local_zone: i64,
     creation_zone: Option<i64>,
 ) -> i64 {
-    let local = |secs: i64, zone: i64| secs - zone * 60;
+    let local = |secs: i64, zone: i64| secs.saturating_sub(zone * 60);
     let local_now = local(now, local_zone);
     match creation_zone {
         None => {
-            let first_day = local(created, local_zone).div_euclid(SECS_PER_DAY) * SECS_PER_DAY;
-            i64::from(((local_now - first_day - rollover_hour * 3600) / SECS_PER_DAY) as u32)
+            let first_day = local(created, local_zone).div_euclid(SECS_PER_DAY).saturating_mul(SECS_PER_DAY);
+            let secs = local_now.saturating_sub(first_day).saturating_sub(rollover_hour * 3600);
+            i64::from((secs / SECS_PER_DAY) as u32)
         }
         Some(creation_zone) => {
             let days =
@@ -108,6 +110,7 @@ pub(super) fn spooling(err: std::io::Error) -> Error {
 
 #[cfg(test)]
 mod tests {
+    use super::super::{Collection, Range};
     use super::day_number_v2;
 
     /// The cases that the spec lists as checked against the real server (12.9).
@@ -119,5 +122,38 @@ mod tests {
         assert_eq!(day_number_v2(now, created, 4, 0, Some(0)), 2262);
         assert_eq!(day_number_v2(now, created, 4, 720, Some(0)), 2261);
         assert_eq!(day_number_v2(now, 1_900_000_000, 4, 0, Some(0)), 0);
+    }
+
+    #[test]
+    fn a_first_day_beyond_all_times_is_no_panic() {
+        for created in [i64::MIN, i64::MIN + 1, i64::MAX] {
+            for zone in [-1439, 0, 1439] {
+                day_number_v2(1_795_427_949, created, 4, zone, None);
+                day_number_v2(1_795_427_949, created, 4, 0, Some(zone));
+            }
+        }
+    }
+
+    /// Found by fuzzing: an upload whose graves hold other things than numbers was taken, and no sync began any more.
+    #[test]
+    fn graves_of_any_type_are_sent() {
+        let dir = tempfile::tempdir().unwrap();
+        crate::collection::create_new(dir.path()).unwrap();
+        let path = dir.path().join(crate::collection::FILE_NAME);
+        let db = rusqlite::Connection::open(&path).unwrap();
+        db.execute_batch("INSERT INTO graves VALUES (16.5, 1, 3), ('x', 1, 3), (x'01', 1, 3), (7, 1, 3)")
+            .unwrap();
+        drop(db);
+        let mut out = Vec::new();
+        let everything = Range { from: 0, to: i32::MAX };
+        Collection::open(&path).unwrap().write_graves(everything, &mut out).unwrap();
+        let mut sent: Vec<i64> = serde_json::from_slice::<serde_json::Value>(&out).unwrap()["notes"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|id| id.as_i64().unwrap())
+            .collect();
+        sent.sort_unstable();
+        assert_eq!(sent, [0, 0, 7, 16]);
     }
 }

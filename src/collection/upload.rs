@@ -34,8 +34,9 @@ const UTF_8: [u8; 4] = [0, 0, 0, 1];
 
 pub use super::unfit::{Unfit, Verdict};
 
-/// Checks an uploaded file and readies it for use: old schemas are upgraded, missing indexes are made, rows marked as
-/// pending get usn 0. The file is on disk when this returns. No row or object may be longer than `max_row_bytes`.
+/// Checks an uploaded file and readies it for use: old schemas are upgraded, missing indexes are made, rows with a
+/// usn that no server gave get 0. The file is on disk when this returns. No row or object may be longer than
+/// `max_row_bytes`.
 pub fn check(path: &Path, max_row_bytes: u64) -> Result<Verdict> {
     let file = OpenOptions::new().read(true).write(true).open(path).map_err(Error::io("opening", path))?;
     if let Err(unfit) = check_header(&file).map_err(Error::io("reading", path))? {
@@ -133,9 +134,20 @@ fn read_contents(collection: &Collection, max_row_bytes: u64) -> Checked {
     collection.check_objects()?;
     // What follows writes whole rows, which were found to be within bounds.
     collection.limit_rows(max_row_bytes)?;
+    settle_usns(db)
+}
+
+/// Whoever gets rows by downloading this file has seen them. One that is marked as pending would fail every sanity check
+/// to come, one beyond 32 bits would never be sent, and one between two numbers without end.
+fn settle_usns(db: &Connection) -> Checked {
+    let is_odd = "typeof(usn) != 'integer' OR usn NOT BETWEEN 0 AND 2147483647";
     for table in TABLES_WITH_USN {
-        // Otherwise every sanity check to come would fail on them.
-        db.execute(&format!("UPDATE {table} SET usn = 0 WHERE usn = -1"), [])?;
+        let rows = match LARGE_TABLES.contains(table) {
+            // The index is much shorter than the table.
+            true => format!("id IN (SELECT id FROM {table} INDEXED BY ix_{table}_usn WHERE {is_odd})"),
+            false => is_odd.to_owned(),
+        };
+        db.execute(&format!("UPDATE {table} SET usn = 0 WHERE {rows}"), [])?;
     }
     Ok(())
 }
@@ -436,22 +448,28 @@ mod tests {
     }
 
     #[test]
-    fn missing_indexes_are_made_and_pending_rows_settled() {
+    fn missing_indexes_are_made_and_odd_usns_settled() {
         let dir = tempfile::tempdir().unwrap();
         super::super::create_new(dir.path()).unwrap();
         let path = dir.path().join(super::super::FILE_NAME);
         let db = Connection::open(&path).unwrap();
-        db.execute_batch(
-            "DROP INDEX ix_notes_usn; INSERT INTO notes VALUES (1, '', 1, 1, -1, '', '', '', 1, 0, '')",
-        )
-        .unwrap();
+        db.create_collation("unicase", crate::text::unicase::compare).unwrap();
+        db.execute_batch("DROP INDEX ix_notes_usn").unwrap();
+        // Found by fuzzing: no sync would send the last one.
+        for usn in ["0", "3", "7", "-1", "-5", "8", "1.5", "'x'", "x'01'", "1795428020168"] {
+            let row = format!("INSERT INTO notes VALUES (NULL, '', 1, 1, {usn}, '', '', '', 1, 0, '')");
+            db.execute_batch(&row).unwrap();
+            db.execute(&format!("INSERT INTO tags VALUES ({usn} || 't', {usn}, 0, NULL)"), []).unwrap();
+        }
         drop(db);
         check(&path, MAX_ROW).unwrap().unwrap();
         let collection = Collection::open_to_read(&path).unwrap();
-        assert_eq!(
-            collection.db.query_row("SELECT usn FROM notes", [], |row| row.get::<_, i64>(0)).unwrap(),
-            0
-        );
+        for table in ["notes", "tags"] {
+            let mut select =
+                collection.db.prepare(&format!("SELECT usn FROM {table} ORDER BY usn DESC")).unwrap();
+            let usns = select.query_map([], |row| row.get(0)).unwrap().map(std::result::Result::unwrap);
+            assert_eq!(usns.collect::<Vec<i64>>(), [8, 7, 3, 0, 0, 0, 0, 0, 0, 0], "{table}");
+        }
         let sql = "SELECT count(*) FROM sqlite_schema WHERE name = 'ix_notes_usn'";
         assert_eq!(collection.db.query_row(sql, [], |row| row.get::<_, i64>(0)).unwrap(), 1);
     }

@@ -14,9 +14,11 @@ use ruzstd::encoding::{CompressionLevel, compress_to_vec};
 /// The largest window that a client may ask for. Clients use 2 MiB; level 19 uses 8.
 const MAX_WINDOW_BYTES: u64 = 8 * 1024 * 1024;
 
-/// Decodes one zstd frame, checks its checksum if it has one, and that nothing follows it.
+/// Decodes one zstd frame, checks its length and checksum if it tells them, and that nothing follows it.
 pub struct Decoder<R: BufRead> {
     frame: StreamingDecoder<R, FrameDecoder>,
+    /// Decoded so far.
+    bytes: u64,
     ended: bool,
 }
 
@@ -34,7 +36,7 @@ impl<R: BufRead> Decoder<R> {
         let mut decoder = kept().take().unwrap_or_default();
         decoder.set_max_window_size(MAX_WINDOW_BYTES);
         let frame = StreamingDecoder::new_with_decoder(source, decoder).map_err(io::Error::other)?;
-        Ok(Decoder { frame, ended: false })
+        Ok(Decoder { frame, bytes: 0, ended: false })
     }
 
     /// Leaves the buffers to the next body, which frees them if it does not do the same.
@@ -43,6 +45,11 @@ impl<R: BufRead> Decoder<R> {
     }
 
     fn check_end(&mut self) -> io::Result<()> {
+        // ruzstd decodes damaged frames of which the C library says that they are, by their length. 0 is also none.
+        let declared = self.frame.decoder.content_size();
+        if declared != 0 && declared != self.bytes {
+            return Err(io::Error::other("the frame is not as long as it says"));
+        }
         let sent = self.frame.decoder.get_checksum_from_data();
         if sent.is_some() && sent != self.frame.decoder.get_calculated_checksum() {
             return Err(io::Error::other("checksum mismatch"));
@@ -57,6 +64,7 @@ impl<R: BufRead> Decoder<R> {
 impl<R: BufRead> Read for Decoder<R> {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
         let count = self.frame.read(buf)?;
+        self.bytes += count as u64;
         if count == 0 && !buf.is_empty() && !self.ended {
             self.ended = true;
             self.check_end()?;
@@ -237,6 +245,21 @@ mod tests {
             let data: Vec<u8> = (0..len).map(|i| (i % 253) as u8).collect();
             round_trip(&data, false);
         }
+    }
+
+    /// Found by fuzzing: a sequence of 256 bytes in a frame of 260.
+    #[test]
+    fn a_frame_of_another_length_than_it_says_is_refused() {
+        let frame = b"\x28\xb5\x2f\xfd\x60\x04\x00\xa5\x00\x00\x68{\"_pad\":null}\x01\x00\x70\xa0\xe6\x17";
+        assert!(zstd::decode_all(&frame[..]).is_err());
+        let err = Decoder::new(&frame[..]).unwrap().read_to_end(&mut Vec::new()).unwrap_err();
+        assert!(err.to_string().contains("as long as it says"), "{err}");
+        let mut whole = Vec::new();
+        Decoder::new(&zstd::encode_all(&[7; 260][..], 1).unwrap()[..])
+            .unwrap()
+            .read_to_end(&mut whole)
+            .unwrap();
+        assert_eq!(whole, [7; 260]);
     }
 
     #[test]

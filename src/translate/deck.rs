@@ -10,7 +10,7 @@ use super::{Refused, whole};
 
 /// Row columns (4.2) and message Common (4.3).
 #[rustfmt::skip]
-const COMMON: &[Field] = &[
+pub(super) const COMMON: &[Field] = &[
     column("id", code::I64S, ERR, ERR),
     column("mod", code::I64S, or("0"), ERR),
     column("name", NAME, ERR, ERR),
@@ -30,7 +30,7 @@ const COMMON: &[Field] = &[
 
 /// Message Normal (4.4).
 #[rustfmt::skip]
-const NORMAL: &[Field] = &[
+pub(super) const NORMAL: &[Field] = &[
     field(CONFIG_ID, I64,          "conf",             code::I64S,        ERR,         ERR),
     field( 2, U32,                 "extendNew",        code::COUNT,       or("0"),     or("0")),
     field( 3, U32,                 "extendRev",        code::COUNT,       or("0"),     or("0")),
@@ -45,7 +45,7 @@ const NORMAL: &[Field] = &[
 
 /// Message Filtered (4.5).
 #[rustfmt::skip]
-const FILTERED: &[Field] = &[
+pub(super) const FILTERED: &[Field] = &[
     field(1, Bool,                  "resched",          code::ANY_BOOL, ERR,        ERR),
     field(2, Repeated(SEARCH_TERM), "terms",            TERMS,          ERR,        ERR),
     column("separate", SEPARATE, or("true"), ERR),
@@ -60,13 +60,13 @@ const FILTERED: &[Field] = &[
 ];
 
 #[rustfmt::skip]
-const DAY_LIMIT: &[Field] = &[
+pub(super) const DAY_LIMIT: &[Field] = &[
     field(1, U32, "limit", code::U32, ERR, ERR),
     field(2, U32, "today", code::U32, ERR, ERR),
 ];
 
 #[rustfmt::skip]
-const SEARCH_TERM: &[Field] = &[
+pub(super) const SEARCH_TERM: &[Field] = &[
     field(1, Str, "search", code::STR,     ERR, ERR),
     field(2, U32, "limit",  code::COUNT_S, ERR, ERR),
     field(3, I32, "order",  code::I32,     ERR, ERR),

@@ -9,7 +9,7 @@ use super::{Refused, whole};
 
 /// Row columns and top-level keys (5.1), ranges from 5.3.
 #[rustfmt::skip]
-const CONFIG: &[Field] = &[
+pub(super) const CONFIG: &[Field] = &[
     column("id", code::I64S, ERR, ERR),
     column("mod", code::I64S, ERR, ERR),
     column("name", code::STR, ERR, ERR),
@@ -49,7 +49,7 @@ const CONFIG: &[Field] = &[
 
 /// Section `new` (5.2).
 #[rustfmt::skip]
-const NEW: &[Field] = &[
+pub(super) const NEW: &[Field] = &[
     field(  27, Bool, "bury",          code::BOOL,           or("false"), SEC),
     field(   1, F32s, "delays",        code::F32S,           SEC,         or("[]")),
     field(EASE, F32,  "initialFactor", code::PERMILLE,       SEC,         SEC).clamp(2.5, 1.31, 5.0),
@@ -61,7 +61,7 @@ const NEW: &[Field] = &[
 
 /// Section `rev` (5.2).
 #[rustfmt::skip]
-const REV: &[Field] = &[
+pub(super) const REV: &[Field] = &[
     field(28, Bool, "bury",       code::BOOL, or("false"), SEC),
     field(12, F32,  "ease4",      code::F32,  SEC,         SEC).clamp(1.3, 1.0, 5.0),
     field(15, F32,  "ivlFct",     code::F32,  SEC,         SEC).clamp(1.0, 0.5, 2.0),
@@ -72,7 +72,7 @@ const REV: &[Field] = &[
 
 /// Section `lapse` (5.2).
 #[rustfmt::skip]
-const LAPSE: &[Field] = &[
+pub(super) const LAPSE: &[Field] = &[
     field( 2, F32s, "delays",      code::F32S,   SEC, or("[]")),
     field(21, I32,  "leechAction", code::ENUM_2, SEC, or("1")),
     field(22, U32,  "leechFails",  code::U32,    SEC, SEC).clamp(8.0, 1.0, 9999.0),

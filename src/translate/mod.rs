@@ -34,6 +34,8 @@ mod engine;
 mod json;
 pub mod names;
 mod notetype;
+#[cfg(test)]
+mod properties;
 pub(crate) mod proto;
 mod table;
 

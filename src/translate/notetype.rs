@@ -8,7 +8,7 @@ use super::{Refused, whole};
 
 /// Row columns and message Config of notetypes (6.1).
 #[rustfmt::skip]
-const NOTETYPE: &[Field] = &[
+pub(super) const NOTETYPE: &[Field] = &[
     column("id", code::I64S, ERR, ERR),
     column("name", code::STR, ERR, ERR),
     field(   1, I32,                   "type",              code::ENUM_2,  ERR,         ERR),
@@ -30,7 +30,7 @@ const NOTETYPE: &[Field] = &[
 
 /// Row columns and message Config of fields (6.2).
 #[rustfmt::skip]
-const FIELD: &[Field] = &[
+pub(super) const FIELD: &[Field] = &[
     column("name", code::STR, ERR, ERR),
     // The position in the array counts, not what is sent.
     column("ord", code::OPT_U16, or("null"), ERR),
@@ -50,7 +50,7 @@ const FIELD: &[Field] = &[
 
 /// Row columns and message Config of templates (6.3).
 #[rustfmt::skip]
-const TEMPLATE: &[Field] = &[
+pub(super) const TEMPLATE: &[Field] = &[
     column("name", code::STR, ERR, ERR),
     column("ord", code::OPT_U16, or("null"), ERR),
     field(1, Str, "qfmt",  code::STR,     ERR,        ERR),
@@ -65,7 +65,7 @@ const TEMPLATE: &[Field] = &[
 ];
 
 #[rustfmt::skip]
-const REQUIREMENT: &[Field] = &[
+pub(super) const REQUIREMENT: &[Field] = &[
     field(1, U32,  "card_ord",   code::U16,        ERR, ERR),
     field(2, I32,  "kind",       REQUIREMENT_KIND, ERR, ERR),
     field(3, U32s, "field_ords", U16S,             ERR, ERR),

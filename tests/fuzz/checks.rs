@@ -3,14 +3,12 @@
 
 use std::cmp::Ordering;
 use std::collections::HashMap;
-use std::io::{self, Read, Write};
+use std::io::Write;
 use std::path::Path;
 use std::sync::OnceLock;
 
 use ankipi::collection::upgrade;
 use ankipi::error::Result;
-use ankipi::http::body::{Body, Caps, WireForm};
-use ankipi::http::multipart::Fields;
 use ankipi::media::zip::ZipReader;
 use ankipi::server::guard::probe::probe;
 use ankipi::spool::Spool;
@@ -18,22 +16,32 @@ use ankipi::text::{note, tag, unicase};
 use ankipi::translate::{DeckConfigRow, DeckRow, FieldRow, NotetypeRow, TemplateRow, names};
 use rusqlite::{Connection, params};
 
+mod bodies;
+mod input;
+mod session;
+#[allow(dead_code, reason = "the tests of media read zips, too")]
+#[path = "../media/zip.rs"]
+mod zips;
+
+pub use bodies::{body, form, gzip};
+pub use session::session;
+
 /// A check of some bytes; it panics where something does not hold.
 pub type Check = fn(&[u8]);
 
 /// All checks, by the names of their targets.
-#[allow(dead_code, reason = "a target has one of them")]
-pub const ALL: [(&str, Check); 7] = [
+pub const ALL: [(&str, Check); 10] = [
     ("head", head),
     ("body", body),
+    ("gzip", gzip),
+    ("form", form),
     ("zip", zip),
     ("translate", translate),
     ("text", text),
     ("collation", collation),
     ("schema11", schema11),
+    ("session", session),
 ];
-
-const CAPS: Caps = Caps { wire: 1 << 20, decoded: 64 << 10, raised_by: None };
 
 /// Takes the first byte off: it chooses what is done with the rest.
 fn choice(data: &[u8]) -> (usize, &[u8]) {
@@ -66,78 +74,6 @@ pub fn head(data: &[u8]) {
     assert!(count("x-ankipi-length") <= 1);
     assert!(count("content-length") + count("transfer-encoding") <= 1);
     assert_eq!(count("upgrade") + count("expect") + count("keep-alive"), 0);
-}
-
-/// A reader that gives so many bytes at once.
-struct Pieces<'d>(&'d [u8], usize);
-
-impl Read for Pieces<'_> {
-    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
-        let count = self.1.max(1).min(buf.len()).min(self.0.len());
-        buf[..count].copy_from_slice(&self.0[..count]);
-        self.0 = &self.0[count..];
-        Ok(count)
-    }
-}
-
-/// Fails if more comes than the cap allows.
-struct Capped(Vec<u8>);
-
-impl Write for Capped {
-    fn write(&mut self, data: &[u8]) -> io::Result<usize> {
-        self.0.extend_from_slice(data);
-        assert!(self.0.len() as u64 <= CAPS.decoded);
-        Ok(data.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
-fn read(body: Body) -> Option<Vec<u8>> {
-    let mut sink = Capped(Vec::new());
-    body.read_into(&mut sink, |_| unreachable!("it takes everything")).ok()?;
-    Some(sink.0)
-}
-
-/// A body: bounded, the same in pieces of any size, and what the C library makes of it.
-pub fn body(data: &[u8]) {
-    let (choice, data) = choice(data);
-    let piece = [1, 7, 100, 1 << 20][choice / 4 % 4];
-    let both = |read: &dyn Fn(&mut dyn Read) -> Option<Vec<u8>>| {
-        let whole = read(&mut &data[..]);
-        assert_eq!(whole, read(&mut Pieces(data, piece)));
-        whole
-    };
-    match choice % 4 {
-        0 => {
-            if let Some(plain) = both(&|wire| read(Body::zstd(wire, true, CAPS))) {
-                // ruzstd takes some frames that the C library calls corrupt.
-                assert!(!zstd::decode_all(data).is_ok_and(|theirs| theirs != plain));
-            }
-        }
-        1 if data.len() as u64 <= CAPS.decoded => {
-            let packed = zstd::encode_all(data, 1).unwrap();
-            assert_eq!(read(Body::zstd(&mut &packed[..], true, CAPS)).as_deref(), Some(data));
-        }
-        _ => {
-            both(&|wire| read_form(wire, choice % 4 == 2));
-        }
-    }
-}
-
-fn read_form(wire: &mut dyn Read, is_gzip: bool) -> Option<Vec<u8>> {
-    let mut fields = Fields::default();
-    let mut form = WireForm::new(wire, "b", CAPS);
-    let has_data = form.read_fields(&mut fields).ok()?;
-    let plain = match has_data {
-        true if is_gzip => read(form.into_body(true))?,
-        true => read(form.into_spooled_body(&mut fields, Spool::new(&std::env::temp_dir())).ok()?)?,
-        false => Vec::new(),
-    };
-    let said = format!("{:?} {:?} {:?} {:?}", fields.hkey, fields.skey, fields.client, fields.is_gzip);
-    Some([said.as_bytes(), b"\0", &plain].concat())
 }
 
 /// A media zip: nothing is unpacked beyond what its directory says.

@@ -4,6 +4,9 @@
 
 mod blobs;
 mod cases;
+#[path = "../objects/mod.rs"]
+mod objects;
+mod random;
 mod tables;
 
 use std::fs;
