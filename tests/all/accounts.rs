@@ -111,7 +111,8 @@ fn who_comes_back_after_everything_was_deleted_starts_afresh() {
 /// Waits until a request that sends its body has come so far that a file of this name is in the folder.
 fn wait_for_file(folder: &Path, prefix: &str) {
     let is_there = || {
-        let names = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+        let names =
+            fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
         names.into_iter().any(|name| name.starts_with(prefix))
     };
     let deadline = Instant::now() + PATIENCE;
