@@ -1,7 +1,7 @@
 # docker build -t ankipi . ; docker run -d -p 8080:8080 -v ankipi:/data ankipi
 # Accounts: docker exec -it CONTAINER /ankipi user add NAME
 # Another processor: docker build --platform linux/arm64 -t ankipi .
-FROM rust:1.95-alpine3.22 AS build
+FROM rust:1.95-alpine AS build
 RUN apk add --no-cache musl-dev=~1.2
 WORKDIR /src
 COPY . .
