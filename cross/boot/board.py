@@ -66,7 +66,7 @@ class Board:
             self.machine = subprocess.Popen([
                 *options.qemu, "-display", "none", "-monitor", "none", "-nodefaults", "-no-reboot", "-append", append,
                 "-device", f"loader,file={initramfs},addr={start:#x},force-raw=on",
-                # Without the server, too: the emulator has lost the timer of a Pi Zero whose USB was silent.
+                # Without the server, too: a Pi Zero emulated without has stood still in the middle of the benchmark.
                 "-netdev", f"user,id=net,restrict=on,hostfwd=tcp:127.0.0.1:{self.port}-:8080",
                 "-device", f"{options.nic},netdev=net",
                 "-chardev", f"socket,id=serial,fd={end.fileno()}", "-serial", "chardev:serial"],
