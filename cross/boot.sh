@@ -182,7 +182,7 @@ boot() {
     tests/.venv/bin/python cross/boot/board.py --name "$1" --memory "${mem:-$memory}" --ram-start "$ram_start" \
         --initramfs "$work/initramfs.gz" --append "$append disk=$disk net=$net" --nic "$nic" --tally "$tally" "${pass_on[@]}" -- \
         "${qemu[@]}" -kernel "$parts/vmlinuz" -drive "id=disk,if=none,format=raw,file=$work/disk" || true # it has told
-    rm "$work/disk"
+    rm -f "$work/disk"
 }
 
 boards=()
