@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
-use std::thread;
+use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use crate::Result;
@@ -31,6 +31,7 @@ pub struct Server {
     child: Child,
     address: SocketAddr,
     log: Arc<Mutex<VecDeque<String>>>,
+    count_fsyncs: bool,
 }
 
 /// What a job cost the server.
@@ -47,11 +48,14 @@ pub struct Usage {
     pub written: u64,
     /// Bytes of bodies on the wire.
     pub traffic: Traffic,
+    /// How often it waited for the disk, where that was counted.
+    pub fsyncs: Option<u64>,
 }
 
 impl Server {
-    /// Starts `command` (a path, or a command with arguments) on the folder `base` and waits until it answers.
-    pub fn start(command: &str, base: &Path) -> Result<Server> {
+    /// Starts `command` (a path, or a command with arguments) on the folder `base` and waits until it answers. With
+    /// `count_fsyncs` jobs are slow, and their fsyncs are counted.
+    pub fn start(command: &str, base: &Path, count_fsyncs: bool) -> Result<Server> {
         let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port();
         let mut words = command.split_whitespace();
         let mut run = match Path::new(command).exists() {
@@ -81,7 +85,7 @@ impl Server {
             let log = log.clone();
             thread::spawn(move || keep_last_lines(BufReader::new(stderr), &log));
         }
-        let mut server = Server { child, address: (Ipv4Addr::LOCALHOST, port).into(), log };
+        let mut server = Server { child, address: (Ipv4Addr::LOCALHOST, port).into(), log, count_fsyncs };
         server.wait_until_it_answers()?;
         Ok(server)
     }
@@ -121,6 +125,7 @@ impl Server {
 
     /// Runs a job and tells what the server used for it.
     pub fn measure(&self, job: impl FnOnce() -> Result<Traffic>) -> Result<Usage> {
+        let counter = if self.count_fsyncs { Some(FsyncCounter::attach(self.child.id())?) } else { None };
         let (cpu, written) = (self.cpu()?, self.written()?);
         let started = Instant::now();
         let over = AtomicBool::new(false);
@@ -146,6 +151,7 @@ impl Server {
             anon_kib,
             written: self.written()? - written,
             traffic,
+            fsyncs: counter.map(FsyncCounter::finish).transpose()?,
         })
     }
 
@@ -182,6 +188,39 @@ impl Drop for Server {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
+    }
+}
+
+/// strace, attached to a server.
+struct FsyncCounter {
+    strace: Child,
+    count: JoinHandle<u64>,
+}
+
+impl FsyncCounter {
+    fn attach(pid: u32) -> Result<FsyncCounter> {
+        let mut strace = Command::new("strace")
+            .args(["-f", "-e", "trace=fsync,fdatasync,sync_file_range,syncfs,sync", "-p", &pid.to_string()])
+            .stderr(Stdio::piped())
+            .spawn()
+            .map_err(|err| format!("--fsyncs needs strace: {err}"))?;
+        let stderr = strace.stderr.take().ok_or("strace without stderr")?;
+        let mut lines = BufReader::new(stderr).lines().map_while(std::result::Result::ok);
+        if !lines.any(|line| line.contains("attached")) {
+            return Err(format!("strace ended: {}", strace.wait()?).into());
+        }
+        // A call that another thread's one interrupted is told in two lines.
+        let is_call =
+            |line: &String| line.contains('(') && !line.contains("resumed>") && !line.contains("strace:");
+        let count = thread::spawn(move || lines.filter(is_call).count() as u64);
+        Ok(FsyncCounter { strace, count })
+    }
+
+    fn finish(mut self) -> Result<u64> {
+        // It lets go of the server then.
+        Command::new("kill").args(["-INT", &self.strace.id().to_string()]).status()?;
+        self.strace.wait()?;
+        Ok(self.count.join().map_err(|_| "counting fsyncs failed")?)
     }
 }
 

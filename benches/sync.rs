@@ -28,17 +28,25 @@ use media::Media;
 type Result<T> = std::result::Result<T, Box<dyn std::error::Error + Send + Sync>>;
 
 const HELP: &str = "\
-cargo bench --bench sync -- [options]
+cargo bench --bench sync -- [options], or on a board ankipi-bench [options]
 
   --quick          small sizes, for a smoke test
+  --board          sizes for a board with 512 MB of memory and 700 MB of disk
   --job NAME       this job only; may be given more than once
   --server CMD     another server: a path, or a command with arguments
-  --notes N        notes of the collection (75000 make 300 MB)
+                   (otherwise the ankipi beside this program, or in PATH)
+  --notes N        notes of the collection (75000 make 300 MB, 20000 make 80)
+  --data DIR       where collections and the servers' folders go
+                   (otherwise ankipi-bench-data here; with cargo target/bench-data)
+  --fsyncs         run each job once more and count the server's fsyncs
+                   (needs strace)
   --json           JSON in place of the table
 ";
 
 /// Sizes of a run.
 struct Sizes {
+    /// Passwords to check; one alone is too short for the clock of a PC, and takes seconds on a Pi Zero.
+    logins: u32,
     /// Notes of the collection that every job but `idle` is about.
     notes: i64,
     new_notes: i64,
@@ -54,6 +62,7 @@ struct Sizes {
 }
 
 const FULL: Sizes = Sizes {
+    logins: 20,
     notes: 75_000,
     new_notes: 10_000,
     reviews: 5_000,
@@ -63,6 +72,7 @@ const FULL: Sizes = Sizes {
     connections: 500,
 };
 const QUICK: Sizes = Sizes {
+    logins: 20,
     notes: 1_000,
     new_notes: 600,
     reviews: 300,
@@ -70,6 +80,17 @@ const QUICK: Sizes = Sizes {
     pictures: 60,
     recording: 5_000_000,
     connections: 50,
+};
+/// A Pi Zero is done in minutes, and client and server fit into its memory together.
+const BOARD: Sizes = Sizes {
+    logins: 5,
+    notes: 20_000,
+    new_notes: 2_000,
+    reviews: 1_000,
+    history: 20_000,
+    pictures: 200,
+    recording: 20_000_000,
+    connections: 500,
 };
 
 /// Something to measure.
@@ -112,9 +133,11 @@ struct Bench {
     cache: PathBuf,
     collection: Generated,
     counts: Counts,
+    /// Count the server's fsyncs, which slows it down.
+    count_fsyncs: bool,
 }
 
-/// Logins and no-change syncs of one job; one alone is too short for the clock.
+/// No-change syncs of one job; one alone is too short for the clock.
 const REPEATS: u32 = 20;
 
 impl Bench {
@@ -135,9 +158,13 @@ impl Bench {
         Ok(base)
     }
 
+    fn start(&self, base: &TempDir) -> Result<Server> {
+        Server::start(&self.server, base.path(), self.count_fsyncs)
+    }
+
     fn idle(&self) -> Result<Usage> {
         let base = tempfile::tempdir_in(&self.cache)?;
-        let server = Server::start(&self.server, base.path())?;
+        let server = self.start(&base)?;
         server.measure(|| {
             thread::sleep(Duration::from_millis(500));
             Ok(Traffic::default())
@@ -146,10 +173,10 @@ impl Bench {
 
     fn logins(&self) -> Result<Usage> {
         let base = tempfile::tempdir_in(&self.cache)?;
-        let server = Server::start(&self.server, base.path())?;
+        let server = self.start(&base)?;
         let mut client = server.client(1);
         server.measure(|| {
-            for _ in 0..REPEATS {
+            for _ in 0..self.sizes.logins {
                 client.log_in()?;
             }
             Ok(client.traffic)
@@ -159,7 +186,7 @@ impl Bench {
     fn no_change(&self) -> Result<Usage> {
         let base = self.base(1, |_| Ok(()))?;
         let expected = generate::stamps(&file_of(base.path(), 1))?;
-        let server = Server::start(&self.server, base.path())?;
+        let server = self.start(&base)?;
         let mut client = server.client(1);
         let usage = server.measure(|| {
             for _ in 0..REPEATS {
@@ -188,7 +215,7 @@ impl Bench {
 
     fn uploads_of(&self, packed: &Path, users: usize) -> Result<Usage> {
         let base = tempfile::tempdir_in(&self.cache)?;
-        let server = Server::start(&self.server, base.path())?;
+        let server = self.start(&base)?;
         let expected = generate::stamps(&self.collection.path)?;
         let usage = server.measure(|| {
             at_once(&server, users, |client, _| {
@@ -210,7 +237,7 @@ impl Bench {
     /// So many users fetch theirs at once.
     fn downloads(&self, users: usize) -> Result<Usage> {
         let base = self.base(users, |_| Ok(()))?;
-        let server = Server::start(&self.server, base.path())?;
+        let server = self.start(&base)?;
         let file = |user: usize| base.path().join(format!("downloaded-{user}"));
         let usage =
             server.measure(|| at_once(&server, users, |client, user| client.download(&file(user))))?;
@@ -229,7 +256,7 @@ impl Bench {
     /// A client of protocol 10 fetches the collection: in schema 11, made for it on the side.
     fn old_download(&self) -> Result<Usage> {
         let base = self.base(1, |_| Ok(()))?;
-        let server = Server::start(&self.server, base.path())?;
+        let server = self.start(&base)?;
         let mut client = server.client(1);
         let file = base.path().join("downloaded");
         let usage = server.measure(|| client.download_old(&file).map(|()| client.traffic))?;
@@ -317,7 +344,7 @@ impl Bench {
         counts[0] += if new.notes.is_some() { count(new.cards) } else { 0 };
         counts[1] += count(new.notes);
         counts[2] += count(new.revlog);
-        let server = Server::start(&self.server, base.path())?;
+        let server = self.start(&base)?;
         let mut client = server.client(1);
         let usage = server.measure(|| {
             let received = client.sync(generate::USN, Some(&config), rows(generate::USN), counts)?;
@@ -344,7 +371,7 @@ impl Bench {
         })?;
         let file = file_of(base.path(), 1);
         let counts = generate::counts(&generate::open(&file)?)?;
-        let server = Server::start(&self.server, base.path())?;
+        let server = self.start(&base)?;
         let mut client = server.client(1);
         let usage = server.measure(|| {
             let received = client.sync(generate::USN, None, Rows::default(), counts)?;
@@ -370,7 +397,7 @@ impl Bench {
     fn media_up(&self, media: &Media, users: usize) -> Result<Usage> {
         let base = tempfile::tempdir_in(&self.cache)?;
         let zips = media.zips()?;
-        let server = Server::start(&self.server, base.path())?;
+        let server = self.start(&base)?;
         let usage = server.measure(|| {
             at_once(&server, users, |client, _| {
                 zips.iter().try_for_each(|(zip, files)| client.upload_media(zip, *files))
@@ -378,7 +405,7 @@ impl Bench {
         })?;
         drop(server);
         // Another process, so that nothing comes from the memory of the first.
-        let server = Server::start(&self.server, base.path())?;
+        let server = self.start(&base)?;
         (1..=users).try_for_each(|user| media.fetch(&mut server.client(user)))?;
         Ok(usage)
     }
@@ -386,13 +413,13 @@ impl Bench {
     /// So many users fetch these files at once.
     fn media_down(&self, media: &Media, users: usize) -> Result<Usage> {
         let base = tempfile::tempdir_in(&self.cache)?;
-        let server = Server::start(&self.server, base.path())?;
+        let server = self.start(&base)?;
         for (zip, files) in media.zips()? {
             (1..=users).try_for_each(|user| server.client(user).upload_media(&zip, files))?;
         }
         drop(server);
         std::process::Command::new("sync").status()?;
-        let server = Server::start(&self.server, base.path())?;
+        let server = self.start(&base)?;
         server.measure(|| at_once(&server, users, |client, _| media.fetch(client)))
     }
 
@@ -400,7 +427,7 @@ impl Bench {
     fn connections(&self) -> Result<Usage> {
         const HEAD: &[u8] = b"GET /health HTTP/1.1\r\nhost: bench\r\n";
         let base = self.base(1, |_| Ok(()))?;
-        let server = Server::start(&self.server, base.path())?;
+        let server = self.start(&base)?;
         let send =
             |connection: &mut BufReader<TcpStream>, bytes: &[u8]| connection.get_mut().write_all(bytes);
         let finish = |connection: &mut BufReader<TcpStream>| -> Result<()> {
@@ -476,8 +503,8 @@ const MB: f64 = 1024.0 * 1024.0;
 
 fn print_heading() {
     println!(
-        "{:<15} {:>8} {:>8} {:>9} {:>9} {:>9} {:>9} {:>9} {:>9}  (MiB)",
-        "job", "wall s", "CPU s", "VmHWM", "budget", "RssAnon", "written", "wire up", "wire down"
+        "{:<15} {:>8} {:>8} {:>9} {:>9} {:>9} {:>9} {:>9} {:>9} {:>7}  (MiB)",
+        "job", "wall s", "CPU s", "VmHWM", "budget", "RssAnon", "written", "wire up", "wire down", "fsyncs"
     );
 }
 
@@ -485,7 +512,7 @@ fn print_row(job: &Job, usage: &Usage) {
     let megs = |bytes: u64| bytes as f64 / MB;
     let hwm = megs(usage.hwm_kib * 1024);
     println!(
-        "{:<15} {:>8.2} {:>8.2} {:>8.1}{} {:>9.1} {:>9.1} {:>9.1} {:>9.1} {:>9.1}{}",
+        "{:<15} {:>8.2} {:>8.2} {:>8.1}{} {:>9.1} {:>9.1} {:>9.1} {:>9.1} {:>9.1} {:>7}{}",
         job.name,
         usage.wall.as_secs_f64(),
         usage.cpu,
@@ -496,6 +523,7 @@ fn print_row(job: &Job, usage: &Usage) {
         megs(usage.written),
         megs(usage.traffic.up),
         megs(usage.traffic.down),
+        usage.fsyncs.map_or("-".to_owned(), |fsyncs| fsyncs.to_string()),
         match usage.traffic.refused {
             0 => String::new(),
             times => format!("  {times} x 503"),
@@ -514,8 +542,38 @@ fn json_row(job: &Job, usage: &Usage) -> serde_json::Value {
         "written_bytes": usage.written,
         "wire_up_bytes": usage.traffic.up,
         "wire_down_bytes": usage.traffic.down,
+        "fsyncs": usage.fsyncs,
         "refused_requests": usage.traffic.refused,
     })
+}
+
+/// The server to measure unless another is named: the one beside this program or, as cargo lays them, beside its folder;
+/// otherwise the one in PATH.
+fn ankipi() -> Result<String> {
+    let program = std::env::current_exe()?;
+    let beside = program.ancestors().skip(1).take(2).map(|folder| folder.join("ankipi"));
+    let found = beside.into_iter().find(|path| path.is_file());
+    Ok(found.map_or("ankipi".to_owned(), |path| path.to_string_lossy().into_owned()))
+}
+
+/// Where things go unless a folder is named.
+fn default_data() -> &'static str {
+    // cargo sets it for what it runs.
+    match std::env::var_os("CARGO_MANIFEST_DIR") {
+        Some(_) => "target/bench-data",
+        None => "ankipi-bench-data",
+    }
+}
+
+/// Runs a job; a second time where fsyncs are counted, so that neither disturbs the other.
+fn measure(bench: &mut Bench, job: &Job, fsyncs: bool) -> Result<Usage> {
+    let mut usage = (job.run)(bench)?;
+    if fsyncs {
+        bench.count_fsyncs = true;
+        usage.fsyncs = (job.run)(bench)?.fsyncs;
+        bench.count_fsyncs = false;
+    }
+    Ok(usage)
 }
 
 fn run() -> Result<()> {
@@ -526,9 +584,14 @@ fn run() -> Result<()> {
     }
     // What cargo adds.
     let _ = args.contains("--bench");
-    let mut sizes = if args.contains("--quick") { QUICK } else { FULL };
-    let as_json = args.contains("--json");
+    let mut sizes = match (args.contains("--quick"), args.contains("--board")) {
+        (true, _) => QUICK,
+        (_, true) => BOARD,
+        _ => FULL,
+    };
+    let (as_json, fsyncs) = (args.contains("--json"), args.contains("--fsyncs"));
     let server: Option<String> = args.opt_value_from_str("--server")?;
+    let data: Option<PathBuf> = args.opt_value_from_str("--data")?;
     if let Some(notes) = args.opt_value_from_str("--notes")? {
         sizes.notes = notes;
     }
@@ -541,12 +604,12 @@ fn run() -> Result<()> {
         return Err(format!("no job '{unknown}'; there are: {}", names.join(", ")).into());
     }
 
-    let cache = Path::new(env!("CARGO_TARGET_TMPDIR")).with_file_name("bench-data");
+    let cache = data.unwrap_or_else(|| default_data().into());
     let collection = generate::collection(&cache, sizes.notes)?;
     let counts = generate::check(&collection.path)?;
-    let server = server.unwrap_or_else(|| env!("CARGO_BIN_EXE_ankipi").to_owned());
+    let server = server.map_or_else(ankipi, Ok)?;
     let file_bytes = std::fs::metadata(&collection.path)?.len();
-    let bench = Bench { server, sizes, cache, collection, counts };
+    let mut bench = Bench { server, sizes, cache, collection, counts, count_fsyncs: false };
     if !as_json {
         println!("{}; a collection of {} notes, {file_bytes} bytes", bench.server, bench.sizes.notes);
         print_heading();
@@ -554,7 +617,7 @@ fn run() -> Result<()> {
     let mut rows = Vec::new();
     let mut failures = Vec::new();
     for job in JOBS.iter().filter(|job| wanted.is_empty() || wanted.iter().any(|name| name == job.name)) {
-        match (job.run)(&bench) {
+        match measure(&mut bench, job, fsyncs) {
             Ok(usage) if as_json => rows.push(json_row(job, &usage)),
             Ok(usage) => print_row(job, &usage),
             Err(err) => {

@@ -1,17 +1,27 @@
 #!/usr/bin/env bash
 # Installs, upgrades, removes and purges a package in a fresh Debian, and starts what it installs: cross/check-deb.sh DEB
 #
-# As root; needs debootstrap (and qemu-user-static with binfmt for another architecture). The Debian of the first run is
-# kept, so that later ones take seconds: CROSS_CHROOT (/var/tmp/ankipi-ARCH; 250 MB), DEBIAN_MIRROR to fetch it from.
+# As root on Debian; what it needs it installs (debootstrap, and qemu-user-static for another architecture). The Debian of
+# the first run is kept, so that later ones are quick: CROSS_CHROOT (/var/tmp/ankipi-ARCH; 250 MB), DEBIAN_MIRROR to fetch
+# it from.
 set -euo pipefail
+repo=$(cd "$(dirname "$0")/.." && pwd)
 
 say() { echo "check-deb: $*" >&2; }
 die() { say "$@"; exit 1; }
+# shellcheck source=cross/emulate.sh
+source "$repo/cross/emulate.sh"
 
 [[ $# == 1 && -f $1 ]] || die "name a package; cross/deb.sh makes one"
 deb=$1
 version=$(dpkg-deb -f "$deb" Version)
 arch=$(dpkg-deb -f "$deb" Architecture)
+cpu=()
+case $arch in
+    arm64) register_emulator aarch64; cpu=(QEMU_CPU=cortex-a53) ;;
+    armhf) register_emulator arm; cpu=(QEMU_CPU=arm1176) ;; # for the program; Debian's own need more
+esac
+need debootstrap debootstrap
 pristine=${CROSS_CHROOT:-/var/tmp/ankipi-$arch}
 work=$(mktemp -d)
 root=$work/root
@@ -24,7 +34,7 @@ cleanup() {
 trap cleanup EXIT
 
 if [[ ! -d $pristine ]]; then
-    say "making a Debian of $arch in $pristine (2 minutes)"
+    say "making a Debian of $arch in $pristine (2 minutes, 10 for another processor)"
     debootstrap --arch="$arch" --variant=minbase --include=adduser,init-system-helpers \
         bookworm "$pristine.new" "${DEBIAN_MIRROR:-http://deb.debian.org/debian}" >&2
     mv "$pristine.new" "$pristine"
@@ -45,10 +55,10 @@ repack() {
 start() {
     local port
     port=$(python3 -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')
-    chroot --userspec=ankipi:ankipi "$root" /usr/bin/ankipi serve --config /etc/ankipi.conf \
+    env "${cpu[@]}" chroot --userspec=ankipi:ankipi "$root" /usr/bin/ankipi serve --config /etc/ankipi.conf \
         --host 127.0.0.1 --port "$port" 2>"$work/log" &
     server=$!
-    for _ in {1..100}; do
+    for _ in {1..300}; do
         if curl -fs "http://127.0.0.1:$port/health" >/dev/null; then return; fi
         kill -0 "$server" 2>/dev/null || break
         sleep 0.1
@@ -72,7 +82,7 @@ repack "$version+1" new.deb
 inside dpkg -i /old.deb >&2
 expect "owner of the data folder" "$(inside stat -c %U:%G:%a /var/lib/ankipi)" ankipi:ankipi:700
 expect "enabled" "$(readlink "$link")" /lib/systemd/system/ankipi.service
-echo secret | chroot --userspec=ankipi:ankipi "$root" /usr/bin/ankipi user add me --config /etc/ankipi.conf >&2
+echo secret | env "${cpu[@]}" chroot --userspec=ankipi:ankipi "$root" /usr/bin/ankipi user add me --config /etc/ankipi.conf >&2
 start
 stop
 

@@ -1,15 +1,17 @@
 #!/usr/bin/env bash
-# Builds ankipi for boards and lets it serve under their emulated processors: cross/check.sh [--unit] TARGET...
+# Builds ankipi for boards and lets it serve under their emulated processors: cross/check.sh [--brief] [--unit] TARGET...
 #
-# For each target (cross/build.sh --help lists them): the scripted clients of tests/all and tests/media, then a real Anki
-# client that uploads, syncs and downloads. Two targets take about 8 minutes from nothing, 3 once built. It needs
-# qemu-user-static and, for the real client, tests/.venv (tests/run makes it).
+# For each target (cross/build.sh --help lists them): the scripted clients of tests/all and tests/media, then real Anki
+# clients that upload, sync and download, media too. It installs the client and, as root on Debian, the emulators.
 #
-#   --unit   run the crate's own tests on the target, too: sizes and atomics of a 32-bit processor (2 minutes more)
+#   --brief  leave out the real client's media and what takes minutes (as .ci/run does)
+#   --unit   run the crate's own tests on the target, too: sizes and atomics of a 32-bit processor
 set -euo pipefail
 cross=$(dirname "$0")
 # shellcheck source=cross/build.sh
 source "$cross/build.sh"
+# shellcheck source=cross/emulate.sh
+source "$cross/emulate.sh"
 cd "$repo"
 
 # Figures of the process are those of the emulator here: its memory is measured on real boards and in whole emulated ones.
@@ -24,6 +26,10 @@ measuring=(
     a_note_of_many_megabytes_is_refused_without_being_read
     a_note_of_many_megabytes_that_is_in_place_stops_its_sync_alone
 )
+measuring_stories=(tests/real/test_media.py::test_a_{thousand_files,file_of_90_mb})
+
+# Hundreds of starts, each of which takes an emulator half a second.
+long=(crash::a_kill_at_any_moment_of_an_upload_heals)
 
 # The emulator for target $1, with the weakest processor that the target is for.
 emulator() {
@@ -51,34 +57,38 @@ unit_tests() {
     prepare_target "$1"
     # --test-threads=1: an emulator that is short of time breaks tests of patience.
     env "CARGO_TARGET_${upper//-/_}_RUNNER=$(emulator "$1")" \
-        cargo-zigbuild test --locked --target "$1" -Zbuild-std --lib -- --quiet
+        cargo-zigbuild test --locked --target "$1" -Zbuild-std --lib -- --quiet --test-threads=1
 }
 
 check() {
-    local target=$1 emulated skips=() name
+    local target=$1 emulated name skips=() skipped=("${measuring[@]}") stories=(tests/real/test_{full,normal}_sync.py)
     # In a subshell: the variables of a cross build would reach the build of the tests.
-    (prepare_tools && build "$target")
+    (prepare_tools; build "$target")
     emulated=$(wrap "$target")
     "$emulated" --version >/dev/null || die "$target does not start under $(emulator "$target")"
-    for name in "${measuring[@]}"; do skips+=(--skip "$name"); done
+    if [[ $brief ]]; then skipped+=("${long[@]}"); else stories+=(tests/real/test_media.py); fi
+    for name in "${skipped[@]}"; do skips+=(--skip "$name"); done
     say "scripted clients against $target under $(emulator "$target")"
     ANKIPI_BIN=$emulated cargo test --locked --quiet --test all --test media -- --test-threads=3 "${skips[@]}"
     say "a real client against $target"
-    ANKIPI_BIN=$emulated tests/.venv/bin/python -m pytest -q tests/real/test_full_sync.py
-    if [[ $unit ]]; then (prepare_tools && unit_tests "$target"); fi
+    ANKIPI_BIN=$emulated tests/.venv/bin/python -m pytest -q "${measuring_stories[@]/#/--deselect=}" "${stories[@]}"
+    if [[ $unit ]]; then (prepare_tools; unit_tests "$target"); fi
 }
 
 bench=
+brief=
 unit=
 targets=()
 for word; do
     case $word in
         -h | --help) sed -n '2,8s/^# \?//p' "$0"; exit ;;
+        --brief) brief=1 ;;
         --unit) unit=1 ;;
         *-*-*) targets+=("$word") ;;
         *) die "$word is not a target; cross/build.sh --help lists them" ;;
     esac
 done
 [[ ${#targets[@]} -gt 0 ]] || die "name a target; cross/build.sh --help lists them"
-command -v qemu-arm-static >/dev/null || die "no emulator; on Debian: apt-get install --no-install-recommends qemu-user-static"
+need qemu-arm-static qemu-user-static
+tests/real/install
 for target in "${targets[@]}"; do check "$target"; done

@@ -1,12 +1,11 @@
 #!/usr/bin/env bash
 # Makes Debian packages, without Docker: cross/deb.sh ARCH...   (arm64, armhf or amd64; CROSS_TARGET/ankipi_*.deb)
 #
-# armhf is for ARMv6 with hard float, as Raspberry Pi OS means it, and so runs on every Pi. Builds the program first
-# (cross/build.sh). Needs dpkg-deb; lintian checks the package where it is installed.
+# armhf is for ARMv6 with hard float, as Raspberry Pi OS means it, and so runs on every Pi. Builds the program and
+# its benchmark first (cross/build.sh). Needs dpkg-deb; lintian checks the package where it is installed.
 set -euo pipefail
-# shellcheck source=cross/build.sh
-source "$(dirname "$0")/build.sh"
-cd "$repo"
+# shellcheck source=cross/package.sh
+source "$(dirname "$0")/package.sh"
 
 target_of() {
     case $1 in
@@ -38,15 +37,15 @@ END
 # Which commit the package is of; what changed for its user is in changelog.gz.
 debian_changelog() {
     printf 'ankipi (%s) stable; urgency=medium\n\n  * Commit %s; see changelog.gz.\n\n -- %s  %s\n' \
-        "$version" "$(git rev-parse --short HEAD)" "$maintainer" "$(date -uR -d "@$SOURCE_DATE_EPOCH")"
+        "$revision" "$(git rev-parse --short HEAD)" "$(maintainer)" "$(date -uR -d "@$SOURCE_DATE_EPOCH")"
 }
 
 control() {
     cat <<END
 Package: ankipi
-Version: $version
+Version: $revision
 Architecture: $1
-Maintainer: $maintainer
+Maintainer: $(maintainer)
 Installed-Size: $2
 Depends: adduser, init-system-helpers (>= 1.54~)
 Section: net
@@ -64,7 +63,7 @@ service() { sed '1,2d; s/^DynamicUser=yes$/User=ankipi/' cross/init/systemd/anki
 # Fills the folder $2 with what the package for $1 installs.
 fill() {
     local root=$2 doc=$2/usr/share/doc/ankipi
-    install -D -m 755 "$out/$(target_of "$1")/ankipi" "$root/usr/bin/ankipi"
+    install -D -m 755 -t "$root/usr/bin" "$out/$(target_of "$1")"/ankipi{,-bench}
     install -D -m 644 cross/ankipi.conf "$root/etc/ankipi.conf"
     service >"$work/ankipi.service"
     install -D -m 644 "$work/ankipi.service" "$root/lib/systemd/system/ankipi.service"
@@ -83,7 +82,7 @@ fill() {
 }
 
 package() {
-    local work root deb=$out/ankipi_${version}_$1.deb
+    local work root deb=$out/ankipi_${revision}_$1.deb
     work=$(mktemp -d)
     root=$work/root
     fill "$1" "$root"
@@ -91,22 +90,19 @@ package() {
     find "$root" -type d -exec chmod 755 {} +
     dpkg-deb --root-owner-group --build "$root" "$deb.new" >/dev/null
     rm -r "$work"
-    mv "$deb.new" "$deb"
-    # A static program is the point of it.
+    finish "$deb"
+    # A static program is the point of it; that of the benchmark explains itself.
     if command -v lintian >/dev/null; then
         lintian --allow-root --fail-on error,warning \
-            --suppress-tags statically-linked-binary,initial-upload-closes-no-bugs "$deb"
+            --suppress-tags statically-linked-binary,initial-upload-closes-no-bugs,no-manual-page "$deb"
     fi
-    printf '%9d bytes  %s\n' "$(stat -c %s "$deb")" "$deb"
 }
 
 [[ $# -gt 0 ]] || die "name an architecture: arm64, armhf or amd64"
 for arch; do target_of "$arch" >/dev/null; done
-version=${DEB_VERSION:-$(sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n1)-1}
-maintainer=${DEB_MAINTAINER:-$(git log -1 --format='%an <%ae>')}
-SOURCE_DATE_EPOCH=$(git log -1 --format=%ct)
-export SOURCE_DATE_EPOCH # the same package from the same commit
+revision=${DEB_VERSION:-$(version)-1}
+bench=1
 for arch; do
-    (prepare_tools && build "$(target_of "$arch")")
+    build_for "$(target_of "$arch")"
     package "$arch"
 done

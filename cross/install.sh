@@ -1,6 +1,6 @@
 #!/bin/sh
-# Installs ankipi from the folder this lies in, on Linux with systemd: the program into /usr/local/bin, the settings into
-# /etc/ankipi.conf unless there are some, the user ankipi, the service. Run it as root, again for an update.
+# Installs ankipi from the folder this lies in, on any Linux: the program, settings unless there are some, and a service
+# for systemd, OpenWrt, OpenRC or sysvinit, whichever is here. Run it as root, again for an update.
 #
 #   ./install.sh            install or update, and start
 #   ./install.sh --remove   take away the program and the service; settings and data stay
@@ -8,27 +8,109 @@
 set -eu
 cd "$(dirname "$0")"
 root=${DESTDIR:-}
-unit=$root/etc/systemd/system/ankipi.service
 
 say() { echo "ankipi: $*"; }
 die() { say "$*" >&2; exit 1; }
 
-systemd() { [ -z "$root" ] && [ -d /run/systemd/system ]; }
+# A service in the folder of init scripts may be that of three systems; each has something of its own.
+if [ -e "$root/etc/rc.common" ]; then
+    init=openwrt service=$root/etc/init.d/ankipi settings=$root/etc/config/ankipi
+elif [ -e "$root/sbin/openrc-run" ]; then
+    init=openrc service=$root/etc/init.d/ankipi settings=$root/etc/conf.d/ankipi
+elif [ -d "$root/etc/init.d" ] && [ ! -d "$root/run/systemd/system" ] && { [ -z "$root" ] || [ ! -d "$root/lib/systemd" ]; }; then
+    init=sysvinit service=$root/etc/init.d/ankipi settings=$root/etc/ankipi.conf
+else
+    init=systemd service=$root/etc/systemd/system/ankipi.service settings=$root/etc/ankipi.conf
+fi
+# Init scripts look in /usr/bin, where a router has no other place.
+case $init in
+    systemd) program=$root/usr/local/bin/ankipi ;;
+    *) program=$root/usr/bin/ankipi ;;
+esac
+
+# Whether that system runs, and not only has its files below DESTDIR.
+live() { [ -z "$root" ] && { [ $init != systemd ] || [ -d /run/systemd/system ]; }; }
+
+enable_and_start() {
+    case $init in
+        systemd)
+            systemctl daemon-reload
+            systemctl enable ankipi
+            systemctl restart ankipi
+            ;;
+        openrc)
+            rc-update add ankipi
+            rc-service ankipi restart
+            ;;
+        openwrt)
+            /etc/init.d/ankipi enable
+            /etc/init.d/ankipi restart
+            ;;
+        sysvinit)
+            if command -v update-rc.d >/dev/null; then update-rc.d ankipi defaults; fi
+            /etc/init.d/ankipi restart
+            ;;
+    esac
+}
+
+stop_and_disable() {
+    case $init in
+        systemd) systemctl disable --now ankipi || true ;;
+        openrc)
+            rc-service ankipi stop || true
+            rc-update del ankipi || true
+            ;;
+        openwrt)
+            /etc/init.d/ankipi stop || true
+            /etc/init.d/ankipi disable || true
+            ;;
+        sysvinit) /etc/init.d/ankipi stop || true ;;
+    esac
+}
 
 remove() {
-    if systemd; then systemctl disable --now ankipi || true; fi
-    rm -f "$unit" "$root/usr/local/bin/ankipi"
-    if systemd; then systemctl daemon-reload; fi
-    say "removed; settings are in $root/etc/ankipi.conf, collections in $root/var/lib/ankipi"
+    if live && [ -e "$service" ]; then stop_and_disable; fi
+    rm -f "$service" "$program"
+    if live; then
+        case $init in
+            systemd) systemctl daemon-reload ;;
+            sysvinit) if command -v update-rc.d >/dev/null; then update-rc.d ankipi remove; fi ;;
+        esac
+    fi
+    say "removed; settings are in $settings, and the collections where they were"
 }
 
 add_user() {
     if id ankipi >/dev/null 2>&1; then return; fi
-    if command -v useradd >/dev/null; then
+    if [ $init = openwrt ]; then
+        # Routers have no program for it.
+        # shellcheck source=/dev/null
+        (set +eu && . /lib/functions.sh && user_add ankipi "" "$(group_add_next ankipi)")
+    elif command -v useradd >/dev/null; then
         useradd --system --user-group --home-dir /var/lib/ankipi --shell /usr/sbin/nologin ankipi
     else
         adduser -S -D -H -h /var/lib/ankipi -s /sbin/nologin ankipi # busybox
     fi
+}
+
+put_service() {
+    case $init in
+        systemd) sed '1,2d; s,/usr/bin/ankipi,/usr/local/bin/ankipi,; s/^DynamicUser=yes$/User=ankipi/' init/systemd/ankipi.service >"$service" ;;
+        openwrt) cp init/openwrt/ankipi.init "$service" ;;
+        *) cp "init/$init/ankipi" "$service" ;;
+    esac
+    [ $init = systemd ] || chmod 755 "$service"
+}
+
+put_settings() {
+    [ ! -e "$settings" ] || return 0
+    case $init in
+        openwrt) sed "s/option user 'root'/option user 'ankipi'/" init/openwrt/ankipi.config >"$settings" ;;
+        openrc) cp init/openrc/ankipi.confd "$settings" ;;
+        *) cp ankipi.conf "$settings" ;;
+    esac
+    # The router's may hold passwords, and its init script reads it as root.
+    if [ $init = openwrt ]; then chmod 600 "$settings"; else chmod 644 "$settings"; fi
 }
 
 [ -n "$root" ] || [ "$(id -u)" = 0 ] || die "run this as root: sudo ./install.sh"
@@ -37,26 +119,31 @@ case ${1:-} in
     --remove) remove; exit ;;
     *) die "$1 is not an option; there is --remove" ;;
 esac
-./ankipi --version >/dev/null || die "this archive is for another processor"
+# Files below DESTDIR may be for another machine.
+[ -n "$root" ] || ./ankipi --version >/dev/null || die "this archive is for another processor"
 
-mkdir -p "$root/usr/local/bin" "$root/var/lib/ankipi" "$(dirname "$unit")"
+mkdir -p "$(dirname "$program")" "$(dirname "$service")" "$(dirname "$settings")"
 # A running program cannot be overwritten, but replaced.
-cp ankipi "$root/usr/local/bin/ankipi.new"
-chmod 755 "$root/usr/local/bin/ankipi.new"
-mv "$root/usr/local/bin/ankipi.new" "$root/usr/local/bin/ankipi"
-[ -e "$root/etc/ankipi.conf" ] || cp ankipi.conf "$root/etc/ankipi.conf"
-sed '1,2d; s,/usr/bin/ankipi,/usr/local/bin/ankipi,; s/^DynamicUser=yes$/User=ankipi/' ankipi.service >"$unit"
-chmod 700 "$root/var/lib/ankipi"
-chmod 644 "$root/etc/ankipi.conf" "$unit"
+cp ankipi "$program.new"
+chmod 755 "$program.new"
+mv "$program.new" "$program"
+put_settings
+put_service
+# On a router the data belongs on a stick, which the settings name.
+if [ $init != openwrt ]; then
+    mkdir -p "$root/var/lib/ankipi"
+    chmod 700 "$root/var/lib/ankipi"
+fi
 if [ -z "$root" ]; then
     add_user
-    chown ankipi: /var/lib/ankipi
+    [ $init = openwrt ] || chown ankipi: /var/lib/ankipi
 fi
-if systemd; then
-    systemctl daemon-reload
-    systemctl enable ankipi
-    systemctl restart ankipi
-    say "it runs; make an account: sudo -u ankipi ankipi user add NAME --base /var/lib/ankipi"
+if live; then
+    enable_and_start || say "the service did not start: see above"
 else
-    say "installed; start it from your init as user ankipi: /usr/local/bin/ankipi serve --config /etc/ankipi.conf"
+    say "nothing is started; by hand, as user ankipi: ${program#"$root"} serve --config ${settings#"$root"}"
 fi
+case $init in
+    openwrt) say "installed; set data folder and switch in $settings, then: service ankipi start" ;;
+    *) say "installed; make an account: sudo -u ankipi ankipi user add NAME --base /var/lib/ankipi" ;;
+esac

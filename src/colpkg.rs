@@ -282,3 +282,28 @@ impl Write for Sink<'_> {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_and_places_over_4_gib_have_64_bits_in_the_directory() {
+        let dir = tempfile::tempdir().unwrap();
+        let line = |bytes, head_at| {
+            let file = GentleFile::create(&dir.path().join(format!("{bytes}-{head_at}"))).unwrap();
+            let mut archive = Archive { file, at: 0, directory: Spool::new(dir.path()), entries: 0 };
+            archive.list("0", [0; 4], bytes, head_at).unwrap();
+            let line = archive.directory.memory().unwrap();
+            (line[20..28].to_vec(), line[42..46].to_vec(), line[47..].to_vec())
+        };
+        let (small, large) = (7, (5 << 30) + 1);
+        assert_eq!(line(small, small), ([[7, 0, 0, 0]; 2].concat(), vec![7, 0, 0, 0], vec![]));
+        let (sizes, place, extra) = line(large, large + 1);
+        assert_eq!((sizes, place), ([ELSEWHERE; 2].concat(), ELSEWHERE.to_vec()));
+        let numbers = [large.to_le_bytes(), large.to_le_bytes(), (large + 1).to_le_bytes()].concat();
+        assert_eq!(extra, [&[1, 0, 24, 0], numbers.as_slice()].concat());
+        let (.., extra) = line(u32::MAX.into(), small);
+        assert_eq!(extra.len(), 4 + 16, "all ones says that the number is elsewhere");
+    }
+}

@@ -28,3 +28,35 @@ pub fn immutable_uri(path: &Path) -> String {
     uri.push_str("?immutable=1");
     uri
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs::OpenOptions;
+    use std::os::unix::fs::FileExt;
+
+    use rusqlite::{Connection, OpenFlags};
+
+    use super::*;
+
+    #[test]
+    fn a_file_of_over_4_gib_is_written_and_read_at_its_end() {
+        const PAGE_BYTES: u64 = 65_536;
+        const FILE_BYTES: u64 = 5 << 30;
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("large");
+        let db = Connection::open(&path).unwrap();
+        db.execute_batch(&format!("PRAGMA page_size = {PAGE_BYTES}; CREATE TABLE t (x)")).unwrap();
+        drop(db);
+        // Most of it a hole, which takes no room on the disk. The header has the number of pages at 28.
+        let file = OpenOptions::new().write(true).open(&path).unwrap();
+        file.set_len(FILE_BYTES).unwrap();
+        let pages = u32::try_from(FILE_BYTES / PAGE_BYTES).unwrap();
+        file.write_all_at(&pages.to_be_bytes(), 28).unwrap();
+        let row = "x".repeat(3 * PAGE_BYTES as usize);
+        Connection::open(&path).unwrap().execute("INSERT INTO t VALUES (?)", [&row]).unwrap();
+        assert_eq!(path.metadata().unwrap().len(), FILE_BYTES + 3 * PAGE_BYTES);
+        let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_URI;
+        let db = Connection::open_with_flags(immutable_uri(&path), flags).unwrap();
+        assert!(db.query_row("SELECT x FROM t", [], |found| found.get::<_, String>(0)).unwrap() == row);
+    }
+}

@@ -264,4 +264,20 @@ mod tests {
         (0..5).for_each(|n| spool.write_all(&vec![n; MEMORY_BYTES]).unwrap());
         assert_eq!(spool.file(), Some((&*path, 2 * MEMORY_BYTES as u64)));
     }
+
+    #[test]
+    fn a_spool_of_over_4_gib_is_read_at_its_end() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut spool = Spool::new(dir.path());
+        spool.write_all(&vec![1; 2 * MEMORY_BYTES]).unwrap();
+        // A hole takes no room on the disk.
+        let hole = 5 << 30;
+        spool.overflow.as_mut().unwrap().seek(SeekFrom::Current(hole)).unwrap();
+        spool.len += hole.unsigned_abs();
+        spool.write_all(b"end").unwrap();
+        let mut end = [9; 4];
+        spool.read_exact_at(&mut end, spool.len() - 4).unwrap();
+        assert_eq!(&end, b"\0end");
+        assert!(spool.read_exact_at(&mut end, spool.len()).is_err());
+    }
 }

@@ -1,8 +1,8 @@
-//! The few calls into libc, and the only `unsafe` code of the crate.
+//! The few calls into C, and the only `unsafe` code of the crate.
 
 #![allow(unsafe_code)]
 
-use std::ffi::CString;
+use std::ffi::{CStr, CString};
 use std::io::{self, IsTerminal};
 use std::net::TcpStream;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
@@ -43,6 +43,12 @@ pub fn poll(fds: &mut [PollFd], timeout_ms: i32) -> io::Result<usize> {
         err if err.kind() == io::ErrorKind::Interrupted => Ok(0),
         err => Err(err),
     }
+}
+
+/// Whether the SQLite in this binary was built with an option, named as in `SQLITE_NAME`.
+pub fn sqlite_has(option: &CStr) -> bool {
+    // SAFETY: a string that ends in zero, which is only looked at; the options are constants of the library.
+    unsafe { rusqlite::ffi::sqlite3_compileoption_used(option.as_ptr()) != 0 }
 }
 
 /// Fills the buffer with random bytes from the kernel. Waits for entropy where a board has just booted.

@@ -797,6 +797,35 @@ fn large_forms_never_hold_the_last_slot() {
 }
 
 #[test]
+fn slow_forms_make_way_for_whoever_waits_and_quick_ones_do_not() {
+    let limits = Limits {
+        max_active: 3,
+        max_bulk: 2,
+        busy_after: millis(300),
+        busy_rate: 20_000,
+        ..Limits::default()
+    };
+    let server = Server::with(limits);
+    let form = post("/count", "Content-Type: multipart/form-data; boundary=b\r\nContent-Length: 1000000\r\n");
+    let (mut slow, mut quick, mut bulk) = (server.client(), server.client(), server.client());
+    slow.send(&form).send([b'x'; 10_000]);
+    quick.send(&form).send([b'x'; 990_000]);
+    // Nobody waits, so both may be as slow as they like.
+    let started = Instant::now();
+    while started.elapsed() < millis(1200) {
+        server.assert_alive();
+    }
+    bulk.send("GET /bulk/slow HTTP/1.1\r\n\r\n");
+    assert_eq!(slow.answer().status, 408);
+    let mut events = [server.event(), server.event()];
+    events.sort();
+    assert_eq!(events, ["/bulk/slow", "cut body"]);
+    server.gate.open(1);
+    assert_eq!(bulk.answer().text(), "slow");
+    assert_eq!(quick.send([b'x'; 10_000]).answer().text(), "1000000");
+}
+
+#[test]
 fn bulk_transfers_never_hold_the_last_slot() {
     let server = Server::with(Limits { max_active: 2, max_bulk: 2, ..Limits::default() });
     let (mut first, mut second) = (server.client(), server.client());

@@ -75,6 +75,7 @@ impl App {
         let mut file = GentleFile::create(&scratch.0)?;
         let mut sink = Rationed::new(&mut file, ration.as_ref());
         log.received(body.read_into(&mut sink, ration::error_of(Error::io("writing", &scratch.0)))?);
+        self.confirm(&call)?;
         Ok((call, scratch))
     }
 

@@ -188,7 +188,19 @@ impl App {
             }
         };
         log.received(received);
+        self.confirm(&call)?;
         Ok((call, spool))
+    }
+
+    /// Whether the key is still good when the whole body has come, which may have taken minutes. What is removed or
+    /// revoked meanwhile changes nothing any more, nor does it make a folder that was just deleted.
+    fn confirm(&self, call: &Call) -> Result<()> {
+        let Some(user) = &call.user else { return Ok(()) };
+        self.notice_changed_accounts();
+        match self.accounts.user_of_key(&call.header.hkey)? == *user {
+            true => Ok(()),
+            false => Err(Error::Forbidden("the host key is somebody else's by now".to_owned())),
+        }
     }
 
     /// A spool for what this user sends.

@@ -33,6 +33,7 @@ use rusqlite::{Connection, OpenFlags, OptionalExtension, Row};
 use crate::dbfile::{has_side_files, immutable_uri};
 use crate::error::{Error, Result};
 use crate::fsutil;
+use crate::sys;
 use crate::text::unicase;
 use crate::translate::Refused;
 
@@ -64,12 +65,7 @@ pub struct Collection {
 /// Whether the SQLite in this binary can do what downloads need. Its build settings come from `.cargo/config.toml`,
 /// which a variable of the same name in the environment of the build overrides.
 pub fn check_sqlite() -> Result<()> {
-    let used = Connection::open_in_memory()?.query_row(
-        "SELECT sqlite_compileoption_used('ENABLE_DBPAGE_VTAB')",
-        [],
-        |row| row.get::<_, bool>(0),
-    )?;
-    match used {
+    match sys::sqlite_has(c"ENABLE_DBPAGE_VTAB") {
         true => Ok(()),
         false => Err(Error::Broken(
             "this binary was built with another LIBSQLITE3_FLAGS than that of .cargo/config.toml, and could not serve \

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use super::{Collection, FILE_NAME};
 use crate::error::{Error, Result};
-use crate::fsutil::{create_folder, remove_if_there, sync_folder};
+use crate::fsutil::{create_folder, refuse_link, remove_if_there, sync_folder};
 use crate::spool;
 
 /// Where replaced collections go, in the user's folder.
@@ -99,6 +99,14 @@ pub(super) fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
     name.into()
 }
 
+/// The folder of the backups, which may not be there. A link is none: what is behind it is on another disk, to which
+/// nothing can be renamed, or is somebody else's.
+fn backups_folder(dir: &Path) -> Result<PathBuf> {
+    let backups = dir.join(BACKUPS);
+    refuse_link(&backups)?;
+    Ok(backups)
+}
+
 /// The numbers of the backups that there are, oldest first.
 fn backup_numbers(backups: &Path) -> Result<Vec<u32>> {
     let mut numbers = Vec::new();
@@ -128,7 +136,7 @@ pub struct Backup {
 
 /// The backups in a user's folder, oldest first.
 pub fn backups(dir: &Path) -> Result<Vec<Backup>> {
-    let backups = dir.join(BACKUPS);
+    let backups = backups_folder(dir)?;
     if !backups.exists() {
         return Ok(Vec::new());
     }
@@ -138,7 +146,7 @@ pub fn backups(dir: &Path) -> Result<Vec<Backup>> {
 
 /// Where the next collection that is replaced goes; its folder is made if need be.
 fn next_backup_path(dir: &Path) -> Result<PathBuf> {
-    let backups = dir.join(BACKUPS);
+    let backups = backups_folder(dir)?;
     create_folder(&backups)?;
     let number = backup_numbers(&backups)?.last().map_or(1, |last| last + 1);
     Ok(backup_path(&backups, number))
@@ -162,7 +170,7 @@ fn move_side_files(from: &Path, to: &Path) -> Result<()> {
 }
 
 fn forget_old_backups(dir: &Path, keep: usize) -> Result<()> {
-    let backups = dir.join(BACKUPS);
+    let backups = backups_folder(dir)?;
     if !backups.exists() {
         return Ok(());
     }

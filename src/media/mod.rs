@@ -112,7 +112,8 @@ impl MediaStore {
         remove_staged(dir)?;
         let state = State { writer: None, last_used: Instant::now(), needs_recovery: true };
         let store = MediaStore { dir: dir.to_owned(), staged: AtomicU32::new(0), state: Mutex::new(state) };
-        if let Err(err) = store.read(|_| Ok(())) {
+        // The index is not opened: an idle server does without the memory, and without waiting for random bytes.
+        if let Err(err) = store.lock().map(drop) {
             log::error!("{}: the media are not in order: {err}", dir.display());
         }
         Ok(store)

@@ -2,11 +2,14 @@
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::thread;
 use std::time::Instant;
 
 use crate::client::{Device, Framed, Reply, Wire, pack, post, sync_header};
-use crate::form::{Generation, OldDevice};
-use crate::harness::{TestServer, add_user, ankipi, collection, done, said};
+use crate::form::{Generation, OldDevice, form, gzip, request as form_request};
+use crate::harness::{PATIENCE, TestServer, add_user, ankipi, collection, done, open, rows, said};
+use crate::zip::zip_of;
 
 fn log_in(server: &TestServer, user: &str, password: &str) -> Reply {
     Device::new(server.address, "").call("hostKey", &format!(r#"{{"u":"{user}","p":"{password}"}}"#))
@@ -103,6 +106,78 @@ fn who_comes_back_after_everything_was_deleted_starts_afresh() {
     anna.begin();
     anna.call("abort", "{}").ok();
     assert!(base.join("anna/media").is_dir());
+}
+
+/// Waits until a request that sends its body has come so far that a file of this name is in the folder.
+fn wait_for_file(folder: &Path, prefix: &str) {
+    let is_there = || {
+        let names =
+            fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+        names.into_iter().any(|name| name.starts_with(prefix))
+    };
+    let deadline = Instant::now() + PATIENCE;
+    while !is_there() {
+        assert!(Instant::now() < deadline, "no {prefix}");
+        thread::yield_now();
+    }
+}
+
+#[test]
+fn what_arrives_whole_only_after_its_account_was_removed_changes_nothing() {
+    let server = TestServer::start();
+    let base = server.base.path();
+    let old_upload = |key: &str| {
+        let data = gzip(&collection(""));
+        let form = form(&[("k", key.as_bytes()), ("c", b"1"), ("data", &data)]);
+        form_request("/sync/upload", &form)
+    };
+    let upload = |key: &str| {
+        Device::new(server.address, key).request("upload", Framed::Chunked(&pack(&collection(""))))
+    };
+    // More than stays in memory, and does not pack.
+    let mut state = 1_u32;
+    let noise: Vec<u8> = std::iter::repeat_with(|| {
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        (state >> 24) as u8
+    })
+    .take(4_000_000)
+    .collect();
+    let media = |key: &str| {
+        let body = pack(&zip_of(&[("noise", Some(&noise)), ("more", Some(b"more"))]));
+        post("/msync/uploadChanges", &sync_header(key, "s"), Framed::Chunked(&body))
+    };
+    let requests: [(&str, &dyn Fn(&str) -> Vec<u8>, &str); 3] = [
+        ("upload", &upload, "collection.anki2.upload-"),
+        ("upload in a form", &old_upload, "collection.anki2.upload-"),
+        ("media", &media, "media.new-"),
+    ];
+    for (what, request, file) in requests {
+        for how in [&["user", "remove", "anna"][..], &["user", "remove", "anna", "--delete-data", "--yes"]] {
+            add_user(base, "anna", "word");
+            let anna = device(&server, "anna", "word");
+            assert_eq!(anna.upload(&collection("UPDATE col SET crt = 7")), "OK");
+            let bytes = request(&anna.key);
+            let (most, rest) = bytes.split_at(bytes.len() - 10);
+            let mut wire = Wire::open(server.address);
+            wire.send(most);
+            wait_for_file(&base.join("anna"), file);
+            done(base, how, "");
+            wire.send(rest);
+            let status = wire.reply().status;
+            // Where even its folder is gone, there may be an error before the key is looked at again.
+            assert!(status == 403 || how.len() > 3 && status >= 500, "{what}, {how:?}: {status}");
+            match how.len() {
+                3 => {
+                    let kept = open(&base.join("anna/collection.anki2"));
+                    assert_eq!(rows(&kept, "SELECT crt FROM col"), ["7"], "{what}");
+                    assert_eq!(fs::read_dir(base.join("anna/media")).unwrap().count(), 0, "{what}");
+                    fs::remove_dir_all(base.join("anna")).unwrap();
+                }
+                _ => assert!(!base.join("anna").exists(), "{what}: the folder came back"),
+            }
+        }
+    }
+    server.assert_syncs();
 }
 
 #[test]

@@ -15,6 +15,7 @@ mod http; // paths, verbs, framing, pages
 mod legacy; // forms, and what else clients before 2.1.57 send
 mod limits; // quotas, the free disk, and who may sync
 mod login; // passwords and keys, and who may see what
+mod memory; // what requests leave behind
 mod merge; // whose row wins
 mod old_files; // old schemas, and rows out of order
 mod paths; // symlinks, modes, names

@@ -132,6 +132,29 @@ fn a_media_folder_or_index_that_is_a_link_is_not_followed() {
 }
 
 #[test]
+fn a_folder_of_backups_that_is_a_link_is_not_followed() {
+    let server = TestServer::start();
+    let outside = Outside::with(b"precious");
+    // What would be forgotten, as the oldest of more than are kept.
+    for number in 1..=9 {
+        fs::write(outside.0.path().join(format!("collection-0000{number}.anki2")), "not ours").unwrap();
+    }
+    symlink(outside.0.path(), server.file("backups")).unwrap();
+    let device = server.device();
+    // The first one replaces nothing.
+    assert_eq!(device.upload(&collection("")), "OK");
+    let words = device.upload(&collection("UPDATE col SET crt = 7"));
+    assert!(words.contains("backups is a symbolic link"), "{words}");
+    assert!(fs::read(outside.file()).unwrap() == b"precious");
+    assert_eq!(fs::read_dir(outside.0.path()).unwrap().count(), 10, "what is outside was changed");
+    assert_eq!(server.rows("SELECT count(*) FROM col WHERE crt = 7"), ["0"]);
+    server.assert_syncs();
+    fs::remove_file(server.file("backups")).unwrap();
+    assert_eq!(device.upload(&collection("UPDATE col SET crt = 7")), "OK");
+    assert_eq!(fs::read_dir(server.file("backups")).unwrap().count(), 1);
+}
+
+#[test]
 fn our_own_files_are_not_written_through_links() {
     let phc = "$pbkdf2-sha256$i=1000,l=32$c2FsdHNhbHRzYWx0$sVaWem31qy3rw+Ldi3plA/XzhMSNi9/XHnnD1Ytj05o";
     let base = tempfile::tempdir().unwrap();

@@ -7,6 +7,8 @@
 //! - Names: what was done in one folder arrives in order, up to some point behind the folder's last sync; folders do not
 //!   wait for each other, but a rename from one to another is in both or in none. Syncing a file says nothing of its name.
 //! - A folder whose making is lost takes everything in it with it.
+//!
+//! Every other time the power goes again while the server recovers.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -123,6 +125,12 @@ enum Luck {
     All,
     /// Some of what was not synced.
     Some,
+}
+
+impl Luck {
+    fn of(dice: &mut Dice) -> Luck {
+        [Luck::None, Luck::All, Luck::Some, Luck::Some][dice.below(4) as usize]
+    }
 }
 
 /// What is on a disk.
@@ -326,7 +334,7 @@ fn record(seed: u64, steps: usize) -> (Trace, Vec<Recorded>) {
 fn nothing_acknowledged_is_lost_when_the_power_goes() {
     let (cuts, seed) = (setting("POWER_CUTS", 60), setting("SEED", 1));
     let mut dice = Dice(seed);
-    let (mut tried, mut in_flight) = (0, 0);
+    let (mut tried, mut in_flight, mut twice, mut recovery) = (0, 0, 0, 0);
     while tried < cuts {
         let (trace, recorded) = record(dice.below(1 << 32), 30);
         for _ in 0..30 {
@@ -338,22 +346,60 @@ fn nothing_acknowledged_is_lost_when_the_power_goes() {
                     trace.ops.partition_point(|(at, _)| *at <= end)
                 }
             };
-            let luck = [Luck::None, Luck::All, Luck::Some, Luck::Some][dice.below(4) as usize];
-            let base = Arc::new(tempfile::tempdir().unwrap());
+            let luck = Luck::of(&mut dice);
+            let mut base = Arc::new(tempfile::tempdir().unwrap());
             Image::after(&trace, count, luck, &mut dice).write(base.path());
             let now = trace.ops[count - 1].0;
-            let place = format!(
+            let mut place = format!(
                 "seed {seed}, cut {tried}, after {count} of {} operations, {luck:?}",
                 trace.ops.len()
             );
+            // And again while the server tidies up after it, now and then more than once.
+            while dice.below(2) == 0
+                && let Some(again) = cut_again(&base, &mut dice)
+            {
+                place +=
+                    &format!(", then after {} of {} operations, {:?}", again.count, again.of, again.luck);
+                (twice, recovery, base) = (twice + 1, recovery + again.of, again.base);
+            }
             in_flight += u32::from(check(&base, &recorded, now, &place));
             tried += 1;
         }
     }
     println!(
-        "{cuts} power cuts, {in_flight} of them in the middle of a step: everything acknowledged is there"
+        "{cuts} power cuts, {in_flight} of them in the middle of a step, and {twice} more in the {recovery} operations of \
+         the recovery: everything acknowledged is there"
     );
-    assert!(in_flight > 0);
+    assert!(in_flight > 0 && twice > 10);
+}
+
+/// A disk on which the power went once more.
+struct Again {
+    base: Arc<tempfile::TempDir>,
+    count: usize,
+    of: usize,
+    luck: Luck,
+}
+
+/// Cuts the power at some operation of a server that starts on what a power cut left, and answers its first requests, as
+/// a part of what was interrupted is mended then. None if it had nothing to write.
+fn cut_again(base: &Arc<tempfile::TempDir>, dice: &mut Dice) -> Option<Again> {
+    let mut trace = Trace::of_start(base.path());
+    let disk = Disk::new();
+    let vars = disk.vars(base.path(), true);
+    let vars: Vec<_> = vars.iter().map(|(key, value)| (key.as_str(), value.as_str())).collect();
+    let mut server = TestServer::on(base.clone(), &vars);
+    found(&server, &[]);
+    server.stop();
+    trace.read(&disk.log_path(), base.path());
+    if trace.ops.is_empty() {
+        return None;
+    }
+    let count = 1 + dice.below(trace.ops.len() as u64) as usize;
+    let luck = Luck::of(dice);
+    let again = Arc::new(tempfile::tempdir().unwrap());
+    Image::after(&trace, count, luck, dice).write(again.path());
+    Some(Again { base: again, count, of: trace.ops.len(), luck })
 }
 
 /// Starts a server on what a power cut left; tells whether a step was under way.

@@ -21,11 +21,14 @@ def test_the_man_page_is_in_step_with_the_help():
     assert (CROSS / "man/ankipi.1").read_text() == made, "cross/man/make target/release/ankipi > cross/man/ankipi.1"
 
 
-@pytest.mark.parametrize("script, shell", [
-    ("init/openrc/ankipi", "sh"), ("init/sysvinit/ankipi", "sh"), ("init/openwrt/ankipi.init", "dash"),
-    ("completion/ankipi.bash", "bash"), ("man/make", "bash")])
-def test_the_scripts_pass_shellcheck(script, shell):
-    checked = subprocess.run([program("shellcheck", "shellcheck"), "-s", shell, CROSS / script], capture_output=True, text=True)
+@pytest.mark.parametrize("shell, scripts", [
+    ("sh", ["init/openrc/ankipi", "init/sysvinit/ankipi", "boot/init", "boot/rcS", "install.sh", "deb/postinst", "deb/prerm", "deb/postrm",
+            "ipk/postinst", "ipk/prerm"]),
+    ("dash", ["init/openwrt/ankipi.init", "boot/commands", "../tests/ops/openwrt/functions.sh", "../tests/ops/openwrt/rc.common"]),
+    ("bash", ["completion/ankipi.bash", "man/make", *sorted(path.name for path in CROSS.glob("*.sh") if path.name != "install.sh")])])
+def test_the_scripts_pass_shellcheck(shell, scripts):
+    checker = [program("shellcheck", "shellcheck"), "--external-sources", "--shell", shell]
+    checked = subprocess.run([*checker, *(CROSS / script for script in scripts)], cwd=REPO, capture_output=True, text=True)
     assert checked.returncode == 0, checked.stdout
 
 
@@ -56,17 +59,23 @@ def test_completion_knows_commands_and_options():
     assert "--deep" in complete("check", "--d") and "--user" in complete("doctor", "--u")
 
 
-def test_the_sysvinit_script_starts_reloads_and_stops():
+@pytest.mark.parametrize("tools", ["dpkg", "busybox"])
+def test_the_sysvinit_script_starts_reloads_and_stops(tools, tmp_path):
     if os.getuid() != 0:
         pytest.skip("only root can act as another user")
-    program("start-stop-daemon", "dpkg")
+    path = "/usr/sbin:/usr/bin:/sbin:/bin"
+    if tools == "busybox":
+        subprocess.run([program("busybox", "busybox-static"), "--install", "-s", tmp_path], check=True)
+        path = str(tmp_path)
+    else:
+        program("start-stop-daemon", "dpkg")
     root, port = Path(tempfile.mkdtemp(prefix="ankipi-init-")), free_port()
     root.chmod(0o755)
     shutil.copy(command(official=False)[0], root / "ankipi")
     (root / "conf").write_text(f"SYNC_USER1=anna:secret\nSYNC_HOST=127.0.0.1\nSYNC_PORT={port}\n")
     shutil.chown(root / "conf", "nobody")
     (root / "conf").chmod(0o600)
-    env = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "ANKIPI_BIN": f"{root}/ankipi", "ANKIPI_CONFIG": f"{root}/conf", "ANKIPI_BASE": f"{root}/base",
+    env = {"PATH": path, "ANKIPI_BIN": f"{root}/ankipi", "ANKIPI_CONFIG": f"{root}/conf", "ANKIPI_BASE": f"{root}/base",
            "ANKIPI_USER": "nobody", "ANKIPI_PIDFILE": f"{root}/pid", "ANKIPI_LOG": f"{root}/log"}
 
     def service(verb: str) -> int:
@@ -92,6 +101,39 @@ def test_the_sysvinit_script_starts_reloads_and_stops():
     finally:
         service("stop")
         shutil.rmtree(root)
+
+
+@pytest.mark.parametrize("init, marks, files", [
+    ("systemd", ["lib/systemd/system", "etc/init.d"], ["usr/local/bin/ankipi", "etc/systemd/system/ankipi.service", "etc/ankipi.conf"]),
+    ("openwrt", ["etc/rc.common", "etc/init.d"], ["usr/bin/ankipi", "etc/init.d/ankipi", "etc/config/ankipi"]),
+    ("openrc", ["sbin/openrc-run", "etc/init.d"], ["usr/bin/ankipi", "etc/init.d/ankipi", "etc/conf.d/ankipi"]),
+    ("sysvinit", ["etc/init.d"], ["usr/bin/ankipi", "etc/init.d/ankipi", "etc/ankipi.conf"])])
+def test_the_archive_installs_what_the_init_system_there_needs(init, marks, files, tmp_path):
+    archive, root = tmp_path / "archive", tmp_path / "root"
+    shutil.copytree(CROSS / "init", archive / "init")
+    for name in ("install.sh", "ankipi.conf"):
+        shutil.copy(CROSS / name, archive)
+    shutil.copy(command(official=False)[0], archive / "ankipi")
+    for mark in marks:
+        (root / mark).mkdir(parents=True)
+
+    def install(*options: str) -> str:
+        env = {"PATH": os.environ["PATH"], "DESTDIR": str(root)}
+        return subprocess.run([archive / "install.sh", *options], env=env, capture_output=True, text=True, check=True).stdout
+
+    def installed() -> list[str]:
+        return sorted(str(path.relative_to(root)) for path in root.rglob("*") if path.is_file())
+
+    assert "by hand" in install()
+    assert installed() == sorted(files)
+    settings, service = root / files[2], (root / files[1]).read_text()
+    assert f"/{files[0]}" in service and "\nUser=ankipi\n" in service or init != "systemd"
+    assert (settings.stat().st_mode & 0o777 == 0o600) == (init == "openwrt")
+    settings.write_text(settings.read_text() + "# mine\n")
+    install()
+    assert "# mine" in settings.read_text()
+    install("--remove")
+    assert installed() == [files[2]]
 
 
 def test_the_openwrt_script_hands_its_settings_over(tmp_path):

@@ -3,18 +3,16 @@ and descriptors are what they were."""
 
 import contextlib
 import json
-import os
 import resource
 import select
 import socket
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Iterator
 
 import pytest
 
 from account import Account
+from figures import Figures, until
 from server import Server
 
 pytestmark = pytest.mark.ours
@@ -33,35 +31,6 @@ def enough_descriptors():
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 8192), hard))
     yield
     resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-
-
-@dataclass
-class Figures:
-    threads: int
-    descriptors: int
-    peak_kib: int
-    files: dict[str, int]
-
-    @staticmethod
-    def of(server: Server) -> "Figures":
-        proc = Path(f"/proc/{server.process.pid}")
-        status = dict(line.split(":", 1) for line in (proc / "status").read_text().splitlines())
-        ours = established(server.port)
-        descriptors = [link for link in links(proc / "fd") if link not in ours]
-        files = {str(path.relative_to(server.base)): path.stat().st_size for path in server.base.rglob("*") if path.is_file()}
-        return Figures(int(status["Threads"]), len(descriptors), int(status["VmHWM"].split()[0]), files)
-
-
-def links(folder: Path) -> Iterator[str]:
-    for entry in folder.iterdir():
-        with contextlib.suppress(FileNotFoundError):  # closed just now
-            yield os.readlink(entry)
-
-
-def established(port: int) -> set[str]:
-    """The server's ends of whole connections. When all others are closed, these are what the devices keep for their next sync."""
-    rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
-    return {f"socket:[{row[9]}]" for row in rows if row[1].endswith(f":{port:04X}") and row[3] == "01"}
 
 
 class Siege:
@@ -102,7 +71,7 @@ class Siege:
             sock.close()
         # Threads for the most that went on at once end when they were idle for a few seconds.
         now = until(lambda: Figures.of(self.server),
-                    lambda now: now.threads <= self.calm.threads and now.descriptors <= self.calm.descriptors)
+                    lambda now: now.threads <= self.calm.threads and now.descriptors <= self.calm.descriptors, PATIENCE_SECS)
         print(f"peak {now.peak_kib} KiB; before {self.calm.threads} threads, {self.calm.descriptors} descriptors, "
               f"after {now.threads}, {now.descriptors}")
         assert now.threads <= self.calm.threads and now.descriptors <= self.calm.descriptors
@@ -110,13 +79,6 @@ class Siege:
         assert now.peak_kib <= BUDGET_KIB
         assert "panicked" not in self.server.log()
         self.account.settle(self.desk, self.phone)
-
-
-def until(look: Callable[[], Figures], good: Callable[[Figures], bool]) -> Figures:
-    deadline = time.monotonic() + PATIENCE_SECS
-    while not good(seen := look()) and time.monotonic() < deadline:
-        time.sleep(0.05)  # between two looks
-    return seen
 
 
 def status_of(answer: bytes) -> int:

@@ -276,6 +276,16 @@ impl Conn {
         self.apply(next, shared);
     }
 
+    /// Ends a form that is too slow while others wait.
+    pub fn make_way(&mut self, shared: &mut Shared) {
+        if let State::Exchange(exchange) = &self.state
+            && exchange.must_make_way(shared.now, &shared.limits)
+        {
+            let next = exchange.make_way();
+            self.apply(next, shared);
+        }
+    }
+
     /// The server stops.
     pub fn stop(&mut self, shared: &mut Shared) {
         match &self.state {

@@ -51,6 +51,7 @@ struct Active {
     /// Whether the backend still takes body bytes; else they are thrown away.
     takes_body: bool,
     thrown_away: usize,
+    since: Instant,
 }
 
 /// One request and its reply.
@@ -207,7 +208,13 @@ impl Exchange {
                 return Next::Refuse(Refusal::new(502, "no backend"));
             }
         };
-        self.stage = Stage::Active(Active { backend, reply: Reply::new(), takes_body: true, thrown_away: 0 });
+        self.stage = Stage::Active(Active {
+            backend,
+            reply: Reply::new(),
+            takes_body: true,
+            thrown_away: 0,
+            since: shared.now,
+        });
         self.pass_on(shared);
         self.update_pace(link, shared);
         Next::Stay
@@ -274,6 +281,33 @@ impl Exchange {
             Stage::Waiting { .. } => Next::Refuse(Refusal::new(503, "all slots are busy")),
             Stage::Gathering { .. } | Stage::Active(_) => self.fail(Refusal::new(408, "body too slow")),
         }
+    }
+
+    /// When a bulk transfer that waits has waited for long enough that others must make way.
+    pub fn impatient_from(&self, limits: &Limits) -> Option<Instant> {
+        match &self.stage {
+            Stage::Waiting { since, .. } if self.weight == Weight::Bulk => {
+                since.checked_add(limits.busy_after)
+            }
+            _ => None,
+        }
+    }
+
+    /// Whether it is a form that holds a slot and brings too little while others wait. Two of these from strangers would
+    /// hold all slots for bulk transfers, as their key may come last; whoever has shown a key in the head may be slow.
+    pub fn must_make_way(&self, now: Instant, limits: &Limits) -> bool {
+        match &self.stage {
+            Stage::Active(active) if self.is_form && !self.body.is_done() => {
+                let held = now.saturating_duration_since(active.since);
+                held >= limits.busy_after && self.body_bytes < limits.busy_rate.saturating_mul(held.as_secs())
+            }
+            _ => false,
+        }
+    }
+
+    /// Ends a form for others.
+    pub fn make_way(&self) -> Next {
+        self.fail(Refusal::new(408, "form too slow while others wait"))
     }
 
     /// The server stops: what the backend does not have yet is refused.

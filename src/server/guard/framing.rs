@@ -268,6 +268,19 @@ mod tests {
     }
 
     #[test]
+    fn a_body_of_over_4_gib_is_counted_to_its_last_byte() {
+        let bytes = (5 << 30) + 3;
+        let mut body = Body::Length(bytes);
+        assert_eq!(body.decode(b"some", &mut |_| ()), Ok(4));
+        assert_eq!(body, Body::Length(bytes - 4));
+        let mut chunked = Body::chunked();
+        let start = format!("{bytes:x}\r\nsome");
+        assert_eq!(chunked.decode(start.as_bytes(), &mut |_| ()), Ok(start.len()));
+        let Body::Chunked(Chunked { size, .. }) = chunked else { unreachable!() };
+        assert_eq!(size, bytes - 4);
+    }
+
+    #[test]
     fn chunked_bodies_decode_at_every_split() {
         let cases: &[(&[u8], &[u8], usize)] = &[
             (b"0\r\n\r\n", b"", 0),

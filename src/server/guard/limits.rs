@@ -34,6 +34,10 @@ pub struct Limits {
     pub body_grace: Duration,
     /// Bytes a second that a body must bring on average.
     pub body_rate: u64,
+    /// When a bulk transfer has waited for so long, a form that holds a slot must bring `busy_rate` since it does.
+    pub busy_after: Duration,
+    /// Bytes a second; a bad telephone line brings more.
+    pub busy_rate: u64,
     /// Wait for the client to take a byte of its reply.
     pub write_idle: Duration,
     /// Wait of a request for a free slot, before it gets 503.
@@ -77,6 +81,8 @@ impl Default for Limits {
             body_idle: Duration::from_secs(60),
             body_grace: Duration::from_secs(10),
             body_rate: 100,
+            busy_after: Duration::from_secs(8),
+            busy_rate: 4 << 10,
             write_idle: Duration::from_secs(60),
             queue_wait: Duration::from_secs(20),
             linger: Duration::from_secs(5),

@@ -73,6 +73,9 @@ const ACCEPTS_PER_TURN: usize = 64;
 /// Descriptors of an active request: one here, two in tiny_http, which duplicates its socket.
 const FDS_PER_REQUEST: usize = 3;
 
+/// How often forms are looked at while somebody waits for them.
+const IMPATIENCE: Duration = Duration::from_secs(1);
+
 /// How long nothing is accepted or handed over when descriptors are short and no connection can be evicted.
 const REST: Duration = Duration::from_millis(100);
 
@@ -179,6 +182,7 @@ impl Guard {
             self.dispatch(&fds, &sources);
             self.stop_if_idle();
             self.expire();
+            self.make_way();
             self.admit();
             self.sweep();
         }
@@ -222,7 +226,10 @@ impl Guard {
         let Shared { now, .. } = self.shared;
         let accept = self.accepts_from().max(self.rest_until).filter(|from| *from > now);
         let conns = self.conns.iter().filter_map(|conn| conn.deadline(&self.shared));
-        let others = [self.shared.journal.deadline(), self.shared.stop_at, self.idle_deadline(), accept];
+        // While somebody waits impatiently, whoever becomes too slow is found within a second.
+        let impatience = self.impatient_from().and_then(|from| Some(from.max(now.checked_add(IMPATIENCE)?)));
+        let others =
+            [self.shared.journal.deadline(), self.shared.stop_at, self.idle_deadline(), accept, impatience];
         let Some(next) = conns.chain(others.into_iter().flatten()).min() else {
             return -1;
         };
@@ -261,6 +268,20 @@ impl Guard {
         self.shared.journal.tick(self.shared.now);
         for conn in &mut self.conns {
             conn.expire(&mut self.shared);
+        }
+    }
+
+    /// When the first of the bulk transfers that wait becomes impatient.
+    fn impatient_from(&self) -> Option<Instant> {
+        let exchanges = self.conns.iter().filter_map(Conn::exchange);
+        exchanges.filter_map(|exchange| exchange.impatient_from(&self.shared.limits)).min()
+    }
+
+    /// Ends forms that are too slow while bulk transfers wait.
+    fn make_way(&mut self) {
+        if self.impatient_from().is_some_and(|from| from <= self.shared.now) {
+            self.conns.iter_mut().for_each(|conn| conn.make_way(&mut self.shared));
+            self.sweep();
         }
     }
 
