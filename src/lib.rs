@@ -54,6 +54,7 @@
 //!   folder. Being killed at any line leaves the state before or after a request; `collection::replace::clean_up` and
 //!   `media::MediaStore::open` tidy at the next start.
 //! - Nothing is opened for writing through a symbolic link inside the data folder (`fsutil::refuse_link`).
+//! - A key is looked at before a body is read, and again when it has come (`api::App::confirm`).
 //! - An error is a situation (`error::Error`), becomes a status in one place, and is logged once, in `api`.
 //!
 //! # Locks

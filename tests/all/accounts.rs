@@ -146,7 +146,8 @@ fn what_arrives_whole_only_after_its_account_was_removed_changes_nothing() {
         let body = pack(&zip_of(&[("noise", Some(&noise)), ("more", Some(b"more"))]));
         post("/msync/uploadChanges", &sync_header(key, "s"), Framed::Chunked(&body))
     };
-    let requests: [(&str, &dyn Fn(&str) -> Vec<u8>, &str); 3] = [
+    type Request<'r> = &'r dyn Fn(&str) -> Vec<u8>;
+    let requests: [(&str, Request, &str); 3] = [
         ("upload", &upload, "collection.anki2.upload-"),
         ("upload in a form", &old_upload, "collection.anki2.upload-"),
         ("media", &media, "media.new-"),
