@@ -99,7 +99,7 @@ prepare_tools() {
 # Sets the flags of both compilers for target $1.
 prepare_target() {
     # zig brings the start-up objects, so rustc must not look for its own.
-    local rust=-Clink-self-contained=no
+    local rust=-Clink-self-contained=no order=cross/order.ld
     # No panic passes through SQLite, so nobody would read its tables for unwinding: 55 KB.
     local c="-fno-asynchronous-unwind-tables -fno-unwind-tables"
     case $1 in
@@ -112,9 +112,11 @@ prepare_target() {
             export CARGO_PROFILE_RELEASE_OPT_LEVEL=z
             local llvm="-disable-mips-df-succbb-search=false -disable-machine-licm"
             c+=" -fno-pic -Xclang -Oz ${llvm//-disable/-mllvm -disable}"
-            rust+=" -Cllvm-args=${llvm/ / -Cllvm-args=} -Clink-arg=-Wl,-T,cross/mipsel.ld"
+            rust+=" -Cllvm-args=${llvm/ / -Cllvm-args=}"
+            order=cross/mipsel.ld
             ;;
     esac
+    rust+=" -Clink-arg=-Wl,-T,$order"
     export RUSTFLAGS=$rust CARGO_TARGET_DIR=$out "CFLAGS_${1//-/_}=$c"
 }
 

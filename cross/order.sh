@@ -1,0 +1,86 @@
+#!/usr/bin/env bash
+# Makes cross/order.ld anew: which functions the linker puts side by side, for cross/build.sh: cross/order.sh
+#
+# The kernel maps a program 64 KB at a time. With the functions in the order in which they were compiled, an idle server
+# touches nearly all of 2 MB of code; with those that it runs in one place, it maps 0.3 MB of them. First come the functions
+# of an idle server, then those that syncs run, as valgrind sees them while the benchmark makes its syncs. A function that
+# has another name by now stays where it was: the list may grow old, and costs memory alone. Takes ten minutes.
+set -euo pipefail
+cross=$(dirname "$0")
+# shellcheck source=cross/build.sh
+source "$cross/build.sh"
+cd "$repo"
+command -v valgrind >/dev/null || die "no valgrind; on Debian: apt-get install --no-install-recommends valgrind"
+
+target=x86_64-unknown-linux-musl
+jobs=(upload download old-upload old-download notes-up notes-down reviews-up reviews-down history-up history-down
+    pictures-up pictures-down recording-up recording-down connections)
+scratch=$(mktemp -d)
+trap 'rm -rf "$scratch"' EXIT
+export CROSS_TARGET=$out
+
+(
+    out=$scratch/build
+    prepare_tools
+    prepare_target $target
+    CARGO_PROFILE_RELEASE_STRIP=false zigbuild build $target --release --bin ankipi
+)
+server=$scratch/build/$target/release/ankipi
+
+# $1: what the names of the functions that run go to, then more options of callgrind.
+callgrind() { echo "exec valgrind -q --tool=callgrind --demangle=no --callgrind-out-file=$1 ${*:2} $server"; }
+
+say "watching an idle server"
+mkdir "$scratch/data"
+SYNC_BASE=$scratch/data SYNC_HOST=127.0.0.1 SYNC_PORT=0 SYNC_USER1=a:a SYNC_USER2=b:b SYNC_USER3=c:c SYNC_USER4=d:d \
+    bash -c "$(callgrind "$scratch/idle.%p")" 2>"$scratch/log" &
+until address=$(grep -o 'http://[0-9.:]*' "$scratch/log"); do sleep 0.2; done
+python3 -c "import urllib.request as u; u.urlopen('$address')"
+kill -INT $!
+wait
+
+say "watching syncs"
+# The benchmark kills its server, so what was seen is written down every now and then.
+{ echo '#!/bin/bash'; callgrind "$scratch/sync.%p" --dump-every-bb=3000000; } >"$scratch/watched"
+chmod +x "$scratch/watched"
+cargo bench --locked --bench sync -- --quick --server "$scratch/watched" $(printf -- '--job %s ' "${jobs[@]}") >&2
+
+python3 - "$scratch" "$server" <<'END' >cross/order.ld
+import glob, re, subprocess, sys
+
+scratch, server = sys.argv[1:]
+of_program = {line.split()[-1] for line in subprocess.check_output(["nm", server], text=True).splitlines()}
+
+
+def ran(pattern):
+    """The functions of the program that callgrind saw; in its files a name stands where it first occurs."""
+    names = set()
+    for path in glob.glob(f"{scratch}/{pattern}"):
+        found = re.findall(r"^c?fn=\(\d+\) (\S+?)(?:'\d+)?$", open(path, errors="replace").read(), re.M)
+        names.update(found)
+    return names & of_program
+
+
+def section(name):
+    """A pattern for its section: rarely run ones are .text.unlikely.NAME. Hashes of crates differ between machines,
+    and so do references to earlier parts of the name."""
+    if name.startswith("_R"):
+        name = re.sub(r"Cs[0-9A-Za-z]{6,13}_", "C*_", name)
+        name = re.sub(r"(?<=[A-Za-z_0-9])B[0-9A-Za-z]{0,3}_", "B*_", name)
+    name = re.sub(r"\.llvm\.\d+$", "*", name)
+    return ".text*." + re.sub(r"\*+", "*", name)
+
+
+idle = sorted({section(name) for name in ran("idle.*")})
+syncs = sorted({section(name) for name in ran("sync.*")} - set(idle))
+print("/* Made by cross/order.sh. */")
+print("SECTIONS {\n  .text.ankipi : {")
+# The C library's, of which little is linked, and what runs before main, whose names valgrind does not tell.
+print("    *(.text .text..L* .text*.__libc_start_main .text*.static_init_tls .text*.dummy)")
+print("    /* An idle server. */")
+print("\n".join(f"    *({section})" for section in idle))
+print("    /* Syncs. */")
+print("\n".join(f"    *({section})" for section in syncs))
+print("  }\n}\nINSERT BEFORE .text;")
+END
+say "cross/order.ld names $(grep -c '\.text' cross/order.ld) functions"
