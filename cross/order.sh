@@ -13,8 +13,11 @@ cd "$repo"
 command -v valgrind >/dev/null || die "no valgrind; on Debian: apt-get install --no-install-recommends valgrind"
 
 target=x86_64-unknown-linux-musl
-jobs=(upload download old-upload old-download notes-up notes-down reviews-up reviews-down history-up history-down
-    pictures-up pictures-down recording-up recording-down connections)
+jobs=()
+for job in upload download old-upload old-download notes-up notes-down reviews-up reviews-down history-up \
+    history-down pictures-up pictures-down recording-up recording-down connections; do
+    jobs+=(--job "$job")
+done
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
 export CROSS_TARGET=$out
@@ -43,7 +46,7 @@ say "watching syncs"
 # The benchmark kills its server, so what was seen is written down every now and then.
 { echo '#!/bin/bash'; callgrind "$scratch/sync.%p" --dump-every-bb=3000000; } >"$scratch/watched"
 chmod +x "$scratch/watched"
-cargo bench --locked --bench sync -- --quick --server "$scratch/watched" $(printf -- '--job %s ' "${jobs[@]}") >&2
+cargo bench --locked --bench sync -- --quick --server "$scratch/watched" "${jobs[@]}" >&2
 
 python3 - "$scratch" "$server" <<'END' >cross/order.ld
 import glob, re, subprocess, sys
