@@ -55,6 +55,8 @@ unit_tests() {
     local upper=${1^^}
     say "running the crate's own tests on $1"
     prepare_target "$1"
+    # Without optimisation each password takes an emulator half a minute.
+    export CARGO_PROFILE_DEV_OPT_LEVEL=1
     # --test-threads=1: an emulator that is short of time breaks tests of patience.
     env "CARGO_TARGET_${upper//-/_}_RUNNER=$(emulator "$1")" \
         cargo-zigbuild test --locked --target "$1" -Zbuild-std --lib -- --quiet --test-threads=1
