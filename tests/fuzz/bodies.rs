@@ -63,10 +63,9 @@ pub fn body(data: &[u8]) {
     match choice % 4 {
         0 | 2 => {
             let ours = both(data, choice / 4, |wire| read(Body::zstd(wire, true, CAPS)));
-            match (ours, one_frame(data)) {
-                (ours, Some(theirs)) => assert!(ours == Some(theirs)),
-                // Newer releases of the C library refuse frames with reserved bits, which older ones and ruzstd ignore.
-                (_, None) => {}
+            // Newer releases of the C library refuse frames with reserved bits, which older ones and ruzstd ignore.
+            if let Some(theirs) = one_frame(data) {
+                assert!(ours == Some(theirs));
             }
         }
         _ if data.len() as u64 <= CAPS.decoded => {
