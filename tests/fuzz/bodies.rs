@@ -63,12 +63,10 @@ pub fn body(data: &[u8]) {
     match choice % 4 {
         0 | 2 => {
             let ours = both(data, choice / 4, |wire| read(Body::zstd(wire, true, CAPS)));
-            assert!(
-                ours == one_frame(data),
-                "{:?} and {:?}",
-                ours.map(|o| o.len()),
-                one_frame(data).map(|o| o.len())
-            );
+            // Newer releases of the C library refuse frames with reserved bits, which older ones and ruzstd ignore.
+            if let Some(theirs) = one_frame(data) {
+                assert!(ours == Some(theirs));
+            }
         }
         _ if data.len() as u64 <= CAPS.decoded => {
             let packed = zstd::encode_all(data, 1).unwrap();
