@@ -173,7 +173,7 @@ boot() {
     local parts=$tools/boot-$1 work=$out/boot-$1
     describe "$1"
     provide "boot-$1" fetch_board
-    (prepare_tools && build "$target" >&2)
+    (prepare_tools; build "$target" >&2)
     rm -rf "$work"
     mkdir -p "$work"
     make_initramfs

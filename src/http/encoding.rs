@@ -5,7 +5,7 @@
 //! costs a board no CPU on a LAN, and packed while the link is what we wait for.
 
 use std::io::{self, BufRead, Read, Write};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use ruzstd::decoding::{FrameDecoder, StreamingDecoder};
@@ -26,7 +26,7 @@ pub struct Decoder<R: BufRead> {
 /// each from the kernel took a fifth of its time.
 static KEPT: Mutex<Option<FrameDecoder>> = Mutex::new(None);
 
-fn kept() -> std::sync::MutexGuard<'static, Option<FrameDecoder>> {
+fn kept() -> MutexGuard<'static, Option<FrameDecoder>> {
     KEPT.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
