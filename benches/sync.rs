@@ -103,7 +103,7 @@ struct Job {
 
 const JOBS: &[Job] = &[
     Job { name: "idle", budget: 1.5, run: Bench::idle },
-    Job { name: "logins", budget: 1.5, run: Bench::logins },
+    Job { name: "logins", budget: 8.0, run: Bench::logins },
     Job { name: "no-change", budget: 8.0, run: Bench::no_change },
     Job { name: "upload", budget: 8.0, run: |bench| bench.uploads(1) },
     Job { name: "download", budget: 8.0, run: |bench| bench.downloads(1) },

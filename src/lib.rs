@@ -63,11 +63,11 @@
 //! syncs while the other does, and one around the map of users (`session::Users`), held for a look-up, and while the
 //! folder of a new user is readied. In `accounts` there are one around what is known of accounts, held for a look-up or
 //! while changed files are read anew, one per account around its keys, one around the counts of failed logins, and one
-//! around password hashing. No code takes a second one while it holds the first; readying a new user's media and reading
-//! accounts anew make theirs. Across processes, a lock file (`accounts::users_file::lock`) is held while accounts or
-//! keys are changed; it is taken first, for a moment, and never while a password is asked for or hashed. A download
-//! opens and closes its snapshot under its user's lock and reads without it; an upload may move the file under it, which
-//! the snapshot survives.
+//! around password hashing. In `http::encoding` one is held to leave a decoder's buffers or take them. No code takes a
+//! second one while it holds the first; readying a new user's media and reading accounts anew make theirs. Across
+//! processes, a lock file (`accounts::users_file::lock`) is held while accounts or keys are changed; it is taken first,
+//! for a moment, and never while a password is asked for or hashed. A download opens and closes its snapshot under its
+//! user's lock and reads without it; an upload may move the file under it, which the snapshot survives.
 //!
 //! # Why a guard
 //!
