@@ -145,6 +145,7 @@ impl Users {
 impl User {
     fn open(base: &Path, name: &str, backups: usize, max_row_bytes: u64) -> Result<User> {
         let dir = base.join(name);
+        fsutil::refuse_link(&dir)?;
         fsutil::create_folder(&dir)?;
         replace::clean_up(&dir)?;
         Ok(User {

@@ -206,6 +206,19 @@ fn a_lock_file_that_is_a_link_is_not_followed() {
 }
 
 #[test]
+fn a_users_folder_that_is_a_link_is_not_followed() {
+    let base = tempfile::tempdir().unwrap();
+    let outside = Outside::with(b"precious");
+    symlink(outside.0.path(), base.path().join("test")).unwrap();
+    let output = run_to_end(base.path(), &[("SYNC_USER1", "test:secret")]);
+    assert!(!output.status.success());
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(said.contains("test is a symbolic link"), "{said}");
+    outside.assert_untouched(b"precious");
+    assert_eq!(fs::read_dir(outside.0.path()).unwrap().count(), 1, "nothing is made behind it");
+}
+
+#[test]
 fn user_names_cannot_leave_the_data_folder() {
     let outer = tempfile::tempdir().unwrap();
     let base = outer.path().join("base");
