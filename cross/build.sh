@@ -18,8 +18,8 @@ max_bytes=3000000
 zig_version=0.15.2
 zig_packages="ziglang==$zig_version cargo-zigbuild==0.24.0"
 
-say() { echo "cross: $*" >&2; }
-die() { say "$@"; exit 1; }
+# shellcheck source=cross/say.sh
+source "$repo/cross/say.sh"
 
 usage() {
     sed -n '2,11s/^# \?//p' "$0"
@@ -35,6 +35,8 @@ Targets:
   --bench    build the benchmark for the board, too: CROSS_TARGET/TARGET/ankipi-bench
 END
 }
+
+is_target() { usage | grep -qF "  $1 "; }
 
 depends_of() { apt-cache depends "$1" | sed -n 's/.*Depends: //p'; }
 
@@ -145,6 +147,9 @@ build() {
     local target=$1 started=$SECONDS
     say "building for $target (a first build 2-3 minutes, later ones 1)"
     prepare_target "$target"
+    # cargo does not know the linker's scripts.
+    find "$out/$target/release" "$out/$target/release/deps" -maxdepth 1 -type f -name 'ankipi*' \
+        ! -newer cross/order.ld -delete 2>/dev/null || true
     zigbuild build "$target" --release --bin ankipi
     deliver "$target" ankipi "$out/$target/release/ankipi"
     check_binary "$target" "$out/$target/ankipi"
@@ -172,8 +177,7 @@ main() {
             -h | --help) usage; exit ;;
             --bench) bench=1 ;;
             -*) die "$word is not an option; --help tells more" ;;
-            *-*-*) targets+=("$word") ;;
-            *) die "$word is not a target; --help lists them" ;;
+            *) is_target "$word" || die "$word is not a target; --help lists them"; targets+=("$word") ;;
         esac
     done
     [[ ${#targets[@]} -gt 0 ]] || { usage; exit 2; }

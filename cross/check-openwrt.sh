@@ -6,9 +6,8 @@
 # tests/ops/openwrt, and opkg by this script.
 set -euo pipefail
 repo=$(cd "$(dirname "$0")/.." && pwd)
-
-say() { echo "check-openwrt: $*" >&2; }
-die() { say "$@"; exit 1; }
+# shellcheck source=cross/say.sh
+source "$repo/cross/say.sh"
 # shellcheck source=cross/emulate.sh
 source "$repo/cross/emulate.sh"
 

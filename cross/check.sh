@@ -91,8 +91,7 @@ for word; do
         -h | --help) sed -n '2,8s/^# \?//p' "$0"; exit ;;
         --brief) brief=1 ;;
         --unit) unit=1 ;;
-        *-*-*) targets+=("$word") ;;
-        *) die "$word is not a target; cross/build.sh --help lists them" ;;
+        *) is_target "$word" || die "$word is not a target; cross/build.sh --help lists them"; targets+=("$word") ;;
     esac
 done
 [[ ${#targets[@]} -gt 0 ]] || die "name a target; cross/build.sh --help lists them"

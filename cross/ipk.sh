@@ -14,7 +14,6 @@ target_of() {
         arm_arm1176*_vfp) echo arm-unknown-linux-musleabihf ;;
         arm_cortex-a*_neon* | arm_cortex-a*_vfp*) echo armv7-unknown-linux-musleabihf ;;
         mipsel_24kc* | mipsel_74kc*) echo mipsel-unknown-linux-musl ;;
-        riscv64_*) echo riscv64gc-unknown-linux-musl ;;
         x86_64) echo x86_64-unknown-linux-musl ;;
         *) die "ankipi is not built for routers of $1; --help tells which" ;;
     esac

@@ -20,6 +20,7 @@ archive() {
 }
 
 [[ $# -gt 0 ]] || die "name a target; cross/build.sh --help lists them"
+for target; do is_target "$target" || die "$target is not a target; cross/build.sh --help lists them"; done
 bench=1
 for target; do
     build_for "$target"
