@@ -14,9 +14,7 @@ fn nothing_acknowledged_is_lost_when_the_server_is_killed() {
     let base = Arc::new(tempfile::tempdir().unwrap());
     History::prepare(base.path());
     let disk = Disk::new();
-    let vars = disk.vars(base.path(), false);
-    let vars: Vec<_> = vars.iter().map(|(key, value)| (key.as_str(), value.as_str())).collect();
-    let mut server = TestServer::on(base.clone(), &vars);
+    let mut server = disk.start(&base);
     let mut history = History::new(seed, server.address);
     let (mut acknowledged, mut taken, mut at_start) = (0, 0, 0);
     let mut cut: BTreeMap<Kind, u32> = BTreeMap::new();
@@ -36,7 +34,7 @@ fn nothing_acknowledged_is_lost_when_the_server_is_killed() {
         server.wait();
         drop(server);
         *cut.entry(step.kind).or_default() += 1;
-        server = restarted(&base, &vars, &disk, &mut history, &mut at_start);
+        server = restarted(&base, &disk, &mut history, &mut at_start);
         taken += u32::from(history.resume(&step, &server, &format!("seed {seed}, kill {kill}")));
     }
     history.converge();
@@ -51,14 +49,13 @@ fn nothing_acknowledged_is_lost_when_the_server_is_killed() {
 /// Starts again, which now and then takes several attempts.
 fn restarted(
     base: &Arc<tempfile::TempDir>,
-    vars: &[(&str, &str)],
     disk: &Disk,
     history: &mut History,
     at_start: &mut u32,
 ) -> TestServer {
     while history.dice.below(3) == 0 {
         disk.set(Fault::Kill, 1 + history.dice.below(8) as i32);
-        match TestServer::try_on(base.clone(), vars) {
+        match disk.try_start(base) {
             Ok(server) => drop(server),
             Err(log) => {
                 assert!(disk.hits() > 0, "the server did not start:\n{log}");
@@ -67,7 +64,7 @@ fn restarted(
         }
     }
     disk.mend();
-    let server = TestServer::on(base.clone(), vars);
+    let server = disk.start(base);
     history.moved(server.address);
     server
 }

@@ -4,9 +4,11 @@ use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 
 use tempfile::TempDir;
+
+use crate::harness::TestServer;
 
 /// What happens at the operation that is counted down to.
 #[derive(Clone, Copy, Debug)]
@@ -26,29 +28,42 @@ pub const ENOSPC: i32 = 28;
 pub struct Disk {
     dir: TempDir,
     control: File,
+    is_recorded: bool,
 }
 
 impl Disk {
     pub fn new() -> Disk {
+        Disk::make(false)
+    }
+
+    /// One of which every change is kept, for `log_path`.
+    pub fn recorded() -> Disk {
+        Disk::make(true)
+    }
+
+    fn make(is_recorded: bool) -> Disk {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("control");
         fs::write(&path, [0; 16]).unwrap();
         let control = File::options().read(true).write(true).open(&path).unwrap();
-        Disk { dir, control }
+        Disk { dir, control, is_recorded }
     }
 
-    /// The variables of the server whose data folder this is. With a log, every change is recorded.
-    pub fn vars(&self, base: &Path, with_log: bool) -> Vec<(String, String)> {
-        let text = |path: &Path| path.to_str().unwrap().to_owned();
-        let mut vars = vec![
-            ("LD_PRELOAD".to_owned(), text(library())),
-            ("DISK_BASE".to_owned(), text(base)),
-            ("DISK_CONTROL".to_owned(), text(&self.dir.path().join("control"))),
-        ];
-        if with_log {
-            vars.push(("DISK_LOG".to_owned(), text(&self.log_path())));
+    /// Starts a server whose data folder is on this disk.
+    pub fn start(&self, base: &Arc<TempDir>) -> TestServer {
+        self.try_start(base).unwrap_or_else(|log| panic!("the server did not start:\n{log}"))
+    }
+
+    /// The same, or what the server said when it ended at once.
+    pub fn try_start(&self, base: &Arc<TempDir>) -> Result<TestServer, String> {
+        let (control, log) = (self.dir.path().join("control"), self.log_path());
+        let mut vars =
+            vec![("LD_PRELOAD", library()), ("DISK_BASE", base.path()), ("DISK_CONTROL", &control)];
+        if self.is_recorded {
+            vars.push(("DISK_LOG", &log));
         }
-        vars
+        let vars: Vec<_> = vars.iter().map(|(key, path)| (*key, path.to_str().unwrap())).collect();
+        TestServer::try_on(base.clone(), &vars)
     }
 
     pub fn log_path(&self) -> PathBuf {

@@ -37,9 +37,7 @@ fn whichever_operation_fails_nothing_is_lost_and_the_server_goes_on() {
     let base = Arc::new(tempfile::tempdir().unwrap());
     History::prepare(base.path());
     let disk = Disk::new();
-    let vars = disk.vars(base.path(), false);
-    let vars: Vec<_> = vars.iter().map(|(key, value)| (key.as_str(), value.as_str())).collect();
-    let mut server = TestServer::on(base.clone(), &vars);
+    let mut server = disk.start(&base);
     let mut history = History::new(seed, server.address);
     history.step_of(Kind::Upload).1.unwrap();
     history.step_of(Kind::Media).1.unwrap();

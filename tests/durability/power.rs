@@ -313,10 +313,8 @@ fn record(seed: u64, steps: usize) -> (Trace, Vec<Recorded>) {
     let base = Arc::new(tempfile::tempdir().unwrap());
     History::prepare(base.path());
     let mut trace = Trace::of_start(base.path());
-    let disk = Disk::new();
-    let vars = disk.vars(base.path(), true);
-    let vars: Vec<_> = vars.iter().map(|(key, value)| (key.as_str(), value.as_str())).collect();
-    let mut server = TestServer::on(base.clone(), &vars);
+    let disk = Disk::recorded();
+    let mut server = disk.start(&base);
     let mut history = History::new(seed, server.address);
     let mut recorded = Vec::new();
     for _ in 0..steps {
@@ -385,10 +383,8 @@ struct Again {
 /// a part of what was interrupted is mended then. None if it had nothing to write.
 fn cut_again(base: &Arc<tempfile::TempDir>, dice: &mut Dice) -> Option<Again> {
     let mut trace = Trace::of_start(base.path());
-    let disk = Disk::new();
-    let vars = disk.vars(base.path(), true);
-    let vars: Vec<_> = vars.iter().map(|(key, value)| (key.as_str(), value.as_str())).collect();
-    let mut server = TestServer::on(base.clone(), &vars);
+    let disk = Disk::recorded();
+    let mut server = disk.start(base);
     found(&server, &[]);
     server.stop();
     trace.read(&disk.log_path(), base.path());
