@@ -39,9 +39,10 @@
 //! (`collection::upgrade`); their downloads are a scratch copy that is brought back (`collection::downgrade`).
 //!
 //! Media come as zips: spooled (a large stored file straight to the place that it is renamed from), read by their
-//! directory, each file unpacked to a place of its own and synced, then all of them renamed into the folder and recorded
-//! in one transaction; the header of `media` says what a crash leaves at each step. They go as zips that are streamed from the files. `ankipi check` (`commands::check`) looks at all of it from outside.
-//! `colpkg` packs it for Anki, `import` brings it from other servers, `collection::restore` goes back to a backup.
+//! directory, each file unpacked to a place of its own and synced, then all of them renamed into the folder and
+//! recorded in one transaction; the header of `media` says what a crash leaves at each step. They go as zips that are
+//! streamed from the files. `ankipi check` (`commands::check`) looks at all of it from outside. `colpkg` packs it for
+//! Anki, `import` brings it from other servers, `collection::restore` goes back to a backup.
 //!
 //! # What holds everywhere
 //!
