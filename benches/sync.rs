@@ -149,7 +149,8 @@ impl Bench {
             std::fs::create_dir_all(file.with_file_name(""))?;
             generate::copy(&self.collection.path, &file)?;
             let db = generate::open(&file)?;
-            db.execute_batch("BEGIN")?;
+            // As ankipi keeps it; Anki's server sets its own mode.
+            db.execute_batch("PRAGMA journal_mode = DELETE; BEGIN")?;
             prepare(&db)?;
             db.execute_batch("COMMIT")?;
         }

@@ -5,11 +5,18 @@ use std::path::Path;
 
 /// Whether a writer has the file open, or a crash left its journal behind.
 pub fn has_side_files(path: &Path) -> bool {
-    ["-wal", "-journal"].iter().any(|suffix| {
-        let mut name = path.as_os_str().to_owned();
-        name.push(suffix);
-        Path::new(&name).exists()
-    })
+    has_side_file(path, "-wal") || has_rollback_journal(path)
+}
+
+/// Whether what has not been committed may be in the file: a writer has it open, or it needs to be healed.
+pub fn has_rollback_journal(path: &Path) -> bool {
+    has_side_file(path, "-journal")
+}
+
+fn has_side_file(path: &Path, suffix: &str) -> bool {
+    let mut name = path.as_os_str().to_owned();
+    name.push(suffix);
+    Path::new(&name).exists()
 }
 
 /// `file:` URI of a file that nobody writes to.

@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -48,8 +48,16 @@ pub struct User {
 #[derive(Default)]
 struct State {
     session: Option<Session>,
-    /// Shared with the downloads of the collection that is in place; set when an upload takes that place.
-    is_replaced: Arc<AtomicBool>,
+    /// How many downloads read the collection that is in place; it is counted under this lock.
+    readers: Arc<AtomicUsize>,
+    /// Keeps the file as they read it: while this is there, syncs write to a WAL.
+    keeper: Option<Snapshot>,
+}
+
+impl State {
+    fn is_read(&self) -> bool {
+        self.readers.load(Ordering::Relaxed) > 0
+    }
 }
 
 /// What lies between `start` and `finish`.
@@ -57,6 +65,8 @@ pub struct Session {
     skey: String,
     /// The collection, in a transaction.
     pub collection: Collection,
+    /// What was committed when it began, for others that ask.
+    meta: Meta,
     /// The stamps at the start. Everything the client sends gets their usn.
     pub stamps: Stamps,
     /// Everything from this usn on is news to the client.
@@ -162,8 +172,22 @@ impl User {
 
     /// Rolls back the session and closes the media store.
     fn end(&self) {
-        self.lock().session = None;
+        self.end_session(&mut self.lock());
         self.media.close();
+    }
+
+    /// Rolls back the session if there is one.
+    fn end_session(&self, state: &mut State) {
+        state.session = None;
+        self.fold(state);
+    }
+
+    /// Brings the collection into one file again, unless somebody needs it to be in two.
+    fn fold(&self, state: &mut State) {
+        if state.session.is_none() && !state.is_read() {
+            state.keeper = None;
+            Collection::fold(&self.collection_path());
+        }
     }
 
     /// A panic in the middle of a step may have left a session half-way: it goes.
@@ -189,7 +213,7 @@ impl User {
         if silent < idle {
             return Some(idle - silent);
         }
-        state.session = None;
+        self.end_session(&mut state);
         log::info!("{}: rolled back a sync that was silent for {} s", self.name, silent.as_secs());
         None
     }
@@ -197,6 +221,10 @@ impl User {
     /// What `meta` tells: the last committed state, also while a session is open. None before the first upload.
     pub fn meta(&self) -> Result<Option<Meta>> {
         let mut state = self.lock();
+        if let Some(session) = &state.session {
+            return Ok(Some(session.meta));
+        }
+        self.fold(&mut state);
         match replace::settle(&self.dir)? {
             true => self.open_with(&mut state, Collection::open_to_read)?.meta().map(Some),
             false => Ok(None),
@@ -212,23 +240,46 @@ impl User {
         first_step: impl FnOnce(&mut Session) -> Result<T>,
     ) -> Result<T> {
         let mut state = self.lock();
-        state.session = None;
-        let collection = self.open_with(&mut state, Collection::open)?;
+        self.end_session(&mut state);
+        let opened = self.open_session(&mut state, skey, client_usn, client_is_newer);
+        let begun = opened.and_then(|mut session| Ok((first_step(&mut session)?, session)));
+        match begun {
+            Ok((outcome, session)) => {
+                state.session = Some(session);
+                Ok(outcome)
+            }
+            Err(err) => {
+                self.fold(&mut state);
+                Err(err)
+            }
+        }
+    }
+
+    fn open_session(
+        &self,
+        state: &mut State,
+        skey: &str,
+        client_usn: i32,
+        client_is_newer: bool,
+    ) -> Result<Session> {
+        if state.is_read() && state.keeper.is_none() {
+            state.keeper = Some(self.open_with(state, Snapshot::open_beside_syncs)?);
+        }
+        let collection = self.open_with(state, Collection::open)?;
         collection.limit_rows(self.max_row_bytes)?;
         collection.begin()?;
-        let mut session = Session {
+        let meta = collection.meta()?;
+        Ok(Session {
             skey: skey.to_owned(),
-            stamps: collection.stamps()?,
+            meta,
+            stamps: meta.stamps,
             collection,
             client_usn,
             client_is_newer,
             cursor: ChunkCursor::default(),
             shapes: NotetypeShapes::default(),
             last_step: Instant::now(),
-        };
-        let outcome = first_step(&mut session)?;
-        state.session = Some(session);
-        Ok(outcome)
+        })
     }
 
     /// Runs a step of the session with this key. A failure ends the session: the step may have changed something. So
@@ -242,17 +293,26 @@ impl User {
                 return Err(Error::NoSession);
             }
         };
-        let outcome = work(&mut session)?;
-        session.last_step = Instant::now();
-        state.session = Some(session);
-        Ok(outcome)
+        let outcome = work(&mut session);
+        if outcome.is_ok() {
+            session.last_step = Instant::now();
+            state.session = Some(session);
+        } else {
+            drop(session);
+            self.fold(&mut state);
+        }
+        outcome
     }
 
     /// Runs the last step of the session with this key.
     pub fn last_step<T>(&self, skey: &str, work: impl FnOnce(Session) -> Result<T>) -> Result<T> {
         let mut state = self.lock();
         match state.session.take() {
-            Some(session) if session.skey == skey => work(session),
+            Some(session) if session.skey == skey => {
+                let outcome = work(session);
+                self.fold(&mut state);
+                outcome
+            }
             other => {
                 state.session = other;
                 Err(Error::NoSession)
@@ -265,7 +325,7 @@ impl User {
     pub fn abort(&self, skey: &str) {
         let mut state = self.lock();
         if state.session.as_ref().is_some_and(|session| session.skey == skey) {
-            state.session = None;
+            self.end_session(&mut state);
         }
     }
 
@@ -306,14 +366,11 @@ impl User {
     /// the next one may run while the download goes on.
     pub fn download(self: &Arc<User>) -> Result<Download> {
         let mut state = self.lock();
-        state.session = None;
+        self.end_session(&mut state);
         let snapshot = self.open_with(&mut state, Snapshot::open)?;
-        Ok(Download {
-            user: self.clone(),
-            snapshot: Some(snapshot),
-            old_copy: None,
-            is_replaced: state.is_replaced.clone(),
-        })
+        state.readers.fetch_add(1, Ordering::Relaxed);
+        let readers = state.readers.clone();
+        Ok(Download { user: self.clone(), snapshot: Some(snapshot), old_copy: None, readers })
     }
 
     /// A full download in schema 11, for clients of protocol 8 to 10. It is made here and now, on the side.
@@ -341,8 +398,9 @@ impl User {
     }
 
     fn replace(&self, state: &mut State, checked: &Path) -> Result<()> {
-        state.session = None;
-        std::mem::take(&mut state.is_replaced).store(true, Ordering::Relaxed);
+        self.end_session(state);
+        // Those of the old one go on: nobody writes to it any more.
+        (state.readers, state.keeper) = Default::default();
         replace::replace(&self.dir, checked, self.backups)
     }
 }
@@ -354,7 +412,8 @@ pub struct Download {
     snapshot: Option<Snapshot>,
     /// What is sent in place of the snapshot.
     old_copy: Option<OldCopy>,
-    is_replaced: Arc<AtomicBool>,
+    /// The readers of its collection.
+    readers: Arc<AtomicUsize>,
 }
 
 impl Download {
@@ -375,10 +434,10 @@ impl Download {
     }
 
     fn end_snapshot(&mut self) {
-        // Under the lock, so that no upload moves the file meanwhile.
-        let _state = self.user.lock();
-        if let Some(snapshot) = self.snapshot.take() {
-            snapshot.close(self.is_replaced.load(Ordering::Relaxed));
+        let mut state = self.user.lock();
+        if self.snapshot.take().is_some() {
+            self.readers.fetch_sub(1, Ordering::Relaxed);
+            self.user.fold(&mut state);
         }
     }
 }

@@ -1,16 +1,18 @@
 //! Full download: the pages of one snapshot, read through SQL.
 //!
-//! A read transaction on a WAL file sees one committed state however long it lasts, and the sync of another device
-//! goes on beside it. `sqlite_dbpage` (a build option, see .cargo/config.toml) hands out that state page by page; a
-//! plain read of the file could see pages of two states, and closing its descriptor would drop SQLite's locks.
+//! A snapshot sees one committed state however long it lasts, and the sync of another device goes on beside it in a WAL.
+//! `sqlite_dbpage` (a build option, see .cargo/config.toml) hands out that state page by page.
+//!
+//! A snapshot that nobody has begun to write beside leaves no trace on the disk: it takes no locks. Before somebody
+//! does, a second one that makes the WAL and does take locks must be opened; `session` does so.
 
 use std::io::{self, Write};
 use std::path::Path;
 
 use rusqlite::OpenFlags;
-use rusqlite::config::DbConfig;
 
 use super::{Collection, SCAN_CACHE_KIB};
+use crate::dbfile::has_side_files;
 use crate::error::{Error, Result};
 
 /// Where the header says how the file is journalled (two bytes).
@@ -23,7 +25,8 @@ pub struct Snapshot {
 }
 
 impl Snapshot {
-    /// Opens a snapshot of the last committed state.
+    /// Opens a snapshot of the last committed state. While there is one, nothing may be written unless there is one
+    /// beside syncs, too.
     pub fn open(path: &Path) -> Result<Snapshot> {
         let snapshot = Snapshot::open_any(path)?;
         snapshot.collection.check_schema()?;
@@ -32,9 +35,29 @@ impl Snapshot {
 
     /// Opens a snapshot of a file that may be of an old schema.
     pub(super) fn open_any(path: &Path) -> Result<Snapshot> {
+        let collection = if has_side_files(path) {
+            Collection::connect(path, OpenFlags::SQLITE_OPEN_READ_WRITE, SCAN_CACHE_KIB)?
+        } else {
+            Collection::connect_immutable(path)?
+        };
+        Snapshot::begin(collection)
+    }
+
+    /// Opens a snapshot which makes syncs write to a WAL, and keeps that from being brought into the file. `Busy` if a
+    /// sync is open that does not.
+    pub fn open_beside_syncs(path: &Path) -> Result<Snapshot> {
         let collection = Collection::connect(path, OpenFlags::SQLITE_OPEN_READ_WRITE, SCAN_CACHE_KIB)?;
-        // Without WAL this reader would keep the other device's sync from committing.
-        collection.db.execute_batch("PRAGMA journal_mode = WAL; BEGIN")?;
+        collection.db.execute_batch("PRAGMA journal_mode = WAL")?;
+        let snapshot = Snapshot::begin(collection)?;
+        snapshot.collection.check_schema()?;
+        Ok(snapshot)
+    }
+
+    fn begin(collection: Collection) -> Result<Snapshot> {
+        // It may be the last one to close, while an older snapshot still reads the file.
+        collection.leave_file_alone()?;
+        // Holds the first page, which changes when a sync begins a WAL.
+        collection.db.execute_batch("BEGIN")?;
         let pragma =
             |name: &str| collection.db.query_row(&format!("PRAGMA {name}"), [], |row| row.get::<_, i64>(0));
         let bytes = pragma("page_count")? as u64 * pragma("page_size")? as u64;
@@ -77,19 +100,6 @@ impl Snapshot {
             Error::Disconnected(err) => Error::Io("writing", path.to_owned(), err),
             other => other,
         })
-    }
-
-    /// Ends the snapshot. SQLite removes side files by their names when the last connection closes; of a collection
-    /// that was moved, those names belong to the one that took its place.
-    pub fn close(self, is_moved: bool) {
-        if is_moved
-            && let Err(err) =
-                self.collection.db.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)
-        {
-            // Rather leak a connection than another collection's WAL.
-            log::error!("closing a snapshot: {err}");
-            std::mem::forget(self);
-        }
     }
 }
 

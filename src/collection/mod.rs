@@ -4,8 +4,12 @@
 //! a sync are in a file each: `start`, `graves`, `changes`, `chunk`, `sanity` (with finish); full syncs are `upload`
 //! and `download`.
 //!
-//! Journal: WAL with `synchronous=FULL`, so that a download reads one state while another device's sync writes the
-//! next, and a commit is on disk when it returns. The last connection to close folds the WAL into the file.
+//! Journal: a sync writes into the file itself, what the changed pages held before being in a rollback journal, so that
+//! new rows are written once. While somebody reads the file, a sync writes to a WAL instead, which is folded into the
+//! file when nobody does any more. Either way a commit is on disk when it returns.
+//!
+//! While a sync is open, the process must not open the file but through SQLite: POSIX drops all locks of a process on
+//! a file when one of its descriptors is closed, and another program could take the journal for that of a crash.
 
 mod changes;
 mod chunk;
@@ -119,25 +123,49 @@ impl Collection {
     /// Opens for a sync session.
     pub fn open(path: &Path) -> Result<Collection> {
         let collection = Collection::connect(path, OpenFlags::SQLITE_OPEN_READ_WRITE, CACHE_KIB)?;
-        // A device's acknowledged sync must survive the power: FULL syncs the WAL at every commit.
-        collection.db.execute_batch("PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL")?;
+        // A device's acknowledged sync must survive the power: what FULL does, and the folder is synced when the
+        // rollback journal has been removed from it.
+        collection.db.execute_batch("PRAGMA synchronous = EXTRA")?;
+        match collection.db.execute_batch("PRAGMA journal_mode = DELETE").map_err(Error::from) {
+            // Somebody reads beside a WAL: it stays.
+            Err(Error::Busy(_)) => {}
+            set => set?,
+        }
         collection.check_schema()?;
         Ok(collection)
+    }
+
+    /// Keeps the close of this connection from bringing a WAL into the file.
+    fn leave_file_alone(&self) -> Result<()> {
+        self.db.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
+        Ok(())
+    }
+
+    /// Brings the collection into one file: what a WAL holds into it, as far as no other program reads the state before,
+    /// and out of it what was not committed. Nobody here may have it open. That it is beyond reading is told to the
+    /// log alone: what is asked for next will fail of it, unless it replaces the collection.
+    pub fn fold(path: &Path) {
+        let fold = || {
+            let collection = Collection::connect(path, OpenFlags::SQLITE_OPEN_READ_WRITE, SCAN_CACHE_KIB)?;
+            collection.db.execute_batch("PRAGMA synchronous = EXTRA; PRAGMA schema_version")?;
+            Ok::<_, Error>(collection.db.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_| Ok(()))?)
+        };
+        if has_side_files(path)
+            && let Err(err) = fold()
+        {
+            log::warn!("{} cannot be read, its side files are kept as they are: {err}", path.display());
+        }
     }
 
     /// Opens for reading the last committed state.
     pub fn open_to_read(path: &Path) -> Result<Collection> {
         let collection = if has_side_files(path) {
-            // A session is open, or a crash left its WAL behind: the ordinary way, which heals the latter.
-            Collection::connect(path, OpenFlags::SQLITE_OPEN_READ_WRITE, SCAN_CACHE_KIB)?
+            // A session is open, or a crash left its journal behind: the ordinary way, which minds the latter.
+            let collection = Collection::connect(path, OpenFlags::SQLITE_OPEN_READ_WRITE, SCAN_CACHE_KIB)?;
+            collection.leave_file_alone()?;
+            collection
         } else {
-            // Nobody writes: leave no trace on the SD card, not even the side files of a reader.
-            Collection::connect_uri(
-                &immutable_uri(path),
-                path,
-                OpenFlags::SQLITE_OPEN_READ_ONLY,
-                SCAN_CACHE_KIB,
-            )?
+            Collection::connect_immutable(path)?
         };
         collection.check_schema()?;
         Ok(collection)
@@ -155,12 +183,14 @@ impl Collection {
         Collection::prepare(db, cache_kib)
     }
 
-    fn connect_uri(uri: &str, path: &Path, flags: OpenFlags, cache_kib: i64) -> Result<Collection> {
+    /// Opens a file to which nobody writes: it leaves no trace on the SD card, not even the side files of a reader.
+    fn connect_immutable(path: &Path) -> Result<Collection> {
         fsutil::refuse_link(path)?;
-        let flags = flags | OpenFlags::SQLITE_OPEN_NO_MUTEX | OpenFlags::SQLITE_OPEN_URI;
-        let db = Connection::open_with_flags(uri, flags)
+        let flags =
+            OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX | OpenFlags::SQLITE_OPEN_URI;
+        let db = Connection::open_with_flags(immutable_uri(path), flags)
             .map_err(|err| Error::Broken(format!("opening {}: {err}", path.display())))?;
-        Collection::prepare(db, cache_kib)
+        Collection::prepare(db, SCAN_CACHE_KIB)
     }
 
     /// The settings that every connection shares; each says why.
@@ -243,11 +273,6 @@ impl Collection {
         Ok(self.db.execute_batch("BEGIN IMMEDIATE")?)
     }
 
-    /// Moves committed pages from the WAL into the file, as far as no reader is in the way.
-    fn checkpoint(&self) -> Result<()> {
-        Ok(self.db.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_| Ok(()))?)
-    }
-
     /// Makes the transaction durable.
     pub fn commit(&self) -> Result<()> {
         Ok(self.db.execute_batch("COMMIT")?)
@@ -257,4 +282,58 @@ impl Collection {
 /// An object that cannot be translated: the reason says which.
 fn untranslatable(Refused(reason): Refused) -> Error {
     Error::Refused(reason)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::download::Snapshot;
+    use super::*;
+    use crate::dbfile::has_side_files;
+
+    fn config_keys(path: &Path, prefix: &str) -> i64 {
+        let open = Collection::open_to_read(path).unwrap();
+        open.db
+            .query_row("SELECT count() FROM config WHERE key LIKE ?1 || '%'", [prefix], |row| row.get(0))
+            .unwrap()
+    }
+
+    /// Adds a key, and more than the page cache holds.
+    fn change(collection: &Collection, key: &str) {
+        collection.begin().unwrap();
+        let row = rusqlite::params![key, vec![b' '; 4 << 20]];
+        collection.db.execute("INSERT INTO config VALUES (?1, 0, 0, ?2)", row).unwrap();
+    }
+
+    #[test]
+    fn a_sync_writes_into_the_file_unless_somebody_reads_it() {
+        let dir = tempfile::tempdir().unwrap();
+        create_new(dir.path()).unwrap();
+        let path = dir.path().join(FILE_NAME);
+        let side_file = |suffix: &str| dir.path().join(format!("{FILE_NAME}{suffix}")).exists();
+
+        // As another server leaves it.
+        drop(Snapshot::open_beside_syncs(&path).unwrap());
+        let collection = Collection::open(&path).unwrap();
+        change(&collection, "test 1");
+        assert!(side_file("-journal") && !side_file("-wal"));
+        collection.commit().unwrap();
+        drop(collection);
+        assert!(!has_side_files(&path) && fs::metadata(&path).unwrap().len() > 4 << 20);
+        assert_eq!(config_keys(&path, "test"), 1);
+
+        let snapshot = Snapshot::open_beside_syncs(&path).unwrap();
+        let collection = Collection::open(&path).unwrap();
+        change(&collection, "test 2");
+        assert!(side_file("-wal") && !side_file("-journal"));
+        collection.commit().unwrap();
+        drop(collection);
+        let copied = dir.path().join("copied");
+        snapshot.copy_to(&mut fs::File::create(&copied).unwrap(), &copied).unwrap();
+        drop(snapshot);
+        Collection::fold(&path);
+        assert!(!has_side_files(&path));
+        assert_eq!((config_keys(&copied, "test"), config_keys(&path, "test")), (1, 2));
+    }
 }

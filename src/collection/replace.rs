@@ -7,6 +7,7 @@ use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
 use super::{Collection, FILE_NAME};
+use crate::dbfile::has_side_files;
 use crate::error::{Error, Result};
 use crate::fsutil::{create_folder, refuse_link, remove_if_there, sync_folder};
 use crate::spool;
@@ -37,7 +38,8 @@ pub fn old_copy_path(dir: &Path, number: u32) -> PathBuf {
 }
 
 /// Replaces the collection in `dir` by a checked and synced file, and keeps the newest `keep` of those it replaced.
-/// Only snapshots may have the old one open; they go on reading it where it goes, and its side files go with it.
+/// Only snapshots may have the old one open; they go on reading it where it goes. If it is in two files because of them,
+/// or because it is beyond reading, both go there.
 ///
 /// An error means that the old collection is in place, but for `Unconfirmed`.
 pub fn replace(dir: &Path, checked: &Path, keep: usize) -> Result<()> {
@@ -45,7 +47,6 @@ pub fn replace(dir: &Path, checked: &Path, keep: usize) -> Result<()> {
     fs::rename(checked, &next).map_err(Error::io("renaming", checked))?;
     sync_folder(dir)?;
     if current.exists() {
-        fold_side_files(&current);
         let backup = next_backup_path(dir)?;
         let put = move_whole(&current, &backup)
             .and_then(|()| sync_folder(&dir.join(BACKUPS)))
@@ -78,19 +79,6 @@ fn take_back(backup: &Path, dir: &Path, err: Error) -> Error {
     }
     let _ = fs::remove_file(dir.join(CHECKED));
     err
-}
-
-/// Brings what a WAL holds into the file, as far as no snapshot needs the state before. That the old collection is beyond reading must not stop the user
-/// from replacing it.
-fn fold_side_files(collection: &Path) {
-    let folded = Collection::open(collection).and_then(|collection| collection.checkpoint());
-    match folded {
-        // Of an old schema, it was folded when it was closed again.
-        Ok(()) | Err(Error::OldSchema(_)) => {}
-        Err(err) => log::warn!(
-            "the collection that is being replaced cannot be read, its files are kept as they are: {err}"
-        ),
-    }
 }
 
 pub(super) fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
@@ -211,7 +199,11 @@ pub fn settle(dir: &Path) -> Result<bool> {
 
 /// Finishes or removes what an interrupted request left in a user's folder. Runs before the first request.
 pub fn clean_up(dir: &Path) -> Result<()> {
-    settle(dir)?;
+    let current = dir.join(FILE_NAME);
+    if settle(dir)? && has_side_files(&current) {
+        log::warn!("{}: taking back a sync that was interrupted", current.display());
+        Collection::fold(&current);
+    }
     for entry in fs::read_dir(dir).map_err(Error::io("reading", dir))? {
         let entry = entry.map_err(Error::io("reading", dir))?;
         let name = entry.file_name();
@@ -232,6 +224,7 @@ pub fn clean_up(dir: &Path) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::collection::download::Snapshot;
 
     /// A folder with a collection whose crt is `created`.
     fn collection(dir: &Path, name: &str, created: i64) -> PathBuf {
@@ -250,6 +243,30 @@ mod tests {
             .db
             .query_row("SELECT crt FROM col", [], |row| row.get(0))
             .unwrap()
+    }
+
+    /// A copy of a collection with its journal, made while it is open.
+    fn as_a_crash_leaves(current: &Path, journal: &str) -> tempfile::TempDir {
+        let crashed = tempfile::tempdir().unwrap();
+        for suffix in ["", journal] {
+            let from = with_suffix(current, suffix);
+            fs::copy(&from, crashed.path().join(from.file_name().unwrap())).unwrap();
+        }
+        crashed
+    }
+
+    /// A collection whose crt was 1 before the sync, in which much is written that is not committed.
+    fn crashed_while_syncing() -> tempfile::TempDir {
+        let dir = tempfile::tempdir().unwrap();
+        let current = collection(dir.path(), FILE_NAME, 1);
+        let open = Collection::open(&current).unwrap();
+        open.begin().unwrap();
+        open.db.execute("UPDATE col SET crt = 2", []).unwrap();
+        // More than the page cache holds.
+        open.db.execute("INSERT INTO tags VALUES (?1, 0, 0, NULL)", ["x".repeat(4 << 20)]).unwrap();
+        let crashed = as_a_crash_leaves(&current, "-journal");
+        assert!(fs::metadata(crashed.path().join(FILE_NAME)).unwrap().len() > 2 << 20, "nothing was spilled");
+        crashed
     }
 
     #[test]
@@ -292,17 +309,32 @@ mod tests {
     fn a_commit_that_only_the_wal_holds_is_in_the_backup() {
         let dir = tempfile::tempdir().unwrap();
         let current = collection(dir.path(), FILE_NAME, 1);
-        let crashed = tempfile::tempdir().unwrap();
+        let _reader = Snapshot::open_beside_syncs(&current).unwrap();
         let open = Collection::open(&current).unwrap();
         open.db.execute("UPDATE col SET crt = 2", []).unwrap();
-        for suffix in ["", "-wal"] {
-            let from = with_suffix(&current, suffix);
-            fs::copy(&from, crashed.path().join(from.file_name().unwrap())).unwrap();
-        }
+        let crashed = as_a_crash_leaves(&current, "-wal");
         let upload = collection(crashed.path(), "collection.anki2.upload-0", 3);
         replace(crashed.path(), &upload, 3).unwrap();
         assert_eq!(created(&crashed.path().join(FILE_NAME)), 3);
         assert_eq!(created(&backup_path(&crashed.path().join(BACKUPS), 1)), 2);
+    }
+
+    #[test]
+    fn what_was_not_committed_is_not_in_the_backup() {
+        let crashed = crashed_while_syncing();
+        let upload = collection(crashed.path(), "collection.anki2.upload-0", 3);
+        replace(crashed.path(), &upload, 3).unwrap();
+        assert_eq!(created(&crashed.path().join(FILE_NAME)), 3);
+        assert_eq!(created(&backup_path(&crashed.path().join(BACKUPS), 1)), 1);
+    }
+
+    #[test]
+    fn a_start_takes_back_what_was_not_committed() {
+        let crashed = crashed_while_syncing();
+        clean_up(crashed.path()).unwrap();
+        let left = fs::read_dir(crashed.path()).unwrap().map(|entry| entry.unwrap().file_name());
+        assert_eq!(left.collect::<Vec<_>>(), [FILE_NAME]);
+        assert_eq!(created(&crashed.path().join(FILE_NAME)), 1);
     }
 
     #[test]

@@ -8,11 +8,9 @@ use std::path::Path;
 
 use rusqlite::params;
 
-use super::download::Snapshot;
 use super::replace::{self, SIDE_SUFFIXES, with_suffix};
 use super::{Collection, FILE_NAME, upload};
 use crate::clock;
-use crate::dbfile::has_side_files;
 use crate::error::{Error, Result};
 use crate::fsutil::{GentleFile, give_all, remove_if_there};
 
@@ -61,10 +59,7 @@ fn copy_whole(from: &Path, to: &Path) -> Result<()> {
 }
 
 fn fold_and_check(from: &Path, copy: &Path, max_row_bytes: u64) -> Result<()> {
-    if has_side_files(copy) {
-        // Opening and closing folds what they hold into the file.
-        drop(Snapshot::open_any(copy)?);
-    }
+    Collection::fold(copy);
     upload::check(copy, max_row_bytes)?
         .map_err(|unfit| Error::Broken(format!("{} cannot be used: {}", from.display(), unfit.reason)))
 }

@@ -42,12 +42,11 @@ pub fn check(path: &Path, max_row_bytes: u64) -> Result<Verdict> {
     if let Err(unfit) = check_header(&file).map_err(Error::io("reading", path))? {
         return Ok(Err(unfit));
     }
-    // In rollback mode while it is checked, so that SQLite makes no side files; then in WAL, as it is used.
+    // In rollback mode, in which no side files are made while it is checked; it stays so.
     set_journal_bytes(&file, [1, 1]).map_err(Error::io("writing", path))?;
     if let Err(failure) = check_contents(path, max_row_bytes) {
         return failure.into_verdict();
     }
-    set_journal_bytes(&file, [2, 2]).map_err(Error::io("writing", path))?;
     file.sync_all().map_err(Error::io("syncing", path))?;
     Ok(Ok(()))
 }

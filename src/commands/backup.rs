@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 use std::process::ExitCode;
 
-use super::data::{folder_of, size, these_users};
+use super::data::{folder_of, is_syncing, size, these_users};
 use crate::cli::{Command, Invocation, say};
 use crate::clock;
 use crate::collection::replace::{Backup, backups};
@@ -59,7 +59,9 @@ fn list(mut invocation: Invocation) -> Result<ExitCode> {
             say(&format!("{name:<width$}  {number:>6}  {}\n", facts(&path)));
         }
         let current = dir.join(FILE_NAME);
-        if current.exists() {
+        if is_syncing(&base, &dir) {
+            say(&format!("{name:<width$}  in use  a device syncs right now\n"));
+        } else if current.exists() {
             say(&format!("{name:<width$}  in use  {}\n", facts(&current)));
         }
     }

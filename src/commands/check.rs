@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 use std::process::ExitCode;
 
-use super::data::these_users;
+use super::data::{these_users, wait_for_sync};
 use super::progress::Progress;
 use crate::cli::{Command, FAILED, Invocation};
 use crate::collection::{self, Collection};
@@ -53,14 +53,16 @@ fn check(base: &Path, user: Option<String>, depth: Depth) -> Result<bool> {
     let names = these_users(base, user)?;
     let mut in_order = true;
     for name in names {
-        in_order &= check_user(&name, &base.join(&name), depth)?;
+        in_order &= check_user(base, &name, depth)?;
     }
     Ok(in_order)
 }
 
-fn check_user(name: &str, dir: &Path, depth: Depth) -> Result<bool> {
+fn check_user(base: &Path, name: &str, depth: Depth) -> Result<bool> {
     let mut report = Report::new(name);
-    let unmended = check_collection(dir, &mut report) + media_check::check(dir, depth, &mut report)?;
+    let dir = base.join(name);
+    wait_for_sync(base, &dir, &mut report.progress)?;
+    let unmended = check_collection(&dir, &mut report) + media_check::check(&dir, depth, &mut report)?;
     report.progress.clear();
     let verdict = match (report.problems, unmended) {
         (0, _) => "in order".to_owned(),

@@ -2,10 +2,18 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
 
+use super::progress::Progress;
 use crate::collection;
+use crate::dbfile::has_rollback_journal;
 use crate::error::{Error, Result};
+use crate::fsutil;
 use crate::media::{self, db};
+
+/// Twice as long as a server waits for a silent device, unless it is told otherwise.
+const LONGEST_SYNC: Duration = Duration::from_secs(600);
 
 /// The users that something is stored of, by name.
 pub fn users_in(base: &Path) -> Result<Vec<String>> {
@@ -35,6 +43,25 @@ pub fn folder_of(base: &Path, name: &str) -> Result<PathBuf> {
         true => Ok(dir),
         false => Err(Error::Broken(format!("there is nothing of a user {name:?} in {}", base.display()))),
     }
+}
+
+/// Whether a device is in the middle of a sync with the collection of the user whose folder this is. Nobody can read it
+/// meanwhile.
+pub fn is_syncing(base: &Path, dir: &Path) -> bool {
+    has_rollback_journal(&dir.join(collection::FILE_NAME)) && fsutil::is_in_use(base)
+}
+
+/// Waits until no device is in the middle of a sync with the collection in `dir`.
+pub fn wait_for_sync(base: &Path, dir: &Path, progress: &mut Progress) -> Result<()> {
+    let started = Instant::now();
+    while is_syncing(base, dir) {
+        if started.elapsed() > LONGEST_SYNC {
+            return Err(Error::Busy("a device has been syncing for ten minutes; try again later".to_owned()));
+        }
+        progress.show("waiting for a device that syncs");
+        thread::sleep(Duration::from_millis(100));
+    }
+    Ok(())
 }
 
 fn holds_data(dir: &Path) -> bool {

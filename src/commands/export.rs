@@ -5,11 +5,11 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::process::ExitCode;
 
-use super::data::{folder_of, size};
+use super::data::{folder_of, is_syncing, size, wait_for_sync};
 use super::progress::Progress;
 use crate::cli::{Command, Invocation, say};
-use crate::collection::FILE_NAME;
 use crate::collection::download::Snapshot;
+use crate::collection::{Collection, FILE_NAME};
 use crate::error::{Error, Result};
 use crate::{colpkg, fsutil, media};
 
@@ -20,8 +20,8 @@ pub static EXPORT: Command = Command {
     summary: "write collection and media into a package for Anki",
     help: "\
 Writes everything of a user into one file, which Anki imports (File > Import) in
-place of its whole collection: a backup to take away. The server may run; what
-it is just receiving is not part of it.
+place of its whole collection: a backup to take away. The server may run; if a
+device syncs, the export waits until it is done.
 
 Example:
   ankipi export anna /media/stick/anna.colpkg
@@ -46,29 +46,39 @@ fn run(mut invocation: Invocation) -> Result<ExitCode> {
         true => None,
         false => Some(fsutil::lock_data_folder(&base)?),
     };
-    let snapshot = open_in_place(&collection)?;
     let mut progress = Progress::start();
+    let snapshot = match &lock {
+        Some(_) => {
+            Collection::fold(&collection);
+            Snapshot::open(&collection)?
+        }
+        None => open_between_syncs(&base, &dir, &mut progress)?,
+    };
     progress.show_at_once("packing the collection");
     let packed = colpkg::write(&snapshot, &dir.join(media::FOLDER), file, &mut |files| {
         progress.show(&format!("{files} media files packed"));
     });
     progress.clear();
-    // A running server may have moved the collection; without it, what this reader made beside it goes.
-    snapshot.close(lock.is_none());
     let packed = packed?;
     say(&format!("{}: {} with {} media files\n", file.display(), size(packed.bytes), packed.files));
     Ok(ExitCode::SUCCESS)
 }
 
-/// Opens the collection; anew, if an upload took its place in that very moment.
-fn open_in_place(path: &Path) -> Result<Snapshot> {
-    let place = || fs::metadata(path).map(|meta| meta.ino()).ok();
+/// Opens the collection when no device is in the middle of a sync; anew, if an upload took its place in that very moment.
+fn open_between_syncs(base: &Path, dir: &Path, progress: &mut Progress) -> Result<Snapshot> {
+    let path = dir.join(FILE_NAME);
+    let place = || fs::metadata(&path).map(|meta| meta.ino()).ok();
     loop {
+        wait_for_sync(base, dir, progress)?;
         let before = place();
-        let snapshot = Snapshot::open(path)?;
+        let snapshot = match Snapshot::open_beside_syncs(&path) {
+            Ok(snapshot) => snapshot,
+            // The next one has begun.
+            Err(Error::Busy(_)) if is_syncing(base, dir) => continue,
+            Err(err) => return Err(err),
+        };
         if place() == before {
             return Ok(snapshot);
         }
-        snapshot.close(true);
     }
 }

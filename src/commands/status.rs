@@ -8,7 +8,7 @@ use std::fs;
 use std::path::Path;
 use std::process::ExitCode;
 
-use super::data::{size, users_in};
+use super::data::{is_syncing, size, users_in};
 use crate::accounts::keys::Keys;
 use crate::accounts::users_file;
 use crate::cli::{Command, FAILED, Invocation, say};
@@ -51,7 +51,7 @@ fn run(mut invocation: Invocation) -> Result<ExitCode> {
     names.extend(users_file::read(&base, |fault| eprintln!("ankipi: {fault}"))?.into_keys());
     for name in names {
         say(&format!("\n{name}\n"));
-        for (what, text) in facts(&base.join(&name)) {
+        for (what, text) in facts(&base, &base.join(&name)) {
             say(&format!("  {what:<11}  {text}\n"));
         }
     }
@@ -59,11 +59,14 @@ fn run(mut invocation: Invocation) -> Result<ExitCode> {
 }
 
 /// What is stored of a user. One thing that cannot be read does not hide the others.
-fn facts(dir: &Path) -> Vec<(&'static str, String)> {
+fn facts(base: &Path, dir: &Path) -> Vec<(&'static str, String)> {
     let collection = || {
         let path = dir.join(FILE_NAME);
         if !path.exists() {
             return Ok("none yet".to_owned());
+        }
+        if is_syncing(base, dir) {
+            return Ok("a device syncs right now".to_owned());
         }
         let open = Collection::open_to_read(&path)?;
         let (notes, cards) = open.counts()?;

@@ -32,8 +32,12 @@ pub fn checksum(stripped: &str) -> u32 {
 
 /// A field without the control characters that are not stored: all of ASCII but newline and tab (spec 10.2).
 pub fn clean_field(field: &str) -> Cow<'_, str> {
-    let dropped = |c: char| c.is_ascii_control() && c != '\n' && c != '\t';
-    if field.contains(dropped) { Cow::Owned(field.replace(dropped, "")) } else { Cow::Borrowed(field) }
+    let dropped = |byte: u8| byte.is_ascii_control() && byte != b'\n' && byte != b'\t';
+    // Bytes below 128 are no part of other characters; looking at these takes nearly twice as long.
+    match field.bytes().any(dropped) {
+        true => Cow::Owned(field.replace(|c: char| c.is_ascii() && dropped(c as u8), "")),
+        false => Cow::Borrowed(field),
+    }
 }
 
 /// The tags of a note in their stored form: a space before, between and behind them, or nothing (spec 10.1).

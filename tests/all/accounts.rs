@@ -57,13 +57,16 @@ fn an_account_works_at_once_and_its_removal_does_too() {
     assert_eq!(fs::metadata(base.join("users")).unwrap().permissions().mode() & 0o777, 0o600);
     let anna = device(&server, "anna", "word");
     anna.begin();
+    anna.apply_changes(r#"{"models":[],"decks":[[],[]],"tags":["lost"]}"#).ok();
+    let journal = base.join("anna/collection.anki2-journal");
+    assert!(journal.exists());
     assert!(done(base, &["user", "list"], "").contains("anna        1  2"));
     assert!(done(base, &["user", "remove", "anna"], "").contains("the data stays"));
     anna.call("chunk", "{}").refused(403);
     server.wait_for_log("\"anna\" has no account any more");
     log_in(&server, "anna", "word").refused(403);
     assert!(base.join("anna/collection.anki2").exists());
-    assert!(!base.join("anna/collection.anki2-wal").exists(), "the sync was not rolled back");
+    assert!(!journal.exists(), "the sync was not rolled back");
     other.call("chunk", "{}").ok();
     other.call("abort", "{}").ok();
 

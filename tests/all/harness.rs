@@ -291,7 +291,7 @@ pub fn collection(sql: &str) -> Vec<u8> {
     db.execute_batch("DELETE FROM graves; UPDATE col SET usn = 1").unwrap();
     db.execute_batch(sql).unwrap();
     // As the server keeps it: opening it changes nothing.
-    db.pragma_update(None, "journal_mode", "WAL").unwrap();
+    db.pragma_update(None, "journal_mode", "DELETE").unwrap();
     db.close().unwrap();
     fs::read(&path).unwrap()
 }
