@@ -19,7 +19,8 @@ fn nothing_acknowledged_is_lost_when_the_server_is_killed() {
     let (mut acknowledged, mut taken, mut at_start) = (0, 0, 0);
     let mut cut: BTreeMap<Kind, u32> = BTreeMap::new();
     for kill in 0..kills {
-        let countdown = 1 + history.dice.below(120) as i32;
+        let within = [120, 120, 1500][history.dice.below(3) as usize];
+        let countdown = 1 + history.dice.below(within) as i32;
         disk.set(Fault::Kill, countdown);
         let step = loop {
             let (step, outcome) = history.step();

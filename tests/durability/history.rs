@@ -46,6 +46,8 @@ pub struct World {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Kind {
     Sync,
+    /// A sync of more than the server's page cache holds: what is not committed is on the disk.
+    Bulk,
     /// A sync that ends before its end, as when a phone loses its network.
     GivenUp,
     Upload,
@@ -147,7 +149,8 @@ impl History {
             0 => Kind::Upload,
             1 => Kind::GivenUp,
             2 => Kind::Login,
-            3..8 => Kind::Media,
+            3 => Kind::Bulk,
+            4..9 => Kind::Media,
             _ => Kind::Sync,
         };
         self.step_of(kind)
@@ -164,6 +167,10 @@ impl History {
             Kind::GivenUp => self.give_up(side),
             Kind::Login => self.log_in(&mut step),
             Kind::Media => self.media(side, &mut step),
+            Kind::Bulk => {
+                self.rewrite(side);
+                self.sync(side, &mut step)
+            }
             Kind::Sync => self.sync(side, &mut step),
         };
         if outcome.is_ok() {
@@ -212,6 +219,15 @@ impl History {
                 (1, Some(id)) => side_ref.change(id, (self.stamp, fields)),
                 _ => side_ref.change(self.stamp, (self.stamp, fields)),
             }
+        }
+    }
+
+    /// What an add-on does: the same 600 notes each time, 1.8 MB.
+    fn rewrite(&mut self, side: usize) {
+        self.stamp += 1;
+        for id in 1..=600 {
+            let fields = format!("{}{}\u{1f}b", "y".repeat(3000), self.stamp);
+            self.sides[side].change(id, (self.stamp, fields));
         }
     }
 
@@ -264,7 +280,7 @@ impl History {
         if meta["scm"] == side.schema {
             side.begin()?;
             let never: Vec<Value> =
-                (1..400).map(|id| row(id, &(1, "never ".repeat(100) + "\u{1f}"))).collect();
+                (1..400).map(|id| row(id, &(i64::MAX, "never ".repeat(1000) + "\u{1f}"))).collect();
             side.json("/sync/applyChunk", &json!({"chunk": {"done": true, "notes": never}}).to_string())?;
         }
         Ok(())

@@ -156,10 +156,11 @@ impl Image {
             objects.push(contents.clone());
         }
         let synced_until = last_syncs(ops);
+        let mut generations: BTreeMap<u64, usize> = BTreeMap::new();
         for (index, (_, op)) in ops.iter().enumerate() {
             let arrives = |dice: &mut Dice, inode: &u64| match luck {
                 _ if synced_until
-                    .get(&(*inode, generation(ops, index, *inode)))
+                    .get(&(*inode, generations.get(inode).copied().unwrap_or(0)))
                     .is_some_and(|sync| index < *sync) =>
                 {
                     true
@@ -170,6 +171,7 @@ impl Image {
             };
             match op {
                 Op::Create { path, inode } => {
+                    *generations.entry(*inode).or_default() += 1;
                     by_inode.insert(*inode, objects.len());
                     if arrived[index] {
                         names.insert(path.clone(), objects.len());
@@ -225,11 +227,6 @@ impl Image {
             fs::write(base.join(name), contents).unwrap();
         }
     }
-}
-
-/// How often the number of a file was given to another one before this operation.
-fn generation(ops: &[(u64, Op)], index: usize, wanted: u64) -> usize {
-    ops[..index].iter().filter(|(_, op)| matches!(op, Op::Create { inode, .. } if *inode == wanted)).count()
 }
 
 /// The last sync of each file, by its number and how often that was given.

@@ -1,0 +1,42 @@
+"""Commands that read a collection into which a device is just syncing."""
+
+import subprocess
+import time
+
+from commands import done
+from server import command
+from test_export import imported
+
+
+def begin(server, *args: str) -> subprocess.Popen:
+    return subprocess.Popen([*command(official=False), *args], env=server.env, stdout=subprocess.PIPE, text=True)
+
+
+def test_looking_does_not_wait_and_reading_all_of_it_does(new_server, new_account, new_proxy, tmp_path):
+    server = new_server("anna:secret")
+    account = new_account(server, "anna", "secret")
+    desk, phone = account.two_devices()
+    desk.add_note("four")
+    proxy = new_proxy(account)
+    desk.use(proxy.url)
+    package = tmp_path / "anna.colpkg"
+    waiting = []
+
+    def while_it_syncs():
+        assert "collection   a device syncs right now" in done(server, "status")
+        assert "in use  a device syncs right now" in done(server, "backup", "list")
+        waiting.extend([begin(server, "export", "anna", str(package)), begin(server, "check")])
+        time.sleep(1)
+        assert [process.poll() for process in waiting] == [None, None]
+
+    proxy.before("sanityCheck2", while_it_syncs)
+    desk.sync()
+    said = [process.communicate(timeout=30)[0] for process in waiting]
+    assert "anna.colpkg" in said[0] and "anna: in order" in said[1], said
+    assert [process.returncode for process in waiting] == [0, 0]
+    copy = imported(package, tmp_path / "copy")
+    assert copy.fronts() == ["four", "one", "three", "two"]
+    copy.close()
+    phone.sync()
+    assert phone.fronts() == ["four", "one", "three", "two"]
+    assert "4 notes, 4 cards" in done(server, "status")
