@@ -32,8 +32,12 @@
 //! plain, to the letter, and have their length in the head.
 //!
 //! A full upload goes from the decoder to a file beside the collection, is checked there (`collection::upload`), and
-//! only then, under the lock, takes its place (`collection::replace`). A full download is a read transaction of its own
+//! only then, under the lock, takes its place (`collection::replace`). A full download is a snapshot
 //! (`collection::download`) that is sent while other devices go on.
+//!
+//! A sync writes into the collection itself, with a rollback journal beside it, so that what is new is written once.
+//! While a download or `ankipi export` reads, syncs write to a WAL, and when nobody reads any more, that is folded into
+//! the file: the first sync beside a download opens a snapshot of its own, `session::State::keeper`, that makes it so.
 //!
 //! Clients of protocols 8 to 10 keep their collection in schema 11. Their uploads are brought to schema 18 by the check
 //! (`collection::upgrade`); their downloads are a scratch copy that is brought back (`collection::downgrade`).
@@ -68,7 +72,8 @@
 //! second one while it holds the first; readying a new user's media and reading accounts anew make theirs. Across
 //! processes, a lock file (`accounts::users_file::lock`) is held while accounts or keys are changed; it is taken first,
 //! for a moment, and never while a password is asked for or hashed. A download opens and closes its snapshot under its
-//! user's lock and reads without it; an upload may move the file under it, which the snapshot survives.
+//! user's lock and reads without it; an upload may move the file under it, which the snapshot survives. Commands that
+//! read a collection wait until no device is in the middle of a sync with it (`commands::data`).
 //!
 //! # Why a guard
 //!
