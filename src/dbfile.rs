@@ -3,12 +3,12 @@
 
 use std::path::Path;
 
-/// Whether a writer has the file open, or a crash left its journal behind.
+/// Whether there is a journal beside the file: of somebody who has begun to write, or of a crash.
 pub fn has_side_files(path: &Path) -> bool {
     has_side_file(path, "-wal") || has_rollback_journal(path)
 }
 
-/// Whether what has not been committed may be in the file: a writer has it open, or it needs to be healed.
+/// Whether what has not been committed may be in the file.
 pub fn has_rollback_journal(path: &Path) -> bool {
     has_side_file(path, "-journal")
 }

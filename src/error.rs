@@ -129,9 +129,9 @@ impl From<rusqlite::Error> for Error {
             Some(rusqlite::ErrorCode::TooBig) => {
                 Error::TooLarge("a row is over the limit; MAX_SYNC_ROW_MEGS raises it".to_owned())
             }
-            Some(rusqlite::ErrorCode::DatabaseBusy) => {
-                Error::Busy("another program has the database open, or a device syncs; try again".to_owned())
-            }
+            Some(rusqlite::ErrorCode::DatabaseBusy) => Error::Busy(
+                "a device syncs right now, or another program has the database open; try again".to_owned(),
+            ),
             _ => Error::Db(err),
         }
     }

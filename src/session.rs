@@ -399,9 +399,12 @@ impl User {
 
     fn replace(&self, state: &mut State, checked: &Path) -> Result<()> {
         self.end_session(state);
-        // Those of the old one go on: nobody writes to it any more.
-        (state.readers, state.keeper) = Default::default();
-        replace::replace(&self.dir, checked, self.backups)
+        let replaced = replace::replace(&self.dir, checked, self.backups);
+        if matches!(replaced, Ok(()) | Err(Error::Unconfirmed(_))) {
+            // Downloads of the old one go on: nobody writes to it any more.
+            (state.readers, state.keeper) = Default::default();
+        }
+        replaced
     }
 }
 

@@ -11,7 +11,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use rusqlite::blob::ZeroBlob;
-use rusqlite::{Connection, OpenFlags, params};
+use rusqlite::{Connection, params};
 
 use super::changes::ObjectWriter;
 use super::chunk::int;
@@ -119,7 +119,7 @@ struct Page {
 
 /// Changes tables and indexes; returns the page that holds the row of `col`, whose JSON columns are blobs still.
 fn downgrade(path: &Path) -> Result<Page> {
-    let collection = Collection::connect(path, OpenFlags::SQLITE_OPEN_READ_WRITE, SCAN_CACHE_KIB)?;
+    let collection = Collection::connect(path, SCAN_CACHE_KIB)?;
     let db = &collection.db;
     db.execute_batch(
         "PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF; PRAGMA locking_mode = EXCLUSIVE; BEGIN",
@@ -268,7 +268,7 @@ fn skip_varint(page: &[u8], at: &mut usize) -> Option<()> {
 
 /// Asks SQLite what it makes of the columns. It answers from the row's header alone.
 fn check_texts(path: &Path) -> Result<()> {
-    let db = Collection::connect(path, OpenFlags::SQLITE_OPEN_READ_ONLY, SCAN_CACHE_KIB)?.db;
+    let db = Collection::connect(path, SCAN_CACHE_KIB)?.db;
     let types = JSON_COLUMNS.map(|column| format!("typeof({column}) = 'text'")).join(" AND ");
     match db.query_row(&format!("SELECT ver = {VERSION} AND {types} FROM col"), [], |row| row.get(0))? {
         true => Ok(()),

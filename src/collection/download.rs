@@ -9,9 +9,7 @@
 use std::io::{self, Write};
 use std::path::Path;
 
-use rusqlite::OpenFlags;
-
-use super::{Collection, SCAN_CACHE_KIB};
+use super::{Collection, SCAN_CACHE_KIB, SHORT_PATIENCE};
 use crate::dbfile::has_side_files;
 use crate::error::{Error, Result};
 
@@ -36,7 +34,7 @@ impl Snapshot {
     /// Opens a snapshot of a file that may be of an old schema.
     pub(super) fn open_any(path: &Path) -> Result<Snapshot> {
         let collection = if has_side_files(path) {
-            Collection::connect(path, OpenFlags::SQLITE_OPEN_READ_WRITE, SCAN_CACHE_KIB)?
+            Collection::connect(path, SCAN_CACHE_KIB)?
         } else {
             Collection::connect_immutable(path)?
         };
@@ -46,11 +44,21 @@ impl Snapshot {
     /// Opens a snapshot which makes syncs write to a WAL, and keeps that from being brought into the file. `Busy` if a
     /// sync is open that does not.
     pub fn open_beside_syncs(path: &Path) -> Result<Snapshot> {
-        let collection = Collection::connect(path, OpenFlags::SQLITE_OPEN_READ_WRITE, SCAN_CACHE_KIB)?;
+        let collection = Collection::connect_waiting(path, SCAN_CACHE_KIB, SHORT_PATIENCE)?;
         collection.db.execute_batch("PRAGMA journal_mode = WAL")?;
         let snapshot = Snapshot::begin(collection)?;
+        let mode: String = snapshot.collection.db.query_row("PRAGMA journal_mode", [], |row| row.get(0))?;
+        if mode != "wal" {
+            // A sync that does without has come in between.
+            return Err(Error::Busy("a device syncs; try again".to_owned()));
+        }
         snapshot.collection.check_schema()?;
         Ok(snapshot)
+    }
+
+    /// What SQLite finds wrong with the file.
+    pub fn damage(&self) -> Result<Option<String>> {
+        self.collection.damage()
     }
 
     fn begin(collection: Collection) -> Result<Snapshot> {

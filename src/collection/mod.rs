@@ -34,7 +34,7 @@ use rusqlite::config::DbConfig;
 use rusqlite::limits::Limit;
 use rusqlite::{Connection, OpenFlags, OptionalExtension, Row};
 
-use crate::dbfile::{has_side_files, immutable_uri};
+use crate::dbfile::{has_rollback_journal, has_side_files, immutable_uri};
 use crate::error::{Error, Result};
 use crate::fsutil;
 use crate::sys;
@@ -57,6 +57,12 @@ const CACHE_KIB: i64 = 1024;
 
 /// Page cache of a connection that reads from end to end, in KiB: nothing is read twice.
 const SCAN_CACHE_KIB: i64 = 256;
+
+/// How long we wait for the owner, who may be looking at the file with a tool of theirs.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// How long who looks beside a server waits for a commit. A sync takes longer.
+const SHORT_PATIENCE: Duration = Duration::from_millis(200);
 
 /// What SQLite counts of a row beside its texts and blobs. Also the least that it can work with.
 const ROW_OVERHEAD_BYTES: u64 = 64 * 1024;
@@ -122,7 +128,7 @@ impl Range {
 impl Collection {
     /// Opens for a sync session.
     pub fn open(path: &Path) -> Result<Collection> {
-        let collection = Collection::connect(path, OpenFlags::SQLITE_OPEN_READ_WRITE, CACHE_KIB)?;
+        let collection = Collection::connect(path, CACHE_KIB)?;
         // A device's acknowledged sync must survive the power: what FULL does, and the folder is synced when the
         // rollback journal has been removed from it.
         collection.db.execute_batch("PRAGMA synchronous = EXTRA")?;
@@ -142,31 +148,47 @@ impl Collection {
     }
 
     /// Brings the collection into one file: what a WAL holds into it, as far as no other program reads the state before,
-    /// and out of it what was not committed. Nobody here may have it open. That it is beyond reading is told to the
-    /// log alone: what is asked for next will fail of it, unless it replaces the collection.
+    /// and out of it what was not committed. Nobody here may have it open. A failure is told to the log alone: what is
+    /// asked for next will fail of it, too, unless it replaces the collection.
     pub fn fold(path: &Path) {
-        let fold = || {
-            let collection = Collection::connect(path, OpenFlags::SQLITE_OPEN_READ_WRITE, SCAN_CACHE_KIB)?;
-            collection.db.execute_batch("PRAGMA synchronous = EXTRA; PRAGMA schema_version")?;
-            Ok::<_, Error>(collection.db.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_| Ok(()))?)
-        };
         if has_side_files(path)
-            && let Err(err) = fold()
+            && path.exists()
+            && let Err(err) = Collection::fold_side_files(path)
         {
-            log::warn!("{} cannot be read, its side files are kept as they are: {err}", path.display());
+            log::warn!("{}: its side files are kept as they are: {err}", path.display());
         }
     }
 
-    /// Opens for reading the last committed state.
+    fn fold_side_files(path: &Path) -> Result<()> {
+        let collection = Collection::connect(path, SCAN_CACHE_KIB)?;
+        collection.db.execute_batch("PRAGMA synchronous = EXTRA; PRAGMA schema_version")?;
+        collection.db.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_| Ok(()))?;
+        if has_rollback_journal(path) {
+            // One that a power cut left empty means nothing to SQLite; it goes with the mode.
+            collection.db.execute_batch("PRAGMA journal_mode = PERSIST; PRAGMA journal_mode = DELETE")?;
+        }
+        Ok(())
+    }
+
+    /// Opens for reading the last committed state, while nobody writes.
     pub fn open_to_read(path: &Path) -> Result<Collection> {
         let collection = if has_side_files(path) {
             // A session is open, or a crash left its journal behind: the ordinary way, which minds the latter.
-            let collection = Collection::connect(path, OpenFlags::SQLITE_OPEN_READ_WRITE, SCAN_CACHE_KIB)?;
+            let collection = Collection::connect(path, SCAN_CACHE_KIB)?;
             collection.leave_file_alone()?;
             collection
         } else {
             Collection::connect_immutable(path)?
         };
+        collection.check_schema()?;
+        Ok(collection)
+    }
+
+    /// Opens for a short look at the last committed state, while a server in another process may write. `Busy` if what
+    /// it has not committed is in the file.
+    pub fn open_beside_server(path: &Path) -> Result<Collection> {
+        let collection = Collection::connect_waiting(path, SCAN_CACHE_KIB, SHORT_PATIENCE)?;
+        collection.db.execute_batch("BEGIN")?;
         collection.check_schema()?;
         Ok(collection)
     }
@@ -177,10 +199,14 @@ impl Collection {
         Ok((found != "ok").then_some(found))
     }
 
-    fn connect(path: &Path, flags: OpenFlags, cache_kib: i64) -> Result<Collection> {
+    fn connect(path: &Path, cache_kib: i64) -> Result<Collection> {
+        Collection::connect_waiting(path, cache_kib, PATIENCE)
+    }
+
+    fn connect_waiting(path: &Path, cache_kib: i64, patience: Duration) -> Result<Collection> {
         fsutil::refuse_link(path)?;
-        let db = Connection::open_with_flags(path, flags | OpenFlags::SQLITE_OPEN_NO_MUTEX)?;
-        Collection::prepare(db, cache_kib)
+        let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+        Collection::prepare(Connection::open_with_flags(path, flags)?, cache_kib, patience)
     }
 
     /// Opens a file to which nobody writes: it leaves no trace on the SD card, not even the side files of a reader.
@@ -190,17 +216,16 @@ impl Collection {
             OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX | OpenFlags::SQLITE_OPEN_URI;
         let db = Connection::open_with_flags(immutable_uri(path), flags)
             .map_err(|err| Error::Broken(format!("opening {}: {err}", path.display())))?;
-        Collection::prepare(db, SCAN_CACHE_KIB)
+        Collection::prepare(db, SCAN_CACHE_KIB, PATIENCE)
     }
 
     /// The settings that every connection shares; each says why.
-    fn prepare(db: Connection, cache_kib: i64) -> Result<Collection> {
+    fn prepare(db: Connection, cache_kib: i64, patience: Duration) -> Result<Collection> {
         db.create_collation("unicase", unicase::compare)?;
         // The file came from a client: nothing in it may run.
         db.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_TRIGGER, false)?;
         db.set_db_config(DbConfig::SQLITE_DBCONFIG_TRUSTED_SCHEMA, false)?;
-        // The owner may be looking at the file with a tool of theirs.
-        db.busy_timeout(Duration::from_secs(5))?;
+        db.busy_timeout(patience)?;
         // Mapped pages count as our memory; sorting goes to a file for the same reason.
         let pragmas = format!(
             "PRAGMA mmap_size = 0; PRAGMA temp_store = FILE; PRAGMA cache_size = -{cache_kib}; PRAGMA foreign_keys = OFF"
@@ -318,6 +343,8 @@ mod tests {
         let collection = Collection::open(&path).unwrap();
         change(&collection, "test 1");
         assert!(side_file("-journal") && !side_file("-wal"));
+        assert!(matches!(Collection::open_beside_server(&path), Err(Error::Busy(_))));
+        assert!(matches!(Snapshot::open_beside_syncs(&path), Err(Error::Busy(_))));
         collection.commit().unwrap();
         drop(collection);
         assert!(!has_side_files(&path) && fs::metadata(&path).unwrap().len() > 4 << 20);

@@ -8,7 +8,7 @@ use std::path::Path;
 
 use rusqlite::{Connection, OpenFlags, params};
 
-use super::{Collection, FILE_NAME, SCAN_CACHE_KIB, SCHEMA_VERSION, schema};
+use super::{Collection, FILE_NAME, PATIENCE, SCAN_CACHE_KIB, SCHEMA_VERSION, schema};
 use crate::clock;
 use crate::error::{Error, Result};
 use crate::fsutil;
@@ -52,7 +52,8 @@ pub fn create(dir: &Path) -> Result<()> {
 fn fill(path: &Path) -> Result<()> {
     let flags =
         OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-    let collection = Collection::prepare(Connection::open_with_flags(path, flags)?, SCAN_CACHE_KIB)?;
+    let collection =
+        Collection::prepare(Connection::open_with_flags(path, flags)?, SCAN_CACHE_KIB, PATIENCE)?;
     let db = &collection.db;
     db.execute_batch("PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF; BEGIN")?;
     for (table, _) in schema::TABLES {

@@ -24,6 +24,9 @@ const OLD_COPY_PREFIX: &str = "collection.anki2.schema11-";
 /// A checked upload on its way into place.
 const CHECKED: &str = "collection.anki2.new";
 
+/// What the journal of a collection that is gone belongs to.
+const ORPHANED: &str = "collection.anki2.orphaned";
+
 /// Files that SQLite keeps beside a collection while it is open or after a crash.
 pub(super) const SIDE_SUFFIXES: [&str; 3] = ["-wal", "-shm", "-journal"];
 
@@ -45,9 +48,14 @@ pub fn old_copy_path(dir: &Path, number: u32) -> PathBuf {
 pub fn replace(dir: &Path, checked: &Path, keep: usize) -> Result<()> {
     let (current, next) = (dir.join(FILE_NAME), dir.join(CHECKED));
     fs::rename(checked, &next).map_err(Error::io("renaming", checked))?;
-    sync_folder(dir)?;
     if current.exists() {
-        let backup = next_backup_path(dir)?;
+        let backup = match sync_folder(dir).and_then(|()| next_backup_path(dir)) {
+            Ok(backup) => backup,
+            Err(err) => {
+                let _ = fs::remove_file(&next);
+                return Err(err);
+            }
+        };
         let put = move_whole(&current, &backup)
             .and_then(|()| sync_folder(&dir.join(BACKUPS)))
             .and_then(|()| fs::rename(&next, &current).map_err(Error::io("renaming", &next)));
@@ -55,6 +63,7 @@ pub fn replace(dir: &Path, checked: &Path, keep: usize) -> Result<()> {
             return Err(take_back(&backup, dir, err));
         }
     } else {
+        sync_folder(dir)?;
         fs::rename(&next, &current).map_err(Error::io("renaming", &next))?;
     }
     sync_folder(dir).map_err(|err| Error::Unconfirmed(err.to_string()))?;
@@ -182,6 +191,11 @@ pub fn settle(dir: &Path) -> Result<bool> {
         return Ok(true);
     }
     if !is_there(&next)? {
+        // Those of a collection that somebody took away would be applied to the next one.
+        if has_side_files(&current) {
+            log::warn!("{}: there is a journal and no collection; it is put aside", current.display());
+            move_side_files(&current, &dir.join(ORPHANED))?;
+        }
         return Ok(false);
     }
     // What is left in its place belongs to the collection that had gone to the backups.
@@ -201,7 +215,7 @@ pub fn settle(dir: &Path) -> Result<bool> {
 pub fn clean_up(dir: &Path) -> Result<()> {
     let current = dir.join(FILE_NAME);
     if settle(dir)? && has_side_files(&current) {
-        log::warn!("{}: taking back a sync that was interrupted", current.display());
+        log::warn!("{}: finishing or taking back a sync that was interrupted", current.display());
         Collection::fold(&current);
     }
     for entry in fs::read_dir(dir).map_err(Error::io("reading", dir))? {

@@ -12,7 +12,7 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use rusqlite::types::ValueRef;
-use rusqlite::{Connection, OpenFlags, Row};
+use rusqlite::{Connection, Row};
 
 use super::download::{JOURNAL_BYTES, Snapshot};
 use super::schema::{INDEXES, Index, LARGE_TABLES, TABLES, TABLES_WITH_USN, tables_of};
@@ -94,7 +94,7 @@ fn check_header(mut file: &File) -> std::io::Result<Verdict> {
 }
 
 fn check_contents(path: &Path, max_row_bytes: u64) -> Checked {
-    let collection = Collection::connect(path, OpenFlags::SQLITE_OPEN_READ_WRITE, SCAN_CACHE_KIB)?;
+    let collection = Collection::connect(path, SCAN_CACHE_KIB)?;
     collection.limit_values(max_row_bytes)?;
     read_contents(&collection, max_row_bytes).or_else(|failure| match failure {
         // SQLite gives up on a value over the limit without telling where it is.

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 use std::process::ExitCode;
 
-use super::data::{folder_of, is_syncing, size, these_users};
+use super::data::{folder_of, look_into, size, these_users};
 use crate::cli::{Command, Invocation, say};
 use crate::clock;
 use crate::collection::replace::{Backup, backups};
@@ -56,22 +56,20 @@ fn list(mut invocation: Invocation) -> Result<ExitCode> {
     for name in names {
         let dir = base.join(&name);
         for Backup { number, path } in backups(&dir)? {
-            say(&format!("{name:<width$}  {number:>6}  {}\n", facts(&path)));
+            say(&format!("{name:<width$}  {number:>6}  {}\n", facts(&path, Collection::open_to_read(&path))));
         }
         let current = dir.join(FILE_NAME);
-        if is_syncing(&base, &dir) {
-            say(&format!("{name:<width$}  in use  a device syncs right now\n"));
-        } else if current.exists() {
-            say(&format!("{name:<width$}  in use  {}\n", facts(&current)));
+        if current.exists() {
+            say(&format!("{name:<width$}  in use  {}\n", facts(&current, look_into(&base, &current))));
         }
     }
     Ok(ExitCode::SUCCESS)
 }
 
-fn facts(path: &Path) -> String {
+fn facts(path: &Path, collection: Result<Collection>) -> String {
     let bytes = fs::metadata(path).map_or(0, |meta| meta.len());
     let read = || {
-        let collection = Collection::open_to_read(path)?;
+        let collection = collection?;
         Ok::<_, Error>((collection.stamps()?.modified / 1000, collection.counts()?))
     };
     match read() {

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 use std::process::ExitCode;
 
-use super::data::{these_users, wait_for_sync};
+use super::data::{open_between_syncs, these_users};
 use super::progress::Progress;
 use crate::cli::{Command, FAILED, Invocation};
 use crate::collection::{self, Collection};
@@ -61,8 +61,10 @@ fn check(base: &Path, user: Option<String>, depth: Depth) -> Result<bool> {
 fn check_user(base: &Path, name: &str, depth: Depth) -> Result<bool> {
     let mut report = Report::new(name);
     let dir = base.join(name);
-    wait_for_sync(base, &dir, &mut report.progress)?;
-    let unmended = check_collection(&dir, &mut report) + media_check::check(&dir, depth, &mut report)?;
+    // With --fix the lock is ours.
+    let beside_server = !depth.fix && fsutil::is_in_use(base);
+    let unmended =
+        check_collection(&dir, beside_server, &mut report) + media_check::check(&dir, depth, &mut report)?;
     report.progress.clear();
     let verdict = match (report.problems, unmended) {
         (0, _) => "in order".to_owned(),
@@ -75,7 +77,7 @@ fn check_user(base: &Path, name: &str, depth: Depth) -> Result<bool> {
 }
 
 /// Returns how many problems there are; none of them can be mended here.
-fn check_collection(dir: &Path, report: &mut Report) -> u64 {
+fn check_collection(dir: &Path, beside_server: bool, report: &mut Report) -> u64 {
     let path = dir.join(collection::FILE_NAME);
     if !path.exists() {
         return 0;
@@ -84,11 +86,19 @@ fn check_collection(dir: &Path, report: &mut Report) -> u64 {
     if fs::metadata(&path).is_ok_and(|meta| meta.len() > LARGE_COLLECTION_BYTES) {
         report.progress.show_at_once(&format!("{}: reading the collection", report.user));
     }
-    let damage = match Collection::open_to_read(&path).and_then(|collection| collection.damage()) {
+    let found = match beside_server {
+        true => open_between_syncs(&path, &mut report.progress).and_then(|snapshot| snapshot.damage()),
+        false => Collection::open_to_read(&path).and_then(|collection| collection.damage()),
+    };
+    let damage = match found {
         Ok(None) => return 0,
         Err(err @ Error::OldSchema(_)) => {
             report.note(err.to_string());
             return 0;
+        }
+        Err(err @ Error::Busy(_)) => {
+            report.problem(format!("collection.anki2 was not looked at: {err}"));
+            return 1;
         }
         Ok(Some(damage)) => damage,
         Err(err) => err.to_string(),

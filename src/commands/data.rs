@@ -1,13 +1,14 @@
 //! What the commands that look at users' data share.
 
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use super::progress::Progress;
-use crate::collection;
-use crate::dbfile::has_rollback_journal;
+use crate::collection::download::Snapshot;
+use crate::collection::{self, Collection};
 use crate::error::{Error, Result};
 use crate::fsutil;
 use crate::media::{self, db};
@@ -45,23 +46,35 @@ pub fn folder_of(base: &Path, name: &str) -> Result<PathBuf> {
     }
 }
 
-/// Whether a device is in the middle of a sync with the collection of the user whose folder this is. Nobody can read it
-/// meanwhile.
-pub fn is_syncing(base: &Path, dir: &Path) -> bool {
-    has_rollback_journal(&dir.join(collection::FILE_NAME)) && fsutil::is_in_use(base)
+/// Opens a user's collection for a short look.
+pub fn look_into(base: &Path, collection: &Path) -> Result<Collection> {
+    match fsutil::is_in_use(base) {
+        true => Collection::open_beside_server(collection),
+        false => Collection::open_to_read(collection),
+    }
 }
 
-/// Waits until no device is in the middle of a sync with the collection in `dir`.
-pub fn wait_for_sync(base: &Path, dir: &Path, progress: &mut Progress) -> Result<()> {
+/// Opens a user's collection for reading all of it while a server runs: waits until no device is in the middle of a
+/// sync.
+pub fn open_between_syncs(collection: &Path, progress: &mut Progress) -> Result<Snapshot> {
+    let place = || fs::metadata(collection).map(|meta| meta.ino()).ok();
     let started = Instant::now();
-    while is_syncing(base, dir) {
-        if started.elapsed() > LONGEST_SYNC {
-            return Err(Error::Busy("a device has been syncing for ten minutes; try again later".to_owned()));
+    loop {
+        let before = place();
+        match Snapshot::open_beside_syncs(collection) {
+            // An upload may take its place in that very moment.
+            Ok(snapshot) if place() == before => return Ok(snapshot),
+            Ok(_) | Err(Error::Busy(_)) if started.elapsed() < LONGEST_SYNC => {}
+            Ok(_) | Err(Error::Busy(_)) => {
+                return Err(Error::Busy(
+                    "devices have been syncing for ten minutes; try again later".to_owned(),
+                ));
+            }
+            Err(err) => return Err(err),
         }
         progress.show("waiting for a device that syncs");
         thread::sleep(Duration::from_millis(100));
     }
-    Ok(())
 }
 
 fn holds_data(dir: &Path) -> bool {

@@ -1,11 +1,9 @@
 //! `ankipi export`: a user's collection and media as a package that Anki imports.
 
-use std::fs;
-use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::process::ExitCode;
 
-use super::data::{folder_of, is_syncing, size, wait_for_sync};
+use super::data::{folder_of, open_between_syncs, size};
 use super::progress::Progress;
 use crate::cli::{Command, Invocation, say};
 use crate::collection::download::Snapshot;
@@ -52,7 +50,7 @@ fn run(mut invocation: Invocation) -> Result<ExitCode> {
             Collection::fold(&collection);
             Snapshot::open(&collection)?
         }
-        None => open_between_syncs(&base, &dir, &mut progress)?,
+        None => open_between_syncs(&collection, &mut progress)?,
     };
     progress.show_at_once("packing the collection");
     let packed = colpkg::write(&snapshot, &dir.join(media::FOLDER), file, &mut |files| {
@@ -62,23 +60,4 @@ fn run(mut invocation: Invocation) -> Result<ExitCode> {
     let packed = packed?;
     say(&format!("{}: {} with {} media files\n", file.display(), size(packed.bytes), packed.files));
     Ok(ExitCode::SUCCESS)
-}
-
-/// Opens the collection when no device is in the middle of a sync; anew, if an upload took its place in that very moment.
-fn open_between_syncs(base: &Path, dir: &Path, progress: &mut Progress) -> Result<Snapshot> {
-    let path = dir.join(FILE_NAME);
-    let place = || fs::metadata(&path).map(|meta| meta.ino()).ok();
-    loop {
-        wait_for_sync(base, dir, progress)?;
-        let before = place();
-        let snapshot = match Snapshot::open_beside_syncs(&path) {
-            Ok(snapshot) => snapshot,
-            // The next one has begun.
-            Err(Error::Busy(_)) if is_syncing(base, dir) => continue,
-            Err(err) => return Err(err),
-        };
-        if place() == before {
-            return Ok(snapshot);
-        }
-    }
 }

@@ -8,13 +8,13 @@ use std::fs;
 use std::path::Path;
 use std::process::ExitCode;
 
-use super::data::{is_syncing, size, users_in};
+use super::data::{look_into, size, users_in};
 use crate::accounts::keys::Keys;
 use crate::accounts::users_file;
 use crate::cli::{Command, FAILED, Invocation, say};
 use crate::clock;
+use crate::collection::FILE_NAME;
 use crate::collection::replace::backups;
-use crate::collection::{Collection, FILE_NAME};
 use crate::error::Result;
 use crate::media::db::MediaDb;
 use crate::{fsutil, sys};
@@ -65,10 +65,7 @@ fn facts(base: &Path, dir: &Path) -> Vec<(&'static str, String)> {
         if !path.exists() {
             return Ok("none yet".to_owned());
         }
-        if is_syncing(base, dir) {
-            return Ok("a device syncs right now".to_owned());
-        }
-        let open = Collection::open_to_read(&path)?;
+        let open = look_into(base, &path)?;
         let (notes, cards) = open.counts()?;
         let changed = clock::moment(open.stamps()?.modified / 1000);
         let bytes = fs::metadata(&path).map_or(0, |meta| meta.len());

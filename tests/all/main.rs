@@ -20,6 +20,7 @@ mod merge; // whose row wins
 mod old_files; // old schemas, and rows out of order
 mod paths; // symlinks, modes, names
 mod races; // requests of several devices in any order
+mod readers; // downloads, exports and checks of what changes meanwhile
 mod replay; // requests of the real client, compared with the answers of the official server
 mod sessions; // start to finish and every way to end in between
 #[path = "../media/zip.rs"]

@@ -1,7 +1,10 @@
 """Commands that read a collection into which a device is just syncing."""
 
+import re
 import subprocess
 import time
+
+import pytest
 
 from commands import done
 from server import command
@@ -12,7 +15,9 @@ def begin(server, *args: str) -> subprocess.Popen:
     return subprocess.Popen([*command(official=False), *args], env=server.env, stdout=subprocess.PIPE, text=True)
 
 
-def test_looking_does_not_wait_and_reading_all_of_it_does(new_server, new_account, new_proxy, tmp_path):
+# When it begins, and when all of its changes are in the transaction.
+@pytest.mark.parametrize("moment", ["applyChanges", "sanityCheck2"])
+def test_looking_does_not_wait_and_reading_all_of_it_does(new_server, new_account, new_proxy, tmp_path, moment):
     server = new_server("anna:secret")
     account = new_account(server, "anna", "secret")
     desk, phone = account.two_devices()
@@ -23,13 +28,13 @@ def test_looking_does_not_wait_and_reading_all_of_it_does(new_server, new_accoun
     waiting = []
 
     def while_it_syncs():
-        assert "collection   a device syncs right now" in done(server, "status")
-        assert "in use  a device syncs right now" in done(server, "backup", "list")
+        assert "3 notes, 3 cards" in done(server, "status")
+        assert re.search(r"in use .* 3 +3 ", done(server, "backup", "list"))
         waiting.extend([begin(server, "export", "anna", str(package)), begin(server, "check")])
         time.sleep(1)
         assert [process.poll() for process in waiting] == [None, None]
 
-    proxy.before("sanityCheck2", while_it_syncs)
+    proxy.before(moment, while_it_syncs)
     desk.sync()
     said = [process.communicate(timeout=30)[0] for process in waiting]
     assert "anna.colpkg" in said[0] and "anna: in order" in said[1], said
