@@ -173,7 +173,7 @@ impl Collection {
     /// Opens for reading the last committed state, while nobody writes.
     pub fn open_to_read(path: &Path) -> Result<Collection> {
         let collection = if has_side_files(path) {
-            // A session is open, or a crash left its journal behind: the ordinary way, which minds the latter.
+            // A crash left its journal behind, or a download makes syncs write to a WAL: the ordinary way, which minds it.
             let collection = Collection::connect(path, SCAN_CACHE_KIB)?;
             collection.leave_file_alone()?;
             collection
