@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use crate::collection::downgrade::{OldCopy, Scratch};
 use crate::collection::download::Snapshot;
 use crate::collection::{
-    self, ChunkCursor, Collection, FILE_NAME, Meta, NotetypeShapes, Range, Stamps, replace,
+    self, ChunkCursor, Collection, FILE_NAME, Meta, NotetypeShapes, PATIENCE, Range, Stamps, replace,
 };
 use crate::config::Config;
 use crate::error::{Error, Result};
@@ -263,7 +263,7 @@ impl User {
         client_is_newer: bool,
     ) -> Result<Session> {
         if state.is_read() && state.keeper.is_none() {
-            state.keeper = Some(self.open_with(state, Snapshot::open_beside_syncs)?);
+            state.keeper = Some(self.open_with(state, |path| Snapshot::open_beside_syncs(path, PATIENCE))?);
         }
         let collection = self.open_with(state, Collection::open)?;
         collection.limit_rows(self.max_row_bytes)?;

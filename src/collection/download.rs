@@ -8,8 +8,9 @@
 
 use std::io::{self, Write};
 use std::path::Path;
+use std::time::Duration;
 
-use super::{Collection, SCAN_CACHE_KIB, SHORT_PATIENCE};
+use super::{Collection, SCAN_CACHE_KIB};
 use crate::dbfile::has_side_files;
 use crate::error::{Error, Result};
 
@@ -42,9 +43,9 @@ impl Snapshot {
     }
 
     /// Opens a snapshot which makes syncs write to a WAL, and keeps that from being brought into the file. `Busy` if a
-    /// sync is open that does not.
-    pub fn open_beside_syncs(path: &Path) -> Result<Snapshot> {
-        let collection = Collection::connect_waiting(path, SCAN_CACHE_KIB, SHORT_PATIENCE)?;
+    /// sync is open that does not, or if somebody else reads the file for longer than `patience`.
+    pub fn open_beside_syncs(path: &Path, patience: Duration) -> Result<Snapshot> {
+        let collection = Collection::connect_waiting(path, SCAN_CACHE_KIB, patience)?;
         collection.db.execute_batch("PRAGMA journal_mode = WAL")?;
         let snapshot = Snapshot::begin(collection)?;
         let mode: String = snapshot.collection.db.query_row("PRAGMA journal_mode", [], |row| row.get(0))?;

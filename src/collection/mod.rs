@@ -59,10 +59,10 @@ const CACHE_KIB: i64 = 1024;
 const SCAN_CACHE_KIB: i64 = 256;
 
 /// How long we wait for the owner, who may be looking at the file with a tool of theirs.
-const PATIENCE: Duration = Duration::from_secs(5);
+pub const PATIENCE: Duration = Duration::from_secs(5);
 
 /// How long who looks beside a server waits for a commit. A sync takes longer.
-const SHORT_PATIENCE: Duration = Duration::from_millis(200);
+pub const SHORT_PATIENCE: Duration = Duration::from_millis(200);
 
 /// What SQLite counts of a row beside its texts and blobs. Also the least that it can work with.
 const ROW_OVERHEAD_BYTES: u64 = 64 * 1024;
@@ -339,18 +339,18 @@ mod tests {
         let side_file = |suffix: &str| dir.path().join(format!("{FILE_NAME}{suffix}")).exists();
 
         // As another server leaves it.
-        drop(Snapshot::open_beside_syncs(&path).unwrap());
+        drop(Snapshot::open_beside_syncs(&path, SHORT_PATIENCE).unwrap());
         let collection = Collection::open(&path).unwrap();
         change(&collection, "test 1");
         assert!(side_file("-journal") && !side_file("-wal"));
         assert!(matches!(Collection::open_beside_server(&path), Err(Error::Busy(_))));
-        assert!(matches!(Snapshot::open_beside_syncs(&path), Err(Error::Busy(_))));
+        assert!(matches!(Snapshot::open_beside_syncs(&path, SHORT_PATIENCE), Err(Error::Busy(_))));
         collection.commit().unwrap();
         drop(collection);
         assert!(!has_side_files(&path) && fs::metadata(&path).unwrap().len() > 4 << 20);
         assert_eq!(config_keys(&path, "test"), 1);
 
-        let snapshot = Snapshot::open_beside_syncs(&path).unwrap();
+        let snapshot = Snapshot::open_beside_syncs(&path, SHORT_PATIENCE).unwrap();
         let collection = Collection::open(&path).unwrap();
         change(&collection, "test 2");
         assert!(side_file("-wal") && !side_file("-journal"));

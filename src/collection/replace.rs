@@ -238,6 +238,7 @@ pub fn clean_up(dir: &Path) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::collection::PATIENCE;
     use crate::collection::download::Snapshot;
 
     /// A folder with a collection whose crt is `created`.
@@ -323,7 +324,7 @@ mod tests {
     fn a_commit_that_only_the_wal_holds_is_in_the_backup() {
         let dir = tempfile::tempdir().unwrap();
         let current = collection(dir.path(), FILE_NAME, 1);
-        let _reader = Snapshot::open_beside_syncs(&current).unwrap();
+        let _reader = Snapshot::open_beside_syncs(&current, PATIENCE).unwrap();
         let open = Collection::open(&current).unwrap();
         open.db.execute("UPDATE col SET crt = 2", []).unwrap();
         let crashed = as_a_crash_leaves(&current, "-wal");

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use super::progress::Progress;
 use crate::collection::download::Snapshot;
-use crate::collection::{self, Collection};
+use crate::collection::{self, Collection, SHORT_PATIENCE};
 use crate::error::{Error, Result};
 use crate::fsutil;
 use crate::media::{self, db};
@@ -61,16 +61,18 @@ pub fn open_between_syncs(collection: &Path, progress: &mut Progress) -> Result<
     let started = Instant::now();
     loop {
         let before = place();
-        match Snapshot::open_beside_syncs(collection) {
-            // An upload may take its place in that very moment.
-            Ok(snapshot) if place() == before => return Ok(snapshot),
-            Ok(_) | Err(Error::Busy(_)) if started.elapsed() < LONGEST_SYNC => {}
-            Ok(_) | Err(Error::Busy(_)) => {
+        let opened = Snapshot::open_beside_syncs(collection, SHORT_PATIENCE);
+        // If an upload took its place in that very moment, neither counts.
+        let is_in_place = place() == before;
+        match opened {
+            Ok(snapshot) if is_in_place => return Ok(snapshot),
+            Err(err) if is_in_place && !matches!(err, Error::Busy(_)) => return Err(err),
+            _ if started.elapsed() < LONGEST_SYNC => {}
+            _ => {
                 return Err(Error::Busy(
                     "devices have been syncing for ten minutes; try again later".to_owned(),
                 ));
             }
-            Err(err) => return Err(err),
         }
         progress.show("waiting for a device that syncs");
         thread::sleep(Duration::from_millis(100));
