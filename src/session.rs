@@ -67,8 +67,6 @@ pub struct Session {
     pub collection: Collection,
     /// What was committed when it began, for others that ask.
     meta: Meta,
-    /// The stamps at the start. Everything the client sends gets their usn.
-    pub stamps: Stamps,
     /// Everything from this usn on is news to the client.
     pub client_usn: i32,
     /// Whether the client's config wins.
@@ -81,6 +79,11 @@ pub struct Session {
 }
 
 impl Session {
+    /// The stamps at the start. Everything the client sends gets their usn.
+    pub fn stamps(&self) -> Stamps {
+        self.meta.stamps
+    }
+
     /// What the client has not seen.
     pub fn unseen(&self) -> Range {
         Range::unseen_by(self.client_usn)
@@ -268,11 +271,9 @@ impl User {
         let collection = self.open_with(state, Collection::open)?;
         collection.limit_rows(self.max_row_bytes)?;
         collection.begin()?;
-        let meta = collection.meta()?;
         Ok(Session {
             skey: skey.to_owned(),
-            meta,
-            stamps: meta.stamps,
+            meta: collection.meta()?,
             collection,
             client_usn,
             client_is_newer,

@@ -55,9 +55,9 @@ impl App {
         let mut json = Spool::new(&user.dir);
         let buried =
             user.start(&call.header.skey, request.client_usn, request.client_is_newer, |session| {
-                session.collection.begin_day(session.stamps.usn)?;
+                session.collection.begin_day(session.stamps().usn)?;
                 session.collection.write_graves(session.unseen(), &mut json)?;
-                session.collection.apply_graves_in_start(source(body)?, session.stamps.usn)
+                session.collection.apply_graves_in_start(source(body)?, session.stamps().usn)
             })?;
         Ok(Answer { json, did: format!("from usn {}, {buried} graves in", request.client_usn) })
     }
@@ -66,7 +66,7 @@ impl App {
         graves::check_chunk(source(body)?)?;
         let user = self.user(call)?;
         let buried = user.step(&call.header.skey, |session| {
-            session.collection.apply_graves(source(body)?, session.stamps.usn)
+            session.collection.apply_graves(source(body)?, session.stamps().usn)
         })?;
         Answer::null(&user.dir, format!("{buried} graves in"))
     }
@@ -79,7 +79,7 @@ impl App {
             // Ours first, as they were before the client's.
             session.collection.write_changes(session.unseen(), !session.client_is_newer, &mut json)?;
             session.shapes.clear();
-            session.collection.apply_changes(source(body)?, session.stamps.usn, self.config.max_row_bytes)
+            session.collection.apply_changes(source(body)?, session.stamps().usn, self.config.max_row_bytes)
         })?;
         Ok(Answer { did: String::new(), json })
     }
@@ -102,7 +102,7 @@ impl App {
             session.collection.apply_chunk(
                 source(body)?,
                 session.client_usn,
-                session.stamps.usn,
+                session.stamps().usn,
                 &mut session.shapes,
                 self.config.max_row_bytes,
             )
@@ -131,7 +131,8 @@ impl App {
     pub(super) fn finish(&self, call: &Call, body: &mut Spool) -> Result<Answer> {
         check_empty(body)?;
         let user = self.user(call)?;
-        let stamp = user.last_step(&call.header.skey, |session| session.collection.finish(session.stamps))?;
+        let stamp =
+            user.last_step(&call.header.skey, |session| session.collection.finish(session.stamps()))?;
         // A bare number without white space around it.
         let mut json = Spool::new(&user.dir);
         write!(json, "{stamp}").map_err(Error::io("spooling a reply in", &user.dir))?;

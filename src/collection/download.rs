@@ -8,14 +8,17 @@
 
 use std::io::{self, Write};
 use std::path::Path;
-use std::time::Duration;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use super::{Collection, SCAN_CACHE_KIB};
-use crate::dbfile::has_side_files;
 use crate::error::{Error, Result};
 
 /// Where the header says how the file is journalled (two bytes).
 pub(super) const JOURNAL_BYTES: std::ops::Range<usize> = 18..20;
+
+/// How long to leave others alone who have the file locked.
+const RETRY: Duration = Duration::from_millis(20);
 
 /// A collection at one moment.
 pub struct Snapshot {
@@ -34,18 +37,26 @@ impl Snapshot {
 
     /// Opens a snapshot of a file that may be of an old schema.
     pub(super) fn open_any(path: &Path) -> Result<Snapshot> {
-        let collection = if has_side_files(path) {
-            Collection::connect(path, SCAN_CACHE_KIB)?
-        } else {
-            Collection::connect_immutable(path)?
-        };
-        Snapshot::begin(collection)
+        Snapshot::begin(Collection::connect_to_read(path)?)
     }
 
     /// Opens a snapshot which makes syncs write to a WAL, and keeps that from being brought into the file. `Busy` if a
     /// sync is open that does not, or if somebody else reads the file for longer than `patience`.
     pub fn open_beside_syncs(path: &Path, patience: Duration) -> Result<Snapshot> {
+        let started = Instant::now();
+        loop {
+            match Snapshot::try_beside_syncs(path, patience) {
+                // SQLite does not wait for others with the change to a WAL.
+                Err(Error::Busy(_)) if started.elapsed() < patience => thread::sleep(RETRY),
+                opened => return opened,
+            }
+        }
+    }
+
+    fn try_beside_syncs(path: &Path, patience: Duration) -> Result<Snapshot> {
         let collection = Collection::connect_waiting(path, SCAN_CACHE_KIB, patience)?;
+        // It may be the last one to close, while an older snapshot still reads the file.
+        collection.leave_file_alone()?;
         collection.db.execute_batch("PRAGMA journal_mode = WAL")?;
         let snapshot = Snapshot::begin(collection)?;
         let mode: String = snapshot.collection.db.query_row("PRAGMA journal_mode", [], |row| row.get(0))?;
@@ -63,8 +74,6 @@ impl Snapshot {
     }
 
     fn begin(collection: Collection) -> Result<Snapshot> {
-        // It may be the last one to close, while an older snapshot still reads the file.
-        collection.leave_file_alone()?;
         // Holds the first page, which changes when a sync begins a WAL.
         collection.db.execute_batch("BEGIN")?;
         let pragma =

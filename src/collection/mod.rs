@@ -172,15 +172,18 @@ impl Collection {
 
     /// Opens for reading the last committed state, while nobody writes.
     pub fn open_to_read(path: &Path) -> Result<Collection> {
-        let collection = if has_side_files(path) {
-            // A crash left its journal behind, or a download makes syncs write to a WAL: the ordinary way, which minds it.
-            let collection = Collection::connect(path, SCAN_CACHE_KIB)?;
-            collection.leave_file_alone()?;
-            collection
-        } else {
-            Collection::connect_immutable(path)?
-        };
+        let collection = Collection::connect_to_read(path)?;
         collection.check_schema()?;
+        Ok(collection)
+    }
+
+    fn connect_to_read(path: &Path) -> Result<Collection> {
+        if !has_side_files(path) {
+            return Collection::connect_immutable(path);
+        }
+        // A crash left its journal behind, or a download makes syncs write to a WAL: the ordinary way, which minds it.
+        let collection = Collection::connect(path, SCAN_CACHE_KIB)?;
+        collection.leave_file_alone()?;
         Ok(collection)
     }
 
@@ -315,7 +318,6 @@ mod tests {
 
     use super::download::Snapshot;
     use super::*;
-    use crate::dbfile::has_side_files;
 
     fn config_keys(path: &Path, prefix: &str) -> i64 {
         let open = Collection::open_to_read(path).unwrap();

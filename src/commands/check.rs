@@ -22,7 +22,8 @@ pub static CHECK: Command = Command {
     summary: "say whether what is stored is in order",
     help: "\
 Looks at the collection of one user or of all, and compares media.db with the
-files in media/. Ends with 1 if anything is not in order.
+files in media/. Ends with 1 if anything is not in order. The server may run; if
+a device syncs, it waits until that is done.
 
 Options:
   --deep    read every media file and compare its checksum

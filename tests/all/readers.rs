@@ -179,7 +179,8 @@ fn whoever_reads_sees_one_state_whatever_others_do() {
                     break;
                 }
                 let usn = device.meta()["usn"].as_i64().unwrap();
-                device.start(usn, true).ok();
+                let started = device.start(usn, true);
+                assert_eq!(started.status, 200, "{}", server.log());
                 let fields = format!("sync{n} {}\u{1f}", "q".repeat(3000));
                 let rows: Vec<_> = (1..=250).map(|id| note(id, 100 + n, &fields)).collect();
                 // A download or an upload in between ends the session.
