@@ -15,21 +15,42 @@ use crate::error::{Error, Result};
 use crate::spool::Spool;
 use crate::wire::{self, SanityReply, SanityRequest, Source, changes, chunk, graves};
 
+/// The JSON of a request, to be parsed once or twice.
+enum Json<'b> {
+    /// All of it is in memory, and is UTF-8: that was looked at once.
+    Memory(&'b str),
+    /// A part of it is in a file.
+    Spooled(&'b mut Spool),
+}
+
+impl<'b> Json<'b> {
+    fn of(body: &'b mut Spool) -> Result<Json<'b>> {
+        // Two steps, because one match would borrow the body for both arms.
+        if body.memory().is_none() {
+            return Ok(Json::Spooled(body));
+        }
+        let text = std::str::from_utf8(body.memory().unwrap_or_default());
+        text.map(Json::Memory).map_err(|err| Error::BadRequest(format!("JSON that is not UTF-8: {err}")))
+    }
+
+    /// For the next parser, from the start.
+    fn source(&mut self) -> Result<Source<'_>> {
+        match self {
+            Json::Memory(text) => Ok(Source::Memory(text)),
+            Json::Spooled(body) => {
+                body.reader().map(Source::Stream).map_err(Error::io("reading", "spooled request".as_ref()))
+            }
+        }
+    }
+}
+
 /// Parses a body that holds a few keys.
 pub fn parse<T: DeserializeOwned>(body: &mut Spool) -> Result<T> {
-    match source(body)? {
-        Source::Memory(json) => serde_json::from_slice(json),
+    match Json::of(body)?.source()? {
+        Source::Memory(json) => serde_json::from_str(json),
         Source::Stream(json) => serde_json::from_reader(json),
     }
     .map_err(|err| wire::shape_error(&err))
-}
-
-fn source(body: &mut Spool) -> Result<Source<'_>> {
-    // Two steps, because one match would borrow the body for both arms.
-    if body.memory().is_some() {
-        return Ok(Source::Memory(body.memory().unwrap_or_default()));
-    }
-    body.reader().map(Source::Stream).map_err(Error::io("reading", "spooled request".as_ref()))
 }
 
 impl Answer {
@@ -49,37 +70,40 @@ impl Answer {
 
 impl App {
     pub(super) fn start(&self, call: &Call, body: &mut Spool) -> Result<Answer> {
+        let mut sent = Json::of(body)?;
         // Read to its end before it may take the session of another device.
-        let request = graves::read_start(source(body)?, |_, _| Ok(()))?;
+        let request = graves::read_start(sent.source()?, |_, _| Ok(()))?;
         let user = self.user(call)?;
         let mut json = Spool::new(&user.dir);
         let buried =
             user.start(&call.header.skey, request.client_usn, request.client_is_newer, |session| {
                 session.collection.begin_day(session.stamps().usn)?;
                 session.collection.write_graves(session.unseen(), &mut json)?;
-                session.collection.apply_graves_in_start(source(body)?, session.stamps().usn)
+                session.collection.apply_graves_in_start(sent.source()?, session.stamps().usn)
             })?;
         Ok(Answer { json, did: format!("from usn {}, {buried} graves in", request.client_usn) })
     }
 
     pub(super) fn apply_graves(&self, call: &Call, body: &mut Spool) -> Result<Answer> {
-        graves::check_chunk(source(body)?)?;
+        let mut sent = Json::of(body)?;
+        graves::check_chunk(sent.source()?)?;
         let user = self.user(call)?;
         let buried = user.step(&call.header.skey, |session| {
-            session.collection.apply_graves(source(body)?, session.stamps().usn)
+            session.collection.apply_graves(sent.source()?, session.stamps().usn)
         })?;
         Answer::null(&user.dir, format!("{buried} graves in"))
     }
 
     pub(super) fn apply_changes(&self, call: &Call, body: &mut Spool) -> Result<Answer> {
-        changes::check(source(body)?, self.config.max_row_bytes)?;
+        let mut sent = Json::of(body)?;
+        changes::check(sent.source()?, self.config.max_row_bytes)?;
         let user = self.user(call)?;
         let mut json = Spool::new(&user.dir);
         user.step(&call.header.skey, |session| {
             // Ours first, as they were before the client's.
             session.collection.write_changes(session.unseen(), !session.client_is_newer, &mut json)?;
             session.shapes.clear();
-            session.collection.apply_changes(source(body)?, session.stamps().usn, self.config.max_row_bytes)
+            session.collection.apply_changes(sent.source()?, session.stamps().usn, self.config.max_row_bytes)
         })?;
         Ok(Answer { did: String::new(), json })
     }
@@ -96,11 +120,12 @@ impl App {
     }
 
     pub(super) fn apply_chunk(&self, call: &Call, body: &mut Spool) -> Result<Answer> {
-        chunk::check(source(body)?, self.config.max_row_bytes)?;
+        let mut sent = Json::of(body)?;
+        chunk::check(sent.source()?, self.config.max_row_bytes)?;
         let user = self.user(call)?;
         let counts = user.step(&call.header.skey, |session| {
             session.collection.apply_chunk(
-                source(body)?,
+                sent.source()?,
                 session.client_usn,
                 session.stamps().usn,
                 &mut session.shapes,

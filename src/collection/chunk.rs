@@ -188,7 +188,7 @@ impl Collection {
         shapes: &mut NotetypeShapes,
         max_row_bytes: u64,
     ) -> Result<RowCounts> {
-        let mut merge = Merge::new(&self.db, client_usn, server_usn, shapes)?;
+        let mut merge = Merge::new(&self.db, client_usn, server_usn, shapes);
         chunk::read(body, max_row_bytes, &mut merge)?;
         Ok(merge.counts)
     }
@@ -251,14 +251,31 @@ struct Merge<'c, 's> {
     client_usn: i32,
     server_usn: i32,
     shapes: &'s mut NotetypeShapes,
-    add_revlog: Statement<'c>,
-    our_card: Statement<'c>,
-    add_card: Statement<'c>,
-    update_card: Statement<'c>,
-    our_note: Statement<'c>,
-    add_note: Statement<'c>,
-    update_note: Statement<'c>,
+    add_revlog: Lazy<'c>,
+    our_card: Lazy<'c>,
+    add_card: Lazy<'c>,
+    update_card: Lazy<'c>,
+    our_note: Lazy<'c>,
+    add_note: Lazy<'c>,
+    update_note: Lazy<'c>,
     counts: RowCounts,
+}
+
+/// A statement that is prepared when it is first used: most chunks have rows of one table, all new or all known.
+struct Lazy<'c> {
+    db: &'c Connection,
+    sql: &'static str,
+    statement: Option<Statement<'c>>,
+}
+
+impl<'c> Lazy<'c> {
+    fn get(&mut self) -> Result<&mut Statement<'c>> {
+        let statement = match self.statement.take() {
+            Some(statement) => statement,
+            None => self.db.prepare(self.sql)?,
+        };
+        Ok(self.statement.insert(statement))
+    }
 }
 
 impl<'c, 's> Merge<'c, 's> {
@@ -267,32 +284,32 @@ impl<'c, 's> Merge<'c, 's> {
         client_usn: i32,
         server_usn: i32,
         shapes: &'s mut NotetypeShapes,
-    ) -> Result<Merge<'c, 's>> {
-        Ok(Merge {
+    ) -> Merge<'c, 's> {
+        let lazy = |sql| Lazy { db, sql, statement: None };
+        Merge {
             db,
             client_usn,
             server_usn,
             shapes,
-            add_revlog: db
-                .prepare("INSERT OR IGNORE INTO revlog VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)")?,
-            our_card: db.prepare("SELECT usn, mod FROM cards WHERE id = ?1")?,
-            add_card: db.prepare(
+            add_revlog: lazy("INSERT OR IGNORE INTO revlog VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)"),
+            our_card: lazy("SELECT usn, mod FROM cards WHERE id = ?1"),
+            add_card: lazy(
                 "INSERT INTO cards VALUES
                  (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18)",
-            )?,
-            update_card: db.prepare(
+            ),
+            update_card: lazy(
                 "UPDATE cards SET nid = ?2, did = ?3, ord = ?4, mod = ?5, usn = ?6, type = ?7, queue = ?8, due = ?9,
                  ivl = ?10, factor = ?11, reps = ?12, lapses = ?13, left = ?14, odue = ?15, odid = ?16, flags = ?17,
                  data = ?18 WHERE id = ?1",
-            )?,
-            our_note: db.prepare("SELECT usn, mod FROM notes WHERE id = ?1")?,
-            add_note: db.prepare("INSERT INTO notes VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, 0, '')")?,
-            update_note: db.prepare(
+            ),
+            our_note: lazy("SELECT usn, mod FROM notes WHERE id = ?1"),
+            add_note: lazy("INSERT INTO notes VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, 0, '')"),
+            update_note: lazy(
                 "UPDATE notes SET guid = ?2, mid = ?3, mod = ?4, usn = ?5, tags = ?6, flds = ?7, sfld = ?8, csum = ?9,
                  flags = 0, data = '' WHERE id = ?1",
-            )?,
+            ),
             counts: RowCounts::default(),
-        })
+        }
     }
 
     fn shape(&mut self, notetype_id: i64) -> Result<NotetypeShape> {
@@ -344,7 +361,7 @@ fn incoming(ours: &mut Statement<'_>, id: i64, modified: i64, client_usn: i32) -
 impl RowSink for Merge<'_, '_> {
     fn revlog(&mut self, mut row: Revlog) -> Result<()> {
         row.ints[Revlog::USN] = self.server_usn.into();
-        self.add_revlog.execute(rusqlite::params_from_iter(row.ints))?;
+        self.add_revlog.get()?.execute(rusqlite::params_from_iter(row.ints))?;
         self.counts.revlog += 1;
         Ok(())
     }
@@ -352,9 +369,9 @@ impl RowSink for Merge<'_, '_> {
     fn card(&mut self, mut row: Card) -> Result<()> {
         self.counts.cards += 1;
         let (id, modified) = (row.ints[Card::ID], row.ints[Card::MODIFIED]);
-        let put = match incoming(&mut self.our_card, id, modified, self.client_usn)? {
-            Incoming::New => &mut self.add_card,
-            Incoming::News => &mut self.update_card,
+        let put = match incoming(self.our_card.get()?, id, modified, self.client_usn)? {
+            Incoming::New => self.add_card.get()?,
+            Incoming::News => self.update_card.get()?,
             Incoming::Old => return Ok(()),
         };
         row.ints[Card::USN] = self.server_usn.into();
@@ -375,9 +392,9 @@ impl RowSink for Merge<'_, '_> {
                 row.id, wrong.found, wrong.expected
             ))
         })?;
-        let put = match incoming(&mut self.our_note, row.id, row.modified, self.client_usn)? {
-            Incoming::New => &mut self.add_note,
-            Incoming::News => &mut self.update_note,
+        let put = match incoming(self.our_note.get()?, row.id, row.modified, self.client_usn)? {
+            Incoming::New => self.add_note.get()?,
+            Incoming::News => self.update_note.get()?,
             Incoming::Old => return Ok(()),
         };
         put.execute(params![

@@ -68,7 +68,7 @@ fn fill(path: &Path) -> Result<()> {
         "INSERT INTO col VALUES (1, ?1, 0, ?2, ?3, 0, 0, 0, '', '', '', '', '')",
         params![created, now, SCHEMA_VERSION],
     )?;
-    collection.apply_changes(CONTENTS.as_bytes(), 0, CONTENTS.len() as u64)?;
+    collection.apply_changes(CONTENTS, 0, CONTENTS.len() as u64)?;
     Ok(db.execute_batch("COMMIT")?)
 }
 

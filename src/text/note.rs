@@ -6,6 +6,7 @@ use std::borrow::Cow;
 use std::error::Error;
 use std::fmt;
 
+use memchr::memchr_iter;
 use sha1::{Digest, Sha1};
 
 use super::{entities, markup, media_tags, tag};
@@ -30,14 +31,26 @@ pub fn checksum(stripped: &str) -> u32 {
     u32::from_be_bytes([digest[0], digest[1], digest[2], digest[3]])
 }
 
-/// A field without the control characters that are not stored: all of ASCII but newline and tab (spec 10.2).
-pub fn clean_field(field: &str) -> Cow<'_, str> {
-    let dropped = |byte: u8| byte.is_ascii_control() && byte != b'\n' && byte != b'\t';
-    // Bytes below 128 are no part of other characters; looking at these takes nearly twice as long.
-    match field.bytes().any(dropped) {
-        true => Cow::Owned(field.replace(|c: char| c.is_ascii() && dropped(c as u8), "")),
-        false => Cow::Borrowed(field),
+/// The fields of a note without the control characters that are not stored: all of ASCII but newline, tab, and what
+/// parts the fields (spec 10.2).
+pub fn clean(fields: &str) -> Cow<'_, str> {
+    let dropped =
+        |byte: u8| byte.is_ascii_control() && byte != b'\n' && byte != b'\t' && byte != FIELD_SEPARATOR as u8;
+    // Bytes below 128 are no part of other characters. There are few of these, so words of them are passed over at once.
+    let (words, rest) = fields.as_bytes().as_chunks();
+    let mut suspects = words.iter().filter(|word| has_control(usize::from_ne_bytes(**word)));
+    match suspects.any(|word| word.iter().copied().any(dropped)) || rest.iter().copied().any(dropped) {
+        true => Cow::Owned(fields.replace(|c: char| c.is_ascii() && dropped(c as u8), "")),
+        false => Cow::Borrowed(fields),
     }
+}
+
+/// Whether one of the bytes is below a space or the one of "delete".
+fn has_control(word: usize) -> bool {
+    const EACH: usize = usize::MAX / 255;
+    // Subtracting sets the top bit of the lowest byte that is less, and perhaps those of bytes above it.
+    let less_than = |word: usize, bound: usize| word.wrapping_sub(EACH * bound) & !word & (EACH << 7);
+    less_than(word, 0x20) | less_than(word ^ (EACH * 0x7f), 1) != 0
 }
 
 /// The tags of a note in their stored form: a space before, between and behind them, or nothing (spec 10.1).
@@ -57,9 +70,9 @@ pub fn normalize_tags(tags: &str) -> String {
 
 /// The columns of a note that follow from its fields (spec 10.2 to 10.5).
 #[derive(Debug, PartialEq, Eq)]
-pub struct Prepared {
+pub struct Prepared<'f> {
     /// Column `flds`.
-    pub fields: String,
+    pub fields: Cow<'f, str>,
     /// Column `sfld`. To be bound as text: SQLite makes numbers of what looks like one.
     pub sort_field: String,
     /// Column `csum`.
@@ -86,31 +99,21 @@ impl Error for WrongFieldCount {}
 /// Checks and cleans the fields of a note, and derives its sort field and checksum (spec 10.2 to 10.5).
 ///
 /// `field_count` and `sort_field` are those of the notetype; a sort field that does not exist is empty.
-pub fn prepare(fields: &str, field_count: usize, sort_field: u32) -> Result<Prepared, WrongFieldCount> {
-    let found = fields.split(FIELD_SEPARATOR).count();
-    let expected = field_count.max(1);
+pub fn prepare(fields: &str, field_count: usize, sort_field: u32) -> Result<Prepared<'_>, WrongFieldCount> {
+    let fields = clean(fields);
+    let (found, expected) =
+        (1 + memchr_iter(FIELD_SEPARATOR as u8, fields.as_bytes()).count(), field_count.max(1));
     if found != expected {
         return Err(WrongFieldCount { found, expected });
     }
-    let mut prepared =
-        Prepared { fields: String::with_capacity(fields.len()), sort_field: String::new(), checksum: 0 };
-    for (index, field) in (0_u32..).zip(fields.split(FIELD_SEPARATOR)) {
-        let field = clean_field(field);
-        if index > 0 {
-            prepared.fields.push(FIELD_SEPARATOR);
-        }
-        if index == 0 || index == sort_field {
-            let stripped = strip(&field);
-            if index == 0 {
-                prepared.checksum = checksum(&stripped);
-            }
-            if index == sort_field {
-                prepared.sort_field = stripped.into_owned();
-            }
-        }
-        prepared.fields.push_str(&field);
-    }
-    Ok(prepared)
+    let mut each = fields.split(FIELD_SEPARATOR);
+    let first = strip(each.next().unwrap_or_default());
+    let checksum = checksum(&first);
+    let sort_field = match sort_field {
+        0 => first.into_owned(),
+        later => each.nth(later as usize - 1).map(|field| strip(field).into_owned()).unwrap_or_default(),
+    };
+    Ok(Prepared { fields, sort_field, checksum })
 }
 
 #[cfg(test)]
@@ -145,13 +148,27 @@ mod tests {
     fn plain_text_is_not_copied() {
         for field in ["", "plain", "a > b; \"c\" \u{e9}\u{a0}", "1\n2"] {
             assert!(matches!(strip(field), Cow::Borrowed(_)), "{field:?}");
-            assert!(matches!(clean_field(field), Cow::Borrowed(_)), "{field:?}");
+            assert!(matches!(clean(field), Cow::Borrowed(_)), "{field:?}");
         }
     }
 
     #[test]
     fn control_characters_go_except_newline_and_tab() {
-        assert_eq!(clean_field("\0a\r\nb\tc\u{1b}\u{7f}\u{80}\u{85}\u{2028}"), "a\nb\tc\u{80}\u{85}\u{2028}");
+        assert_eq!(
+            clean("\0a\r\nb\tc\u{1b}\u{1f}\u{7f}\u{80}\u{85}\u{2028}"),
+            "a\nb\tc\u{1f}\u{80}\u{85}\u{2028}"
+        );
+        // Wherever it stands in a word of the machine, and whatever beside it.
+        for (letter, at) in [' ', '\u{7e}', '\u{80}', '\u{ffff}', '\n']
+            .into_iter()
+            .flat_map(|letter| (0..20).map(move |at| (letter, at)))
+        {
+            for control in ('\0'..='\u{90}').filter(char::is_ascii_control) {
+                let text: String = (0..20).map(|i| if i == at { control } else { letter }).collect();
+                let kept = matches!(control, '\n' | '\t' | '\u{1f}');
+                assert_eq!(clean(&text) == text, kept, "{text:?}");
+            }
+        }
     }
 
     #[test]
@@ -186,8 +203,7 @@ mod tests {
             ("\u{1f}", 2, 1, "\u{1f}", "", 0xda39a3ee),
         ];
         for (fields, count, sort, stored, sort_field, checksum) in cases {
-            let expected =
-                Prepared { fields: stored.to_owned(), sort_field: sort_field.to_owned(), checksum };
+            let expected = Prepared { fields: stored.into(), sort_field: sort_field.to_owned(), checksum };
             assert_eq!(prepare(fields, count, sort), Ok(expected), "{fields:?}");
         }
     }

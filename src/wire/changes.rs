@@ -215,7 +215,7 @@ mod tests {
 
     fn seen(body: &str) -> Result<Vec<String>> {
         let mut sink = Seen::default();
-        read(body.as_bytes(), 1 << 20, &mut sink)?;
+        read(body, 1 << 20, &mut sink)?;
         Ok(sink.0)
     }
 

@@ -125,7 +125,7 @@ mod tests {
 
     fn graves(text: &str) -> Result<Vec<(GraveKind, i64)>> {
         let mut found = Vec::new();
-        read_chunk(text.as_bytes(), |kind, id| {
+        read_chunk(text, |kind, id| {
             found.push((kind, id));
             Ok(())
         })?;
@@ -156,11 +156,11 @@ mod tests {
     #[test]
     fn start_may_lack_graves() {
         for text in [r#"{"lnewer":true,"minUsn":1}"#, r#"{"minUsn":1.0,"lnewer":true,"graves":null}"#] {
-            let request = read_start(text.as_bytes(), |_, _| panic!("no grave was sent")).unwrap();
+            let request = read_start(text, |_, _| panic!("no grave was sent")).unwrap();
             assert_eq!((request.client_usn, request.client_is_newer), (1, true));
         }
         for text in [r#"{"minUsn":1}"#, r#"{"minUsn":1,"lnewer":true,"graves":[]}"#] {
-            assert_eq!(read_start(text.as_bytes(), |_, _| Ok(())).err().map(|err| err.status()), Some(400));
+            assert_eq!(read_start(text, |_, _| Ok(())).err().map(|err| err.status()), Some(400));
         }
     }
 
@@ -169,7 +169,7 @@ mod tests {
         let long = "1".repeat(1 << 20);
         assert_eq!(graves(&format!(r#"{{"chunk":{{"cards":["{long}"]}}}}"#)).unwrap_err().status(), 413);
         for text in [format!(r#"{{"minUsn":"{long}"}}"#), format!(r#"{{"{long}"#)] {
-            assert_eq!(read_start(text.as_bytes(), |_, _| Ok(())).err().map(|err| err.status()), Some(413));
+            assert_eq!(read_start(&*text, |_, _| Ok(())).err().map(|err| err.status()), Some(413));
         }
     }
 }

@@ -55,14 +55,14 @@ impl<R: Read> Read for BudgetReader<R> {
 /// Where JSON is parsed from.
 pub enum Source<'s> {
     /// All of it is in memory. Several times faster than the other, where serde_json looks at byte after byte.
-    Memory(&'s [u8]),
+    Memory(&'s str),
     /// It comes block by block.
     Stream(Box<dyn Read + 's>),
 }
 
-impl<'s> From<&'s [u8]> for Source<'s> {
-    fn from(bytes: &'s [u8]) -> Source<'s> {
-        Source::Memory(bytes)
+impl<'s> From<&'s str> for Source<'s> {
+    fn from(text: &'s str) -> Source<'s> {
+        Source::Memory(text)
     }
 }
 
@@ -76,13 +76,13 @@ pub fn parse<'s>(input: impl Into<Source<'s>>, max_element_bytes: u64, keys: &mu
     let object = Object::new(&context, keys);
     let parsed = match input.into() {
         // None of its elements is longer than the whole.
-        Source::Memory(bytes) if bytes.len() as u64 <= max_element_bytes => {
-            let mut json = serde_json::Deserializer::from_slice(bytes);
+        Source::Memory(text) if text.len() as u64 <= max_element_bytes => {
+            let mut json = serde_json::Deserializer::from_str(text);
             object.deserialize(&mut json).and_then(|()| json.end())
         }
         source => {
             let inner: Box<dyn Read + 's> = match source {
-                Source::Memory(bytes) => Box::new(bytes),
+                Source::Memory(text) => Box::new(text.as_bytes()),
                 Source::Stream(reader) => reader,
             };
             let reader = BufReader::new(BudgetReader { inner, left });
