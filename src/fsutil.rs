@@ -4,6 +4,8 @@ use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Write};
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, fchown};
 use std::path::Path;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use crate::error::{Error, Result};
 use crate::sys;
@@ -135,6 +137,29 @@ pub fn holder(base: &Path) -> Option<u32> {
 pub fn is_in_use(base: &Path) -> bool {
     File::open(base.join(LOCK_FILE))
         .is_ok_and(|file| matches!(file.try_lock_shared(), Err(TryLockError::WouldBlock)))
+}
+
+/// Keeps files in a user's folder from being replaced while another program than the server opens one: SQLite takes the
+/// journal beside a path for that of the file which it opened there before. Held until it is dropped. None where the
+/// file system has no locks.
+pub fn keep_in_place(dir: &Path) -> Option<File> {
+    let folder = File::open(dir).ok()?;
+    folder.lock_shared().ok().map(|()| folder)
+}
+
+/// Waits until nobody keeps what is in the folder in place, but not for longer than `patience`: who keeps it has been
+/// stopped then.
+pub fn wait_to_replace(dir: &Path, patience: Duration) -> Option<File> {
+    let folder = File::open(dir).ok()?;
+    let started = Instant::now();
+    while let Err(TryLockError::WouldBlock) = folder.try_lock() {
+        if started.elapsed() > patience {
+            log::warn!("{}: replacing what another program has been opening for long", dir.display());
+            return None;
+        }
+        thread::sleep(Duration::from_millis(5));
+    }
+    Some(folder)
 }
 
 /// Makes renames, links and deletions in this folder durable.

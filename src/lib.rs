@@ -73,7 +73,8 @@
 //! processes, a lock file (`accounts::users_file::lock`) is held while accounts or keys are changed; it is taken first,
 //! for a moment, and never while a password is asked for or hashed. A download opens and closes its snapshot under its
 //! user's lock and reads without it; an upload may move the file under it, which the snapshot survives. Commands that
-//! read all of a collection wait until no device is in the middle of a sync with it (`commands::data`).
+//! read all of a collection wait until no device is in the middle of a sync with it (`commands::data`); while a command
+//! opens one it keeps the folder locked, and no other takes its place (`fsutil::keep_in_place`).
 //!
 //! # Why a guard
 //!

@@ -6,10 +6,10 @@
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
-use super::{Collection, FILE_NAME};
+use super::{Collection, FILE_NAME, PATIENCE};
 use crate::dbfile::has_side_files;
 use crate::error::{Error, Result};
-use crate::fsutil::{create_folder, refuse_link, remove_if_there, sync_folder};
+use crate::fsutil::{create_folder, refuse_link, remove_if_there, sync_folder, wait_to_replace};
 use crate::spool;
 
 /// Where replaced collections go, in the user's folder.
@@ -47,6 +47,7 @@ pub fn old_copy_path(dir: &Path, number: u32) -> PathBuf {
 /// An error means that the old collection is in place, but for `Unconfirmed`.
 pub fn replace(dir: &Path, checked: &Path, keep: usize) -> Result<()> {
     let (current, next) = (dir.join(FILE_NAME), dir.join(CHECKED));
+    let _lock = wait_to_replace(dir, PATIENCE);
     fs::rename(checked, &next).map_err(Error::io("renaming", checked))?;
     if current.exists() {
         let backup = match sync_folder(dir).and_then(|()| next_backup_path(dir)) {

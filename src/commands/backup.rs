@@ -60,7 +60,7 @@ fn list(mut invocation: Invocation) -> Result<ExitCode> {
         }
         let current = dir.join(FILE_NAME);
         if current.exists() {
-            say(&format!("{name:<width$}  in use  {}\n", facts(&current, look_into(&base, &current))));
+            say(&format!("{name:<width$}  in use  {}\n", facts(&current, look_into(&base, &dir))));
         }
     }
     Ok(ExitCode::SUCCESS)

@@ -88,7 +88,7 @@ fn check_collection(dir: &Path, beside_server: bool, report: &mut Report) -> u64
         report.progress.show_at_once(&format!("{}: reading the collection", report.user));
     }
     let found = match beside_server {
-        true => open_between_syncs(&path, &mut report.progress).and_then(|snapshot| snapshot.damage()),
+        true => open_between_syncs(dir, &mut report.progress).and_then(|snapshot| snapshot.damage()),
         false => Collection::open_to_read(&path).and_then(|collection| collection.damage()),
     };
     let damage = match found {

@@ -1,14 +1,13 @@
 //! What the commands that look at users' data share.
 
 use std::fs;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use super::progress::Progress;
 use crate::collection::download::Snapshot;
-use crate::collection::{self, Collection, SHORT_PATIENCE};
+use crate::collection::{Collection, FILE_NAME, SHORT_PATIENCE};
 use crate::error::{Error, Result};
 use crate::fsutil;
 use crate::media::{self, db};
@@ -46,33 +45,32 @@ pub fn folder_of(base: &Path, name: &str) -> Result<PathBuf> {
     }
 }
 
-/// Opens a user's collection for a short look.
-pub fn look_into(base: &Path, collection: &Path) -> Result<Collection> {
+/// Opens the collection in a user's folder for a short look.
+pub fn look_into(base: &Path, dir: &Path) -> Result<Collection> {
+    let collection = dir.join(FILE_NAME);
+    let _in_place = fsutil::keep_in_place(dir);
     match fsutil::is_in_use(base) {
-        true => Collection::open_beside_server(collection),
-        false => Collection::open_to_read(collection),
+        true => Collection::open_beside_server(&collection),
+        false => Collection::open_to_read(&collection),
     }
 }
 
-/// Opens a user's collection for reading all of it while a server runs: waits until no device is in the middle of a
-/// sync.
-pub fn open_between_syncs(collection: &Path, progress: &mut Progress) -> Result<Snapshot> {
-    let place = || fs::metadata(collection).map(|meta| meta.ino()).ok();
+/// Opens the collection in a user's folder for reading all of it while a server runs: waits until no device is in the
+/// middle of a sync.
+pub fn open_between_syncs(dir: &Path, progress: &mut Progress) -> Result<Snapshot> {
     let started = Instant::now();
     loop {
-        let before = place();
-        let opened = Snapshot::open_beside_syncs(collection, SHORT_PATIENCE);
-        // If an upload took its place in that very moment, neither counts.
-        let is_in_place = place() == before;
+        let in_place = fsutil::keep_in_place(dir);
+        let opened = Snapshot::open_beside_syncs(&dir.join(FILE_NAME), SHORT_PATIENCE);
+        drop(in_place);
         match opened {
-            Ok(snapshot) if is_in_place => return Ok(snapshot),
-            Err(err) if is_in_place && !matches!(err, Error::Busy(_)) => return Err(err),
-            _ if started.elapsed() < LONGEST_SYNC => {}
-            _ => {
+            Err(Error::Busy(_)) if started.elapsed() < LONGEST_SYNC => {}
+            Err(Error::Busy(_)) => {
                 return Err(Error::Busy(
                     "devices have been syncing for ten minutes; try again later".to_owned(),
                 ));
             }
+            opened => return opened,
         }
         progress.show("waiting for a device that syncs");
         thread::sleep(Duration::from_millis(100));
@@ -80,7 +78,7 @@ pub fn open_between_syncs(collection: &Path, progress: &mut Progress) -> Result<
 }
 
 fn holds_data(dir: &Path) -> bool {
-    [collection::FILE_NAME, db::FILE_NAME, media::FOLDER].iter().any(|name| dir.join(name).exists())
+    [FILE_NAME, db::FILE_NAME, media::FOLDER].iter().any(|name| dir.join(name).exists())
 }
 
 /// A number of bytes for people: 812 B, 3.4 KB, 120 MB.
@@ -103,6 +101,23 @@ pub fn size(bytes: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::collection::create_new;
+
+    #[test]
+    fn a_collection_is_not_opened_while_another_takes_its_place() {
+        let base = tempfile::tempdir().unwrap();
+        create_new(base.path()).unwrap();
+        let replacing = fsutil::wait_to_replace(base.path(), Duration::ZERO).unwrap();
+        thread::scope(|scope| {
+            let look = scope.spawn(|| look_into(base.path(), base.path()).map(drop));
+            let read = scope.spawn(|| open_between_syncs(base.path(), &mut Progress::start()).map(drop));
+            thread::sleep(Duration::from_millis(100));
+            assert!(!look.is_finished() && !read.is_finished(), "opened in the midst of it");
+            drop(replacing);
+            look.join().unwrap().unwrap();
+            read.join().unwrap().unwrap();
+        });
+    }
 
     #[test]
     fn sizes_have_two_or_three_digits() {

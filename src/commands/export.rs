@@ -50,7 +50,7 @@ fn run(mut invocation: Invocation) -> Result<ExitCode> {
             Collection::fold(&collection);
             Snapshot::open(&collection)?
         }
-        None => open_between_syncs(&collection, &mut progress)?,
+        None => open_between_syncs(&dir, &mut progress)?,
     };
     progress.show_at_once("packing the collection");
     let packed = colpkg::write(&snapshot, &dir.join(media::FOLDER), file, &mut |files| {

@@ -65,7 +65,7 @@ fn facts(base: &Path, dir: &Path) -> Vec<(&'static str, String)> {
         if !path.exists() {
             return Ok("none yet".to_owned());
         }
-        let open = look_into(base, &path)?;
+        let open = look_into(base, dir)?;
         let (notes, cards) = open.counts()?;
         let changed = clock::moment(open.stamps()?.modified / 1000);
         let bytes = fs::metadata(&path).map_or(0, |meta| meta.len());
