@@ -30,6 +30,7 @@ Targets:
   armv7-unknown-linux-musleabihf   Pi 2, 3, 4 with a 32-bit system
   arm-unknown-linux-musleabihf     Pi Zero, Zero W, 1 (ARMv6, hard float)
   mipsel-unknown-linux-musl        routers with MT7620, MT7621, MT76x8
+  riscv64gc-unknown-linux-musl     VisionFive 2, Milk-V and other 64-bit RISC-V boards
   x86_64-unknown-linux-musl        any PC
 
   --bench    build the benchmark for the board, too: CROSS_TARGET/TARGET/ankipi-bench
@@ -120,6 +121,8 @@ prepare_target() {
             rust+=" -Cllvm-args=${llvm/ / -Cllvm-args=}"
             order=cross/mipsel.ld
             ;;
+        # Dynamic by default.
+        riscv64gc-*) rust+=" -Ctarget-feature=+crt-static -Crelocation-model=static" ;;
     esac
     rust+=" -Clink-arg=-Wl,-T,$order"
     export RUSTFLAGS=$rust CARGO_TARGET_DIR=$out "CFLAGS_${1//-/_}=$c"

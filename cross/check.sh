@@ -39,6 +39,7 @@ emulator() {
         armv7-*) echo qemu-arm-static -cpu cortex-a7 ;;
         arm-*) echo qemu-arm-static -cpu arm1176 ;;
         mipsel-*) echo qemu-mipsel-static -cpu 24Kc ;;
+        riscv64gc-*) echo qemu-riscv64-static -cpu sifive-u54 ;;
         x86_64-*) echo env ;;
         *) die "no emulator is known for $1" ;;
     esac

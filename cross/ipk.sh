@@ -2,8 +2,9 @@
 # Makes packages for OpenWrt up to 24.10, without Docker: cross/ipk.sh ARCH...   (CROSS_TARGET/ankipi_*.ipk)
 #
 # ARCH is what the router calls itself: the name that `opkg print-architecture` prints last, such as aarch64_cortex-a53,
-# arm_arm1176jzf-s_vfp, arm_cortex-a7_neon-vfpv4, mipsel_24kc or x86_64. OpenWrt 25.12 and later install .apk files, which
-# only their own build system makes: cross/tarball.sh has an install.sh for those. Builds the program first (cross/build.sh).
+# arm_arm1176jzf-s_vfp, arm_cortex-a7_neon-vfpv4, mipsel_24kc, riscv64_riscv64 or x86_64. OpenWrt 25.12 and later install
+# .apk files, which only their own build system makes: cross/tarball.sh has an install.sh for those. Builds the program first
+# (cross/build.sh).
 set -euo pipefail
 # shellcheck source=cross/package.sh
 source "$(dirname "$0")/package.sh"
@@ -14,6 +15,7 @@ target_of() {
         arm_arm1176*_vfp) echo arm-unknown-linux-musleabihf ;;
         arm_cortex-a*_neon* | arm_cortex-a*_vfp*) echo armv7-unknown-linux-musleabihf ;;
         mipsel_24kc* | mipsel_74kc*) echo mipsel-unknown-linux-musl ;;
+        riscv64_*) echo riscv64gc-unknown-linux-musl ;;
         x86_64) echo x86_64-unknown-linux-musl ;;
         *) die "ankipi is not built for routers of $1; --help tells which" ;;
     esac
@@ -65,7 +67,7 @@ package() {
 }
 
 case ${1:-} in
-    "" | -h | --help) sed -n '2,6s/^# \?//p' "$0"; [[ ${1:-} ]] || exit 2; exit ;;
+    "" | -h | --help) sed -n '2,7s/^# \?//p' "$0"; [[ ${1:-} ]] || exit 2; exit ;;
 esac
 for arch; do target_of "$arch" >/dev/null; done
 revision=$(version)-1

@@ -30,7 +30,7 @@ impl<'b> Json<'b> {
             return Ok(Json::Spooled(body));
         }
         let text = std::str::from_utf8(body.memory().unwrap_or_default());
-        text.map(Json::Memory).map_err(|err| Error::BadRequest(format!("JSON that is not UTF-8: {err}")))
+        text.map(Json::Memory).map_err(|err| Error::BadRequest(format!("unexpected JSON: {err}")))
     }
 
     /// For the next parser, from the start.
