@@ -13,6 +13,9 @@ use crate::error::Result;
 /// The integer columns of a card, in the order of the wire and of the table.
 pub const CARD_INTS: usize = 17;
 
+/// The longest is -9223372036854775808.
+const I64_CHARS: usize = 20;
+
 /// A row of `cards`: 17 integers (id, nid, did, ord, mod, usn, type, queue, due, ivl, factor, reps, lapses, left,
 /// odue, odid, flags) and the data text. The integers are in the range of their column.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -255,15 +258,19 @@ row!(Note, "the row of a note", |row| {
     Ok(note)
 });
 
-/// Writes one row of integers, without and with a text at the end.
+/// Writes numbers in brackets, and before the last bracket a text. In one piece: each is short for a spool.
 fn write_ints(out: &mut impl Write, ints: &[i64], text: Option<&str>) -> io::Result<()> {
-    for (i, int) in ints.iter().enumerate() {
-        write!(out, "{}{int}", if i == 0 { '[' } else { ',' })?;
-    }
-    if let Some(text) = text {
-        out.write_all(b",")?;
-        serde_json::to_writer(&mut *out, text)?;
-    }
+    let mut line = [0; 2 + CARD_INTS * (I64_CHARS + 1)];
+    let mut rest = &mut line[..];
+    serde_json::to_writer(&mut rest, ints)?;
+    let unused = rest.len();
+    let line = &line[..line.len() - unused];
+    let Some(text) = text else {
+        return out.write_all(line);
+    };
+    out.write_all(&line[..line.len() - 1])?;
+    out.write_all(b",")?;
+    serde_json::to_writer(&mut *out, text)?;
     out.write_all(b"]")
 }
 
@@ -283,13 +290,7 @@ pub fn write_note(
     [id, notetype_id, modified, usn]: [i64; 4],
     [guid, tags, fields]: [&str; 3],
 ) -> io::Result<()> {
-    write!(out, "[{id},")?;
-    serde_json::to_writer(&mut *out, guid)?;
-    write!(out, ",{notetype_id},{modified},{usn},")?;
-    serde_json::to_writer(&mut *out, tags)?;
-    out.write_all(b",")?;
-    serde_json::to_writer(&mut *out, fields)?;
-    out.write_all(br#","","",0,""]"#)
+    Ok(serde_json::to_writer(out, &(id, guid, notetype_id, modified, usn, tags, fields, "", "", 0, ""))?)
 }
 
 #[cfg(test)]
@@ -336,6 +337,16 @@ mod tests {
         let body =
             format!(r#"{{"chunk":{{"done":true,"revlog":[{REVLOG}],"cards":[{CARD}],"notes":[{NOTE}]}}}}"#);
         assert_eq!(seen(&body).unwrap(), [REVLOG, CARD, NOTE]);
+    }
+
+    #[test]
+    fn the_longest_numbers_have_room() {
+        let mut out = Vec::new();
+        write_card(&mut out, &[i64::MIN; CARD_INTS], "x").unwrap();
+        assert_eq!(
+            String::from_utf8(out).unwrap(),
+            format!("[{}\"x\"]", format!("{},", i64::MIN).repeat(CARD_INTS))
+        );
     }
 
     #[test]
