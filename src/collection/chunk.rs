@@ -359,14 +359,15 @@ fn incoming(ours: &mut Statement<'_>, id: i64, modified: i64, client_usn: i32) -
 }
 
 impl RowSink for Merge<'_, '_> {
-    fn revlog(&mut self, mut row: Revlog) -> Result<()> {
-        row.ints[Revlog::USN] = self.server_usn.into();
-        self.add_revlog.get()?.execute(rusqlite::params_from_iter(row.ints))?;
+    fn revlog(&mut self, row: &Revlog) -> Result<()> {
+        let mut ints = row.ints;
+        ints[Revlog::USN] = self.server_usn.into();
+        self.add_revlog.get()?.execute(rusqlite::params_from_iter(ints))?;
         self.counts.revlog += 1;
         Ok(())
     }
 
-    fn card(&mut self, mut row: Card) -> Result<()> {
+    fn card(&mut self, row: &Card) -> Result<()> {
         self.counts.cards += 1;
         let (id, modified) = (row.ints[Card::ID], row.ints[Card::MODIFIED]);
         let put = match incoming(self.our_card.get()?, id, modified, self.client_usn)? {
@@ -374,8 +375,9 @@ impl RowSink for Merge<'_, '_> {
             Incoming::News => self.update_card.get()?,
             Incoming::Old => return Ok(()),
         };
-        row.ints[Card::USN] = self.server_usn.into();
-        for (i, value) in row.ints.iter().enumerate() {
+        let mut ints = row.ints;
+        ints[Card::USN] = self.server_usn.into();
+        for (i, value) in ints.iter().enumerate() {
             put.raw_bind_parameter(i + 1, value)?;
         }
         put.raw_bind_parameter(CARD_INTS + 1, &row.data)?;
@@ -383,7 +385,7 @@ impl RowSink for Merge<'_, '_> {
         Ok(())
     }
 
-    fn note(&mut self, row: Note) -> Result<()> {
+    fn note(&mut self, row: &Note) -> Result<()> {
         self.counts.notes += 1;
         let shape = self.shape(row.notetype_id)?;
         let prepared = note::prepare(&row.fields, shape.fields, shape.sort_field).map_err(|wrong| {

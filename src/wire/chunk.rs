@@ -4,10 +4,10 @@
 use std::fmt;
 use std::io::{self, Write};
 
-use serde::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
 use super::int::{Int, Text};
-use super::stream::{Context, Envelope, Keys, List, Source, end_of_row, parse, required};
+use super::stream::{Context, Envelope, Keys, Source, end_of_row, parse, required, required_seed};
 use crate::error::Result;
 
 /// The integer columns of a card, in the order of the wire and of the table.
@@ -18,7 +18,7 @@ const I64_CHARS: usize = 20;
 
 /// A row of `cards`: 17 integers (id, nid, did, ord, mod, usn, type, queue, due, ivl, factor, reps, lapses, left,
 /// odue, odid, flags) and the data text. The integers are in the range of their column.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Card {
     /// The integer columns.
     pub ints: [i64; CARD_INTS],
@@ -79,7 +79,7 @@ impl Card {
 }
 
 /// A row of `revlog`: id, cid, usn, ease, ivl, lastIvl, factor, time, type.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Revlog {
     /// The columns, each in its range.
     pub ints: [i64; 9],
@@ -107,7 +107,7 @@ impl Revlog {
 }
 
 /// A row of `notes` without the columns that the receiver computes.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Note {
     /// Note id.
     pub id: i64,
@@ -144,24 +144,24 @@ fn low_u32(value: i64) -> i64 {
 /// Takes the rows of a chunk as they are parsed, in whatever order the client sent them.
 pub trait RowSink {
     /// A review.
-    fn revlog(&mut self, row: Revlog) -> Result<()>;
+    fn revlog(&mut self, row: &Revlog) -> Result<()>;
     /// A card.
-    fn card(&mut self, row: Card) -> Result<()>;
+    fn card(&mut self, row: &Card) -> Result<()>;
     /// A note.
-    fn note(&mut self, row: Note) -> Result<()>;
+    fn note(&mut self, row: &Note) -> Result<()>;
 }
 
 /// Takes the rows nowhere.
 impl RowSink for () {
-    fn revlog(&mut self, _: Revlog) -> Result<()> {
+    fn revlog(&mut self, _: &Revlog) -> Result<()> {
         Ok(())
     }
 
-    fn card(&mut self, _: Card) -> Result<()> {
+    fn card(&mut self, _: &Card) -> Result<()> {
         Ok(())
     }
 
-    fn note(&mut self, _: Note) -> Result<()> {
+    fn note(&mut self, _: &Note) -> Result<()> {
         Ok(())
     }
 }
@@ -191,12 +191,85 @@ impl<S: RowSink> Keys for Chunk<'_, S> {
     ) -> std::result::Result<bool, A::Error> {
         let sink = &mut *self.sink;
         match key {
-            "revlog" => map.next_value_seed(List::new(context, |row| sink.revlog(row)))?,
-            "cards" => map.next_value_seed(List::new(context, |row| sink.card(row)))?,
-            "notes" => map.next_value_seed(List::new(context, |row| sink.note(row)))?,
+            "revlog" => map.next_value_seed(Rows::new(context, |row| sink.revlog(row)))?,
+            "cards" => map.next_value_seed(Rows::new(context, |row| sink.card(row)))?,
+            "notes" => map.next_value_seed(Rows::new(context, |row| sink.note(row)))?,
             _ => return Ok(false),
         }
         Ok(true)
+    }
+}
+
+/// A list of rows. All are read into the same one, so that their texts do not take memory and free it each.
+struct Rows<'c, R, F> {
+    context: &'c Context,
+    row: R,
+    each: F,
+}
+
+impl<'c, R: Row, F: FnMut(&R) -> Result<()>> Rows<'c, R, F> {
+    fn new(context: &'c Context, each: F) -> Rows<'c, R, F> {
+        Rows { context, row: R::default(), each }
+    }
+}
+
+impl<'de, R: Row, F: FnMut(&R) -> Result<()>> DeserializeSeed<'de> for Rows<'_, R, F> {
+    type Value = ();
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> std::result::Result<(), D::Error> {
+        deserializer.deserialize_any(self)
+    }
+}
+
+/// `null` counts as an empty list.
+impl<'de, R: Row, F: FnMut(&R) -> Result<()>> Visitor<'de> for Rows<'_, R, F> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a list")
+    }
+
+    fn visit_unit<E>(self) -> std::result::Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(mut self, mut list: A) -> std::result::Result<(), A::Error> {
+        while list.next_element_seed(Next(&mut self.row))?.is_some() {
+            self.context.check::<(), A::Error>((self.each)(&self.row))?;
+            self.context.element_done();
+        }
+        Ok(())
+    }
+}
+
+/// What a row holds is read in place of what the one before held.
+trait Row: Default {
+    const WHAT: &'static str;
+
+    fn read<'de, A: SeqAccess<'de>>(&mut self, row: &mut A) -> std::result::Result<(), A::Error>;
+}
+
+/// The seed for the next row of a list.
+struct Next<'r, R>(&'r mut R);
+
+impl<'de, R: Row> DeserializeSeed<'de> for Next<'_, R> {
+    type Value = ();
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> std::result::Result<(), D::Error> {
+        deserializer.deserialize_seq(self)
+    }
+}
+
+impl<'de, R: Row> Visitor<'de> for Next<'_, R> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(R::WHAT)
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut row: A) -> std::result::Result<(), A::Error> {
+        self.0.read(&mut row)?;
+        end_of_row(&mut row)
     }
 }
 
@@ -208,55 +281,43 @@ fn ints<'de, const N: usize, A: SeqAccess<'de>>(row: &mut A) -> std::result::Res
     Ok(ints)
 }
 
-/// Implements Deserialize for a row type by a function over its elements.
-macro_rules! row {
-    ($row:ident, $what:literal, $read:expr) => {
-        impl<'de> Deserialize<'de> for $row {
-            fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<$row, D::Error> {
-                struct RowVisitor;
-                impl<'de> Visitor<'de> for RowVisitor {
-                    type Value = $row;
-                    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                        f.write_str($what)
-                    }
-                    fn visit_seq<A: SeqAccess<'de>>(self, mut row: A) -> std::result::Result<$row, A::Error> {
-                        let read: fn(&mut A) -> std::result::Result<$row, A::Error> = $read;
-                        let parsed = read(&mut row)?;
-                        end_of_row(&mut row)?;
-                        Ok(parsed)
-                    }
-                }
-                deserializer.deserialize_seq(RowVisitor)
-            }
-        }
-    };
+impl Row for Card {
+    const WHAT: &'static str = "the row of a card";
+
+    fn read<'de, A: SeqAccess<'de>>(&mut self, row: &mut A) -> std::result::Result<(), A::Error> {
+        self.ints = Card::fit(ints(row)?);
+        required_seed(row, Text(&mut self.data))
+    }
 }
 
-row!(Card, "the row of a card", |row| {
-    Ok(Card { ints: Card::fit(ints(row)?), data: required::<Text, A>(row)?.0 })
-});
+impl Row for Revlog {
+    const WHAT: &'static str = "the row of a review";
 
-row!(Revlog, "the row of a review", |row| {
-    let [id, cid, usn, ease, ivl, last_ivl, factor, time] = ints(row)?;
-    let kind = row.next_element::<Int>()?.unwrap_or_default().0;
-    Ok(Revlog { ints: Revlog::fit([id, cid, usn, ease, ivl, last_ivl, factor, time, kind]) })
-});
-
-row!(Note, "the row of a note", |row| {
-    let note = Note {
-        id: required::<Int, A>(row)?.0,
-        guid: required::<Text, A>(row)?.0,
-        notetype_id: required::<Int, A>(row)?.0,
-        modified: required::<Int, A>(row)?.0,
-        usn: fit_i32(required::<Int, A>(row)?.0),
-        tags: required::<Text, A>(row)?.0,
-        fields: required::<Text, A>(row)?.0,
-    };
-    for _computed_by_the_receiver in ["sfld", "csum", "flags", "data"] {
-        required::<IgnoredAny, A>(row)?;
+    fn read<'de, A: SeqAccess<'de>>(&mut self, row: &mut A) -> std::result::Result<(), A::Error> {
+        let [id, cid, usn, ease, ivl, last_ivl, factor, time] = ints(row)?;
+        let kind = row.next_element::<Int>()?.unwrap_or_default().0;
+        self.ints = Revlog::fit([id, cid, usn, ease, ivl, last_ivl, factor, time, kind]);
+        Ok(())
     }
-    Ok(note)
-});
+}
+
+impl Row for Note {
+    const WHAT: &'static str = "the row of a note";
+
+    fn read<'de, A: SeqAccess<'de>>(&mut self, row: &mut A) -> std::result::Result<(), A::Error> {
+        self.id = required::<Int, A>(row)?.0;
+        required_seed(row, Text(&mut self.guid))?;
+        self.notetype_id = required::<Int, A>(row)?.0;
+        self.modified = required::<Int, A>(row)?.0;
+        self.usn = fit_i32(required::<Int, A>(row)?.0);
+        required_seed(row, Text(&mut self.tags))?;
+        required_seed(row, Text(&mut self.fields))?;
+        for _computed_by_the_receiver in ["sfld", "csum", "flags", "data"] {
+            required::<IgnoredAny, A>(row)?;
+        }
+        Ok(())
+    }
+}
 
 /// Writes numbers in brackets, and before the last bracket a text. In one piece: each is short for a spool.
 fn write_ints(out: &mut impl Write, ints: &[i64], text: Option<&str>) -> io::Result<()> {
@@ -301,19 +362,19 @@ mod tests {
     struct Seen(Vec<String>);
 
     impl RowSink for Seen {
-        fn revlog(&mut self, row: Revlog) -> Result<()> {
+        fn revlog(&mut self, row: &Revlog) -> Result<()> {
             let mut out = Vec::new();
-            write_revlog(&mut out, &row).unwrap();
+            write_revlog(&mut out, row).unwrap();
             self.0.push(String::from_utf8(out).unwrap());
             Ok(())
         }
-        fn card(&mut self, row: Card) -> Result<()> {
+        fn card(&mut self, row: &Card) -> Result<()> {
             let mut out = Vec::new();
             write_card(&mut out, &row.ints, &row.data).unwrap();
             self.0.push(String::from_utf8(out).unwrap());
             Ok(())
         }
-        fn note(&mut self, row: Note) -> Result<()> {
+        fn note(&mut self, row: &Note) -> Result<()> {
             let mut out = Vec::new();
             let ints = [row.id, row.notetype_id, row.modified, row.usn];
             write_note(&mut out, ints, [&row.guid, &row.tags, &row.fields]).unwrap();

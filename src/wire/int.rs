@@ -3,7 +3,7 @@
 
 use std::fmt;
 
-use serde::de::{Deserialize, Deserializer, Error, Visitor};
+use serde::de::{Deserialize, DeserializeSeed, Deserializer, Error, Visitor};
 
 /// An integer; fractions are cut off, `null` is 0, decimal strings are read.
 #[derive(Clone, Copy, Debug, Default)]
@@ -58,12 +58,37 @@ pub fn any<'de, D: Deserializer<'de>>(deserializer: D) -> Result<i64, D::Error> 
     Int::deserialize(deserializer).map(|int| int.0)
 }
 
-/// A string; `null` is the empty one.
-#[derive(Clone, Debug, Default)]
-pub struct Text(pub String);
+/// The seed for a string that is read into a buffer; `null` is the empty one.
+pub struct Text<'b>(pub &'b mut String);
 
-impl<'de> Deserialize<'de> for Text {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Text, D::Error> {
-        Option::<String>::deserialize(deserializer).map(|text| Text(text.unwrap_or_default()))
+impl Text<'_> {
+    /// A buffer that has grown beyond this is not kept for the next text.
+    const KEPT_BYTES: usize = 64 * 1024;
+}
+
+impl<'de> DeserializeSeed<'de> for Text<'_> {
+    type Value = ();
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
+        self.0.clear();
+        self.0.shrink_to(Text::KEPT_BYTES);
+        deserializer.deserialize_any(self)
+    }
+}
+
+impl Visitor<'_> for Text<'_> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a string")
+    }
+
+    fn visit_str<E>(self, text: &str) -> Result<(), E> {
+        self.0.push_str(text);
+        Ok(())
+    }
+
+    fn visit_unit<E>(self) -> Result<(), E> {
+        Ok(())
     }
 }

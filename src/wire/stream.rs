@@ -256,7 +256,15 @@ impl<'de, T: DeserializeOwned, F: FnMut(T) -> Result<()>> Visitor<'de> for List<
 pub fn required<'de, T: serde::Deserialize<'de>, A: SeqAccess<'de>>(
     row: &mut A,
 ) -> std::result::Result<T, A::Error> {
-    row.next_element()?.ok_or_else(|| A::Error::custom("too few elements in a row"))
+    required_seed(row, PhantomData)
+}
+
+/// The next element of a row, which must be there, by its seed.
+pub fn required_seed<'de, S: DeserializeSeed<'de>, A: SeqAccess<'de>>(
+    row: &mut A,
+    seed: S,
+) -> std::result::Result<S::Value, A::Error> {
+    row.next_element_seed(seed)?.ok_or_else(|| A::Error::custom("too few elements in a row"))
 }
 
 /// Fails if the row goes on.
