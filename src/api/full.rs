@@ -7,12 +7,12 @@ use super::access_log::AccessLog;
 use super::admission::Call;
 use super::ration::{self, Rationed};
 use super::route::Method;
-use super::{App, give_up, refuse, respond_with};
+use super::{App, HEAD_ALONE, give_up, refuse, respond_with};
 use crate::collection::upload::{self, Unfit};
 use crate::error::{Error, Result};
 use crate::fsutil::{self, GentleFile};
 use crate::http::Request;
-use crate::http::patience::{self, WaitingReply};
+use crate::http::patience::WaitingReply;
 use crate::http::reply::{Packing, ReplyStream};
 
 /// The reply that clients take for success, to the letter.
@@ -28,17 +28,13 @@ impl App {
             Ok(user) => user,
             Err(err) => return refuse(request, err),
         };
-        let mut reply = UploadReply {
-            waiting: WaitingReply::new(request.into_responder(), call.packing()),
-            letters_out: 0,
-        };
-        let outcome = patience::wait_for(
-            || match upload::check(&scratch.0, self.config.max_row_bytes)? {
+        let waiting = WaitingReply::new(request.into_responder(), call.packing());
+        let outcome = waiting.while_doing(upload_sign, || {
+            match upload::check(&scratch.0, self.config.max_row_bytes)? {
                 Ok(()) => user.replace_collection(&scratch.0).map(Ok),
                 Err(unfit) => Ok(Err(unfit)),
-            },
-            |signs| reply.sign_of_life(signs),
-        );
+            }
+        });
         let text = match outcome {
             Ok(Ok(())) => {
                 log.did("collection replaced");
@@ -63,7 +59,10 @@ impl App {
                 )
             }
         };
-        log.sent(reply.finish(&text)?);
+        let letters_out = waiting.said();
+        let mut stream = waiting.into_stream(text.len() as u64)?;
+        stream.write_all(&text.as_bytes()[letters_out..]).map_err(Error::Disconnected)?;
+        log.sent(stream.finish()?);
         Ok(())
     }
 
@@ -86,16 +85,11 @@ impl App {
             Ok((user, call)) => (call, user),
             Err(err) => return respond_with(responder, err),
         };
-        let mut waiting = WaitingReply::new(responder, call.packing());
+        let waiting = WaitingReply::new(responder, call.packing());
         let begun = match call.packing() {
             Packing::Zstd => user.download(),
             // The copy is made first, and the head may go ahead of it.
-            Packing::Plain => patience::wait_for(
-                || user.download_for_old_clients(),
-                |_| {
-                    waiting.sign_of_life(b"");
-                },
-            ),
+            Packing::Plain => waiting.while_doing(HEAD_ALONE, || user.download_for_old_clients()),
         };
         let download = match begun {
             Ok(download) => download,
@@ -125,30 +119,12 @@ impl Drop for Scratch {
     }
 }
 
-/// The reply to an upload. It is exactly two letters, so there is little to say while a check goes on: the head, then
-/// the first letter. After that clients have one more interval of patience.
-struct UploadReply {
-    waiting: WaitingReply,
-    letters_out: usize,
-}
-
-impl UploadReply {
-    fn sign_of_life(&mut self, signs: u32) {
-        let sign = match signs {
-            1 => &b""[..],
-            2 => &ACCEPTED.as_bytes()[..1],
-            _ => return,
-        };
-        if self.waiting.sign_of_life(sign) {
-            self.letters_out = sign.len();
-        }
-    }
-
-    /// Sends what is left of `text`.
-    fn finish(self, text: &str) -> Result<u64> {
-        let letters_out = self.letters_out;
-        let mut stream = self.waiting.into_stream(text.len() as u64)?;
-        stream.write_all(&text.as_bytes()[letters_out..]).map_err(Error::Disconnected)?;
-        stream.finish()
+/// The reply to an upload is exactly two letters, so there is little to say while a check goes on: the head, then the
+/// first letter. After that clients have one more interval of patience.
+fn upload_sign(number: u32) -> Option<&'static [u8]> {
+    match number {
+        1 => Some(b""),
+        2 => Some(&ACCEPTED.as_bytes()[..1]),
+        _ => None,
     }
 }

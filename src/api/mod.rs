@@ -22,7 +22,7 @@ use std::time::Instant;
 use crate::accounts::Accounts;
 use crate::config::{Config, UserSetting};
 use crate::error::{Error, Result};
-use crate::http::patience::{self, WaitingReply};
+use crate::http::patience::{Signs, WaitingReply};
 use crate::http::reply::{Packing, Responder};
 use crate::http::{Request, Verb};
 use crate::session::{User, Users};
@@ -214,19 +214,13 @@ impl App {
 
     /// Runs a step and sends its JSON, with signs of life if that takes long.
     fn reply(&self, call: &Call, mut body: Spool, responder: Responder, log: &mut AccessLog) -> Result<()> {
-        let mut waiting = WaitingReply::new(responder, call.packing());
-        let sign: &[u8] = match call.packing() {
+        let waiting = WaitingReply::new(responder, call.packing());
+        let signs: Signs = match call.packing() {
             // JSON may begin with white space.
-            Packing::Zstd => b" ",
-            // Old clients take the answer to the letter, so the head is all that can go ahead.
-            Packing::Plain => b"",
+            Packing::Zstd => |_| Some(b" "),
+            Packing::Plain => HEAD_ALONE,
         };
-        let outcome = patience::wait_for(
-            || self.step(call, &mut body),
-            |_| {
-                waiting.sign_of_life(sign);
-            },
-        );
+        let outcome = waiting.while_doing(signs, || self.step(call, &mut body));
         drop(body);
         match outcome {
             Ok(mut answer) => {
@@ -260,6 +254,9 @@ impl App {
         }
     }
 }
+
+/// Old clients take the answer to the letter, so the head is all that can go ahead.
+const HEAD_ALONE: Signs = |_| Some(b"");
 
 fn send(json: &mut Spool, waiting: WaitingReply) -> Result<u64> {
     let mut stream = waiting.into_stream(json.len())?;

@@ -1,13 +1,14 @@
-//! Keeping a client waiting: work that may take long runs on a thread of its own while this one sends signs of life.
+//! Keeping a client waiting: while work goes on that may take long, another thread sends signs of life.
 //!
 //! Clients give up when neither the reply's header nor a decoded byte came for 30 s (sync-protocol.md 2.1). A thread
-//! and not a callback of SQLite, because a disk that is slow holds the caller inside one read or sync.
+//! and not a callback of SQLite, because a disk that is slow holds the caller inside one read or sync. One thread for all
+//! requests, which is made when it is needed and ends when nobody has been waiting for a while: one for each request
+//! took as long as a request of a few rows itself.
 
 use std::io::Write;
-use std::panic::resume_unwind;
-use std::sync::mpsc::{RecvTimeoutError, channel};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::reply::{Packing, ReplyStream, Responder};
 use crate::error::{Error, Result};
@@ -15,84 +16,157 @@ use crate::error::{Error, Result};
 /// How long a client has waited when it gets the first sign, and then between two: two thirds of the shortest timer.
 pub const INTERVAL: Duration = Duration::from_secs(20);
 
-/// Stack of the working thread: SQLite and serde on one row need far less.
-const STACK_BYTES: usize = 256 * 1024;
+/// Stack of the thread that sends signs.
+const STACK_BYTES: usize = 64 * 1024;
 
-/// Runs `work`; calls `sign_of_life` with 1, 2, 3 ... after each interval until it is done.
-pub fn wait_for<T: Send>(work: impl FnOnce() -> T + Send, mut sign_of_life: impl FnMut(u32)) -> T {
-    thread::scope(|scope| {
-        let (done, waiting) = channel();
-        let work = move || {
-            let outcome = work();
-            // The receiver outlives the scope.
-            let _ = done.send(());
-            outcome
-        };
-        let worker = match thread::Builder::new().stack_size(STACK_BYTES).spawn_scoped(scope, work) {
-            Ok(worker) => worker,
-            Err(err) => panic!("no thread to work on: {err}"),
-        };
-        let mut signs = 0;
-        while let Err(RecvTimeoutError::Timeout) = waiting.recv_timeout(INTERVAL) {
-            signs += 1;
-            sign_of_life(signs);
-        }
-        worker.join().unwrap_or_else(|panic| resume_unwind(panic))
-    })
-}
+/// What to send as the first, second, third ... sign of life; an empty one is the head alone.
+pub type Signs = fn(u32) -> Option<&'static [u8]>;
 
 /// A reply that its client may have to wait for.
-pub struct WaitingReply {
+pub struct WaitingReply(Arc<Mutex<Reply>>);
+
+struct Reply {
     state: State,
-    packing: Packing,
+    /// Bytes of the signs that were sent.
+    said: usize,
 }
 
 enum State {
     /// Nothing was sent.
-    Silent(Responder),
+    Silent(Responder, Packing),
     /// The head is out.
     Begun(ReplyStream),
     /// The client went away.
     Gone(Error),
+    /// Somebody else has it.
+    Taken,
 }
 
 impl WaitingReply {
     /// Nothing is sent yet.
     pub fn new(responder: Responder, packing: Packing) -> WaitingReply {
-        WaitingReply { state: State::Silent(responder), packing }
+        WaitingReply(Arc::new(Mutex::new(Reply { state: State::Silent(responder, packing), said: 0 })))
     }
 
-    /// Sends the head if it is not out, then `sign`, which may be empty. Returns whether it was sent.
-    pub fn sign_of_life(&mut self, sign: &[u8]) -> bool {
-        let packing = self.packing;
-        let sent = match std::mem::replace(&mut self.state, State::Gone(Error::NotFound)) {
-            State::Silent(responder) => Ok(responder.stream_of_unknown_length(packing)),
-            State::Begun(stream) => Ok(stream),
-            State::Gone(err) => Err(err),
-        }
-        .and_then(|mut stream| match stream.write_all(sign).and_then(|()| stream.flush()) {
-            Ok(()) => Ok(stream),
-            Err(err) => Err(Error::Disconnected(err)),
-        });
-        let is_sent = sent.is_ok();
-        self.state = sent.map_or_else(State::Gone, State::Begun);
-        is_sent
+    /// Does the work, and sends signs of life after each interval until it is done.
+    pub fn while_doing<T>(&self, signs: Signs, work: impl FnOnce() -> T) -> T {
+        let _waiting = Waiting::begin(self.0.clone(), signs);
+        work()
+    }
+
+    /// How many bytes were sent as signs of life.
+    pub fn said(&self) -> usize {
+        lock(&self.0).said
     }
 
     /// The reply, to write the rest of; `original_bytes` is told if the head is not out.
     pub fn into_stream(self, original_bytes: u64) -> Result<ReplyStream> {
-        match self.state {
-            State::Silent(responder) => Ok(responder.stream(self.packing, original_bytes)),
+        match self.take() {
+            State::Silent(responder, packing) => Ok(responder.stream(packing, original_bytes)),
             State::Begun(stream) => Ok(stream),
             State::Gone(err) => Err(err),
+            State::Taken => Err(Error::Broken("a reply was taken twice".to_owned())),
         }
     }
 
     /// The way to answer with another status, if the head is not out.
     pub fn into_responder(self) -> Option<Responder> {
-        match self.state {
-            State::Silent(responder) => Some(responder),
-            State::Begun(_) | State::Gone(_) => None,
+        match self.take() {
+            State::Silent(responder, _) => Some(responder),
+            State::Begun(_) | State::Gone(_) | State::Taken => None,
+        }
+    }
+
+    /// A sign that is just being sent is waited for; a later one finds nothing to be sent with.
+    fn take(&self) -> State {
+        std::mem::replace(&mut lock(&self.0).state, State::Taken)
+    }
+}
+
+impl Reply {
+    /// Sends the head if it is not out, then the sign.
+    fn send(&mut self, sign: &[u8]) {
+        let mut stream = match std::mem::replace(&mut self.state, State::Taken) {
+            State::Silent(responder, packing) => responder.stream_of_unknown_length(packing),
+            State::Begun(stream) => stream,
+            gone => {
+                self.state = gone;
+                return;
+            }
+        };
+        self.state = match stream.write_all(sign).and_then(|()| stream.flush()) {
+            Ok(()) => {
+                self.said += sign.len();
+                State::Begun(stream)
+            }
+            Err(err) => State::Gone(Error::Disconnected(err)),
+        };
+    }
+}
+
+/// One that work goes on for.
+struct Entry {
+    reply: Arc<Mutex<Reply>>,
+    signs: Signs,
+    sent: u32,
+    due: Instant,
+}
+
+/// All that work goes on for, and whether there is a thread that looks after them.
+static ALL: Mutex<(Vec<Entry>, bool)> = Mutex::new((Vec::new(), false));
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Work that goes on until this is dropped.
+struct Waiting(Arc<Mutex<Reply>>);
+
+impl Waiting {
+    fn begin(reply: Arc<Mutex<Reply>>, signs: Signs) -> Waiting {
+        let mut all = lock(&ALL);
+        all.0.push(Entry { reply: reply.clone(), signs, sent: 0, due: Instant::now() + INTERVAL });
+        if !all.1 {
+            let started =
+                thread::Builder::new().name("patience".to_owned()).stack_size(STACK_BYTES).spawn(watch);
+            // Without it the work is done all the same, and most of it in time.
+            match started {
+                Ok(_) => all.1 = true,
+                Err(err) => log::warn!("no thread to keep clients waiting: {err}"),
+            }
+        }
+        Waiting(reply)
+    }
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        lock(&ALL).0.retain(|entry| !Arc::ptr_eq(&entry.reply, &self.0));
+    }
+}
+
+/// Sends signs of life to all. Whoever begins to wait is due later than this wakes: nothing has to wake it.
+fn watch() {
+    let mut wake = Instant::now() + INTERVAL;
+    loop {
+        thread::sleep(wake.saturating_duration_since(Instant::now()));
+        let now = Instant::now();
+        let mut due = Vec::new();
+        {
+            let mut all = lock(&ALL);
+            if all.0.is_empty() {
+                all.1 = false;
+                return;
+            }
+            for entry in all.0.iter_mut().filter(|entry| entry.due <= now) {
+                entry.sent += 1;
+                entry.due = now + INTERVAL;
+                due.extend((entry.signs)(entry.sent).map(|sign| (entry.reply.clone(), sign)));
+            }
+            wake = all.0.iter().map(|entry| entry.due).min().unwrap_or(now + INTERVAL);
+        }
+        for (reply, sign) in due {
+            lock(&reply).send(sign);
         }
     }
 }

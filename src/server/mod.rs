@@ -1,6 +1,6 @@
 //! Start to stop: the data folder, the listeners, the guard, tiny_http behind it, and a fixed set of worker threads.
 //!
-//! The only module that makes threads that outlive a request, and with `http` the only one that names tiny_http.
+//! With `http::patience` the only module that makes threads, and with `http` the only one that names tiny_http.
 
 pub mod guard;
 mod listeners;
