@@ -14,7 +14,7 @@ use super::reply::{Packing, ReplyStream, Responder};
 use crate::error::{Error, Result};
 
 /// How long a client has waited when it gets the first sign, and then between two: two thirds of the shortest timer.
-pub const INTERVAL: Duration = Duration::from_secs(20);
+pub const INTERVAL: Duration = if cfg!(test) { Duration::from_millis(50) } else { Duration::from_secs(20) };
 
 /// Stack of the thread that sends signs.
 const STACK_BYTES: usize = 64 * 1024;
@@ -168,5 +168,92 @@ fn watch() {
         for (reply, sign) in due {
             lock(&reply).send(sign);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+
+    use super::*;
+
+    #[derive(Clone, Default)]
+    struct Wire(Arc<Mutex<Vec<u8>>>);
+
+    impl Write for Wire {
+        fn write(&mut self, data: &[u8]) -> io::Result<usize> {
+            lock(&self.0).write(data)
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    fn wait_until(is_so: impl Fn() -> bool) {
+        let began = Instant::now();
+        while !is_so() {
+            assert!(began.elapsed() < INTERVAL * 400, "no sign of life");
+            thread::sleep(INTERVAL / 10);
+        }
+    }
+
+    /// A reply of "text" to a client who waits until this many signs came; what it saw.
+    fn replied(signs: usize) -> String {
+        let wire = Wire::default();
+        let waiting = WaitingReply::new(Responder::new(Box::new(wire.clone()), false), Packing::Plain);
+        waiting.while_doing(|_| Some(b" "), || wait_until(|| waiting.said() >= signs));
+        let mut stream = waiting.into_stream(4).unwrap();
+        stream.write_all(b"text").unwrap();
+        stream.finish().unwrap();
+        String::from_utf8(lock(&wire.0).clone()).unwrap()
+    }
+
+    #[test]
+    fn whoever_waits_gets_signs_of_life_and_then_the_reply() {
+        // The second time the thread of the first one may have ended.
+        for pause in [Duration::ZERO, INTERVAL * 3] {
+            thread::sleep(pause);
+            thread::scope(|scope| {
+                let quick = scope.spawn(|| replied(0));
+                let slow: Vec<_> = (1..4).map(|signs| (signs, scope.spawn(move || replied(signs)))).collect();
+                let quick = quick.join().unwrap();
+                assert!(quick.ends_with("Content-Length: 4\r\n\r\ntext"), "{quick}");
+                for (signs, seen) in slow {
+                    let seen = seen.join().unwrap();
+                    assert!(seen.ends_with("4\r\ntext\r\n0\r\n\r\n"), "{seen}");
+                    assert_eq!(seen.matches("HTTP/1.1").count(), 1, "{seen}");
+                    assert!(seen.matches("1\r\n \r\n").count() >= signs, "{seen}");
+                }
+            });
+        }
+    }
+
+    #[test]
+    fn a_client_that_went_away_gets_no_more() {
+        struct Gone(Arc<Mutex<u32>>);
+        impl Write for Gone {
+            fn write(&mut self, _: &[u8]) -> io::Result<usize> {
+                *lock(&self.0) += 1;
+                Err(io::ErrorKind::BrokenPipe.into())
+            }
+
+            fn flush(&mut self) -> io::Result<()> {
+                Ok(())
+            }
+        }
+        let tried = Arc::default();
+        let gone = Box::new(Gone(Arc::clone(&tried)));
+        let waiting = WaitingReply::new(Responder::new(gone, false), Packing::Zstd);
+        waiting.while_doing(
+            |_| Some(b" "),
+            || {
+                wait_until(|| *lock(&tried) > 0);
+                thread::sleep(INTERVAL * 3);
+            },
+        );
+        assert_eq!(*lock(&tried), 1);
+        assert_eq!(waiting.said(), 0);
+        assert!(matches!(waiting.into_stream(1).map(drop), Err(Error::Disconnected(_))));
     }
 }
