@@ -171,6 +171,40 @@ fn cut(text: &str) -> io::Error {
     io::Error::new(ErrorKind::UnexpectedEof, text)
 }
 
+/// A download of more than the buffers on the way hold, of which nothing but the beginning is taken yet.
+pub struct SlowDownload {
+    wire: Wire,
+    reply: Reply,
+}
+
+impl SlowDownload {
+    pub fn begin(device: &Device) -> SlowDownload {
+        SlowDownload::try_begin(device).unwrap()
+    }
+
+    /// Begins one from a server that may end at any moment.
+    pub fn try_begin(device: &Device) -> io::Result<SlowDownload> {
+        let mut wire = Wire::on(TcpStream::connect(device.address)?);
+        wire.send(&device.request("download", Framed::Chunked(&pack(b"{}"))));
+        let mut reply = wire.try_head()?;
+        if reply.status != 200 {
+            return Err(io::Error::other(format!("status {}", reply.status)));
+        }
+        reply.body = wire.try_chunk()?.ok_or_else(|| cut("nothing came"))?;
+        Ok(SlowDownload { wire, reply })
+    }
+
+    pub fn end(self) -> Vec<u8> {
+        self.try_end().unwrap()
+    }
+
+    /// Reads the rest from a server that may have ended.
+    pub fn try_end(mut self) -> io::Result<Vec<u8>> {
+        self.wire.try_body(&mut self.reply)?;
+        Ok(self.reply.unpacked())
+    }
+}
+
 /// What came back.
 #[derive(Debug)]
 pub struct Reply {

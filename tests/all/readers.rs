@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::client::{Device, Framed, Reply, Wire, pack};
+use crate::client::{Device, SlowDownload};
 use crate::harness::{TestServer, collection, done, open, open_bytes, rows};
 use crate::sessions::{note, notes};
 
@@ -20,27 +20,6 @@ fn large(notes: u32, bytes: u32) -> Vec<u8> {
          INSERT INTO notes SELECT i, 'g' || i, 1795428020052, 1, 0, '', 'old ' || char(31) || hex(randomblob({bytes})),
            'old', 1, 0, '' FROM n"
     ))
-}
-
-/// A download of more than socket buffers hold, of which nothing but the beginning is taken yet.
-struct SlowDownload {
-    wire: Wire,
-    reply: Reply,
-}
-
-impl SlowDownload {
-    fn begin(device: &Device) -> SlowDownload {
-        let mut wire = Wire::open(device.address);
-        wire.send(&device.request("download", Framed::Chunked(&pack(b"{}"))));
-        let mut reply = wire.head();
-        reply.body = wire.chunk().unwrap();
-        SlowDownload { wire, reply }
-    }
-
-    fn end(mut self) -> Vec<u8> {
-        self.wire.body(&mut self.reply);
-        self.reply.unpacked()
-    }
 }
 
 /// Gives the notes from 1 on other fields, in an open sync.

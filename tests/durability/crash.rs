@@ -1,6 +1,7 @@
 //! The server is killed at random operations on the disk, also while it tidies up after the last time.
 
 use std::collections::BTreeMap;
+use std::fs;
 use std::sync::Arc;
 
 use crate::disk::{Disk, Fault};
@@ -10,13 +11,24 @@ use crate::setting;
 
 #[test]
 fn nothing_acknowledged_is_lost_when_the_server_is_killed() {
+    kill(false);
+}
+
+#[test]
+fn nothing_acknowledged_is_lost_when_the_server_is_killed_while_a_device_downloads() {
+    kill(true);
+}
+
+/// Kills the server in the middle of what two devices do, while a third one may download.
+fn kill(is_read: bool) {
     let (kills, seed) = (setting("KILLS", 60), setting("SEED", 1));
     let base = Arc::new(tempfile::tempdir().unwrap());
     History::prepare(base.path());
     let disk = Disk::new();
     let mut server = disk.start(&base);
-    let mut history = History::new(seed, server.address);
+    let mut history = History::new(seed, server.address, is_read);
     let (mut acknowledged, mut taken, mut at_start) = (0, 0, 0);
+    let (mut with_wal, mut backups_with_wal) = (0, 0);
     let mut cut: BTreeMap<Kind, u32> = BTreeMap::new();
     for kill in 0..kills {
         let within = [120, 120, 1500][history.dice.below(3) as usize];
@@ -33,6 +45,12 @@ fn nothing_acknowledged_is_lost_when_the_server_is_killed() {
             }
         };
         server.wait();
+        let has_bytes = |name: &str| fs::metadata(server.file(name)).is_ok_and(|meta| meta.len() > 0);
+        with_wal += u64::from(has_bytes("collection.anki2-wal"));
+        let backups = fs::read_dir(server.file("backups")).into_iter().flatten();
+        let side_files =
+            backups.filter(|file| file.as_ref().unwrap().file_name().as_encoded_bytes().ends_with(b"-wal"));
+        backups_with_wal += u32::from(side_files.count() > 0);
         drop(server);
         *cut.entry(step.kind).or_default() += 1;
         server = restarted(&base, &disk, &mut history, &mut at_start);
@@ -45,6 +63,12 @@ fn nothing_acknowledged_is_lost_when_the_server_is_killed() {
          cut off {taken} arrived"
     );
     assert!(cut.len() > 2, "the kills came at the wrong moments: {cut:?}");
+    if is_read {
+        println!(
+            "a WAL was beside the collection at {with_wal} of them, beside a backup at {backups_with_wal}"
+        );
+        assert!(with_wal > kills / 8 && backups_with_wal > 0);
+    }
 }
 
 /// Starts again, which now and then takes several attempts.

@@ -4,6 +4,7 @@
    - DISK_LOG: each of them is appended to this file when it is done, with its data (trace.rs reads it).
    - DISK_CONTROL: a file of 32-bit numbers that the test changes while the server runs: what is to happen, after how many
      operations, with which errno, and how often it did.
+   - Of a reply, little is on its way: a download stays open whose client does not read, without being large.
    What SQLite maps into memory (-shm) and the lock file are left out: nothing in them is meant to last. */
 
 #define _GNU_SOURCE
@@ -19,6 +20,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/uio.h>
 #include <unistd.h>
@@ -246,3 +248,12 @@ ON_FD(ftruncate64, 'T', 1, size, (int fd, off64_t size), (fd, size))
 ON_PATH(rename, 'R', 0, from, to, (const char *from, const char *to), (from, to))
 ON_PATH(unlink, 'U', 1, path, NULL, (const char *path), (path))
 ON_PATH(mkdir, 'M', 0, path, NULL, (const char *path, mode_t mode), (path, mode))
+
+int accept4(int fd, struct sockaddr *address, socklen_t *length, int flags)
+{
+    REAL(int, accept4, int, struct sockaddr *, socklen_t *, int);
+    int accepted = real(fd, address, length, flags), bytes = 32 << 10;
+    if (accepted >= 0)
+        setsockopt(accepted, SOL_SOCKET, SO_SNDBUF, &bytes, sizeof bytes);
+    return accepted;
+}

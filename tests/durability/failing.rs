@@ -38,7 +38,7 @@ fn whichever_operation_fails_nothing_is_lost_and_the_server_goes_on() {
     History::prepare(base.path());
     let disk = Disk::new();
     let mut server = disk.start(&base);
-    let mut history = History::new(seed, server.address);
+    let mut history = History::new(seed, server.address, false);
     history.step_of(Kind::Upload).1.unwrap();
     history.step_of(Kind::Media).1.unwrap();
     // A first sync downloads, which writes nothing.
@@ -120,7 +120,7 @@ fn a_full_disk_refuses_what_does_not_fit_and_works_again_when_there_is_room() {
     let base = &small.0;
     History::prepare(base.path());
     let server = TestServer::on(base.clone(), &[]);
-    let mut history = History::new(setting("SEED", 1), server.address);
+    let mut history = History::new(setting("SEED", 1), server.address, false);
     let mut said = BTreeSet::new();
     let (mut refused, mut acknowledged) = (0, 0);
     while refused < 20 {
@@ -216,7 +216,7 @@ fn a_data_folder_that_vanishes_is_missed_and_welcome_again() {
     fs::create_dir(&base).unwrap();
     History::prepare(&base);
     let server = TestServer::on(outer.clone(), &[("SYNC_BASE", base.to_str().unwrap())]);
-    let mut history = History::new(setting("SEED", 1), server.address);
+    let mut history = History::new(setting("SEED", 1), server.address, false);
     for kind in [Kind::Upload, Kind::Media, Kind::Sync, Kind::Login, Kind::Sync] {
         history.step_of(kind).1.unwrap();
     }

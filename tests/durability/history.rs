@@ -2,6 +2,10 @@
 //!
 //! A step whose last request was answered is acknowledged. One that was not is wholly there or wholly absent; of a media
 //! upload, that is said of each file, as each is a change of its own in the protocol.
+//!
+//! A reader, if there is one, is slow: its download stays open across steps, while syncs write to a WAL and uploads move
+//! the file under it. If it is read to its end it holds what was acknowledged when it was begun. There is one at a time,
+//! as the server does two bulk transfers at once.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -11,8 +15,8 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
-use crate::client::{Device, Reply};
-use crate::harness::{KEY, TestServer, add_user, collection, open_bytes, rows};
+use crate::client::{Device, Reply, SlowDownload};
+use crate::harness::{KEY, TestServer, add_user, collection, open, open_bytes, rows};
 use crate::zip::{read_zip, zip_of};
 
 /// Numbers that look random and are the same in each run.
@@ -27,6 +31,10 @@ impl Dice {
 
 const BASIC: i64 = 1_795_428_020_052;
 
+/// Reviews that an upload has if there is a reader, of numbers that do not compress: more than the buffers between
+/// server and client hold.
+const BALLAST_ROWS: u32 = 12_000;
+
 /// An account whose logins write keys; the devices use the other one.
 pub const HASHED: (&str, &str) = ("third", "password");
 
@@ -37,6 +45,8 @@ pub type Notes = BTreeMap<i64, (i64, String)>;
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct World {
     pub notes: Notes,
+    /// What the newest backup holds.
+    pub backup: Notes,
     pub media: BTreeMap<String, Vec<u8>>,
     /// Host keys that logins were given.
     pub keys: Vec<String>,
@@ -53,6 +63,8 @@ pub enum Kind {
     Upload,
     Media,
     Login,
+    /// A slow download begins, ends or is given up.
+    Read,
 }
 
 /// What a step changes, if all of it arrives.
@@ -66,13 +78,15 @@ pub struct Step {
 impl Step {
     /// Whether the server may hold this if nothing is known of the step's end.
     pub fn allows(&self, found: &World) -> bool {
-        let notes = found.notes == self.before.notes || found.notes == self.after.notes;
+        let holds = |world: &World| found.notes == world.notes && found.backup == world.backup;
         let names = self.before.media.keys().chain(self.after.media.keys()).chain(found.media.keys());
         let media = names.into_iter().all(|name| {
             let now = found.media.get(name);
             now == self.before.media.get(name) || now == self.after.media.get(name)
         });
-        notes && media && self.before.keys.iter().all(|key| found.keys.contains(key))
+        (holds(&self.before) || holds(&self.after))
+            && media
+            && self.before.keys.iter().all(|key| found.keys.contains(key))
     }
 
     /// In which ids and names the server differs from what was before and from what should have come.
@@ -85,9 +99,9 @@ impl Step {
         };
         let side = |world: &World| {
             let (lost, extra) = (notes(&world.notes, &found.notes), notes(&found.notes, &world.notes));
-            let is_same = world.media == found.media;
+            let [backup, media] = [world.backup == found.backup, world.media == found.media];
             format!(
-                "notes lost {lost:?}, not expected {extra:?}, media the same: {is_same} {:?}",
+                "notes lost {lost:?}, not expected {extra:?}, backup the same: {backup}, media the same: {media} {:?}",
                 sizes(world)
             )
         };
@@ -111,16 +125,25 @@ struct Side {
     pending: BTreeMap<i64, Option<(i64, String)>>,
 }
 
+/// A slow download, and what it must hold.
+struct Reader {
+    download: SlowDownload,
+    notes: Notes,
+}
+
 pub struct History {
     pub dice: Dice,
     sides: [Side; 2],
+    /// Whether somebody downloads slowly now and then.
+    is_read: bool,
+    reader: Option<Reader>,
     /// What is acknowledged.
     pub world: World,
     stamp: i64,
 }
 
 impl History {
-    pub fn new(seed: u64, address: SocketAddr) -> History {
+    pub fn new(seed: u64, address: SocketAddr, is_read: bool) -> History {
         let side = || Side {
             device: Device::new(address, KEY),
             usn: 0,
@@ -128,7 +151,14 @@ impl History {
             notes: Notes::new(),
             pending: BTreeMap::new(),
         };
-        History { dice: Dice(seed), sides: [side(), side()], world: World::default(), stamp: 1000 }
+        History {
+            dice: Dice(seed),
+            sides: [side(), side()],
+            is_read,
+            reader: None,
+            world: World::default(),
+            stamp: 1000,
+        }
     }
 
     /// Prepares a data folder.
@@ -136,14 +166,21 @@ impl History {
         add_user(base, HASHED.0, HASHED.1);
     }
 
-    /// The devices find the server at another port.
+    /// The devices find another server, at another port. A download from the one before is over.
     pub fn moved(&mut self, address: SocketAddr) {
+        self.reader = None;
         self.sides.iter_mut().for_each(|side| side.device.address = address);
     }
 
-    /// Does a step of a random kind.
+    /// Does a step of a random kind; before it, a reader may come or go.
     pub fn step(&mut self) -> (Step, io::Result<()>) {
         let is_new = self.sides.iter().all(|side| side.schema == 0);
+        if self.is_read
+            && !is_new
+            && let Err(err) = self.read()
+        {
+            return (self.nothing(Kind::Read), Err(err));
+        }
         let kind = match self.dice.below(20) {
             _ if is_new => Kind::Upload,
             0 => Kind::Upload,
@@ -151,6 +188,7 @@ impl History {
             2 => Kind::Login,
             3 => Kind::Bulk,
             4..9 => Kind::Media,
+            17.. if self.reader.is_some() => Kind::Upload,
             _ => Kind::Sync,
         };
         self.step_of(kind)
@@ -161,7 +199,7 @@ impl History {
     pub fn step_of(&mut self, kind: Kind) -> (Step, io::Result<()>) {
         let side = self.dice.below(2) as usize;
         self.work(side);
-        let mut step = Step { kind, before: self.world.clone(), after: self.world.clone() };
+        let mut step = self.nothing(kind);
         let outcome = match kind {
             Kind::Upload => self.upload(side, &mut step),
             Kind::GivenUp => self.give_up(side),
@@ -172,11 +210,17 @@ impl History {
                 self.sync(side, &mut step)
             }
             Kind::Sync => self.sync(side, &mut step),
+            Kind::Read => self.read(),
         };
         if outcome.is_ok() {
             self.world = step.after.clone();
         }
         (step, outcome)
+    }
+
+    /// A step that changes nothing.
+    pub fn nothing(&self, kind: Kind) -> Step {
+        Step { kind, before: self.world.clone(), after: self.world.clone() }
     }
 
     /// Takes what the server holds after a step that failed, which must be allowed; tells whether something had come.
@@ -189,16 +233,32 @@ impl History {
         self.world != step.before
     }
 
-    /// Both devices sync until they have seen each other's changes; then they hold what the server holds.
+    /// Both devices sync until they have seen each other's changes; then they hold what the server holds. A reader reads to
+    /// the end.
     pub fn converge(&mut self) {
         for side in [0, 1, 0] {
-            let mut step = Step { kind: Kind::Sync, before: self.world.clone(), after: self.world.clone() };
+            let mut step = self.nothing(Kind::Sync);
             self.sync(side, &mut step).unwrap();
             self.world = step.after;
         }
         for side in &self.sides {
             assert_eq!(side.notes, self.world.notes, "a device and the server differ");
         }
+        self.reader.take().map_or(Ok(()), Reader::end).unwrap();
+    }
+
+    /// Begins a download, reads it to its end, or gives it up.
+    fn read(&mut self) -> io::Result<()> {
+        match (self.dice.below(8), self.reader.take()) {
+            (0..6, None) => {
+                let download = SlowDownload::try_begin(&self.sides[0].device)?;
+                self.reader = Some(Reader { download, notes: self.world.notes.clone() });
+            }
+            (0, Some(reader)) => drop(reader),
+            (1..3, Some(reader)) => reader.end()?,
+            (_, reader) => self.reader = reader,
+        }
+        Ok(())
     }
 
     /// What a person does on a device.
@@ -298,8 +358,15 @@ impl History {
                 "INSERT INTO notes VALUES ({id}, 'guid{id}', {BASIC}, {modified}, 0, '', '{fields}', '', 0, 0, '');"
             );
         }
+        if self.is_read {
+            sql += &format!(
+                "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < {BALLAST_ROWS})
+                 INSERT INTO revlog SELECT i, random(), 0, 1, random(), random(), random(), random(), 0 FROM n;"
+            );
+        }
         let file = collection(&(sql + "COMMIT"));
         step.after.notes = side.notes.clone();
+        step.after.backup = step.before.notes.clone();
         let reply = side.device.try_call("/sync/upload", &file)?;
         said(reply, "OK")?;
         side.pending.clear();
@@ -332,6 +399,15 @@ impl History {
         let reply = answered(device.try_call("/sync/hostKey", body.as_bytes())?)?;
         let reply: Value = serde_json::from_slice(&reply).unwrap();
         step.after.keys.push(reply["key"].as_str().unwrap().to_owned());
+        Ok(())
+    }
+}
+
+impl Reader {
+    fn end(self) -> io::Result<()> {
+        let db = open_bytes(&self.download.try_end()?);
+        assert_eq!(rows(&db, "PRAGMA integrity_check"), ["ok"]);
+        assert!(notes_of(&db) == self.notes, "a download is not what was there when it was begun");
         Ok(())
     }
 }
@@ -424,7 +500,24 @@ pub fn found(server: &TestServer, keys: &[String]) -> World {
             == 200
     };
     let keys = keys.iter().filter(known).cloned().collect();
-    World { notes, media, keys }
+    World { notes, backup: newest_backup(&server.file("backups")), media, keys }
+}
+
+/// The notes of the collection that was replaced last; it must be in order, with the WAL that it may have.
+fn newest_backup(folder: &Path) -> Notes {
+    let names = fs::read_dir(folder).into_iter().flatten().map(|entry| entry.unwrap().file_name());
+    let names: Vec<_> = names.map(|name| name.into_string().unwrap()).collect();
+    let Some(newest) = names.iter().filter(|name| name.ends_with(".anki2")).max() else {
+        return Notes::new();
+    };
+    // Opening it would bring the two into one file.
+    let copy = tempfile::tempdir().unwrap();
+    for name in names.iter().filter(|name| name.starts_with(newest)) {
+        fs::copy(folder.join(name), copy.path().join(name)).unwrap();
+    }
+    let db = open(&copy.path().join(newest));
+    assert_eq!(rows(&db, "PRAGMA integrity_check"), ["ok"], "{newest}");
+    notes_of(&db)
 }
 
 /// The names of the files that the index has.

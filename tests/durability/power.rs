@@ -219,6 +219,13 @@ impl Image {
         image
     }
 
+    /// Whether there is one with something in it.
+    fn has_wal(&self) -> bool {
+        self.files
+            .iter()
+            .any(|(name, contents)| name.ends_with("-wal") && contents.iter().any(|byte| *byte != 0))
+    }
+
     fn write(&self, base: &Path) {
         for folder in &self.folders {
             fs::create_dir_all(base.join(folder)).unwrap();
@@ -306,13 +313,13 @@ struct Recorded {
     step: Step,
 }
 
-fn record(seed: u64, steps: usize) -> (Trace, Vec<Recorded>) {
+fn record(seed: u64, steps: usize, is_read: bool) -> (Trace, Vec<Recorded>) {
     let base = Arc::new(tempfile::tempdir().unwrap());
     History::prepare(base.path());
     let mut trace = Trace::of_start(base.path());
     let disk = Disk::recorded();
     let mut server = disk.start(&base);
-    let mut history = History::new(seed, server.address);
+    let mut history = History::new(seed, server.address, is_read);
     let mut recorded = Vec::new();
     for _ in 0..steps {
         let from = disk.log_bytes();
@@ -327,11 +334,21 @@ fn record(seed: u64, steps: usize) -> (Trace, Vec<Recorded>) {
 
 #[test]
 fn nothing_acknowledged_is_lost_when_the_power_goes() {
+    cut_power(false);
+}
+
+#[test]
+fn nothing_acknowledged_is_lost_when_the_power_goes_while_a_device_downloads() {
+    cut_power(true);
+}
+
+/// Cuts the power in the middle of what two devices do, while a third one may download.
+fn cut_power(is_read: bool) {
     let (cuts, seed) = (setting("POWER_CUTS", 60), setting("SEED", 1));
     let mut dice = Dice(seed);
-    let (mut tried, mut in_flight, mut twice, mut recovery) = (0, 0, 0, 0);
+    let (mut tried, mut in_flight, mut twice, mut recovery, mut with_wal) = (0, 0, 0, 0, 0);
     while tried < cuts {
-        let (trace, recorded) = record(dice.below(1 << 32), 30);
+        let (trace, recorded) = record(dice.below(1 << 32), 30, is_read);
         for _ in 0..30 {
             // Every other one the moment after an answer, when all of it must be there.
             let count = match dice.below(2) {
@@ -343,7 +360,9 @@ fn nothing_acknowledged_is_lost_when_the_power_goes() {
             };
             let luck = Luck::of(&mut dice);
             let mut base = Arc::new(tempfile::tempdir().unwrap());
-            Image::after(&trace, count, luck, &mut dice).write(base.path());
+            let image = Image::after(&trace, count, luck, &mut dice);
+            with_wal += u64::from(image.has_wal());
+            image.write(base.path());
             let now = trace.ops[count - 1].0;
             let mut place = format!(
                 "seed {seed}, cut {tried}, after {count} of {} operations, {luck:?}",
@@ -366,6 +385,10 @@ fn nothing_acknowledged_is_lost_when_the_power_goes() {
          the recovery: everything acknowledged is there"
     );
     assert!(in_flight > 0 && twice > 10);
+    if is_read {
+        println!("a WAL was beside a collection at {with_wal} of them");
+        assert!(with_wal > cuts / 4);
+    }
 }
 
 /// A disk on which the power went once more.
@@ -414,7 +437,7 @@ fn check(base: &Arc<tempfile::TempDir>, recorded: &[Recorded], now: u64, place: 
 #[test]
 fn every_rename_is_of_a_synced_file_and_followed_by_a_sync_of_its_folder() {
     let seed = setting("SEED", 1);
-    let (trace, recorded) = record(seed, 60);
+    let (trace, recorded) = record(seed, 60, false);
     let mut folders = trace.folders.clone();
     let mut names: BTreeMap<String, u64> =
         trace.files.iter().map(|(name, (inode, _))| (name.clone(), *inode)).collect();
