@@ -39,6 +39,16 @@ END
 
 is_target() { usage | grep -qF "  $1 "; }
 
+# Whether version $1 of Rust can build this.
+is_new_enough() {
+    local least
+    least=$(sed -n 's/^rust-version = "\(.*\)".*/\1/p' "$repo/Cargo.toml")
+    [[ $1 && $(printf '%s\n' "$least" "$1" | sort -V | head -n1) == "$least" ]]
+}
+
+# The version of Debian's compiler that apt would take, if any.
+offered_rustc() { apt-cache show --no-all-versions rustc-web 2>/dev/null | sed -n 's/^Version: //p'; }
+
 depends_of() { apt-cache depends "$1" | sed -n 's/.*Depends: //p'; }
 
 # Debian's compiler and its sources, unpacked into the folder $1.
@@ -46,9 +56,12 @@ unpack_rustc() {
     local debs=(rustc-web rust-web-src libstd-rust-web-dev) new=$1 deb std
     command -v apt-get dpkg-deb >/dev/null ||
         die "rustc has no sources of std; run: rustup component add rust-src (or build on Debian 12)"
-    if ! apt-cache show rustc-web >/dev/null 2>&1; then
+    # Lists that are old offer an old one.
+    if ! is_new_enough "$(offered_rustc)"; then
         say "asking apt for its package lists (once)"
         apt-get update -qq || die "apt-get update failed; run it as root, then this again"
+        is_new_enough "$(offered_rustc)" ||
+            die "no Rust that is new enough in apt's packages; run: rustup component add rust-src"
     fi
     # The libraries that the compiler loads carry versions in their names.
     std=$(depends_of libstd-rust-web-dev | grep '^libstd-rust-web-')
@@ -94,7 +107,8 @@ prepare_tools() {
     if ! has_sources "${RUSTC:-rustc}"; then
         provide rustc unpack_rustc
         export RUSTC=$tools/rustc/bin/rustc
-        has_sources "$RUSTC" || die "$tools/rustc has no sources of std; remove the folder and try again"
+        has_sources "$RUSTC" && is_new_enough "$("$RUSTC" --version | cut -d' ' -f2)" ||
+            die "$tools/rustc is too old or has no sources of std; remove the folder and try again"
     fi
     export PATH=$tools/$zig/bin:$PATH
     export ZIG_GLOBAL_CACHE_DIR=$tools/zig-cache ZIG_LOCAL_CACHE_DIR=$tools/zig-cache
