@@ -105,24 +105,30 @@ const JOBS: &[Job] = &[
     Job { name: "idle", budget: 1.5, run: Bench::idle },
     Job { name: "logins", budget: 8.0, run: Bench::logins },
     Job { name: "no-change", budget: 8.0, run: Bench::no_change },
-    Job { name: "upload", budget: 8.0, run: |bench| bench.uploads(1) },
-    Job { name: "download", budget: 8.0, run: |bench| bench.downloads(1) },
+    Job { name: "upload", budget: 8.0, run: |b| b.uploads(1) },
+    Job { name: "download", budget: 8.0, run: |b| b.downloads(1) },
     Job { name: "old-upload", budget: 8.0, run: Bench::old_upload },
     Job { name: "old-download", budget: 8.0, run: Bench::old_download },
-    Job { name: "notes-up", budget: 8.0, run: Bench::notes_up },
-    Job { name: "notes-down", budget: 8.0, run: Bench::notes_down },
+    Job { name: "notes-up", budget: 8.0, run: |b| b.notes_up(1) },
+    Job { name: "notes-down", budget: 8.0, run: |b| b.notes_down(1) },
     Job { name: "reviews-up", budget: 8.0, run: Bench::reviews_up },
     Job { name: "reviews-down", budget: 8.0, run: Bench::reviews_down },
-    Job { name: "history-up", budget: 8.0, run: Bench::history_up },
-    Job { name: "history-down", budget: 8.0, run: Bench::history_down },
-    Job { name: "pictures-up", budget: 8.0, run: |bench| bench.media_up(&bench.pictures(), 1) },
-    Job { name: "pictures-down", budget: 8.0, run: |bench| bench.media_down(&bench.pictures(), 1) },
-    Job { name: "recording-up", budget: 8.0, run: |bench| bench.media_up(&bench.recording(), 1) },
-    Job { name: "recording-down", budget: 8.0, run: |bench| bench.media_down(&bench.recording(), 1) },
-    Job { name: "four-media-up", budget: 16.0, run: |bench| bench.media_up(&bench.recording(), USERS) },
-    Job { name: "four-media-down", budget: 16.0, run: |bench| bench.media_down(&bench.recording(), USERS) },
-    Job { name: "four-uploads", budget: 16.0, run: |bench| bench.uploads(USERS) },
-    Job { name: "four-downloads", budget: 16.0, run: |bench| bench.downloads(USERS) },
+    Job { name: "history-up", budget: 8.0, run: |b| b.history_up(1) },
+    Job { name: "history-down", budget: 8.0, run: |b| b.history_down(1) },
+    Job { name: "pictures-up", budget: 8.0, run: |b| b.media_up(&b.pictures(), 1) },
+    Job { name: "pictures-down", budget: 8.0, run: |b| b.media_down(&b.pictures(), 1) },
+    Job { name: "recording-up", budget: 8.0, run: |b| b.media_up(&b.recording(), 1) },
+    Job { name: "recording-down", budget: 8.0, run: |b| b.media_down(&b.recording(), 1) },
+    Job { name: "four-notes-up", budget: 16.0, run: |b| b.notes_up(USERS) },
+    Job { name: "four-notes-down", budget: 16.0, run: |b| b.notes_down(USERS) },
+    Job { name: "four-history-up", budget: 16.0, run: |b| b.history_up(USERS) },
+    Job { name: "four-history-down", budget: 16.0, run: |b| b.history_down(USERS) },
+    Job { name: "four-pictures-up", budget: 16.0, run: |b| b.media_up(&b.pictures(), USERS) },
+    Job { name: "four-pictures-down", budget: 16.0, run: |b| b.media_down(&b.pictures(), USERS) },
+    Job { name: "four-recording-up", budget: 16.0, run: |b| b.media_up(&b.recording(), USERS) },
+    Job { name: "four-recording-down", budget: 16.0, run: |b| b.media_down(&b.recording(), USERS) },
+    Job { name: "four-uploads", budget: 16.0, run: |b| b.uploads(USERS) },
+    Job { name: "four-downloads", budget: 16.0, run: |b| b.downloads(USERS) },
     Job { name: "connections", budget: 16.0, run: Bench::connections },
 ];
 
@@ -272,19 +278,19 @@ impl Bench {
         }
     }
 
-    fn notes_up(&self) -> Result<Usage> {
+    fn notes_up(&self, users: usize) -> Result<Usage> {
         let numbers = self.sizes.notes..self.sizes.notes + self.sizes.new_notes;
-        self.sync_up(|usn| Rows {
+        self.sync_up(users, |usn| Rows {
             notes: Some(Box::new(numbers.clone().map(move |n| generate::note_json(n, usn)))),
             cards: Some(Box::new(numbers.clone().map(move |n| generate::card_json(n, usn, false)))),
             ..Rows::default()
         })
     }
 
-    fn notes_down(&self) -> Result<Usage> {
+    fn notes_down(&self, users: usize) -> Result<Usage> {
         let numbers = self.sizes.notes..self.sizes.notes + self.sizes.new_notes;
         let count = self.sizes.new_notes as usize;
-        self.sync_down(Received { notes: count, cards: count, revlog: 0 }, |db| {
+        self.sync_down(users, Received { notes: count, cards: count, revlog: 0 }, |db| {
             generate::add_notes(db, numbers.clone(), generate::USN)
         })
     }
@@ -293,7 +299,7 @@ impl Bench {
     fn reviews_up(&self) -> Result<Usage> {
         let (cards, reviews) = (self.sizes.notes, self.reviews(self.sizes.reviews));
         let touched = 0..self.sizes.reviews.min(cards);
-        self.sync_up(|usn| Rows {
+        self.sync_up(1, |usn| Rows {
             revlog: Some(Box::new(reviews.clone().map(move |n| generate::review_json(n, cards, usn)))),
             cards: Some(Box::new(touched.clone().map(move |n| generate::card_json(n, usn, true)))),
             ..Rows::default()
@@ -307,24 +313,24 @@ impl Bench {
             cards: touched.end as usize,
             ..Received::default()
         };
-        self.sync_down(received, |db| {
+        self.sync_down(1, received, |db| {
             generate::touch_cards(db, touched.clone(), generate::USN)?;
             generate::add_reviews(db, self.reviews(self.sizes.reviews), self.sizes.notes, generate::USN)
         })
     }
 
     /// Reviews alone, as an import of somebody's history has them.
-    fn history_up(&self) -> Result<Usage> {
+    fn history_up(&self, users: usize) -> Result<Usage> {
         let (cards, reviews) = (self.sizes.notes, self.reviews(self.sizes.history));
-        self.sync_up(|usn| Rows {
+        self.sync_up(users, |usn| Rows {
             revlog: Some(Box::new(reviews.clone().map(move |n| generate::review_json(n, cards, usn)))),
             ..Rows::default()
         })
     }
 
-    fn history_down(&self) -> Result<Usage> {
+    fn history_down(&self, users: usize) -> Result<Usage> {
         let received = Received { revlog: self.sizes.history as usize, ..Received::default() };
-        self.sync_down(received, |db| {
+        self.sync_down(users, received, |db| {
             generate::add_reviews(db, self.reviews(self.sizes.history), self.sizes.notes, generate::USN)
         })
     }
@@ -335,54 +341,56 @@ impl Bench {
         first..first + count
     }
 
-    /// A normal sync of a device that has new rows.
-    fn sync_up<'r>(&self, rows: impl Fn(i64) -> Rows<'r>) -> Result<Usage> {
-        let base = self.base(1, |_| Ok(()))?;
-        let file = file_of(base.path(), 1);
-        let config = generate::config_json(&generate::open(&file)?)?;
+    /// Normal syncs of devices that have new rows, of so many users at once.
+    fn sync_up<'r>(&self, users: usize, rows: impl Fn(i64) -> Rows<'r> + Sync) -> Result<Usage> {
+        let base = self.base(users, |_| Ok(()))?;
+        let config = generate::config_json(&generate::open(&file_of(base.path(), 1))?)?;
         let mut counts = self.counts;
         let new = rows(generate::USN);
         counts[0] += if new.notes.is_some() { count(new.cards) } else { 0 };
         counts[1] += count(new.notes);
         counts[2] += count(new.revlog);
         let server = self.start(&base)?;
-        let mut client = server.client(1);
         let usage = server.measure(|| {
-            let received = client.sync(generate::USN, Some(&config), rows(generate::USN), counts)?;
-            match received == Received::default() {
-                true => Ok(client.traffic),
-                false => Err(format!("{received:?} came down, and nothing was new").into()),
-            }
+            at_once(&server, users, |client, _| {
+                let received = client.sync(generate::USN, Some(&config), rows(generate::USN), counts)?;
+                match received == Received::default() {
+                    true => Ok(()),
+                    false => Err(format!("{received:?} came down, and nothing was new").into()),
+                }
+            })
         })?;
         drop(server);
-        self.check(&file, counts)?;
+        (1..=users).try_for_each(|user| self.check(&file_of(base.path(), user), counts))?;
         Ok(usage)
     }
 
-    /// A normal sync of a device that has not seen what `prepare` puts into the server's collection.
+    /// Normal syncs of devices that have not seen what `prepare` puts into the server's collections, of so many users at
+    /// once.
     fn sync_down(
         &self,
+        users: usize,
         expected: Received,
         prepare: impl Fn(&rusqlite::Connection) -> Result<()>,
     ) -> Result<Usage> {
-        let base = self.base(1, |db| {
+        let base = self.base(users, |db| {
             prepare(db)?;
             db.execute("UPDATE col SET mod = mod + 1, usn = usn + 1", [])?;
             Ok(())
         })?;
-        let file = file_of(base.path(), 1);
-        let counts = generate::counts(&generate::open(&file)?)?;
+        let counts = generate::counts(&generate::open(&file_of(base.path(), 1))?)?;
         let server = self.start(&base)?;
-        let mut client = server.client(1);
         let usage = server.measure(|| {
-            let received = client.sync(generate::USN, None, Rows::default(), counts)?;
-            match received == expected {
-                true => Ok(client.traffic),
-                false => Err(format!("{received:?} came down instead of {expected:?}").into()),
-            }
+            at_once(&server, users, |client, _| {
+                let received = client.sync(generate::USN, None, Rows::default(), counts)?;
+                match received == expected {
+                    true => Ok(()),
+                    false => Err(format!("{received:?} came down instead of {expected:?}").into()),
+                }
+            })
         })?;
         drop(server);
-        self.check(&file, counts)?;
+        (1..=users).try_for_each(|user| self.check(&file_of(base.path(), user), counts))?;
         Ok(usage)
     }
 
@@ -504,7 +512,7 @@ const MB: f64 = 1024.0 * 1024.0;
 
 fn print_heading() {
     println!(
-        "{:<15} {:>8} {:>8} {:>9} {:>9} {:>9} {:>9} {:>9} {:>9} {:>7}  (MiB)",
+        "{:<20} {:>8} {:>8} {:>9} {:>9} {:>9} {:>9} {:>9} {:>9} {:>7}  (MiB)",
         "job", "wall s", "CPU s", "VmHWM", "budget", "RssAnon", "written", "wire up", "wire down", "fsyncs"
     );
 }
@@ -513,7 +521,7 @@ fn print_row(job: &Job, usage: &Usage) {
     let megs = |bytes: u64| bytes as f64 / MB;
     let hwm = megs(usage.hwm_kib * 1024);
     println!(
-        "{:<15} {:>8.2} {:>8.2} {:>8.1}{} {:>9.1} {:>9.1} {:>9.1} {:>9.1} {:>9.1} {:>7}{}",
+        "{:<20} {:>8.2} {:>8.2} {:>8.1}{} {:>9.1} {:>9.1} {:>9.1} {:>9.1} {:>9.1} {:>7}{}",
         job.name,
         usage.wall.as_secs_f64(),
         usage.cpu,
