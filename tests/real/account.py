@@ -59,7 +59,8 @@ class Account:
         last, downloaded = devices[-1].col.db.first("select mod, usn from col"), fresh.col.db.first("select mod, usn from col")
         assert REFERENCE or last == downloaded
         assert fresh.col.db.list("pragma integrity_check") == ["ok"]
-        assert not list(fresh.col._backend.check_database())
+        problems = list(fresh.col._backend.check_database())
+        assert not problems, problems
         return fresh
 
     def close(self) -> None:
