@@ -52,7 +52,8 @@
 //!
 //! - `collection` and `media` never see HTTP, `http` never sees SQLite, `wire` and `translate` do no I/O; only `http` and `server`
 //!   name tiny_http. Settings are passed, never global. `unsafe` is in `sys` alone.
-//! - No lock is held while a socket is read or written: bodies are spooled before, replies after.
+//! - No lock is held while a socket is read or written: bodies are spooled before, replies after. (The one on a reply is,
+//!   so that its signs of life and its rest do not mix: `http::patience`.)
 //! - Nothing whose size a client chooses is held whole in memory: one row, one notetype, one deck at a time, of at most
 //!   MAX_SYNC_ROW_MEGS. Media files pass through in blocks.
 //! - Nothing is acknowledged before it is on disk. Every rename is of a synced file and is followed by a sync of the
@@ -68,7 +69,8 @@
 //! syncs while the other does, and one around the map of users (`session::Users`), held for a look-up, and while the
 //! folder of a new user is readied. In `accounts` there are one around what is known of accounts, held for a look-up or
 //! while changed files are read anew, one per account around its keys, one around the counts of failed logins, and one
-//! around password hashing. In `http::encoding` one is held to leave a decoder's buffers or take them. No code takes a
+//! around password hashing. In `http::encoding` one is held to leave a decoder's buffers or take them, in
+//! `http::patience` one around the list of clients that wait, and one around each reply to them. No code takes a
 //! second one while it holds the first; readying a new user's media and reading accounts anew make theirs. Across
 //! processes, a lock file (`accounts::users_file::lock`) is held while accounts or keys are changed; it is taken first,
 //! for a moment, and never while a password is asked for or hashed. A download opens and closes its snapshot under its

@@ -5,7 +5,8 @@
 //! requests, which is made when it is needed and ends when nobody has been waiting for a while: one for each request
 //! took as long as a request of a few rows itself.
 
-use std::io::Write;
+use std::io::{self, Write};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -29,6 +30,8 @@ struct Reply {
     state: State,
     /// Bytes of the signs that were sent.
     said: usize,
+    /// Whether work goes on for it; otherwise no sign may be sent any more.
+    waits: bool,
 }
 
 enum State {
@@ -45,7 +48,11 @@ enum State {
 impl WaitingReply {
     /// Nothing is sent yet.
     pub fn new(responder: Responder, packing: Packing) -> WaitingReply {
-        WaitingReply(Arc::new(Mutex::new(Reply { state: State::Silent(responder, packing), said: 0 })))
+        WaitingReply(Arc::new(Mutex::new(Reply {
+            state: State::Silent(responder, packing),
+            said: 0,
+            waits: false,
+        })))
     }
 
     /// Does the work, and sends signs of life after each interval until it is done.
@@ -54,7 +61,7 @@ impl WaitingReply {
         work()
     }
 
-    /// How many bytes were sent as signs of life.
+    /// How many bytes were sent as signs of life. None follow once the work is done.
     pub fn said(&self) -> usize {
         lock(&self.0).said
     }
@@ -77,15 +84,17 @@ impl WaitingReply {
         }
     }
 
-    /// A sign that is just being sent is waited for; a later one finds nothing to be sent with.
     fn take(&self) -> State {
         std::mem::replace(&mut lock(&self.0).state, State::Taken)
     }
 }
 
 impl Reply {
-    /// Sends the head if it is not out, then the sign.
+    /// Sends the head if it is not out, then the sign, unless the work is done meanwhile.
     fn send(&mut self, sign: &[u8]) {
+        if !self.waits {
+            return;
+        }
         let mut stream = match std::mem::replace(&mut self.state, State::Taken) {
             State::Silent(responder, packing) => responder.stream_of_unknown_length(packing),
             State::Begun(stream) => stream,
@@ -124,23 +133,29 @@ struct Waiting(Arc<Mutex<Reply>>);
 
 impl Waiting {
     fn begin(reply: Arc<Mutex<Reply>>, signs: Signs) -> Waiting {
+        lock(&reply).waits = true;
+        if let Err(err) = Waiting::enter(&reply, signs) {
+            // The work is done all the same, and most of it in time.
+            log::warn!("no thread to keep clients waiting: {err}");
+        }
+        Waiting(reply)
+    }
+
+    fn enter(reply: &Arc<Mutex<Reply>>, signs: Signs) -> io::Result<()> {
         let mut all = lock(&ALL);
         all.0.push(Entry { reply: reply.clone(), signs, sent: 0, due: Instant::now() + INTERVAL });
         if !all.1 {
-            let started =
-                thread::Builder::new().name("patience".to_owned()).stack_size(STACK_BYTES).spawn(watch);
-            // Without it the work is done all the same, and most of it in time.
-            match started {
-                Ok(_) => all.1 = true,
-                Err(err) => log::warn!("no thread to keep clients waiting: {err}"),
-            }
+            thread::Builder::new().name("patience".to_owned()).stack_size(STACK_BYTES).spawn(watch)?;
+            all.1 = true;
         }
-        Waiting(reply)
+        Ok(())
     }
 }
 
 impl Drop for Waiting {
     fn drop(&mut self) {
+        // A sign that is just being sent is waited for.
+        lock(&self.0).waits = false;
         lock(&ALL).0.retain(|entry| !Arc::ptr_eq(&entry.reply, &self.0));
     }
 }
@@ -166,15 +181,16 @@ fn watch() {
             wake = all.0.iter().map(|entry| entry.due).min().unwrap_or(now + INTERVAL);
         }
         for (reply, sign) in due {
-            lock(&reply).send(sign);
+            // One that panics ends its own request only: the thread is everybody's.
+            if catch_unwind(AssertUnwindSafe(|| lock(&reply).send(sign))).is_err() {
+                log::error!("a reply broke off while its client was kept waiting");
+            }
         }
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::io;
-
     use super::*;
 
     #[derive(Clone, Default)]
@@ -215,10 +231,12 @@ mod tests {
         for pause in [Duration::ZERO, INTERVAL * 3] {
             thread::sleep(pause);
             thread::scope(|scope| {
-                let quick = scope.spawn(|| replied(0));
+                let began = Instant::now();
+                let quick = scope.spawn(move || (replied(0), began.elapsed()));
                 let slow: Vec<_> = (1..4).map(|signs| (signs, scope.spawn(move || replied(signs)))).collect();
-                let quick = quick.join().unwrap();
-                assert!(quick.ends_with("Content-Length: 4\r\n\r\ntext"), "{quick}");
+                let (quick, took) = quick.join().unwrap();
+                // A busy machine may let it wait, too.
+                assert!(took >= INTERVAL || quick.ends_with("Content-Length: 4\r\n\r\ntext"), "{quick}");
                 for (signs, seen) in slow {
                     let seen = seen.join().unwrap();
                     assert!(seen.ends_with("4\r\ntext\r\n0\r\n\r\n"), "{seen}");
@@ -227,6 +245,34 @@ mod tests {
                 }
             });
         }
+    }
+
+    #[test]
+    fn no_sign_follows_once_the_work_is_done() {
+        let wire = Wire::default();
+        let waiting = WaitingReply::new(Responder::new(Box::new(wire.clone()), false), Packing::Plain);
+        waiting.while_doing(|_| Some(b" "), || ());
+        // One that the thread has in hand.
+        lock(&waiting.0).send(b" ");
+        assert_eq!((waiting.said(), &lock(&wire.0)[..]), (0, &b""[..]));
+    }
+
+    #[test]
+    fn a_reply_that_panics_ends_its_own_request_only() {
+        struct Panicking;
+        impl Write for Panicking {
+            fn write(&mut self, _: &[u8]) -> io::Result<usize> {
+                panic!("in a sign");
+            }
+
+            fn flush(&mut self) -> io::Result<()> {
+                Ok(())
+            }
+        }
+        let waiting = WaitingReply::new(Responder::new(Box::new(Panicking), false), Packing::Plain);
+        waiting.while_doing(|_| Some(b" "), || thread::sleep(INTERVAL * 2));
+        assert!(waiting.into_stream(1).is_err());
+        replied(1);
     }
 
     #[test]
