@@ -147,19 +147,23 @@ pub fn keep_in_place(dir: &Path) -> Option<File> {
     folder.lock_shared().ok().map(|()| folder)
 }
 
-/// Waits until nobody keeps what is in the folder in place, but not for longer than `patience`: who keeps it has been
-/// stopped then.
+/// Waits until nobody keeps what is in the folder in place; nobody does until what this returns is dropped. None after
+/// `patience`, when whoever keeps it must have been stopped, and where the file system has no locks.
 pub fn wait_to_replace(dir: &Path, patience: Duration) -> Option<File> {
     let folder = File::open(dir).ok()?;
     let started = Instant::now();
-    while let Err(TryLockError::WouldBlock) = folder.try_lock() {
-        if started.elapsed() > patience {
-            log::warn!("{}: replacing what another program has been opening for long", dir.display());
-            return None;
+    loop {
+        match folder.try_lock() {
+            Ok(()) => return Some(folder),
+            Err(TryLockError::WouldBlock) if started.elapsed() < patience => {
+                thread::sleep(Duration::from_millis(5));
+            }
+            Err(err) => {
+                log::warn!("{}: replacing what another program may be opening: {err}", dir.display());
+                return None;
+            }
         }
-        thread::sleep(Duration::from_millis(5));
     }
-    Some(folder)
 }
 
 /// Makes renames, links and deletions in this folder durable.

@@ -238,9 +238,13 @@ pub fn clean_up(dir: &Path) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use std::thread;
+    use std::time::Duration;
+
     use super::*;
     use crate::collection::PATIENCE;
     use crate::collection::download::Snapshot;
+    use crate::fsutil::keep_in_place;
 
     /// A folder with a collection whose crt is `created`.
     fn collection(dir: &Path, name: &str, created: i64) -> PathBuf {
@@ -297,6 +301,22 @@ mod tests {
         let kept: Vec<_> = backup_numbers(&backups).unwrap();
         assert_eq!(kept, [2, 3, 4]);
         assert_eq!(created(&backup_path(&backups, 4)), 4);
+    }
+
+    #[test]
+    fn nothing_is_replaced_while_a_command_opens_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let current = collection(dir.path(), FILE_NAME, 1);
+        let upload = collection(dir.path(), "collection.anki2.upload-7", 2);
+        let in_place = keep_in_place(dir.path()).unwrap();
+        thread::scope(|scope| {
+            let replacing = scope.spawn(|| replace(dir.path(), &upload, 3));
+            thread::sleep(Duration::from_millis(100));
+            assert_eq!(created(&current), 1, "replaced in the midst of it");
+            drop(in_place);
+            replacing.join().unwrap().unwrap();
+        });
+        assert_eq!(created(&current), 2);
     }
 
     #[test]
