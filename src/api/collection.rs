@@ -3,7 +3,6 @@
 //! A body with rows is parsed twice: once to see that it is well-formed, before the session is touched, and once to
 //! apply it row by row. The other way, a savepoint for each step, writes every page that the step touches once more.
 
-use std::io::Write;
 use std::path::Path;
 
 use serde::Serialize;
@@ -158,10 +157,7 @@ impl App {
         let user = self.user(call)?;
         let stamp =
             user.last_step(&call.header.skey, |session| session.collection.finish(session.stamps()))?;
-        // A bare number without white space around it.
-        let mut json = Spool::new(&user.dir);
-        write!(json, "{stamp}").map_err(Error::io("spooling a reply in", &user.dir))?;
-        Ok(Answer { json, did: "committed".to_owned() })
+        Answer::of(&user.dir, &stamp, "committed".to_owned())
     }
 
     pub(super) fn abort(&self, call: &Call) -> Result<Answer> {
