@@ -1,6 +1,6 @@
 //! The server is killed at random operations on the disk, also while it tidies up after the last time.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::sync::Arc;
 
@@ -28,7 +28,7 @@ fn kill(is_read: bool) {
     let mut server = disk.start(&base);
     let mut history = History::new(seed, server.address, is_read);
     let (mut acknowledged, mut taken, mut at_start) = (0, 0, 0);
-    let (mut with_wal, mut backups_with_wal) = (0, 0);
+    let (mut with_wal, mut backups_with_wal) = (0, BTreeSet::new());
     let mut cut: BTreeMap<Kind, u32> = BTreeMap::new();
     for kill in 0..kills {
         let within = [120, 120, 1500][history.dice.below(3) as usize];
@@ -48,9 +48,11 @@ fn kill(is_read: bool) {
         let has_bytes = |name: &str| fs::metadata(server.file(name)).is_ok_and(|meta| meta.len() > 0);
         with_wal += u64::from(has_bytes("collection.anki2-wal"));
         let backups = fs::read_dir(server.file("backups")).into_iter().flatten();
-        let side_files =
-            backups.filter(|file| file.as_ref().unwrap().file_name().as_encoded_bytes().ends_with(b"-wal"));
-        backups_with_wal += u32::from(side_files.count() > 0);
+        backups_with_wal.extend(
+            backups
+                .map(|file| file.unwrap().file_name())
+                .filter(|name| name.as_encoded_bytes().ends_with(b"-wal")),
+        );
         drop(server);
         *cut.entry(step.kind).or_default() += 1;
         server = restarted(&base, &disk, &mut history, &mut at_start);
@@ -64,10 +66,8 @@ fn kill(is_read: bool) {
     );
     assert!(cut.len() > 2, "the kills came at the wrong moments: {cut:?}");
     if is_read {
-        println!(
-            "a WAL was beside the collection at {with_wal} of them, beside a backup at {backups_with_wal}"
-        );
-        assert!(with_wal > kills / 8 && backups_with_wal > 0);
+        println!("a WAL was beside the collection at {with_wal} of them; beside {backups_with_wal:?}");
+        assert!(with_wal > kills / 8);
     }
 }
 

@@ -1,4 +1,5 @@
-//! Nothing is lost: random histories of two devices, on a server that is killed, whose power is cut, or whose disk fails.
+//! Nothing is lost: random histories of two devices, and of a third that downloads slowly, on a server that is
+//! killed, whose power is cut, or whose disk fails.
 //!
 //! The server runs with `disk.c` preloaded, which sees every change of the data folder.
 //!
