@@ -9,10 +9,10 @@ use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 
+use crc32fast::Hasher as Crc32;
 use sha1::{Digest, Sha1};
 
 use crate::collection::download::Snapshot;
-use crate::crc::Crc32;
 use crate::error::{Error, Result};
 use crate::fsutil::{GentleFile, sync_folder};
 use crate::http::encoding::Encoder;
@@ -183,7 +183,7 @@ impl Archive {
         self.write(&head)?;
         let mut sink = Sink { archive: self, crc: Crc32::new(), bytes: 0 };
         contents(&mut sink)?;
-        let (crc, bytes) = (sink.crc.value().to_le_bytes(), sink.bytes);
+        let (crc, bytes) = (sink.crc.finalize().to_le_bytes(), sink.bytes);
         let patched = self
             .file
             .patch(&crc, crc_at)

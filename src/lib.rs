@@ -92,7 +92,6 @@ pub mod collection;
 pub mod colpkg;
 pub mod commands;
 pub mod config;
-pub mod crc;
 pub mod dbfile;
 pub mod error;
 pub mod fetch;

@@ -9,8 +9,9 @@
 use std::io::{self, Write};
 use std::path::Path;
 
+use crc32fast::Hasher as Crc32;
+
 use super::{MAX_FILE_BYTES, MAX_FILES};
-use crate::crc::Crc32;
 use crate::error::{Error, Result};
 use crate::inflate::Inflater;
 use crate::spool::Spool;
@@ -137,7 +138,7 @@ impl<'s> ZipReader<'s> {
         if left != 0 {
             return Err(bad("an entry is shorter than it says"));
         }
-        match crc.value() == entry.crc {
+        match crc.finalize() == entry.crc {
             true => Ok(()),
             false => Err(bad("an entry does not match its checksum")),
         }
@@ -383,7 +384,9 @@ impl<'w, W: Write> ZipWriter<'w, W> {
             return Err(Error::Broken("an entry of a zip came out with another length".to_owned()));
         }
         let mut sizes = Vec::with_capacity(12);
-        [crc.value(), bytes, bytes].iter().for_each(|number| sizes.extend_from_slice(&number.to_le_bytes()));
+        [crc.finalize(), bytes, bytes]
+            .iter()
+            .for_each(|number| sizes.extend_from_slice(&number.to_le_bytes()));
         self.write(&DESCRIPTOR_MAGIC.to_le_bytes())?;
         self.write(&sizes)?;
         let directory = &mut self.directory;

@@ -2,7 +2,6 @@
 
 use std::net::SocketAddr;
 
-use ankipi::crc::Crc32;
 use serde_json::Value;
 
 use crate::client::{Framed, Reply, Wire, post};
@@ -13,11 +12,10 @@ pub const BOUNDARY: &str = "Anki-sync-boundary";
 
 /// Packs a body as clients do.
 pub fn gzip(plain: &[u8]) -> Vec<u8> {
-    let mut crc = Crc32::new();
-    crc.update(plain);
     let deflated = miniz_oxide::deflate::compress_to_vec(plain, 6);
     let head = [0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0, 3];
-    [&head[..], &deflated, &crc.value().to_le_bytes(), &(plain.len() as u32).to_le_bytes()].concat()
+    [&head[..], &deflated, &crc32fast::hash(plain).to_le_bytes(), &(plain.len() as u32).to_le_bytes()]
+        .concat()
 }
 
 /// Parts of a form by their names.

@@ -2,7 +2,6 @@
 
 use std::io::{self, Read, Write};
 
-use ankipi::crc::Crc32;
 use ankipi::http::body::{Body, Caps, WireForm};
 use ankipi::http::gzip::Decoder;
 use ankipi::http::multipart::{self, Fields};
@@ -163,10 +162,8 @@ pub fn member(flags: u8, header: &[u8], deflated: &[u8], plain: &[u8]) -> Vec<u8
     if flags & 2 != 0 {
         out.extend_from_slice(&[input.byte(), input.byte()]);
     }
-    let mut crc = Crc32::new();
-    crc.update(plain);
     out.extend_from_slice(deflated);
-    out.extend_from_slice(&crc.value().to_le_bytes());
+    out.extend_from_slice(&crc32fast::hash(plain).to_le_bytes());
     out.extend_from_slice(&(plain.len() as u32).to_le_bytes());
     out
 }
