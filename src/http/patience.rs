@@ -259,9 +259,10 @@ mod tests {
 
     #[test]
     fn a_reply_that_panics_ends_its_own_request_only() {
-        struct Panicking;
+        struct Panicking(Arc<Mutex<u32>>);
         impl Write for Panicking {
             fn write(&mut self, _: &[u8]) -> io::Result<usize> {
+                *lock(&self.0) += 1;
                 panic!("in a sign");
             }
 
@@ -269,8 +270,10 @@ mod tests {
                 Ok(())
             }
         }
-        let waiting = WaitingReply::new(Responder::new(Box::new(Panicking), false), Packing::Plain);
-        waiting.while_doing(|_| Some(b" "), || thread::sleep(INTERVAL * 2));
+        let tried = Arc::default();
+        let panicking = Box::new(Panicking(Arc::clone(&tried)));
+        let waiting = WaitingReply::new(Responder::new(panicking, false), Packing::Plain);
+        waiting.while_doing(|_| Some(b" "), || wait_until(|| *lock(&tried) > 0));
         assert!(waiting.into_stream(1).is_err());
         replied(1);
     }
