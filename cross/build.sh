@@ -107,8 +107,9 @@ prepare_tools() {
     if ! has_sources "${RUSTC:-rustc}"; then
         provide rustc unpack_rustc
         export RUSTC=$tools/rustc/bin/rustc
-        has_sources "$RUSTC" && is_new_enough "$("$RUSTC" --version | cut -d' ' -f2)" ||
+        if ! has_sources "$RUSTC" || ! is_new_enough "$("$RUSTC" --version | cut -d' ' -f2)"; then
             die "$tools/rustc is too old or has no sources of std; remove the folder and try again"
+        fi
     fi
     export PATH=$tools/$zig/bin:$PATH
     export ZIG_GLOBAL_CACHE_DIR=$tools/zig-cache ZIG_LOCAL_CACHE_DIR=$tools/zig-cache
