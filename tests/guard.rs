@@ -649,6 +649,17 @@ fn an_early_refusal_reaches_a_client_that_is_still_sending() {
 }
 
 #[test]
+fn a_client_that_sends_on_after_a_refusal_waits_and_is_not_reset() {
+    let server = Server::start();
+    let mut client = server.client();
+    client.stream.get_ref().set_write_timeout(Some(millis(300))).unwrap();
+    client.send(post_length("/refuse", 50_000_000));
+    let stopped = (0..50).find_map(|_| client.try_send(&[0; 1 << 20]).err()).expect("all of it was read");
+    assert_eq!(stopped.kind(), io::ErrorKind::WouldBlock);
+    assert_eq!(client.answer().status, 403);
+}
+
+#[test]
 fn without_a_backend_there_is_502() {
     let _alone = ALONE.read();
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();

@@ -56,10 +56,12 @@ impl Idle {
 }
 
 /// Closing while the client still sends would reset the connection, and with it destroy an answer not yet read. So our
-/// side is shut first, and the client read for a while.
+/// side is shut first, and the client read for a while; then it may wait, as its writes do, until it has seen the answer. (A
+/// proxy written in Go takes a write that fails for the end, although the answer is there, and says 502.)
 struct Closing {
     /// When our side was shut: everything was sent.
     shut_at: Option<Instant>,
+    /// What is still read.
     left_bytes: usize,
 }
 
@@ -93,7 +95,8 @@ impl Conn {
     pub fn on_client(&mut self, events: i16, shared: &mut Shared, scratch: &mut [u8]) {
         let hung_up = events & POLL_ERR != 0
             // Before we shut our side, a hang-up means that nobody is left to read; after, it is the end we wait for.
-            || (events & POLL_HUP != 0 && !matches!(self.state, State::Closing(_)));
+            || (events & POLL_HUP != 0
+                && !matches!(&self.state, State::Closing(closing) if closing.left_bytes > 0));
         if hung_up || self.link.flush(shared.now).is_err() {
             return self.apply(Next::Gone, shared);
         }
@@ -233,13 +236,10 @@ impl Conn {
         };
         if closing.left_bytes > 0 {
             match self.link.read(scratch) {
-                Got::End => return self.state = State::Closed,
+                Got::End => self.state = State::Closed,
                 Got::Nothing => (),
                 Got::Bytes(read) => closing.left_bytes = closing.left_bytes.saturating_sub(read),
             }
-        }
-        if closing.left_bytes == 0 && closing.shut_at.is_some() {
-            self.state = State::Closed;
         }
     }
 

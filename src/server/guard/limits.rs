@@ -42,9 +42,10 @@ pub struct Limits {
     pub write_idle: Duration,
     /// Wait of a request for a free slot, before it gets 503.
     pub queue_wait: Duration,
-    /// A client that goes on sending after its answer is read for this long, so that it finds the answer.
+    /// The connection of a client that goes on sending after its answer stays open for this long, so that it finds the
+    /// answer.
     pub linger: Duration,
-    /// And for this many bytes.
+    /// Of that so many bytes are read.
     pub linger_bytes: usize,
     /// Connections that have waited for less than this are not evicted: each gets a fair chance in a flood.
     pub min_wait: Duration,
