@@ -13,7 +13,7 @@ def run(server, *args: str, input: str = "") -> subprocess.CompletedProcess:
 def done(server, *args: str, input: str = "") -> str:
     """What a command says that ends well."""
     ended = run(server, *args, input=input)
-    assert ended.returncode == 0, f"{args}: {ended.stderr}"
+    assert ended.returncode == 0, f"{args}: {ended.stdout} {ended.stderr}"
     return ended.stdout
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from junk import log_in
+from proxies import program
 from server import phc
 
 pytestmark = pytest.mark.ours
@@ -27,9 +28,7 @@ FORGERIES = [
 
 @pytest.fixture
 def tester(tmp_path):
-    if not shutil.which("fail2ban-regex"):
-        pytest.fail("fail2ban-regex is missing; on Debian: apt-get install fail2ban")
-
+    regex = program("fail2ban-regex", "fail2ban")
     # Where it is copied to: beside the filters of the package, of which it includes one.
     config = tmp_path / "fail2ban"
     shutil.copytree("/etc/fail2ban", config)
@@ -39,7 +38,7 @@ def tester(tmp_path):
         """The addresses of the lines that the filter finds."""
         log = tmp_path / "log"
         log.write_text("".join(line + "\n" for line in lines))
-        tester = ["fail2ban-regex", "--config", str(config), "-o", "ip", str(log), "ankipi"]
+        tester = [regex, "--config", str(config), "-o", "ip", str(log), "ankipi"]
         done = subprocess.run(tester, capture_output=True, text=True)
         # It ends with 1 where nothing was found, too.
         assert not done.stderr, done.stderr
