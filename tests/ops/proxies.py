@@ -13,14 +13,14 @@ from server import free_port
 START_SECS = 20
 
 
-def program(name: str, package: str) -> str:
-    """Where a Debian program is; installed now if it is missing and we may."""
+def program(name: str, package: str, give_up=pytest.skip) -> str:
+    """Where a Debian program is; installed now if it is missing and we may. Otherwise the story ends with `give_up`."""
     path = shutil.which(name) or shutil.which(name, path="/usr/sbin:/sbin")
     if path is None:
         try:
             subprocess.run(["apt-get", "install", "--yes", "--quiet", "--no-install-recommends", package], check=True)
         except (OSError, subprocess.CalledProcessError) as err:
-            pytest.skip(f"{name} is not here and could not be installed (apt-get install {package}): {err}")
+            give_up(f"{name} is not here and could not be installed (apt-get install {package}): {err}")
         path = shutil.which(name) or shutil.which(name, path="/usr/sbin:/sbin")
     return path
 

@@ -28,7 +28,7 @@ FORGERIES = [
 
 @pytest.fixture
 def tester(tmp_path):
-    regex = program("fail2ban-regex", "fail2ban")
+    regex = program("fail2ban-regex", "fail2ban", give_up=pytest.fail)
     # Where it is copied to: beside the filters of the package, of which it includes one.
     config = tmp_path / "fail2ban"
     shutil.copytree("/etc/fail2ban", config)
