@@ -5,9 +5,10 @@ use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
 
-use ankipi::collection::downgrade::Scratch;
-use ankipi::collection::download::Snapshot;
-use ankipi::collection::{self, FILE_NAME};
+use ankipi::collection;
+use ankipi::collection::FILE_NAME;
+use ankipi::collection::full::download::Snapshot;
+use ankipi::collection::schema::downgrade::Scratch;
 use ankipi::text::{note, unicase};
 use rusqlite::{Connection, params};
 

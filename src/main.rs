@@ -2,9 +2,9 @@
 
 use std::process::ExitCode;
 
-use ankipi::{cli, sys};
+use ankipi::{cli, os};
 
 fn main() -> ExitCode {
-    sys::prepare_process();
+    os::prepare_process();
     cli::run(pico_args::Arguments::from_env())
 }

@@ -11,7 +11,7 @@ use std::sync::{Arc, Condvar, Mutex, RwLock, RwLockReadGuard};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use ankipi::server::guard::{Guard, Limits, Weight};
+use ankipi::server::connections::{Guard, Limits, Weight};
 
 /// Longer than anything should take; a test that waits for so long has failed.
 const PATIENCE: Duration = Duration::from_secs(10);

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use ankipi::translate::{
+use ankipi::collection::blobs::{
     DeckConfigRow, DeckRow, FieldRow, NotetypeRow, Refused, TemplateRow, notetype_sort_field,
 };
 use objects::Random;

@@ -9,7 +9,7 @@ use pbkdf2::{Algorithm, Params, Pbkdf2, pbkdf2_hmac_with_params};
 use sha2::{Digest, Sha256};
 
 use crate::error::{Error, Result};
-use crate::sys;
+use crate::os;
 
 /// The iterations of the official server.
 pub const DEFAULT_ROUNDS: u32 = 600_000;
@@ -65,7 +65,7 @@ impl Hash {
     /// Hashes a password with a random salt. `rounds` iterations take seconds on a small board.
     pub fn of(password: &str, rounds: u32) -> Result<Hash> {
         let mut salt = [0u8; 16];
-        sys::random(&mut salt).map_err(|err| Error::Broken(format!("no random bytes: {err}")))?;
+        os::random(&mut salt).map_err(|err| Error::Broken(format!("no random bytes: {err}")))?;
         let hasher = Params::new(rounds).map(|params| Pbkdf2::new(Algorithm::Pbkdf2Sha256, params));
         let hash = hasher.and_then(|hasher| hasher.hash_password_with_salt(password.as_bytes(), &salt));
         let hash: PasswordHash = hash.map_err(|err| Error::Broken(format!("hashing a password: {err}")))?;

@@ -9,10 +9,10 @@ use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
-use super::password::Hash;
+use crate::accounts::password::Hash;
 use crate::config::check_user_name;
 use crate::error::{Error, Result};
-use crate::fsutil;
+use crate::files;
 
 /// The accounts file, in the data folder.
 pub const USERS_FILE: &str = "users";
@@ -70,7 +70,7 @@ pub fn read(base: &Path, mut fault: impl FnMut(String)) -> Result<Hashes> {
 pub fn lock(base: &Path) -> Result<File> {
     let path = base.join(LOCK_FILE);
     let lock = || {
-        let file = fsutil::create_for_owner(base, &path)?;
+        let file = files::create_for_owner(base, &path)?;
         file.lock()?;
         Ok(file)
     };
@@ -111,12 +111,12 @@ pub fn touch(base: &Path) -> Result<()> {
         Err(err) if err.kind() == io::ErrorKind::NotFound => Vec::new(),
         Err(err) => return Err(Error::Io("reading", path, err)),
     };
-    fsutil::replace_file(base, USERS_FILE, &contents)
+    files::replace_file(base, USERS_FILE, &contents)
 }
 
 fn write(base: &Path, hashes: &Hashes) -> Result<()> {
     let lines: String = hashes.iter().map(|(name, hash)| format!("{name}:{}\n", hash.as_str())).collect();
-    fsutil::replace_file(base, USERS_FILE, lines.as_bytes())
+    files::replace_file(base, USERS_FILE, lines.as_bytes())
 }
 
 #[cfg(test)]

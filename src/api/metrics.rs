@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use crate::sys;
+use crate::os;
 
 /// What was counted since the start. Under a lock, as 64-bit atomics are missing on MIPS.
 pub struct Metrics {
@@ -61,7 +61,7 @@ impl Metrics {
         add("ankipi_busy_seconds_total", "counter", "Time spent on requests.", &counts.busy.as_secs_f64());
         add("ankipi_uptime_seconds", "gauge", "Time since the start.", &self.started.elapsed().as_secs());
         add("ankipi_accounts", "gauge", "Accounts.", &accounts);
-        if let Ok(free) = sys::free_bytes(base) {
+        if let Ok(free) = os::free_bytes(base) {
             add("ankipi_free_disk_bytes", "gauge", "Free space where the data is.", &free);
         }
         if let Some(bytes) = resident_bytes() {

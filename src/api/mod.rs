@@ -3,17 +3,16 @@
 //! The only place where an error becomes a status and a line in the log. Handlers decode, call `session` and encode;
 //! there is no SQL here.
 
-mod access_log;
-mod address;
-mod admission;
-mod collection;
-mod full;
-mod login;
-mod media;
+mod authentication;
+mod client_address;
+mod full_sync;
+mod login_and_meta;
+mod media_sync;
 mod metrics;
+mod normal_sync;
 mod pages;
-mod ration;
-mod route;
+mod quota_and_free_space;
+mod routes;
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -22,18 +21,19 @@ use std::time::Instant;
 use crate::accounts::Accounts;
 use crate::config::{Config, UserSetting};
 use crate::error::{Error, Result};
-use crate::http::patience::{Signs, WaitingReply};
-use crate::http::reply::{Packing, Responder};
+use crate::files::spool;
+use crate::files::spool::Spool;
+use crate::http::keep_client_waiting::{Signs, WaitingReply};
+use crate::http::response::{Packing, Responder};
 use crate::http::{Request, Verb};
-use crate::session::{User, Users};
-use crate::spool::{self, Spool};
-use access_log::AccessLog;
-use admission::Call;
+use crate::logging::access_log::AccessLog;
+use crate::sync::session::{User, Users};
+use authentication::Call;
 use metrics::Metrics;
-use ration::{Ration, Rationed};
-use route::{Method, Page, Route};
+use quota_and_free_space::{Ration, Rationed};
+use routes::{Method, Page, Route};
 
-pub use route::{is_bulk, is_login};
+pub use routes::{is_bulk, is_login};
 
 /// The protocol versions that there are (sync-protocol.md 1).
 pub const SYNC_VERSIONS: std::ops::RangeInclusive<u64> = 8..=11;
@@ -75,7 +75,7 @@ impl App {
     /// Answers one request; whatever goes wrong ends up in its status and in the log.
     pub fn answer(&self, request: Request) {
         let started = Instant::now();
-        let address = address::of(&request, &self.config);
+        let address = client_address::of(&request, &self.config);
         let mut log = AccessLog::new(&request, address);
         let outcome = match self.is_allowed(address) {
             true => self.dispatch(request, &mut log),
@@ -182,7 +182,8 @@ impl App {
                 let ration = self.ration(method, call.user.as_deref())?;
                 let mut spool = self.spool(method, call.user.as_deref())?;
                 let mut sink = Rationed::new(&mut spool, ration.as_ref());
-                let sink_error = ration::error_of(Error::io("writing", "spooled request".as_ref()));
+                let sink_error =
+                    quota_and_free_space::error_of(Error::io("writing", "spooled request".as_ref()));
                 let received = body.read_into(&mut sink, sink_error)?;
                 (spool, received)
             }

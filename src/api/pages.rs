@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use crate::error::{Error, Result};
-use crate::sys;
+use crate::os;
 
 /// Where the reader of the page is, as far as the request tells.
 pub struct Place<'r> {
@@ -73,6 +73,6 @@ fn escape(text: &str) -> String {
 
 /// Whether the data folder can be written to.
 pub fn health(base: &Path) -> Result<()> {
-    sys::check_writable(base)
+    os::check_writable(base)
         .map_err(|err| Error::Busy(format!("the data folder {} is not writable: {err}", base.display())))
 }

@@ -11,21 +11,9 @@
 //! While a sync is open, the process must not open the file but through SQLite: POSIX drops all locks of a process on
 //! a file when one of its descriptors is closed, and another program could take the journal for that of a crash.
 
-mod changes;
-mod chunk;
-pub mod downgrade;
-pub mod download;
-mod graves;
-mod new;
-pub mod replace;
-pub mod restore;
-mod sanity;
+pub mod blobs;
+pub mod full;
 pub mod schema;
-mod size;
-mod start;
-mod unfit;
-pub mod upgrade;
-pub mod upload;
 
 use std::path::Path;
 use std::time::Duration;
@@ -34,16 +22,16 @@ use rusqlite::config::DbConfig;
 use rusqlite::limits::Limit;
 use rusqlite::{Connection, OpenFlags, OptionalExtension, Row};
 
-use crate::dbfile::{has_rollback_journal, has_side_files, immutable_uri};
+use crate::collection::blobs::Refused;
 use crate::error::{Error, Result};
-use crate::fsutil;
-use crate::sys;
+use crate::files;
+use crate::files::sqlite_files::{has_rollback_journal, has_side_files, immutable_uri};
+use crate::os;
 use crate::text::unicase;
-use crate::translate::Refused;
 
-pub use chunk::{ChunkCursor, NotetypeShapes};
-pub use new::create as create_new;
-pub use upload::upgraded_copy;
+pub use crate::sync::new_collection::create as create_new;
+pub use crate::sync::rows::{ChunkCursor, NotetypeShapes};
+pub use full::upload::upgraded_copy;
 
 /// The name of the collection in a user's folder, as on the official server.
 pub const FILE_NAME: &str = "collection.anki2";
@@ -56,7 +44,7 @@ pub const SCHEMA_VERSION: i64 = 18;
 const CACHE_KIB: i64 = 1024;
 
 /// Page cache of a connection that reads from end to end, in KiB: nothing is read twice.
-const SCAN_CACHE_KIB: i64 = 256;
+pub(crate) const SCAN_CACHE_KIB: i64 = 256;
 
 /// How long we wait for the owner, who may be looking at the file with a tool of theirs.
 pub const PATIENCE: Duration = Duration::from_secs(5);
@@ -69,13 +57,13 @@ const ROW_OVERHEAD_BYTES: u64 = 64 * 1024;
 
 /// An open collection file.
 pub struct Collection {
-    db: Connection,
+    pub(crate) db: Connection,
 }
 
 /// Whether the SQLite in this binary can do what downloads need. Its build settings come from `.cargo/config.toml`,
 /// which a variable of the same name in the environment of the build overrides.
 pub fn check_sqlite() -> Result<()> {
-    match sys::sqlite_has(c"ENABLE_DBPAGE_VTAB") {
+    match os::sqlite_has(c"ENABLE_DBPAGE_VTAB") {
         true => Ok(()),
         false => Err(Error::Broken(
             "this binary was built with another LIBSQLITE3_FLAGS than that of .cargo/config.toml, and could not serve \
@@ -177,7 +165,7 @@ impl Collection {
         Ok(collection)
     }
 
-    fn connect_to_read(path: &Path) -> Result<Collection> {
+    pub(crate) fn connect_to_read(path: &Path) -> Result<Collection> {
         if !has_side_files(path) {
             return Collection::connect_immutable(path);
         }
@@ -202,19 +190,19 @@ impl Collection {
         Ok((found != "ok").then_some(found))
     }
 
-    fn connect(path: &Path, cache_kib: i64) -> Result<Collection> {
+    pub(crate) fn connect(path: &Path, cache_kib: i64) -> Result<Collection> {
         Collection::connect_waiting(path, cache_kib, PATIENCE)
     }
 
     fn connect_waiting(path: &Path, cache_kib: i64, patience: Duration) -> Result<Collection> {
-        fsutil::refuse_link(path)?;
+        files::refuse_link(path)?;
         let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
         Collection::prepare(Connection::open_with_flags(path, flags)?, cache_kib, patience)
     }
 
     /// Opens a file to which nobody writes: it leaves no trace on the SD card, not even the side files of a reader.
-    fn connect_immutable(path: &Path) -> Result<Collection> {
-        fsutil::refuse_link(path)?;
+    pub(crate) fn connect_immutable(path: &Path) -> Result<Collection> {
+        files::refuse_link(path)?;
         let flags =
             OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX | OpenFlags::SQLITE_OPEN_URI;
         let db = Connection::open_with_flags(immutable_uri(path), flags)
@@ -223,7 +211,7 @@ impl Collection {
     }
 
     /// The settings that every connection shares; each says why.
-    fn prepare(db: Connection, cache_kib: i64, patience: Duration) -> Result<Collection> {
+    pub(crate) fn prepare(db: Connection, cache_kib: i64, patience: Duration) -> Result<Collection> {
         db.create_collation("unicase", unicase::compare)?;
         // The file came from a client: nothing in it may run.
         db.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_TRIGGER, false)?;
@@ -244,16 +232,16 @@ impl Collection {
     }
 
     /// Refuses to read values that are longer, and to write rows that are.
-    fn limit_values(&self, max_bytes: u64) -> Result<()> {
+    pub(crate) fn limit_values(&self, max_bytes: u64) -> Result<()> {
         let max = i32::try_from(max_bytes.saturating_add(ROW_OVERHEAD_BYTES)).unwrap_or(i32::MAX);
         self.db.set_limit(Limit::SQLITE_LIMIT_LENGTH, max)?;
         Ok(())
     }
 
-    fn check_schema(&self) -> Result<()> {
+    pub(crate) fn check_schema(&self) -> Result<()> {
         match self.db.query_row("SELECT ver FROM col", [], |row| row.get::<_, i64>(0))? {
             SCHEMA_VERSION => Ok(()),
-            old if upgrade::is_old(old) => Err(Error::OldSchema(old)),
+            old if schema::upgrade::is_old(old) => Err(Error::OldSchema(old)),
             other => Err(Error::Broken(format!(
                 "the collection has schema {other}; ankipi keeps schema {SCHEMA_VERSION}"
             ))),
@@ -286,7 +274,7 @@ impl Collection {
     }
 
     /// A config value, or none if it is missing or of another type.
-    fn config<T: serde::de::DeserializeOwned>(&self, key: &str) -> Result<Option<T>> {
+    pub(crate) fn config<T: serde::de::DeserializeOwned>(&self, key: &str) -> Result<Option<T>> {
         let value: Option<Option<T>> = self
             .db
             .query_row("SELECT val FROM config WHERE KEY = ?1", [key], |row| {
@@ -308,7 +296,7 @@ impl Collection {
 }
 
 /// An object that cannot be translated: the reason says which.
-fn untranslatable(Refused(reason): Refused) -> Error {
+pub(crate) fn untranslatable(Refused(reason): Refused) -> Error {
     Error::Refused(reason)
 }
 
@@ -316,8 +304,8 @@ fn untranslatable(Refused(reason): Refused) -> Error {
 mod tests {
     use std::fs;
 
-    use super::download::Snapshot;
     use super::*;
+    use crate::collection::full::download::Snapshot;
 
     fn config_keys(path: &Path, prefix: &str) -> i64 {
         let open = Collection::open_to_read(path).unwrap();

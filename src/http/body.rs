@@ -5,10 +5,10 @@ use std::cell::RefCell;
 use std::io::{self, BufReader, Read, Write};
 use std::rc::Rc;
 
-use super::multipart::{Fields, Form};
-use super::{encoding, gzip};
+use crate::compression::{gzip, zstd};
 use crate::error::{Error, Result};
-use crate::spool::Spool;
+use crate::files::spool::Spool;
+use crate::http::form::{Fields, Form};
 
 /// How large a body may be.
 #[derive(Clone, Copy, Debug)]
@@ -92,7 +92,7 @@ impl<'r> Body<'r> {
         let wire_bytes = match self.content {
             Content::Zstd { body, is_of_series } => {
                 let (reader, wire) = wire(body, self.caps);
-                let mut frame = encoding::Decoder::new(BufReader::with_capacity(BLOCK_BYTES, reader))
+                let mut frame = zstd::Decoder::new(BufReader::with_capacity(BLOCK_BYTES, reader))
                     .map_err(|err| wire.fault(err))?;
                 pass_on(&mut frame, &|err| wire.fault(err), &mut |block| sink.take(block))?;
                 if is_of_series && sink.bytes <= MAX_KEPT_BYTES {
@@ -347,7 +347,7 @@ mod tests {
     }
 
     fn packed(data: &[u8]) -> Vec<u8> {
-        zstd::encode_all(data, 3).unwrap()
+        ::zstd::encode_all(data, 3).unwrap()
     }
 
     #[test]
@@ -401,7 +401,7 @@ mod tests {
         let whole = packed(b"hello hello hello");
         let mut twice = whole.clone();
         twice.extend_from_slice(&whole);
-        let mut flipped = zstd::encode_all(&[7u8; 300][..], 3).unwrap();
+        let mut flipped = ::zstd::encode_all(&[7u8; 300][..], 3).unwrap();
         flipped[4] ^= 0xff;
         for wire in [&b""[..], b"{}", &whole[..whole.len() - 1], &twice, &flipped] {
             assert_eq!(received(wire).unwrap_err().status(), 400, "{wire:?}");
@@ -410,7 +410,7 @@ mod tests {
 
     #[test]
     fn a_checksum_that_does_not_fit_is_a_bad_request() {
-        let mut encoder = zstd::Encoder::new(Vec::new(), 3).unwrap();
+        let mut encoder = ::zstd::Encoder::new(Vec::new(), 3).unwrap();
         encoder.include_checksum(true).unwrap();
         encoder.write_all(b"some text").unwrap();
         let mut wire = encoder.finish().unwrap();
@@ -421,7 +421,7 @@ mod tests {
 
     #[test]
     fn a_window_over_eight_megabytes_is_refused_before_it_is_allocated() {
-        let mut encoder = zstd::Encoder::new(Vec::new(), 3).unwrap();
+        let mut encoder = ::zstd::Encoder::new(Vec::new(), 3).unwrap();
         encoder.window_log(27).unwrap();
         encoder.write_all(b"some text").unwrap();
         let wire = encoder.finish().unwrap();

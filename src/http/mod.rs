@@ -2,15 +2,15 @@
 //! protocol; knows no users and no SQL.
 
 pub mod body;
-pub mod encoding;
-pub mod gzip;
-pub mod multipart;
-pub mod patience;
-pub mod reply;
+pub mod body_framing;
+pub mod form;
+pub mod keep_client_waiting;
+pub mod request_head;
+pub mod response;
 
 use std::io::Read;
 
-use reply::Responder;
+use response::Responder;
 
 /// In which header the guard tells the client's address.
 pub const PEER_HEADER: &str = "x-ankipi-peer";

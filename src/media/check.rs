@@ -7,10 +7,10 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use super::db::{MediaDb, Recording};
-use super::name::{BadName, MediaName};
-use super::{FOLDER, MAX_FILE_BYTES, file_sha1, pending, recover, remove_staged};
 use crate::error::{Error, Result};
+use crate::media::index::{MediaDb, Recording};
+use crate::media::name::{BadName, MediaName};
+use crate::media::{FOLDER, MAX_FILE_BYTES, file_sha1, pending, recover, remove_staged};
 
 /// How many names are held at a time.
 const NAMES_AT_ONCE: u32 = 500;

@@ -9,12 +9,12 @@ use std::io::{Read, Write};
 
 use sha1::{Digest, Sha1};
 
-use super::db::Record;
-use super::name::MediaName;
-use super::upload::checked_name;
-use super::zip::{META, ZipWriter, zip_bytes};
-use super::{BLOCK_BYTES, MAX_FILES, MediaStore};
 use crate::error::{Error, Result};
+use crate::media::index::Record;
+use crate::media::name::MediaName;
+use crate::media::upload::checked_name;
+use crate::media::zip::{META, ZipWriter, zip_bytes};
+use crate::media::{BLOCK_BYTES, MAX_FILES, MediaStore};
 
 /// A zip ends after the file that passes this size, as on the official server; clients ask for the rest.
 const ENOUGH_BYTES: u64 = 2_621_440;

@@ -24,10 +24,10 @@
 //! was not answered sends its changes again, and what is there already costs nothing.
 
 pub mod check;
-pub mod db;
 pub mod download;
-pub mod import;
+pub mod index;
 pub mod name;
+pub mod take_over;
 pub mod upload;
 pub mod zip;
 
@@ -42,8 +42,8 @@ use serde::{Deserialize, Serialize};
 use sha1::{Digest, Sha1};
 
 use crate::error::{Error, Result};
-use crate::fsutil;
-use db::{Change, MediaDb, Record};
+use crate::files;
+use index::{Change, MediaDb, Record};
 use name::MediaName;
 
 /// SHA-1 of a file's contents.
@@ -108,7 +108,7 @@ impl MediaStore {
     /// Readies the store in a user's folder and heals what a crash left. That a store is broken must not keep the
     /// server from starting: its requests tell.
     pub fn open(dir: &Path) -> Result<MediaStore> {
-        fsutil::create_folder(&dir.join(FOLDER))?;
+        files::create_folder(&dir.join(FOLDER))?;
         remove_staged(dir)?;
         let state = State { writer: None, last_used: Instant::now(), needs_recovery: true };
         let store = MediaStore { dir: dir.to_owned(), staged: AtomicU32::new(0), state: Mutex::new(state) };
@@ -121,7 +121,7 @@ impl MediaStore {
 
     /// Makes the folder anew for a user whose data was deleted.
     pub fn make_folder(&self) -> Result<()> {
-        fsutil::create_folder(&self.folder())
+        files::create_folder(&self.folder())
     }
 
     /// The last usn and the counts.
@@ -167,7 +167,7 @@ impl MediaStore {
             state
         });
         if state.needs_recovery {
-            fsutil::refuse_link(&self.folder())?;
+            files::refuse_link(&self.folder())?;
             recover(&self.dir)?;
             state.needs_recovery = false;
         }
@@ -206,7 +206,7 @@ fn remove_staged(dir: &Path) -> Result<()> {
     for entry in fs::read_dir(dir).map_err(Error::io("reading", dir))? {
         let entry = entry.map_err(Error::io("reading", dir))?;
         if entry.file_name().to_string_lossy().starts_with(STAGED_PREFIX) {
-            fsutil::remove_if_there(&entry.path())?;
+            files::remove_if_there(&entry.path())?;
         }
     }
     Ok(())
@@ -234,7 +234,7 @@ fn pending(dir: &Path) -> Result<Vec<(MediaName, Option<Sha1Sum>)>> {
 fn recover(dir: &Path) -> Result<()> {
     let pending = pending(dir)?;
     if pending.is_empty() {
-        return fsutil::remove_if_there(&dir.join(PENDING));
+        return files::remove_if_there(&dir.join(PENDING));
     }
     let (db, folder) = (MediaDb::open(dir)?, dir.join(FOLDER));
     let mut recording = db.begin()?;
@@ -253,13 +253,13 @@ fn recover(dir: &Path) -> Result<()> {
         }
     }
     // The renames may not be durable yet.
-    fsutil::sync_folder(&folder)?;
+    files::sync_folder(&folder)?;
     match recorded {
         0 => drop(recording),
         _ => drop(recording.commit()?),
     }
-    gone.iter().try_for_each(|path| fsutil::remove_if_there(path))?;
-    fsutil::sync_folder(&folder)?;
+    gone.iter().try_for_each(|path| files::remove_if_there(path))?;
+    files::sync_folder(&folder)?;
     if recorded + gone.len() > 0 {
         log::warn!(
             "{}: finished a media upload that was interrupted: {recorded} files recorded, {} removed",
@@ -267,7 +267,7 @@ fn recover(dir: &Path) -> Result<()> {
             gone.len()
         );
     }
-    fsutil::remove_if_there(&dir.join(PENDING))
+    files::remove_if_there(&dir.join(PENDING))
 }
 
 /// What a record of this file would be; none if there is no such file.
@@ -306,7 +306,7 @@ fn unhex(text: &str) -> Sha1Sum {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::spool::Spool;
+    use crate::files::spool::Spool;
 
     /// A zip as a client sends it; no contents is a deletion.
     fn zip_of(dir: &Path, changes: &[(&str, Option<&str>)]) -> Spool {

@@ -7,13 +7,15 @@ use std::path::PathBuf;
 
 use sha1::{Digest, Sha1};
 
-use super::db::{MediaDb, Record};
-use super::name::{BadName, MediaName};
-use super::zip::{self, Entry, META, ZipReader};
-use super::{Intent, MAX_FILES, MediaStore, PENDING, Sha1Sum, State, hex};
 use crate::error::{Error, Result};
-use crate::fsutil::{self, GentleFile};
-use crate::spool::Spool;
+use crate::files;
+use crate::files::GentleFile;
+use crate::files::spool::Spool;
+use crate::media::index::{MediaDb, Record};
+use crate::media::name::{BadName, MediaName};
+use crate::media::zip;
+use crate::media::zip::{Entry, META, ZipReader};
+use crate::media::{Intent, MAX_FILES, MediaStore, PENDING, Sha1Sum, State, hex};
 
 /// What an upload did.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -53,7 +55,7 @@ struct StagedFile {
 
 impl Drop for StagedFile {
     fn drop(&mut self) {
-        if let Err(err) = fsutil::remove_if_there(&self.path) {
+        if let Err(err) = files::remove_if_there(&self.path) {
             log::warn!("{err}");
         }
     }
@@ -145,22 +147,22 @@ impl MediaStore {
 
     fn put_changes_in_place(&self, state: &mut State, changes: &[Effective]) -> Result<Outcome> {
         let folder = self.folder();
-        fsutil::replace_file(&self.dir, PENDING, &intents(changes)?)?;
+        files::replace_file(&self.dir, PENDING, &intents(changes)?)?;
         for Effective { name, change, .. } in changes {
             if let Change::Put(_, file) = change {
                 let path = name.path_in(&folder);
                 fs::rename(&file.path, &path).map_err(Error::io("renaming", &file.path))?;
             }
         }
-        fsutil::sync_folder(&folder)?;
+        files::sync_folder(&folder)?;
         let outcome = record(state.writer(&self.dir)?, changes)?;
         if outcome.deleted > 0 {
             for Effective { name, .. } in changes.iter().filter(|one| matches!(one.change, Change::Delete)) {
-                fsutil::remove_if_there(&name.path_in(&folder))?;
+                files::remove_if_there(&name.path_in(&folder))?;
             }
-            fsutil::sync_folder(&folder)?;
+            files::sync_folder(&folder)?;
         }
-        fsutil::remove_if_there(&self.dir.join(PENDING))?;
+        files::remove_if_there(&self.dir.join(PENDING))?;
         Ok(outcome)
     }
 }

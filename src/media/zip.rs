@@ -11,10 +11,10 @@ use std::path::Path;
 
 use crc32fast::Hasher as Crc32;
 
-use super::{MAX_FILE_BYTES, MAX_FILES};
+use crate::compression::inflate::Inflater;
 use crate::error::{Error, Result};
-use crate::inflate::Inflater;
-use crate::spool::Spool;
+use crate::files::spool::Spool;
+use crate::media::{MAX_FILE_BYTES, MAX_FILES};
 
 /// The entry that tells which file each other entry is.
 pub const META: &str = "_meta";

@@ -7,11 +7,11 @@ use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
-use super::guard::Listener;
 use crate::config::{Address, Config};
 use crate::error::{Error, Result};
-use crate::fsutil::remove_if_there;
-use crate::sys;
+use crate::files::remove_if_there;
+use crate::os;
+use crate::server::connections::Listener;
 
 /// Bound sockets.
 pub struct Listeners {
@@ -27,7 +27,7 @@ impl Listeners {
     /// Takes the sockets that were handed over, if any were (sd_listen_fds(3)), and binds those of the settings otherwise.
     pub fn open(config: &Config) -> Result<Listeners> {
         let mut listeners = Listeners { sockets: Vec::new(), names: Vec::new(), made: Vec::new() };
-        let handed_over = sys::handed_over_sockets();
+        let handed_over = os::handed_over_sockets();
         if !handed_over.is_empty() {
             handed_over.into_iter().try_for_each(|fd| listeners.take_over(fd))?;
             return Ok(listeners);

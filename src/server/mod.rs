@@ -2,7 +2,7 @@
 //!
 //! With `http::patience` the only module that makes threads, and with `http` the only one that names tiny_http.
 
-pub mod guard;
+pub mod connections;
 mod listeners;
 
 use std::fs;
@@ -16,14 +16,16 @@ use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
 use std::time::Duration;
 
-use crate::api::{self, App};
+use crate::api;
+use crate::api::App;
 use crate::collection;
 use crate::config::Config;
 use crate::error::{Error, Result};
-use crate::fsutil;
+use crate::files;
 use crate::http::Request;
-use crate::sys::{self, Wish};
-use guard::{Guard, Limits, Weight};
+use crate::os;
+use crate::os::Wish;
+use connections::{Guard, Limits, Weight};
 use listeners::Listeners;
 
 /// Threads that answer requests. Two of them may be busy with full syncs, so two are always there for the rest.
@@ -45,13 +47,13 @@ const LAST_REQUEST_WAIT: Duration = Duration::from_secs(1);
 /// Runs until SIGTERM or SIGINT, or until it was idle for long enough. With SIGHUP, `reload` reads the settings again.
 pub fn run(config: Config, reload: impl Fn() -> Result<Config> + Send + 'static) -> Result<()> {
     // First of all: as process 1 we cannot be stopped without.
-    let signals = |wish| sys::on_signals(wish).map_err(|err| Error::Broken(format!("signals: {err}")));
+    let signals = |wish| os::on_signals(wish).map_err(|err| Error::Broken(format!("signals: {err}")));
     let (stop, hangups) = (signals(Wish::Stop)?, signals(Wish::Reload)?);
-    fsutil::create_folder(&config.base).map_err(|err| {
+    files::create_folder(&config.base).map_err(|err| {
         Error::Broken(format!("the data folder cannot be used: {err}; choose another with --base DIR"))
     })?;
     collection::check_sqlite()?;
-    let _lock = fsutil::lock_data_folder(&config.base)?;
+    let _lock = files::lock_data_folder(&config.base)?;
     let Listeners { sockets, names, made } = Listeners::open(&config)?;
     let app = Arc::new(App::open(config.clone())?);
     let (backend, socket) = private_listener(&config.base)?;
@@ -67,7 +69,7 @@ pub fn run(config: Config, reload: impl Fn() -> Result<Config> + Send + 'static)
         idle_exit: config.idle_exit,
         ..Limits::default()
     };
-    if let Err(err) = sys::raise_open_files_limit(OPEN_FILES) {
+    if let Err(err) = os::raise_open_files_limit(OPEN_FILES) {
         log::warn!("the limit on open files stays as it is: {err}");
     }
     let guard = Guard::new(sockets, socket.clone(), limits, weigh, stop)
@@ -91,7 +93,7 @@ pub fn run(config: Config, reload: impl Fn() -> Result<Config> + Send + 'static)
         // Its user's locks are held. What it had begun is undone at the next start, as after a power cut.
         false => log::warn!("a request did not come to its end in time; it is left"),
     }
-    made.iter().chain([&socket]).try_for_each(|path| fsutil::remove_if_there(path))
+    made.iter().chain([&socket]).try_for_each(|path| files::remove_if_there(path))
 }
 
 /// Waits for SIGHUP in a thread of its own, which ends with the process.
@@ -138,7 +140,7 @@ fn private_listener(base: &Path) -> Result<(UnixListener, PathBuf)> {
         UnixListener::bind(&path).map(|listener| (listener, path))
     };
     let path = base.join(SOCKET_FILE);
-    fsutil::remove_if_there(&path)?;
+    files::remove_if_there(&path)?;
     match UnixListener::bind(&path) {
         Ok(listener) => Ok((listener, path)),
         Err(_) => in_temporary().map_err(Error::io("making a socket in", &temporary)),

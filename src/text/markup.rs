@@ -3,7 +3,7 @@
 //! Linear in the text: what lies between a `<` and the end that was found for it is deleted and not looked at again,
 //! and an end that was once looked for in vain is not looked for again.
 
-use super::caseless::word_end;
+use crate::text::caseless::word_end;
 
 /// Elements whose content goes with them: how they begin and how they end.
 const ELEMENTS: [(&str, &str); 2] = [("<style", "</style>"), ("<script", "</script>")];

@@ -13,7 +13,7 @@
 
 use std::ops::Range;
 
-use super::caseless::{is_word, word_end};
+use crate::text::caseless::{is_word, word_end};
 
 const ELEMENTS: [&str; 5] = ["img", "audio", "video", "object", "source"];
 const ATTRIBUTES: [&str; 2] = ["src", "data"];

@@ -9,7 +9,7 @@ use std::fmt;
 use memchr::memchr_iter;
 use sha1::{Digest, Sha1};
 
-use super::{entities, markup, media_tags, tag};
+use crate::text::{entities, markup, media_tags, tag};
 
 /// Parts the fields of a note.
 const FIELD_SEPARATOR: char = '\u{1f}';

@@ -23,7 +23,7 @@ fn complaint(server: &TestServer, err: &io::Error) -> String {
             server.take_line(|line| line.contains("[request]") && line.contains(&format!(" {status} ")))
         }
         // A refused upload is a 200 with a sentence for the user.
-        None => server.take_line(|line| line.starts_with("ERROR [ankipi::api::full]")),
+        None => server.take_line(|line| line.starts_with("ERROR [ankipi::api::full_sync]")),
     };
     let line = line.unwrap_or_else(|| panic!("{err}, and no line about it"));
     line.split_once("/sync/")

@@ -2,10 +2,11 @@
 
 use std::io::{self, Read, Write};
 
+use ankipi::compression::gzip::Decoder;
+use ankipi::files::spool::Spool;
 use ankipi::http::body::{Body, Caps, WireForm};
-use ankipi::http::gzip::Decoder;
-use ankipi::http::multipart::{self, Fields};
-use ankipi::spool::Spool;
+use ankipi::http::form;
+use ankipi::http::form::Fields;
 use miniz_oxide::inflate::TINFLStatus;
 use miniz_oxide::inflate::core::{DecompressorOxide, decompress, inflate_flags};
 
@@ -184,7 +185,7 @@ pub fn form(data: &[u8]) {
     let boundary = *input.pick(&BOUNDARIES);
     if choice % 4 == 0 {
         read_form(input.0, boundary, choice);
-        if let Some(boundary) = multipart::boundary(&String::from_utf8_lossy(input.0)) {
+        if let Some(boundary) = form::boundary(&String::from_utf8_lossy(input.0)) {
             assert!((1..=70).contains(&boundary.len()) && boundary.len() < input.0.len());
         }
         return;

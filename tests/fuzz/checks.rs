@@ -7,13 +7,13 @@ use std::io::Write;
 use std::path::Path;
 use std::sync::OnceLock;
 
-use ankipi::collection::upgrade;
+use ankipi::collection::blobs::{DeckConfigRow, DeckRow, FieldRow, NotetypeRow, TemplateRow, names};
+use ankipi::collection::schema::upgrade;
 use ankipi::error::Result;
+use ankipi::files::spool::Spool;
 use ankipi::media::zip::ZipReader;
-use ankipi::server::guard::probe::probe;
-use ankipi::spool::Spool;
+use ankipi::server::connections::fuzz_entry::probe;
 use ankipi::text::{note, tag, unicase};
-use ankipi::translate::{DeckConfigRow, DeckRow, FieldRow, NotetypeRow, TemplateRow, names};
 use rusqlite::{Connection, params};
 
 mod bodies;

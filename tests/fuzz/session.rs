@@ -16,7 +16,7 @@ use std::thread;
 use std::time::Duration;
 
 use ankipi::api::App;
-use ankipi::collection::upload;
+use ankipi::collection::full::upload;
 use ankipi::config::{Config, Settings};
 use ankipi::http::Request;
 use ankipi::media::check::{Depth, Listener, check as check_media};

@@ -13,9 +13,10 @@ use std::fs;
 use std::path::Path;
 
 use ankipi::collection::FILE_NAME;
-use ankipi::collection::downgrade::Scratch;
-use ankipi::collection::download::Snapshot;
-use ankipi::collection::upload::{self, Verdict};
+use ankipi::collection::full::download::Snapshot;
+use ankipi::collection::full::upload;
+use ankipi::collection::full::upload::Verdict;
+use ankipi::collection::schema::downgrade::Scratch;
 use serde_json::{Value, json};
 use tables::{Tables, assert_same, of_vector, open, read, sorted, vector, vector_path};
 use tempfile::TempDir;

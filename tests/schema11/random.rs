@@ -5,7 +5,7 @@ use std::fs;
 use std::path::Path;
 
 use ankipi::collection::FILE_NAME;
-use ankipi::collection::upload;
+use ankipi::collection::full::upload;
 use serde_json::{Value, json};
 
 use crate::objects::{Random, bases};

@@ -1,0 +1,135 @@
+//! Full syncs: a whole collection up or down, streamed between file and socket.
+
+use std::io::Write;
+use std::path::PathBuf;
+
+use crate::api::authentication::Call;
+use crate::api::quota_and_free_space;
+use crate::api::quota_and_free_space::Rationed;
+use crate::api::routes::Method;
+use crate::api::{App, HEAD_ALONE, give_up, refuse, respond_with};
+use crate::collection::full::upload;
+use crate::collection::full::upload::Unfit;
+use crate::error::{Error, Result};
+use crate::files;
+use crate::files::GentleFile;
+use crate::http::Request;
+use crate::http::keep_client_waiting::WaitingReply;
+use crate::http::response::{Packing, ReplyStream};
+use crate::logging::access_log::AccessLog;
+
+/// The reply that clients take for success, to the letter.
+const ACCEPTED: &str = "OK";
+
+impl App {
+    pub(super) fn upload(&self, mut request: Request, log: &mut AccessLog) -> Result<()> {
+        let (call, scratch) = match self.receive_file(&mut request, log) {
+            Ok(received) => received,
+            Err(err) => return refuse(request, err),
+        };
+        let user = match self.user(&call) {
+            Ok(user) => user,
+            Err(err) => return refuse(request, err),
+        };
+        let waiting = WaitingReply::new(request.into_responder(), call.packing());
+        let outcome = waiting.while_doing(upload_sign, || {
+            match upload::check(&scratch.0, self.config.max_row_bytes)? {
+                Ok(()) => user.replace_collection(&scratch.0).map(Ok),
+                Err(unfit) => Ok(Err(unfit)),
+            }
+        });
+        let text = match outcome {
+            Ok(Ok(())) => {
+                log.did("collection replaced");
+                ACCEPTED.to_owned()
+            }
+            Ok(Err(Unfit { reason, advice })) => {
+                log.did(&format!("upload refused: {reason}"));
+                refusal(&reason, advice)
+            }
+            Err(Error::Unconfirmed(err)) => {
+                log::error!("an upload is in place, but may not outlast a power cut: {err}");
+                log.did("collection replaced, unconfirmed");
+                "Our server has this upload, but its disk did not confirm that it is safe. Please upload again.".to_owned()
+            }
+            Err(err) => {
+                // Whatever else went wrong, the old collection stands, and this is the one reply whose text users see.
+                log::error!("upload failed: {err}");
+                log.did("upload failed");
+                refusal(
+                    &format!("the server could not store it ({err})"),
+                    "Please try again later; whoever runs the server finds more in its log.",
+                )
+            }
+        };
+        let letters_out = waiting.said();
+        let mut stream = waiting.into_stream(text.len() as u64)?;
+        stream.write_all(&text.as_bytes()[letters_out..]).map_err(Error::Disconnected)?;
+        log.sent(stream.finish()?);
+        Ok(())
+    }
+
+    /// Admits an upload and brings its body to a file.
+    fn receive_file(&self, request: &mut Request, log: &mut AccessLog) -> Result<(Call, Scratch)> {
+        let (call, body) = self.admit(Method::Upload, request, log)?;
+        let scratch = Scratch(self.user(&call)?.next_upload_path());
+        let ration = self.ration(Method::Upload, call.user.as_deref())?;
+        let mut file = GentleFile::create(&scratch.0)?;
+        let mut sink = Rationed::new(&mut file, ration.as_ref());
+        log.received(
+            body.read_into(&mut sink, quota_and_free_space::error_of(Error::io("writing", &scratch.0)))?,
+        );
+        self.confirm(&call)?;
+        Ok((call, scratch))
+    }
+
+    pub(super) fn download(&self, mut request: Request, log: &mut AccessLog) -> Result<()> {
+        let admitted = self.receive(Method::Download, &mut request, log);
+        let responder = request.into_responder();
+        let (call, user) = match admitted.and_then(|(call, _)| Ok((self.user(&call)?, call))) {
+            Ok((user, call)) => (call, user),
+            Err(err) => return respond_with(responder, err),
+        };
+        let waiting = WaitingReply::new(responder, call.packing());
+        let begun = match call.packing() {
+            Packing::Zstd => user.download(),
+            // The copy is made first, and the head may go ahead of it.
+            Packing::Plain => waiting.while_doing(HEAD_ALONE, || user.download_for_old_clients()),
+        };
+        let download = match begun {
+            Ok(download) => download,
+            Err(err) => return give_up(waiting, err),
+        };
+        log.did(&format!("collection of {} bytes", download.bytes()));
+        let mut stream: ReplyStream = waiting.into_stream(download.bytes())?;
+        download.send(&mut stream)?;
+        log.sent(stream.finish()?);
+        Ok(())
+    }
+}
+
+/// Sentences for the user. They begin with the first letter of `ACCEPTED`, which may be on its way already.
+fn refusal(reason: &str, advice: &str) -> String {
+    format!("Our server refused this upload: {reason}. The collection on the server is unchanged. {advice}")
+}
+
+/// A file that exists until this is dropped, unless it was renamed.
+struct Scratch(PathBuf);
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        if let Err(err) = files::remove_if_there(&self.0) {
+            log::warn!("{err}");
+        }
+    }
+}
+
+/// The reply to an upload is exactly two letters, so there is little to say while a check goes on: the head, then the
+/// first letter. After that clients have one more interval of patience.
+fn upload_sign(number: u32) -> Option<&'static [u8]> {
+    match number {
+        1 => Some(b""),
+        2 => Some(&ACCEPTED.as_bytes()[..1]),
+        _ => None,
+    }
+}

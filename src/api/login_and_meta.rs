@@ -1,0 +1,71 @@
+//! `hostKey` and `meta`: the two methods in front of every sync.
+
+use crate::api::authentication::Call;
+use crate::api::{Answer, App, SYNC_VERSIONS};
+use crate::error::{Error, Result};
+use crate::files::spool::Spool;
+use crate::http::response::Packing;
+use crate::logging::access_log::printable;
+use crate::messages::{LoginReply, LoginRequest, MetaReply, MetaRequest};
+use crate::os::clock;
+
+impl App {
+    pub(super) fn host_key(&self, call: &Call, body: &mut Spool) -> Result<Answer> {
+        let request: LoginRequest = super::normal_sync::parse(body)?;
+        self.notice_changed_accounts();
+        let key =
+            self.accounts.log_in(&request.user, &request.password, &call.header.client, call.address)?;
+        Answer::of(&self.config.base, &LoginReply { key }, format!("logged in {:?}", request.user))
+    }
+
+    pub(super) fn meta(&self, call: &Call, body: &mut Spool) -> Result<Answer> {
+        let request: MetaRequest = super::normal_sync::parse(body)?;
+        if !SYNC_VERSIONS.contains(&request.sync_version) {
+            return Err(Error::UnsupportedVersion(request.sync_version));
+        }
+        let user = self.user(call)?;
+        let meta = user.meta()?;
+        let message = match &meta {
+            Some(meta) if meta.needs_v2_scheduler && request.sync_version < 9 => {
+                "This Anki is too old for your collection's scheduler (v2). Please update Anki on this device."
+            }
+            Some(meta) if meta.needs_timezones && request.sync_version < 10 => {
+                "This Anki is too old for your collection's time zone setting. Please update Anki on this device."
+            }
+            _ => "",
+        };
+        // A broken media store must not keep the collection from syncing; the media sync that follows will tell.
+        let media_usn = user.media.totals().map_or_else(
+            |err| {
+                log::error!("{}: the media are not in order: {err}", call.user.as_deref().unwrap_or("-"));
+                0
+            },
+            |totals| totals.last_usn,
+        );
+        let now = clock::now_millis();
+        // Before the first upload: as if created just now, and empty, so that clients offer to upload.
+        let (modified, schema, usn) = meta.map_or((0, now, 0), |meta| {
+            let stamps = meta.stamps;
+            (stamps.modified, stamps.schema, stamps.usn)
+        });
+        let reply = MetaReply {
+            modified,
+            schema,
+            usn,
+            now: now / 1000,
+            message,
+            go_on: message.is_empty(),
+            host_number: 0,
+            empty: meta.is_none_or(|meta| meta.is_empty),
+            media_usn,
+        };
+        let did = match call.packing() {
+            Packing::Zstd => format!("usn {usn}"),
+            // The only place where most old clients say which they are.
+            Packing::Plain => {
+                format!("usn {usn} for {}, protocol {}", printable(&request.client), request.sync_version)
+            }
+        };
+        Answer::of(&user.dir, &reply, did)
+    }
+}

@@ -1,0 +1,107 @@
+//! Media sync: decode, one call into the media store, encode (sync-protocol.md 7).
+
+use std::io::{self, Write};
+
+use serde::Serialize;
+
+use crate::api::authentication::Call;
+use crate::api::normal_sync::{check_empty, parse};
+use crate::api::routes::Method;
+use crate::api::{Answer, App, respond_with};
+use crate::error::{Error, Result};
+use crate::files::spool::Spool;
+use crate::http::Request;
+use crate::http::response::{Packing, ReplyStream};
+use crate::logging::access_log::AccessLog;
+use crate::media;
+use crate::messages::media::{
+    BeginReply, BeginRequest, ChangeRow, ChangesRequest, FilesRequest, SANITY_FAILED, SANITY_OK,
+    SanityRequest, Wrapped,
+};
+
+impl Answer {
+    /// The JSON of a media reply.
+    fn wrapped(dir: &std::path::Path, data: &impl Serialize, did: String) -> Result<Answer> {
+        Answer::of(dir, &Wrapped::new(data), did)
+    }
+}
+
+impl App {
+    pub(super) fn media_begin(&self, call: &Call, body: &mut Spool) -> Result<Answer> {
+        match call.packing() {
+            // The version is in the header, too; the reply needs nothing of the request.
+            Packing::Zstd => drop(parse::<BeginRequest>(body)?),
+            // It was in a field or in the query.
+            Packing::Plain => check_empty(body)?,
+        }
+        let user = self.user(call)?;
+        let usn = user.media.totals()?.last_usn;
+        Answer::wrapped(
+            &user.dir,
+            &BeginReply { usn, media_key: &call.header.hkey },
+            format!("media usn {usn}"),
+        )
+    }
+
+    pub(super) fn media_changes(&self, call: &Call, body: &mut Spool) -> Result<Answer> {
+        let request: ChangesRequest = parse(body)?;
+        let user = self.user(call)?;
+        let spool_error = |err: io::Error| Error::Io("spooling a reply in", user.dir.clone(), err);
+        let mut json = Spool::new(&user.dir);
+        let mut rows = 0;
+        json.write_all(b"{\"data\":[").map_err(spool_error)?;
+        user.media.changes_after(request.last_usn, |change| {
+            let comma: &[u8] = if rows == 0 { b"" } else { b"," };
+            rows += 1;
+            let sha1 = change.sha1.as_ref().map(media::hex).unwrap_or_default();
+            json.write_all(comma).map_err(spool_error)?;
+            serde_json::to_writer(&mut json, &ChangeRow(&change.name, change.usn, &sha1))
+                .map_err(|err| spool_error(err.into()))
+        })?;
+        json.write_all(b"],\"err\":\"\"}").map_err(spool_error)?;
+        Ok(Answer { json, did: format!("{rows} changes after usn {}", request.last_usn) })
+    }
+
+    pub(super) fn upload_changes(&self, call: &Call, body: &mut Spool) -> Result<Answer> {
+        let user = self.user(call)?;
+        let outcome = user.media.upload(body)?;
+        let did = format!(
+            "{} changes in: {} files of {} bytes, {} deleted; usn {}",
+            outcome.processed, outcome.added, outcome.added_bytes, outcome.deleted, outcome.last_usn
+        );
+        Answer::wrapped(&user.dir, &(outcome.processed, outcome.last_usn), did)
+    }
+
+    pub(super) fn media_sanity(&self, call: &Call, body: &mut Spool) -> Result<Answer> {
+        let request: SanityRequest = parse(body)?;
+        let user = self.user(call)?;
+        let ours = user.media.totals()?.files;
+        let (reply, did) = match request.files == ours {
+            true => (SANITY_OK, format!("{ours} files on both sides")),
+            false => (
+                SANITY_FAILED,
+                format!("{ours} files here, {} there: the client will look again", request.files),
+            ),
+        };
+        Answer::wrapped(&user.dir, &reply, did)
+    }
+
+    /// Streams files; the others are JSON.
+    pub(super) fn download_files(&self, mut request: Request, log: &mut AccessLog) -> Result<()> {
+        let begun = self.receive(Method::DownloadFiles, &mut request, log).and_then(|(call, mut body)| {
+            let wanted: FilesRequest = parse(&mut body)?;
+            let download = self.user(&call)?.media.download(wanted.files)?;
+            Ok((call, download))
+        });
+        let responder = request.into_responder();
+        let (call, download) = match begun {
+            Ok(begun) => begun,
+            Err(err) => return respond_with(responder, err),
+        };
+        log.did(&format!("{} files, {} bytes out", download.files(), download.bytes()));
+        let mut stream: ReplyStream = responder.stream(call.packing(), download.bytes());
+        download.write_to(&mut stream)?;
+        log.sent(stream.finish()?);
+        Ok(())
+    }
+}

@@ -1,0 +1,177 @@
+//! The steps of a normal sync: decode, one call into the session, encode.
+//!
+//! A body with rows is parsed twice: once to see that it is well-formed, before the session is touched, and once to
+//! apply it row by row. The other way, a savepoint for each step, writes every page that the step touches once more.
+
+use std::path::Path;
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::api::authentication::Call;
+use crate::api::{Answer, App};
+use crate::error::{Error, Result};
+use crate::files::spool::Spool;
+use crate::messages;
+use crate::messages::{SanityReply, SanityRequest, Source, changes, chunk, graves};
+
+/// The JSON of a request, to be parsed once or twice.
+enum Json<'b> {
+    /// All of it is in memory, and is UTF-8: that was looked at once.
+    Memory(&'b str),
+    /// A part of it is in a file.
+    Spooled(&'b mut Spool),
+}
+
+impl<'b> Json<'b> {
+    fn of(body: &'b mut Spool) -> Result<Json<'b>> {
+        // Two steps, because one match would borrow the body for both arms.
+        if body.memory().is_none() {
+            return Ok(Json::Spooled(body));
+        }
+        let text = std::str::from_utf8(body.memory().unwrap_or_default());
+        text.map(Json::Memory).map_err(|err| Error::BadRequest(format!("unexpected JSON: {err}")))
+    }
+
+    /// For the next parser, from the start.
+    fn source(&mut self) -> Result<Source<'_>> {
+        match self {
+            Json::Memory(text) => Ok(Source::Memory(text)),
+            Json::Spooled(body) => {
+                body.reader().map(Source::Stream).map_err(Error::io("reading", "spooled request".as_ref()))
+            }
+        }
+    }
+}
+
+/// Parses a body that holds a few keys.
+pub fn parse<T: DeserializeOwned>(body: &mut Spool) -> Result<T> {
+    match Json::of(body)?.source()? {
+        Source::Memory(json) => serde_json::from_str(json),
+        Source::Stream(json) => serde_json::from_reader(json),
+    }
+    .map_err(|err| messages::shape_error(&err))
+}
+
+impl Answer {
+    /// The JSON of a value.
+    pub fn of(dir: &Path, value: &impl Serialize, did: String) -> Result<Answer> {
+        let mut json = Spool::new(dir);
+        serde_json::to_writer(&mut json, value)
+            .map_err(|err| Error::Io("spooling a reply in", dir.to_owned(), err.into()))?;
+        Ok(Answer { json, did })
+    }
+
+    /// `null`, which some clients insist on.
+    fn null(dir: &Path, did: String) -> Result<Answer> {
+        Answer::of(dir, &(), did)
+    }
+}
+
+impl App {
+    pub(super) fn start(&self, call: &Call, body: &mut Spool) -> Result<Answer> {
+        let mut sent = Json::of(body)?;
+        // Read to its end before it may take the session of another device.
+        let request = graves::read_start(sent.source()?, |_, _| Ok(()))?;
+        let user = self.user(call)?;
+        let mut json = Spool::new(&user.dir);
+        let buried =
+            user.start(&call.header.skey, request.client_usn, request.client_is_newer, |session| {
+                session.collection.begin_day(session.stamps().usn)?;
+                session.collection.write_graves(session.unseen(), &mut json)?;
+                session.collection.apply_graves_in_start(sent.source()?, session.stamps().usn)
+            })?;
+        Ok(Answer { json, did: format!("from usn {}, {buried} graves in", request.client_usn) })
+    }
+
+    pub(super) fn apply_graves(&self, call: &Call, body: &mut Spool) -> Result<Answer> {
+        let mut sent = Json::of(body)?;
+        graves::check_chunk(sent.source()?)?;
+        let user = self.user(call)?;
+        let buried = user.step(&call.header.skey, |session| {
+            session.collection.apply_graves(sent.source()?, session.stamps().usn)
+        })?;
+        Answer::null(&user.dir, format!("{buried} graves in"))
+    }
+
+    pub(super) fn apply_changes(&self, call: &Call, body: &mut Spool) -> Result<Answer> {
+        let mut sent = Json::of(body)?;
+        changes::check(sent.source()?, self.config.max_row_bytes)?;
+        let user = self.user(call)?;
+        let mut json = Spool::new(&user.dir);
+        user.step(&call.header.skey, |session| {
+            // Ours first, as they were before the client's.
+            session.collection.write_changes(session.unseen(), !session.client_is_newer, &mut json)?;
+            session.shapes.clear();
+            session.collection.apply_changes(sent.source()?, session.stamps().usn, self.config.max_row_bytes)
+        })?;
+        Ok(Answer { did: String::new(), json })
+    }
+
+    pub(super) fn chunk(&self, call: &Call, body: &mut Spool) -> Result<Answer> {
+        check_empty(body)?;
+        let user = self.user(call)?;
+        let mut json = Spool::new(&user.dir);
+        let counts = user.step(&call.header.skey, |session| {
+            let unseen = session.unseen();
+            session.collection.write_chunk(unseen, &mut session.cursor, &mut json)
+        })?;
+        Ok(Answer { json, did: format!("out: {counts}") })
+    }
+
+    pub(super) fn apply_chunk(&self, call: &Call, body: &mut Spool) -> Result<Answer> {
+        let mut sent = Json::of(body)?;
+        chunk::check(sent.source()?, self.config.max_row_bytes)?;
+        let user = self.user(call)?;
+        let counts = user.step(&call.header.skey, |session| {
+            session.collection.apply_chunk(
+                sent.source()?,
+                session.client_usn,
+                session.stamps().usn,
+                &mut session.shapes,
+                self.config.max_row_bytes,
+            )
+        })?;
+        Answer::null(&user.dir, format!("in: {counts}"))
+    }
+
+    pub(super) fn sanity_check(&self, call: &Call, body: &mut Spool) -> Result<Answer> {
+        let request: SanityRequest = parse(body)?;
+        let user = self.user(call)?;
+        let server = user.step(&call.header.skey, |session| session.collection.sanity_counts())?;
+        let client = request.client.counts();
+        let reply = SanityReply::new(client, server);
+        if !reply.is_ok() {
+            // The client will want a full sync; what it sent must not be half kept.
+            user.abort(&call.header.skey);
+            log::warn!(
+                "{}: sanity check failed, client {client:?}, server {server:?}",
+                call.user.as_deref().unwrap_or("-")
+            );
+        }
+        let did = if reply.is_ok() { "counts agree" } else { "counts differ: rolled back" };
+        Answer::of(&user.dir, &reply, did.to_owned())
+    }
+
+    pub(super) fn finish(&self, call: &Call, body: &mut Spool) -> Result<Answer> {
+        check_empty(body)?;
+        let user = self.user(call)?;
+        let stamp =
+            user.last_step(&call.header.skey, |session| session.collection.finish(session.stamps()))?;
+        Answer::of(&user.dir, &stamp, "committed".to_owned())
+    }
+
+    pub(super) fn abort(&self, call: &Call) -> Result<Answer> {
+        let user = self.user(call)?;
+        user.abort(&call.header.skey);
+        Answer::null(&user.dir, String::new())
+    }
+}
+
+/// Requests without content hold `{}`, `{"_pad":null}` or nothing.
+pub fn check_empty(body: &mut Spool) -> Result<()> {
+    match body.is_empty() {
+        true => Ok(()),
+        false => parse::<serde::de::IgnoredAny>(body).map(drop),
+    }
+}

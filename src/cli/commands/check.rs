@@ -1,0 +1,147 @@
+//! `ankipi check`: looks at what is stored for each user, and says in plain words what is not in order.
+
+use std::fs;
+use std::path::Path;
+use std::process::ExitCode;
+
+use crate::cli::commands::user_folders::{open_between_syncs, these_users};
+use crate::cli::progress::Progress;
+use crate::cli::{Command, FAILED, Invocation};
+use crate::collection;
+use crate::collection::Collection;
+use crate::error::{Error, Result};
+use crate::media::check as media_check;
+use crate::media::check::{Depth, Listener};
+use crate::{files, logging};
+
+/// A collection that takes longer than that to read, on a small board.
+const LARGE_COLLECTION_BYTES: u64 = 20 * 1024 * 1024;
+
+/// `ankipi check`
+pub static CHECK: Command = Command {
+    name: "check",
+    arguments: "[USER] [--deep] [--fix]",
+    summary: "say whether what is stored is in order",
+    help: "\
+Looks at the collection of one user or of all, and compares media.db with the
+files in media/. Ends with 1 if anything is not in order. The server may run; if
+a device syncs, it waits until that is done.
+
+Options:
+  --deep    read every media file and compare its checksum
+  --fix     mend the media in a way that every device will see: what is in the
+            folder counts. Stop the server first, and put back files that you
+            have a copy of; the devices delete those that are gone.
+",
+    run,
+};
+
+fn run(mut invocation: Invocation) -> Result<ExitCode> {
+    logging::start(log::LevelFilter::Warn);
+    let depth = Depth { deep: invocation.has("--deep"), fix: invocation.has("--fix") };
+    let user = invocation.words(0, 1)?.pop();
+    match check(&invocation.base()?, user, depth)? {
+        true => Ok(ExitCode::SUCCESS),
+        false => Ok(ExitCode::from(FAILED)),
+    }
+}
+
+/// Checks one user or all of them; returns whether everything is in order now.
+fn check(base: &Path, user: Option<String>, depth: Depth) -> Result<bool> {
+    // The lock is held until all is done.
+    let _lock = depth.fix.then(|| files::lock_data_folder(base)).transpose()?;
+    if !depth.fix && files::is_in_use(base) {
+        println!("A server runs on {}: what it is doing right now may look like a fault.", base.display());
+    }
+    let names = these_users(base, user)?;
+    let mut in_order = true;
+    for name in names {
+        in_order &= check_user(base, &name, depth)?;
+    }
+    Ok(in_order)
+}
+
+fn check_user(base: &Path, name: &str, depth: Depth) -> Result<bool> {
+    let mut report = Report::new(name);
+    let dir = base.join(name);
+    // With --fix the lock is ours.
+    let beside_server = !depth.fix && files::is_in_use(base);
+    let unmended =
+        check_collection(&dir, beside_server, &mut report) + media_check::check(&dir, depth, &mut report)?;
+    report.progress.clear();
+    let verdict = match (report.problems, unmended) {
+        (0, _) => "in order".to_owned(),
+        (found, 0) => format!("{found} found, all mended: each device will see it with its next sync"),
+        (found, left) if depth.fix => format!("{found} found, {left} of them left"),
+        (found, _) => format!("{found} found; `ankipi check --fix` mends what is about media"),
+    };
+    println!("{name}: {verdict}");
+    Ok(unmended == 0)
+}
+
+/// Returns how many problems there are; none of them can be mended here.
+fn check_collection(dir: &Path, beside_server: bool, report: &mut Report) -> u64 {
+    let path = dir.join(collection::FILE_NAME);
+    if !path.exists() {
+        return 0;
+    }
+    // One statement of SQLite, in which there is nothing to show.
+    if fs::metadata(&path).is_ok_and(|meta| meta.len() > LARGE_COLLECTION_BYTES) {
+        report.progress.show_at_once(&format!("{}: reading the collection", report.user));
+    }
+    let found = match beside_server {
+        true => open_between_syncs(dir, &mut report.progress).and_then(|snapshot| snapshot.damage()),
+        false => Collection::open_to_read(&path).and_then(|collection| collection.damage()),
+    };
+    let damage = match found {
+        Ok(None) => return 0,
+        Err(err @ Error::OldSchema(_)) => {
+            report.note(err.to_string());
+            return 0;
+        }
+        Err(err @ Error::Busy(_)) => {
+            report.problem(format!("collection.anki2 was not looked at: {err}"));
+            return 1;
+        }
+        Ok(Some(damage)) => damage,
+        Err(err) => err.to_string(),
+    };
+    report.problem(format!(
+        "collection.anki2 is damaged ({damage}). Upload it anew from a device, or put one of {}/backups back",
+        dir.display()
+    ));
+    1
+}
+
+/// What is said to the user: findings to stdout; progress to a terminal.
+struct Report<'n> {
+    user: &'n str,
+    problems: u64,
+    progress: Progress,
+}
+
+impl Report<'_> {
+    fn new(user: &str) -> Report<'_> {
+        Report { user, problems: 0, progress: Progress::start() }
+    }
+
+    fn say(&mut self, what: &str) {
+        self.progress.clear();
+        println!("{}: {what}", self.user);
+    }
+}
+
+impl Listener for Report<'_> {
+    fn problem(&mut self, what: String) {
+        self.problems += 1;
+        self.say(&what);
+    }
+
+    fn note(&mut self, what: String) {
+        self.say(&what);
+    }
+
+    fn progress(&mut self, done: u64, of: u64) {
+        self.progress.show(&format!("{}: media file {done} of {of}", self.user));
+    }
+}

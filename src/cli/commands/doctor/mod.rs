@@ -1,0 +1,339 @@
+//! `ankipi doctor`: tries an address as a client would, and says which hop is broken.
+
+mod http_client;
+
+use std::io::{Read, Write};
+use std::process::ExitCode;
+
+use serde_json::{Value, json};
+
+use crate::cli::commands::doctor::http_client::{Ask, Reply, Trouble, Url, fetch};
+use crate::cli::prompt;
+use crate::cli::{Command, FAILED, Invocation, say};
+use crate::compression::zstd::{Decoder, Encoder};
+use crate::error::{Error, Result};
+use crate::os::clock;
+
+/// `ankipi doctor`
+pub static DOCTOR: Command = Command {
+    name: "doctor",
+    arguments: "URL [--user NAME]",
+    summary: "try an address as Anki would, and say what is wrong",
+    help: "\
+Run this where Anki runs, or on the board: it sends what a client sends through
+whatever is between it and the server, and says which part does not work and the
+usual cause. Nothing is stored or changed. https needs curl.
+
+Options:
+  --user NAME   also log in, with the password from standard input or asked for;
+                on a server with keys for each device it shows as one more
+
+Example:
+  ankipi doctor https://anki.example.org/
+",
+    run,
+};
+
+/// What the client says it is.
+const CLIENT: &str = concat!("ankipi-doctor,", env!("CARGO_PKG_VERSION"));
+
+/// More than the megabyte that proxies let pass unless told otherwise.
+const LARGE_BODY_BYTES: usize = 2_000_000;
+
+/// Clients refuse to sync beyond it, in seconds.
+const MAX_SKEW_SECS: i64 = 300;
+
+fn run(mut invocation: Invocation) -> Result<ExitCode> {
+    let user = invocation.option("--user")?;
+    let typed = invocation.words(1, 1)?.remove(0);
+    let Some(url) = Url::parse(&typed) else {
+        return Err(Error::Usage(format!(
+            "{typed:?} is not an address such as http://192.168.1.5:8080/ or https://example.org/anki/"
+        )));
+    };
+    let password = user.is_some().then(prompt::known_password).transpose()?;
+    let mut doctor = Doctor { url, wrong: 0 };
+    if !typed.ends_with('/') {
+        doctor.note("the address has no slash at its end", "Type it with one: some clients need it.");
+    }
+    if doctor.health() && doctor.methods() {
+        doctor.large_body();
+        if let (Some(user), Some(password)) = (user, password) {
+            doctor.login(&user, &password);
+        }
+    }
+    match doctor.wrong {
+        0 => say(&format!("All is well. In Anki, type: {}\n", doctor.url)),
+        wrong => say(&format!("{wrong} of these must be mended before Anki can sync.\n")),
+    }
+    Ok(ExitCode::from(if doctor.wrong == 0 { 0 } else { FAILED }))
+}
+
+struct Doctor {
+    url: Url,
+    wrong: u32,
+}
+
+impl Doctor {
+    fn well(&self, what: &str) {
+        say(&format!("ok     {what}\n"));
+    }
+
+    fn note(&self, what: &str, advice: &str) {
+        say(&format!("note   {}\n         {}\n", wrapped(what, 7), wrapped(advice, 9)));
+    }
+
+    fn wrong(&mut self, what: &str, advice: &str) {
+        self.wrong += 1;
+        say(&format!("WRONG  {}\n         {}\n", wrapped(what, 7), wrapped(advice, 9)));
+    }
+
+    fn get(&self, path: &str) -> std::result::Result<Reply, Trouble> {
+        fetch(&self.url, &Ask { verb: "GET", path, headers: &[], body: &[] })
+    }
+
+    /// A method of the protocol, as clients call it since Anki 2.1.57.
+    fn call(&self, path: &str, key: &str, body: &[u8]) -> std::result::Result<Reply, Trouble> {
+        let header = json!({"v": 11, "k": key, "c": CLIENT, "s": ""}).to_string();
+        let headers = [("anki-sync", header.as_str()), ("content-type", "application/octet-stream")];
+        fetch(&self.url, &Ask { verb: "POST", path, headers: &headers, body })
+    }
+
+    /// Does anything answer, and is it a sync server? The rest makes sense only then.
+    fn health(&mut self) -> bool {
+        let reply = match self.get("health") {
+            Ok(reply) => reply,
+            Err(trouble) => {
+                let (what, advice) = explain_trouble(&trouble);
+                self.wrong(&what, &advice);
+                return false;
+            }
+        };
+        let through = match reply.header("server").or_else(|| reply.header("via")) {
+            Some(proxy) => format!("through {proxy}"),
+            None => "without a proxy in between".to_owned(),
+        };
+        let is_page = reply.body.trim_ascii_start().starts_with(b"<");
+        match reply.status {
+            200 if !is_page => {
+                self.well(&format!("a sync server answers, {through}"));
+                if self.url.is_https() {
+                    self.well("this machine trusts its certificate; so must each device");
+                }
+                true
+            }
+            200 => {
+                self.wrong(
+                    &format!("a web page answers, {through}, and no sync server"),
+                    "Is this the right name, port and path? A router or a portal may answer for it.",
+                );
+                false
+            }
+            status => {
+                self.wrong(&format!("/health ends with {status}, {through}"), &explain(&reply));
+                // Not every sync server has that page.
+                status == 404
+            }
+        }
+    }
+
+    /// Does each kind of request reach the server? Where one does not, the others only say so again.
+    fn methods(&mut self) -> bool {
+        // What clients ask for, and how some of them write it.
+        let paths = [
+            ("sync/meta", "the collection's methods are reached"),
+            ("msync/begin", "the media's methods are reached (AnkiDroid's media address)"),
+            ("/sync/meta", "slashes too many do no harm"),
+        ];
+        paths.iter().all(|(path, meaning)| self.expect_refusal(path, &frame(b"{}"), meaning))
+    }
+
+    fn large_body(&mut self) {
+        let body = frame(&vec![0x5a; LARGE_BODY_BYTES]);
+        self.expect_refusal("sync/upload", &body, "2 MB pass");
+    }
+
+    /// Without a key everything ends with 403, if it gets to the server.
+    fn expect_refusal(&mut self, path: &str, body: &[u8], meaning: &str) -> bool {
+        let before = self.wrong;
+        match self.call(path, "", body) {
+            Ok(reply) if reply.status == 403 => self.well(meaning),
+            Ok(reply) => {
+                let what = format!("POST {path} ends with {} instead of 403", reply.status);
+                self.wrong(&what, &explain(&reply));
+            }
+            Err(trouble) => {
+                let (what, advice) = explain_trouble(&trouble);
+                self.wrong(&format!("POST {path}: {what}"), &advice);
+            }
+        }
+        before == self.wrong
+    }
+
+    fn login(&mut self, user: &str, password: &str) {
+        let request = json!({"u": user, "p": password}).to_string();
+        let Some(reply) = self.answer("sync/hostKey", "", &request) else {
+            return;
+        };
+        let Some(key) = reply["key"].as_str().filter(|key| !key.is_empty()) else {
+            return self.wrong(
+                "the answer to the login holds no key",
+                "Does something change answers on their way?",
+            );
+        };
+        self.well(&format!("{user} can log in"));
+        let request = json!({"v": 11, "cv": CLIENT}).to_string();
+        let Some(meta) = self.answer("sync/meta", key, &request) else {
+            return;
+        };
+        if let Some(text) = meta["msg"].as_str().filter(|text| !text.is_empty()) {
+            self.note("the server has a message for every client", text);
+        }
+        let skew = meta["ts"].as_i64().map_or(0, |there| there - clock::now_secs());
+        match skew.abs() <= MAX_SKEW_SECS {
+            true => self.well(&format!("the clocks differ by {} s", skew.abs())),
+            false => self.wrong(
+                &format!(
+                    "the server's clock is {} s {}",
+                    skew.abs(),
+                    if skew > 0 { "ahead" } else { "behind" }
+                ),
+                "Anki refuses beyond 300 s. Does the board get the time from the network (NTP)?",
+            ),
+        }
+    }
+
+    /// The JSON that a method answers; none if it was said what is wrong.
+    fn answer(&mut self, path: &str, key: &str, request: &str) -> Option<Value> {
+        let reply = match self.call(path, key, &frame(request.as_bytes())) {
+            Ok(reply) => reply,
+            Err(trouble) => {
+                let (what, advice) = explain_trouble(&trouble);
+                self.wrong(&format!("POST {path}: {what}"), &advice);
+                return None;
+            }
+        };
+        if reply.status != 200 {
+            let advice = match (reply.status, key.is_empty()) {
+                (403, true) => {
+                    "The name or the password is wrong, or this address is not allowed to sync.".to_owned()
+                }
+                _ => explain(&reply),
+            };
+            self.wrong(&format!("POST {path} ends with {}", reply.status), &advice);
+            return None;
+        }
+        let decoded = unframe(&reply.body).and_then(|json| serde_json::from_slice(&json).ok());
+        if decoded.is_none() {
+            self.wrong(
+                &format!("the answer to {path} arrived changed"),
+                "A proxy that packs or rewrites answers must leave these alone.",
+            );
+        }
+        decoded
+    }
+}
+
+/// Breaks a text into lines of 80 columns, all but the first behind an indent.
+fn wrapped(text: &str, indent: usize) -> String {
+    let (mut lines, mut column) = (String::new(), indent);
+    for word in text.split_whitespace() {
+        let width = word.chars().count();
+        if column > indent && column + 1 + width > 80 {
+            lines.push_str(&format!("\n{:indent$}", ""));
+            column = indent;
+        } else if column > indent {
+            lines.push(' ');
+            column += 1;
+        }
+        lines.push_str(word);
+        column += width;
+    }
+    lines
+}
+
+/// A body as clients send it.
+fn frame(body: &[u8]) -> Vec<u8> {
+    let mut encoder = Encoder::new(Vec::new());
+    encoder.write_all(body).and_then(|()| encoder.finish()).expect("writing to memory does not fail")
+}
+
+fn unframe(body: &[u8]) -> Option<Vec<u8>> {
+    let mut decoded = Vec::new();
+    Decoder::new(body).ok()?.take(1 << 20).read_to_end(&mut decoded).ok()?;
+    Some(decoded)
+}
+
+fn explain_trouble(trouble: &Trouble) -> (String, String) {
+    let (what, advice) = match trouble {
+        Trouble::Name(text) => (
+            format!("the name is not known here ({text})"),
+            "Is it spelled right? A name of the home network may not be known outside; try the number (192.168...).",
+        ),
+        Trouble::Refused(text) => (
+            format!("nobody answers there ({text})"),
+            "Is the server running (`ankipi status` on the board), on this port, and does SYNC_HOST let others in? \
+             A firewall may be in the way.",
+        ),
+        Trouble::Silence => (
+            "nothing came back for 30 s".to_owned(),
+            "A firewall drops the packets, the board is off, or the proxy waits for a server that does not answer.",
+        ),
+        Trouble::Certificate(text) => (
+            format!("the certificate is not trusted ({text})"),
+            "It must be of a known authority and for this very name. One of your own (Caddy's `tls internal`) must \
+             be installed on each device.",
+        ),
+        Trouble::Tls(text) => (
+            format!("no encrypted connection comes about ({text})"),
+            "Is this port one for https? ankipi itself speaks http; https is the work of a proxy in front.",
+        ),
+        Trouble::NoHttp(text) => (
+            format!("the connection ends without an answer ({text})"),
+            "Something that is not a web server listens there, or the proxy cuts the connection: see its log.",
+        ),
+        Trouble::NoCurl => (
+            "https cannot be tried without curl".to_owned(),
+            "Install curl, or run this on a machine that has it; http://BOARD:8080/ tries the server without the proxy.",
+        ),
+    };
+    (what, advice.to_owned())
+}
+
+/// What a status that should not be usually comes from.
+fn explain(reply: &Reply) -> String {
+    match reply.status {
+        301 | 302 | 303 | 307 | 308 => format!(
+            "It sends clients elsewhere, which they do not survive. Type that address into Anki instead: {}",
+            reply.header("location").unwrap_or("(it does not say which)")
+        ),
+        400 => "The request arrived changed: does a proxy drop the header anki-sync, or rewrite bodies?"
+            .to_owned(),
+        401 => "The proxy asks for a password of its own, which Anki cannot give: let this path through."
+            .to_owned(),
+        403 => {
+            "The proxy does not let this through (an access list, or a filter of request bodies).".to_owned()
+        }
+        404 => {
+            "The path is lost on its way. In nginx `proxy_pass http://...:8080/;` with the slash takes the \
+                location off, without it does not; SYNC_BASE_PATH must fit."
+                .to_owned()
+        }
+        405 => "Something in front takes no POST: a static site, or the wrong location block.".to_owned(),
+        411 | 501 => {
+            "The proxy does not pass bodies in chunks: it is too old (nginx before 1.3.9).".to_owned()
+        }
+        413 => {
+            "Large syncs are refused: in nginx `client_max_body_size 0;`, in Apache `LimitRequestBody 0`; \
+                Cloudflare's free plan stops at 100 MB."
+                .to_owned()
+        }
+        429 => "Too many failed logins came from here: wait a few minutes.".to_owned(),
+        502..=504 => {
+            "The proxy does not reach ankipi: is it running, and does the proxy name its address and port?"
+                .to_owned()
+        }
+        500.. => "The server failed: its log says why.".to_owned(),
+        _ => "No sync server answers like that: is this the right address?".to_owned(),
+    }
+}

@@ -1,0 +1,64 @@
+//! `ankipi export`: a user's collection and media as a package that Anki imports.
+
+use std::path::Path;
+use std::process::ExitCode;
+
+use crate::cli::commands::user_folders::{folder_of, open_between_syncs, size};
+use crate::cli::progress::Progress;
+use crate::cli::{Command, Invocation, say};
+use crate::collection::full::download::Snapshot;
+use crate::collection::{Collection, FILE_NAME};
+use crate::error::{Error, Result};
+use crate::import_export::colpkg;
+use crate::{files, media};
+
+/// `ankipi export`
+pub static EXPORT: Command = Command {
+    name: "export",
+    arguments: "USER FILE.colpkg",
+    summary: "write collection and media into a package for Anki",
+    help: "\
+Writes everything of a user into one file, which Anki imports (File > Import) in
+place of its whole collection: a backup to take away. The server may run; if a
+device syncs, the export waits until it is done.
+
+Example:
+  ankipi export anna /media/stick/anna.colpkg
+",
+    run,
+};
+
+fn run(mut invocation: Invocation) -> Result<ExitCode> {
+    let words = invocation.words(2, 2)?;
+    let (name, file) = (&words[0], Path::new(&words[1]));
+    if file.extension().is_none_or(|extension| extension != "colpkg") {
+        return Err(Error::Usage(format!("the name {:?} must end in .colpkg, or Anki refuses it", words[1])));
+    }
+    let base = invocation.base()?;
+    let dir = folder_of(&base, name)?;
+    let collection = dir.join(FILE_NAME);
+    if !collection.exists() {
+        return Err(Error::Broken(format!("{name} has no collection yet")));
+    }
+    // No server starts meanwhile, unless one runs already.
+    let lock = match files::is_in_use(&base) {
+        true => None,
+        false => Some(files::lock_data_folder(&base)?),
+    };
+    let mut progress = Progress::start();
+    let snapshot = match &lock {
+        Some(_) => {
+            Collection::fold(&collection);
+            Snapshot::open(&collection)?
+        }
+        None => open_between_syncs(&dir, &mut progress)?,
+    };
+    progress.show_at_once("packing the collection");
+    let packed = colpkg::write(&snapshot, &dir.join(media::FOLDER), file, &mut |files| {
+        progress.show(&format!("{files} media files packed"));
+    });
+    progress.clear();
+    let packed = packed?;
+    say(&format!("{}: {} with {} media files\n", file.display(), size(packed.bytes), packed.files));
+    Ok(ExitCode::SUCCESS)
+}

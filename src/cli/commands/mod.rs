@@ -1,0 +1,40 @@
+//! The commands of the command line, one module for each family. A command is declared here and nowhere else.
+
+mod backup;
+mod check;
+mod config;
+mod device;
+mod doctor;
+mod export;
+mod hash_password;
+mod import;
+mod serve;
+mod status;
+mod user;
+mod user_folders;
+
+use crate::cli::Command;
+pub use hash_password::PASSWORD_OPTIONS;
+
+/// What runs when no command is named.
+pub static DEFAULT: &Command = &serve::SERVE;
+
+/// All commands, in the order in which `--help` lists them.
+pub static COMMANDS: &[&Command] = &[
+    &serve::SERVE,
+    &user::ADD,
+    &user::PASSWD,
+    &user::REMOVE,
+    &user::LIST,
+    &device::LIST,
+    &device::REVOKE,
+    &hash_password::HASH_PASSWORD,
+    &config::CONFIG,
+    &status::STATUS,
+    &doctor::DOCTOR,
+    &check::CHECK,
+    &backup::LIST,
+    &backup::RESTORE,
+    &export::EXPORT,
+    &import::IMPORT,
+];

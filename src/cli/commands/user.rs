@@ -1,0 +1,198 @@
+//! `ankipi user`: the accounts in the accounts file.
+
+use std::path::Path;
+use std::process::ExitCode;
+
+use crate::accounts::device_keys::Keys;
+use crate::accounts::users_file;
+use crate::accounts::users_file::Hashes;
+use crate::cli::commands::hash_password::Hashing;
+use crate::cli::prompt;
+use crate::cli::{Command, FAILED, Invocation, say};
+use crate::config::{Flags, check_user_name};
+use crate::error::{Error, Result};
+use crate::files;
+
+/// `ankipi user add`
+pub static ADD: Command = Command {
+    name: "user add",
+    arguments: "NAME [--password-file FILE] [--rounds N | --calibrate]",
+    summary: "make an account and ask for its password",
+    help: "\
+Makes an account, which a running server knows at once. The password is asked
+for, or read from standard input if that is no terminal. Only its hash is kept,
+in the file `users` of the data folder. The name becomes the name of a folder.
+
+{password options}
+
+Example:
+  ankipi user add anna
+",
+    run: add,
+};
+
+/// `ankipi user passwd`
+pub static PASSWD: Command = Command {
+    name: "user passwd",
+    arguments: "NAME [--password-file FILE] [--rounds N | --calibrate]",
+    summary: "change a password, which logs all devices out",
+    help: "\
+Changes the password of an account that `ankipi user add` made. A running server
+knows it at once, and every device has to log in again.
+
+{password options}
+",
+    run: passwd,
+};
+
+/// `ankipi user remove`
+pub static REMOVE: Command = Command {
+    name: "user remove",
+    arguments: "NAME [--delete-data] [--yes]",
+    summary: "remove an account; its data stays unless you say so",
+    help: "\
+Removes an account. A running server refuses its devices at once, and a sync
+that is under way is rolled back.
+
+Options:
+  --delete-data   also delete the collection, the media and the backups; asks
+                  before it does
+  --yes           do not ask
+",
+    run: remove,
+};
+
+/// `ankipi user list`
+pub static LIST: Command = Command {
+    name: "user list",
+    arguments: "",
+    summary: "list the accounts and when they were last used",
+    help: "\
+Lists the accounts of the file `users` and of these settings, the number of
+devices that are logged in, and the day (UTC) when one of them was last used.
+Devices of plain SYNC_USERn accounts cannot be told apart, so none are counted.
+",
+    run: list,
+};
+
+fn add(invocation: Invocation) -> Result<ExitCode> {
+    let (name, hash, base) = account(invocation, |hashes, name| match hashes.contains_key(name) {
+        true => Err(Error::Broken(format!("there is an account {name:?} already; see `ankipi user passwd`"))),
+        false => Ok(()),
+    })?;
+    users_file::change(&base, |hashes| Ok(hashes.insert(name.clone(), hash)))?;
+    // So that the folder belongs to the same owner as the data folder, whoever runs this.
+    files::create_folder(&base.join(&name))?;
+    say(&format!(
+        "{name} can log in now; the account is in {}\n",
+        base.join(users_file::USERS_FILE).display()
+    ));
+    Ok(ExitCode::SUCCESS)
+}
+
+fn passwd(invocation: Invocation) -> Result<ExitCode> {
+    let (name, hash, base) = account(invocation, |hashes, name| match hashes.contains_key(name) {
+        true => Ok(()),
+        false => Err(unknown(name)),
+    })?;
+    users_file::change(&base, |hashes| Ok(hashes.insert(name.clone(), hash)))?;
+    say(&format!("{name} has a new password; all devices have to log in again\n"));
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The account that is meant and its new hash. `check` looks at it before a password is asked for.
+fn account(
+    mut invocation: Invocation,
+    check: impl FnOnce(&Hashes, &str) -> Result<()>,
+) -> Result<(String, crate::accounts::password::Hash, std::path::PathBuf)> {
+    let hashing = Hashing::take(&mut invocation)?;
+    let mut words = invocation.words(1, usize::MAX)?;
+    if words.len() > 1 {
+        return Err(Error::Usage(prompt::NOT_HERE.to_owned()));
+    }
+    let name = words.remove(0);
+    check_user_name(&name)?;
+    if name.trim() != name {
+        return Err(Error::Broken(format!(
+            "{name:?}: Anki takes off blanks around a name, so it could never log in"
+        )));
+    }
+    let settings = invocation.settings(Flags::new())?;
+    let base = settings.base()?;
+    files::create_folder(&base)?;
+    check(&users_file::read(&base, |fault| eprintln!("ankipi: {fault}"))?, &name)?;
+    let hash = hashing.new_hash(settings.credentials())?;
+    Ok((name, hash, base))
+}
+
+fn remove(mut invocation: Invocation) -> Result<ExitCode> {
+    let deletes_data = invocation.has("--delete-data");
+    let is_sure = invocation.has("--yes");
+    let name = invocation.words(1, 1)?.remove(0);
+    check_user_name(&name)?;
+    let base = invocation.base()?;
+    let folder = base.join(&name);
+    let is_known = users_file::read(&base, |fault| eprintln!("ankipi: {fault}"))?.contains_key(&name);
+    // The data may be of an account that was removed before.
+    let has_data_to_delete = deletes_data && folder.is_dir();
+    if !is_known && !has_data_to_delete {
+        return Err(unknown(&name));
+    }
+    let question = format!("Delete everything in {}?", folder.display());
+    if deletes_data && !is_sure && !prompt::confirm(&question)? {
+        eprintln!(
+            "ankipi: nothing was removed; to delete {} without being asked, add --yes",
+            folder.display()
+        );
+        return Ok(ExitCode::from(FAILED));
+    }
+    if is_known {
+        users_file::change(&base, |hashes| Ok(hashes.remove(&name)))?;
+    }
+    if has_data_to_delete {
+        std::fs::remove_dir_all(&folder).map_err(Error::io("deleting", &folder))?;
+        say(&format!("{name} and all data are gone\n"));
+    } else {
+        say(&format!("{name} cannot log in any more; the data stays in {}\n", folder.display()));
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn list(mut invocation: Invocation) -> Result<ExitCode> {
+    invocation.words(0, 0)?;
+    let settings = invocation.settings(Flags::new())?;
+    let base = settings.base()?;
+    let hashes = users_file::read(&base, |fault| eprintln!("ankipi: {fault}"))?;
+    let mut rows = Vec::new();
+    for (name, hash) in &hashes {
+        rows.push((name.clone(), devices(&base, name, Some(&hash.tag()))?, "users"));
+    }
+    let config = settings.config()?;
+    for user in config.users.iter().filter(|user| !hashes.contains_key(&user.name)) {
+        rows.push((user.name.clone(), devices(&base, &user.name, None)?, "settings"));
+    }
+    if rows.is_empty() {
+        say(&format!("There is no account in {}. `ankipi user add NAME` makes one.\n", base.display()));
+        return Ok(ExitCode::SUCCESS);
+    }
+    let width = rows.iter().map(|(name, ..)| name.chars().count()).max().unwrap_or(0).max(4);
+    say(&format!("{:<width$}  DEVICES  LAST USE    FROM\n", "NAME"));
+    for (name, (count, last), origin) in rows {
+        say(&format!("{name:<width$}  {count:>7}  {last:<10}  {origin}\n"));
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// How many devices are logged in, and the last day on which one was used.
+fn devices(base: &Path, name: &str, tag: Option<&str>) -> Result<(usize, String)> {
+    let devices = Keys::read(&base.join(name), tag)?.devices;
+    let last = devices.iter().map(|device| device.last).max();
+    Ok((devices.len(), last.map_or("-".to_owned(), |day| day.to_string())))
+}
+
+fn unknown(name: &str) -> Error {
+    Error::Broken(format!(
+        "there is no account {name:?} in the accounts file; those of SYNC_USERn are changed where they are set. \
+         `ankipi user list` lists them all"
+    ))
+}

@@ -1,0 +1,139 @@
+//! What the commands that look at users' data share.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crate::cli::progress::Progress;
+use crate::collection::full::download::Snapshot;
+use crate::collection::{Collection, FILE_NAME, SHORT_PATIENCE};
+use crate::error::{Error, Result};
+use crate::files;
+use crate::media;
+use crate::media::index;
+
+/// Twice as long as a server waits for a silent device, unless it is told otherwise.
+const LONGEST_SYNC: Duration = Duration::from_secs(600);
+
+/// The users that something is stored of, by name.
+pub fn users_in(base: &Path) -> Result<Vec<String>> {
+    let mut names = Vec::new();
+    for entry in fs::read_dir(base).map_err(Error::io("reading", base))? {
+        let entry = entry.map_err(Error::io("reading", base))?;
+        if let (Ok(name), true) = (entry.file_name().into_string(), holds_data(&entry.path())) {
+            names.push(name);
+        }
+    }
+    names.sort_unstable();
+    Ok(names)
+}
+
+/// One user, who must have stored something, or all of them.
+pub fn these_users(base: &Path, user: Option<String>) -> Result<Vec<String>> {
+    match user {
+        Some(name) => folder_of(base, &name).map(|_| vec![name]),
+        None => users_in(base),
+    }
+}
+
+/// The folder of a user who has stored something.
+pub fn folder_of(base: &Path, name: &str) -> Result<PathBuf> {
+    let dir = base.join(name);
+    match !name.contains('/') && !name.starts_with('.') && holds_data(&dir) {
+        true => Ok(dir),
+        false => Err(Error::Broken(format!("there is nothing of a user {name:?} in {}", base.display()))),
+    }
+}
+
+/// Opens the collection in a user's folder for a short look.
+pub fn look_into(base: &Path, dir: &Path) -> Result<Collection> {
+    let collection = dir.join(FILE_NAME);
+    let _in_place = files::keep_in_place(dir);
+    match files::is_in_use(base) {
+        true => Collection::open_beside_server(&collection),
+        false => Collection::open_to_read(&collection),
+    }
+}
+
+/// Opens the collection in a user's folder for reading all of it while a server runs: waits until no device is in the
+/// middle of a sync.
+pub fn open_between_syncs(dir: &Path, progress: &mut Progress) -> Result<Snapshot> {
+    let started = Instant::now();
+    loop {
+        let in_place = files::keep_in_place(dir);
+        let opened = Snapshot::open_beside_syncs(&dir.join(FILE_NAME), SHORT_PATIENCE);
+        drop(in_place);
+        match opened {
+            Err(Error::Busy(_)) if started.elapsed() < LONGEST_SYNC => {}
+            Err(Error::Busy(_)) => {
+                return Err(Error::Busy(
+                    "devices have been syncing for ten minutes; try again later".to_owned(),
+                ));
+            }
+            opened => return opened,
+        }
+        progress.show("waiting for a device that syncs");
+        thread::sleep(Duration::from_millis(100));
+    }
+}
+
+fn holds_data(dir: &Path) -> bool {
+    [FILE_NAME, index::FILE_NAME, media::FOLDER].iter().any(|name| dir.join(name).exists())
+}
+
+/// A number of bytes for people: 812 B, 3.4 KB, 120 MB.
+pub fn size(bytes: u64) -> String {
+    let mut amount = bytes as f64;
+    let mut units = ["B", "KB", "MB", "GB", "TB"].into_iter();
+    let mut unit = units.next().unwrap_or_default();
+    for next in units {
+        if amount < 999.5 {
+            break;
+        }
+        (amount, unit) = (amount / 1000.0, next);
+    }
+    match amount < 9.95 && unit != "B" {
+        true => format!("{amount:.1} {unit}"),
+        false => format!("{amount:.0} {unit}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::collection::create_new;
+
+    #[test]
+    fn a_collection_is_not_opened_while_another_takes_its_place() {
+        let base = tempfile::tempdir().unwrap();
+        create_new(base.path()).unwrap();
+        let replacing = files::wait_to_replace(base.path(), Duration::ZERO).unwrap();
+        thread::scope(|scope| {
+            let look = scope.spawn(|| look_into(base.path(), base.path()).map(drop));
+            let read = scope.spawn(|| open_between_syncs(base.path(), &mut Progress::start()).map(drop));
+            thread::sleep(Duration::from_millis(100));
+            assert!(!look.is_finished() && !read.is_finished(), "opened in the midst of it");
+            drop(replacing);
+            look.join().unwrap().unwrap();
+            read.join().unwrap().unwrap();
+        });
+    }
+
+    #[test]
+    fn sizes_have_two_or_three_digits() {
+        let cases = [
+            (0, "0 B"),
+            (999, "999 B"),
+            (1000, "1.0 KB"),
+            (9_949, "9.9 KB"),
+            (9_950, "10 KB"),
+            (999_600, "1.0 MB"),
+            (123_456_789, "123 MB"),
+            (u64::MAX, "18446744 TB"),
+        ];
+        for (bytes, text) in cases {
+            assert_eq!(size(bytes), text);
+        }
+    }
+}

@@ -1,0 +1,314 @@
+//! The command line: finds the command that is meant, and hands it what follows.
+//!
+//! Commands are declared in `commands`, each with its help and what runs it; nothing here knows any of them.
+
+mod commands;
+mod progress;
+mod prompt;
+
+use std::fmt::Write as _;
+use std::io::Write as _;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use pico_args::Arguments;
+
+use crate::cli::commands::{COMMANDS, DEFAULT, PASSWORD_OPTIONS};
+use crate::config::did_you_mean::nearest;
+use crate::config::{Flags, SETTINGS, Settings};
+use crate::error::{Error, Result};
+
+/// A command found something that is not in order, or failed.
+pub const FAILED: u8 = 1;
+
+/// The command line itself is wrong.
+pub const WRONG_USAGE: u8 = 2;
+
+/// One command, as declared in a module of `commands`.
+pub struct Command {
+    /// One word, or two for a family: `check`, `user add`.
+    pub name: &'static str,
+    /// What follows the name: `NAME [--yes]`.
+    pub arguments: &'static str,
+    /// What it does, for the table of commands: at most 55 characters, no full stop.
+    pub summary: &'static str,
+    /// The rest of its help: what there is to know, then its options, then an example. Lines of at most 80 characters.
+    pub help: &'static str,
+    /// Does it. `Error::Usage` ends with 2 and points to the help, any other error with 1.
+    pub run: fn(Invocation) -> Result<ExitCode>,
+}
+
+/// What follows the name of a command. A command takes its options, then what is left.
+pub struct Invocation {
+    args: Arguments,
+    base: Option<PathBuf>,
+    config: Option<PathBuf>,
+}
+
+impl Invocation {
+    /// Takes an option without a value.
+    pub fn has(&mut self, option: &'static str) -> bool {
+        self.args.contains(option)
+    }
+
+    /// Takes an option with its value.
+    pub fn option(&mut self, option: &'static str) -> Result<Option<String>> {
+        self.args.opt_value_from_str(option).map_err(|err| Error::Usage(err.to_string()))
+    }
+
+    /// Takes an option whose value is a path.
+    pub fn path(&mut self, option: &'static str) -> Result<Option<PathBuf>> {
+        self.args
+            .opt_value_from_os_str(option, |path| Ok::<_, std::convert::Infallible>(path.into()))
+            .map_err(|err| Error::Usage(err.to_string()))
+    }
+
+    /// Takes what is left once all options are taken: between `least` and `most` words.
+    pub fn words(&mut self, least: usize, most: usize) -> Result<Vec<String>> {
+        let args = std::mem::replace(&mut self.args, Arguments::from_vec(Vec::new()));
+        let mut words = Vec::new();
+        for word in args.finish() {
+            let word = word.to_string_lossy().into_owned();
+            if word.starts_with('-') && word.len() > 1 {
+                return Err(Error::Usage(format!("{word} is not an option here")));
+            }
+            words.push(word);
+        }
+        match words.len() {
+            count if count < least => Err(Error::Usage("something is missing".to_owned())),
+            count if count > most => Err(Error::Usage(format!("{:?} is too much", words[most]))),
+            _ => Ok(words),
+        }
+    }
+
+    /// The settings from the config file and the environment, with `--base` and these flags on top.
+    pub fn settings(&self, mut flags: Flags) -> Result<Settings> {
+        if let Some(base) = &self.base {
+            flags.push(("SYNC_BASE", base.to_string_lossy().into_owned()));
+        }
+        let settings = Settings::read(self.config.as_deref(), variables(), flags)?;
+        for warning in settings.warnings() {
+            eprintln!("ankipi: {warning}");
+        }
+        Ok(settings)
+    }
+
+    /// The data folder.
+    pub fn base(&self) -> Result<PathBuf> {
+        self.settings(Flags::new())?.base()
+    }
+}
+
+/// Runs the command that the arguments name.
+pub fn run(mut args: Arguments) -> ExitCode {
+    let wants_help = args.contains(["-h", "--help"]);
+    let wants_version = args.contains(["-V", "--version"]);
+    let mut invocation = Invocation { args, base: None, config: None };
+    let words = match take_shared(&mut invocation) {
+        Ok(words) => words,
+        Err(err) => return fail(&err, None),
+    };
+    let words: Vec<&str> = words.iter().map(String::as_str).collect();
+    let wants_help = wants_help || words.first() == Some(&"help");
+    let words = words.strip_prefix(&["help"]).unwrap_or(&words);
+    if wants_version {
+        return print(&format!("ankipi {}\n", env!("CARGO_PKG_VERSION")));
+    }
+    let command = match (words, find(words)) {
+        ([], _) if wants_help => return print(&overview()),
+        ([], _) => DEFAULT,
+        (_, Found::Command(command)) => command,
+        ([family, ..], Found::Family) if wants_help || words.len() == 1 => {
+            return print(&family_help(family));
+        }
+        (_, Found::Family | Found::Nothing) => return fail(&unknown(words), None),
+    };
+    if wants_help {
+        return print(&help(command));
+    }
+    match (command.run)(invocation) {
+        Ok(code) => code,
+        Err(err) => fail(&err, Some(command)),
+    }
+}
+
+/// Takes what every command knows, and the words of the command's name.
+fn take_shared(invocation: &mut Invocation) -> Result<Vec<String>> {
+    invocation.base = invocation.path("--base")?;
+    invocation.config = invocation.path("--config")?;
+    let mut words: Vec<String> = Vec::new();
+    // Other words belong to the command.
+    while words.last().is_none_or(|last| last == "help" || family(last).next().is_some()) && words.len() < 3 {
+        match invocation.args.subcommand().map_err(|err| Error::Usage(err.to_string()))? {
+            Some(word) => words.push(word),
+            None => break,
+        }
+    }
+    Ok(words)
+}
+
+enum Found {
+    Command(&'static Command),
+    /// Words with which the names of several commands begin.
+    Family,
+    Nothing,
+}
+
+fn find(words: &[&str]) -> Found {
+    let name = words.join(" ");
+    if let Some(command) = COMMANDS.iter().copied().find(|command| command.name == name) {
+        return Found::Command(command);
+    }
+    match words.first().is_some_and(|first| family(first).next().is_some()) {
+        true => Found::Family,
+        false => Found::Nothing,
+    }
+}
+
+/// The commands whose names are this word and another one.
+fn family(word: &str) -> impl Iterator<Item = &'static Command> {
+    COMMANDS
+        .iter()
+        .copied()
+        .filter(move |command| command.name.strip_prefix(word).is_some_and(|rest| rest.starts_with(' ')))
+}
+
+fn unknown(words: &[&str]) -> Error {
+    let typed = words.join(" ");
+    let meant = match nearest(&typed, COMMANDS.iter().map(|command| command.name)) {
+        Some(name) => format!("; did you mean `ankipi {name}`?"),
+        None => "; `ankipi --help` lists what there is".to_owned(),
+    };
+    Error::Usage(format!("{typed:?} is not a command of ankipi{meant}"))
+}
+
+fn fail(err: &Error, command: Option<&Command>) -> ExitCode {
+    eprintln!("ankipi: {err}");
+    match (err, command) {
+        (Error::Usage(_), Some(command)) => {
+            eprintln!("Usage: {}\n`ankipi {} --help` says more.", usage(command), command.name);
+            ExitCode::from(WRONG_USAGE)
+        }
+        (Error::Usage(_), None) => ExitCode::from(WRONG_USAGE),
+        _ => ExitCode::from(FAILED),
+    }
+}
+
+/// Writes to standard output, where nobody may be listening any more (`ankipi config | head -1`).
+pub fn say(text: &str) {
+    let _ = std::io::stdout().write_all(text.as_bytes());
+}
+
+fn print(text: &str) -> ExitCode {
+    say(text);
+    ExitCode::SUCCESS
+}
+
+/// The environment. A variable that is not text is none of ours.
+pub fn variables() -> impl Iterator<Item = (String, String)> {
+    std::env::vars_os().filter_map(|(key, value)| Some((key.into_string().ok()?, value.into_string().ok()?)))
+}
+
+const SHARED_OPTIONS: &str = "
+Options of every command:
+  --base DIR        the data folder (SYNC_BASE; otherwise ~/.syncserver)
+  --config FILE     a file with settings, one KEY=VALUE on a line
+  -h, --help        say what a command does
+  -V, --version     print the version
+";
+
+/// What `ankipi --help` prints.
+fn overview() -> String {
+    let mut text = "\
+ankipi - a small self-hosted sync server for Anki
+
+Usage: ankipi [COMMAND] [OPTIONS]
+
+Without a command it runs the server. To begin, make an account and start it:
+  ankipi user add me
+  ankipi
+
+Commands:
+"
+    .to_owned();
+    text.push_str(&table(COMMANDS.iter().copied()));
+    text.push_str(SHARED_OPTIONS);
+    text.push_str(
+        "
+`ankipi COMMAND --help` says more, and `ankipi serve --help` lists all settings.
+In Anki, Preferences > Syncing > Self-hosted sync server: http://THIS-HOST:8080/
+",
+    );
+    text
+}
+
+fn family_help(word: &str) -> String {
+    format!(
+        "Usage: ankipi {word} COMMAND\n\nCommands:\n{}\n`ankipi {word} COMMAND --help` says more.\n",
+        table(family(word))
+    )
+}
+
+fn table<'c>(commands: impl Iterator<Item = &'c Command>) -> String {
+    let mut text = String::new();
+    for command in commands {
+        let _ = writeln!(text, "  {:<20}  {}", command.name, command.summary);
+    }
+    text
+}
+
+fn usage(command: &Command) -> String {
+    format!("ankipi {} {}", command.name, command.arguments).trim_end().to_owned()
+}
+
+/// What `ankipi COMMAND --help` prints.
+fn help(command: &Command) -> String {
+    let mut text = format!("ankipi {} - {}\n\nUsage: {}\n", command.name, command.summary, usage(command));
+    let own = command.help.replace("{settings}", &settings_table());
+    let own = own.replace("{password options}", PASSWORD_OPTIONS);
+    for part in [own.as_str(), SHARED_OPTIONS] {
+        let _ = write!(text, "\n{}\n", part.trim());
+    }
+    text
+}
+
+/// What `{settings}` in a help text stands for.
+fn settings_table() -> String {
+    let mut text = String::new();
+    for setting in SETTINGS {
+        let _ = writeln!(text, "  {:<21}  {}", setting.key, setting.summary);
+        let notes = [
+            if setting.default.is_empty() { String::new() } else { format!("default {}", setting.default) },
+            if setting.flag.is_empty() { String::new() } else { format!("also {}", setting.flag) },
+        ];
+        let notes: Vec<_> = notes.into_iter().filter(|note| !note.is_empty()).collect();
+        if !notes.is_empty() {
+            let _ = writeln!(text, "  {:<21}    {}", "", notes.join(", "));
+        }
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The widest line of help.
+    const COLUMNS: usize = 80;
+
+    #[test]
+    fn every_help_fits_on_a_terminal_and_names_its_usage() {
+        let mut texts = vec![overview(), family_help("user"), family_help("device")];
+        texts.extend(COMMANDS.iter().map(|command| help(command)));
+        for text in texts {
+            for line in text.lines() {
+                assert!(line.chars().count() <= COLUMNS, "{} columns: {line}", line.chars().count());
+                assert!(!line.contains('{') && line == line.trim_end(), "{line:?}");
+            }
+            assert!(
+                text.contains("Usage: ankipi") && text.ends_with('\n') && !text.ends_with("\n\n"),
+                "{text}"
+            );
+        }
+    }
+}

@@ -1,0 +1,10 @@
+//! The collection as a whole file: uploads that replace it, downloads that send it, backups and restore.
+//!
+//! Not here: syncs that merge rows (`sync`). Imports `collection::schema`, `files`, `os`.
+
+pub mod download;
+mod refusal;
+pub mod replace;
+pub mod restore;
+mod row_sizes;
+pub mod upload;

@@ -1,0 +1,411 @@
+//! Putting a checked upload in the place of the old collection, and tidying up after a crash.
+//!
+//! At any moment one of `collection.anki2` and `collection.anki2.new` is a whole collection that was checked. The old
+//! one becomes the newest file in `backups/` by a rename; nothing is copied.
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+
+use crate::collection::{Collection, FILE_NAME, PATIENCE};
+use crate::error::{Error, Result};
+use crate::files::spool;
+use crate::files::sqlite_files::has_side_files;
+use crate::files::{create_folder, refuse_link, remove_if_there, sync_folder, wait_to_replace};
+
+/// Where replaced collections go, in the user's folder.
+const BACKUPS: &str = "backups";
+
+/// The name under which uploads arrive, before they are checked.
+const UPLOAD_PREFIX: &str = "collection.anki2.upload-";
+
+/// The name under which a copy for an old client is made.
+const OLD_COPY_PREFIX: &str = "collection.anki2.schema11-";
+
+/// A checked upload on its way into place.
+const CHECKED: &str = "collection.anki2.new";
+
+/// What the journal of a collection that is gone belongs to.
+const ORPHANED: &str = "collection.anki2.orphaned";
+
+/// Files that SQLite keeps beside a collection while it is open or after a crash.
+pub(crate) const SIDE_SUFFIXES: [&str; 3] = ["-wal", "-shm", "-journal"];
+
+/// Where the upload of this number goes.
+pub fn upload_path(dir: &Path, number: u32) -> PathBuf {
+    dir.join(format!("{UPLOAD_PREFIX}{number}"))
+}
+
+/// Where the copy of this number for an old client is made.
+pub fn old_copy_path(dir: &Path, number: u32) -> PathBuf {
+    dir.join(format!("{OLD_COPY_PREFIX}{number}"))
+}
+
+/// Replaces the collection in `dir` by a checked and synced file, and keeps the newest `keep` of those it replaced.
+/// Only snapshots may have the old one open; they go on reading it where it goes. If it is in two files because of them,
+/// or because it is beyond reading, both go there.
+///
+/// An error means that the old collection is in place, but for `Unconfirmed`.
+pub fn replace(dir: &Path, checked: &Path, keep: usize) -> Result<()> {
+    let (current, next) = (dir.join(FILE_NAME), dir.join(CHECKED));
+    let _lock = wait_to_replace(dir, PATIENCE);
+    fs::rename(checked, &next).map_err(Error::io("renaming", checked))?;
+    if current.exists() {
+        let backup = match sync_folder(dir).and_then(|()| next_backup_path(dir)) {
+            Ok(backup) => backup,
+            Err(err) => {
+                let _ = fs::remove_file(&next);
+                return Err(err);
+            }
+        };
+        let put = move_whole(&current, &backup)
+            .and_then(|()| sync_folder(&dir.join(BACKUPS)))
+            .and_then(|()| fs::rename(&next, &current).map_err(Error::io("renaming", &next)));
+        if let Err(err) = put {
+            return Err(take_back(&backup, dir, err));
+        }
+    } else {
+        sync_folder(dir)?;
+        fs::rename(&next, &current).map_err(Error::io("renaming", &next))?;
+    }
+    sync_folder(dir).map_err(|err| Error::Unconfirmed(err.to_string()))?;
+    // The new one is in place and safe, and it would be wrong to tell the client otherwise.
+    if let Err(err) = forget_old_backups(dir, keep) {
+        log::error!("the new collection is in place, but {err}");
+    }
+    Ok(())
+}
+
+/// Undoes a replacement that failed. If that fails too, there is no collection in its place, and `settle` puts the
+/// new one there as soon as the disk lets it.
+fn take_back(backup: &Path, dir: &Path, err: Error) -> Error {
+    let current = dir.join(FILE_NAME);
+    if !current.exists() {
+        // The file last: without it `settle` knows whose the side files are.
+        let back = move_side_files(backup, &current)
+            .and_then(|()| fs::rename(backup, &current).map_err(Error::io("renaming", backup)));
+        if let Err(second) = back {
+            return Error::Unconfirmed(format!("{err}; and then {second}"));
+        }
+    }
+    let _ = fs::remove_file(dir.join(CHECKED));
+    err
+}
+
+pub(crate) fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(suffix);
+    name.into()
+}
+
+/// The folder of the backups, which may not be there. A link is none: what is behind it is on another disk, to which
+/// nothing can be renamed, or is somebody else's.
+fn backups_folder(dir: &Path) -> Result<PathBuf> {
+    let backups = dir.join(BACKUPS);
+    refuse_link(&backups)?;
+    Ok(backups)
+}
+
+/// The numbers of the backups that there are, oldest first.
+fn backup_numbers(backups: &Path) -> Result<Vec<u32>> {
+    let mut numbers = Vec::new();
+    for entry in fs::read_dir(backups).map_err(Error::io("reading", backups))? {
+        let name = entry.map_err(Error::io("reading", backups))?.file_name();
+        let number = name
+            .to_str()
+            .and_then(|name| name.strip_prefix("collection-")?.strip_suffix(".anki2")?.parse().ok());
+        numbers.extend::<Option<u32>>(number);
+    }
+    numbers.sort_unstable();
+    Ok(numbers)
+}
+
+/// Numbers and not dates: many boards do not know the date.
+fn backup_path(backups: &Path, number: u32) -> PathBuf {
+    backups.join(format!("collection-{number:05}.anki2"))
+}
+
+/// A collection that was replaced.
+pub struct Backup {
+    /// The higher, the newer.
+    pub number: u32,
+    /// Where it is.
+    pub path: PathBuf,
+}
+
+/// The backups in a user's folder, oldest first.
+pub fn backups(dir: &Path) -> Result<Vec<Backup>> {
+    let backups = backups_folder(dir)?;
+    if !backups.exists() {
+        return Ok(Vec::new());
+    }
+    let of_number = |number| Backup { number, path: backup_path(&backups, number) };
+    Ok(backup_numbers(&backups)?.into_iter().map(of_number).collect())
+}
+
+/// Where the next collection that is replaced goes; its folder is made if need be.
+fn next_backup_path(dir: &Path) -> Result<PathBuf> {
+    let backups = backups_folder(dir)?;
+    create_folder(&backups)?;
+    let number = backup_numbers(&backups)?.last().map_or(1, |last| last + 1);
+    Ok(backup_path(&backups, number))
+}
+
+/// Moves a collection with the side files that could not be folded. The file first: side files without one beside them
+/// are those of the newest backup, but a file without its WAL would lack commits and not tell.
+fn move_whole(from: &Path, to: &Path) -> Result<()> {
+    fs::rename(from, to).map_err(Error::io("renaming", from))?;
+    move_side_files(from, to)
+}
+
+fn move_side_files(from: &Path, to: &Path) -> Result<()> {
+    for suffix in SIDE_SUFFIXES {
+        let side_file = with_suffix(from, suffix);
+        if side_file.exists() {
+            fs::rename(&side_file, with_suffix(to, suffix)).map_err(Error::io("renaming", &side_file))?;
+        }
+    }
+    Ok(())
+}
+
+fn forget_old_backups(dir: &Path, keep: usize) -> Result<()> {
+    let backups = backups_folder(dir)?;
+    if !backups.exists() {
+        return Ok(());
+    }
+    let numbers = backup_numbers(&backups)?;
+    for number in &numbers[..numbers.len().saturating_sub(keep)] {
+        let backup = backup_path(&backups, *number);
+        remove_if_there(&backup)?;
+        for suffix in SIDE_SUFFIXES {
+            remove_if_there(&with_suffix(&backup, suffix))?;
+        }
+    }
+    Ok(())
+}
+
+/// Whether there is a collection in `dir`, after finishing a replacement that was interrupted between its renames: the
+/// upload was whole, checked and synced.
+pub fn settle(dir: &Path) -> Result<bool> {
+    let (current, next) = (dir.join(FILE_NAME), dir.join(CHECKED));
+    let is_there = |path: &Path| path.try_exists().map_err(Error::io("looking for", path));
+    if is_there(&current)? {
+        return Ok(true);
+    }
+    if !is_there(&next)? {
+        // Those of a collection that somebody took away would be applied to the next one.
+        if has_side_files(&current) {
+            log::warn!("{}: there is a journal and no collection; it is put aside", current.display());
+            move_side_files(&current, &dir.join(ORPHANED))?;
+        }
+        return Ok(false);
+    }
+    // What is left in its place belongs to the collection that had gone to the backups.
+    match backups(dir)?.last() {
+        Some(newest) => move_side_files(&current, &newest.path)?,
+        None => {
+            SIDE_SUFFIXES.iter().try_for_each(|suffix| remove_if_there(&with_suffix(&current, suffix)))?
+        }
+    }
+    fs::rename(&next, &current).map_err(Error::io("renaming", &next))?;
+    sync_folder(dir)?;
+    log::warn!("{}: put a checked upload in place that had been interrupted", dir.display());
+    Ok(true)
+}
+
+/// Finishes or removes what an interrupted request left in a user's folder. Runs before the first request.
+pub fn clean_up(dir: &Path) -> Result<()> {
+    let current = dir.join(FILE_NAME);
+    if settle(dir)? && has_side_files(&current) {
+        log::warn!("{}: finishing or taking back a sync that was interrupted", current.display());
+        Collection::fold(&current);
+    }
+    for entry in fs::read_dir(dir).map_err(Error::io("reading", dir))? {
+        let entry = entry.map_err(Error::io("reading", dir))?;
+        let name = entry.file_name();
+        let name = name.to_string_lossy();
+        let leftover = name.starts_with(UPLOAD_PREFIX)
+            || name.starts_with(OLD_COPY_PREFIX)
+            || name.starts_with(CHECKED)
+            || name.starts_with("collection.anki2.empty")
+            || name.starts_with(spool::LEFTOVER_PREFIX);
+        if leftover {
+            log::warn!("{}: removed {name}, which an interrupted request had left", dir.display());
+            remove_if_there(&entry.path())?;
+        }
+    }
+    File::open(dir).and_then(|dir| dir.sync_all()).map_err(Error::io("syncing", dir))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::thread;
+    use std::time::Duration;
+
+    use super::*;
+    use crate::collection::PATIENCE;
+    use crate::collection::full::download::Snapshot;
+    use crate::files::keep_in_place;
+
+    /// A folder with a collection whose crt is `created`.
+    fn collection(dir: &Path, name: &str, created: i64) -> PathBuf {
+        let scratch = tempfile::tempdir_in(dir).unwrap();
+        crate::collection::create_new(scratch.path()).unwrap();
+        let made = scratch.path().join(FILE_NAME);
+        rusqlite::Connection::open(&made).unwrap().execute("UPDATE col SET crt = ?1", [created]).unwrap();
+        let path = dir.join(name);
+        fs::rename(made, &path).unwrap();
+        path
+    }
+
+    fn created(path: &Path) -> i64 {
+        Collection::open_to_read(path)
+            .unwrap()
+            .db
+            .query_row("SELECT crt FROM col", [], |row| row.get(0))
+            .unwrap()
+    }
+
+    /// A copy of a collection with its journal, made while it is open.
+    fn as_a_crash_leaves(current: &Path, journal: &str) -> tempfile::TempDir {
+        let crashed = tempfile::tempdir().unwrap();
+        for suffix in ["", journal] {
+            let from = with_suffix(current, suffix);
+            fs::copy(&from, crashed.path().join(from.file_name().unwrap())).unwrap();
+        }
+        crashed
+    }
+
+    /// A collection whose crt was 1 before the sync, in which much is written that is not committed.
+    fn crashed_while_syncing() -> tempfile::TempDir {
+        let dir = tempfile::tempdir().unwrap();
+        let current = collection(dir.path(), FILE_NAME, 1);
+        let open = Collection::open(&current).unwrap();
+        open.begin().unwrap();
+        open.db.execute("UPDATE col SET crt = 2", []).unwrap();
+        // More than the page cache holds.
+        open.db.execute("INSERT INTO tags VALUES (?1, 0, 0, NULL)", ["x".repeat(4 << 20)]).unwrap();
+        let crashed = as_a_crash_leaves(&current, "-journal");
+        assert!(fs::metadata(crashed.path().join(FILE_NAME)).unwrap().len() > 2 << 20, "nothing was spilled");
+        crashed
+    }
+
+    #[test]
+    fn the_newest_backups_are_kept_and_the_first_upload_needs_none() {
+        let dir = tempfile::tempdir().unwrap();
+        for n in 1..=5 {
+            let upload = collection(dir.path(), "collection.anki2.upload-7", n);
+            replace(dir.path(), &upload, 3).unwrap();
+            assert_eq!(created(&dir.path().join(FILE_NAME)), n);
+        }
+        let backups = dir.path().join(BACKUPS);
+        let kept: Vec<_> = backup_numbers(&backups).unwrap();
+        assert_eq!(kept, [2, 3, 4]);
+        assert_eq!(created(&backup_path(&backups, 4)), 4);
+    }
+
+    #[test]
+    fn nothing_is_replaced_while_a_command_opens_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let current = collection(dir.path(), FILE_NAME, 1);
+        let upload = collection(dir.path(), "collection.anki2.upload-7", 2);
+        let in_place = keep_in_place(dir.path()).unwrap();
+        thread::scope(|scope| {
+            let replacing = scope.spawn(|| replace(dir.path(), &upload, 3));
+            thread::sleep(Duration::from_millis(100));
+            assert_eq!(created(&current), 1, "replaced in the midst of it");
+            drop(in_place);
+            replacing.join().unwrap().unwrap();
+        });
+        assert_eq!(created(&current), 2);
+    }
+
+    #[test]
+    fn a_backup_that_cannot_go_does_not_undo_the_upload() {
+        let dir = tempfile::tempdir().unwrap();
+        // A folder is not deleted as a file is.
+        fs::create_dir_all(backup_path(&dir.path().join(BACKUPS), 1)).unwrap();
+        for n in 1..=2 {
+            let upload = collection(dir.path(), "collection.anki2.upload-7", n);
+            replace(dir.path(), &upload, 0).unwrap();
+            assert_eq!(created(&dir.path().join(FILE_NAME)), n);
+        }
+    }
+
+    #[test]
+    fn an_upload_that_cannot_take_the_place_leaves_the_old_one_there() {
+        let dir = tempfile::tempdir().unwrap();
+        collection(dir.path(), FILE_NAME, 1);
+        let upload = collection(dir.path(), "collection.anki2.upload-7", 2);
+        fs::write(dir.path().join(BACKUPS), "where a folder should be").unwrap();
+        replace(dir.path(), &upload, 3).unwrap_err();
+        assert_eq!(created(&dir.path().join(FILE_NAME)), 1);
+    }
+
+    #[test]
+    fn a_commit_that_only_the_wal_holds_is_in_the_backup() {
+        let dir = tempfile::tempdir().unwrap();
+        let current = collection(dir.path(), FILE_NAME, 1);
+        let _reader = Snapshot::open_beside_syncs(&current, PATIENCE).unwrap();
+        let open = Collection::open(&current).unwrap();
+        open.db.execute("UPDATE col SET crt = 2", []).unwrap();
+        let crashed = as_a_crash_leaves(&current, "-wal");
+        let upload = collection(crashed.path(), "collection.anki2.upload-0", 3);
+        replace(crashed.path(), &upload, 3).unwrap();
+        assert_eq!(created(&crashed.path().join(FILE_NAME)), 3);
+        assert_eq!(created(&backup_path(&crashed.path().join(BACKUPS), 1)), 2);
+    }
+
+    #[test]
+    fn what_was_not_committed_is_not_in_the_backup() {
+        let crashed = crashed_while_syncing();
+        let upload = collection(crashed.path(), "collection.anki2.upload-0", 3);
+        replace(crashed.path(), &upload, 3).unwrap();
+        assert_eq!(created(&crashed.path().join(FILE_NAME)), 3);
+        assert_eq!(created(&backup_path(&crashed.path().join(BACKUPS), 1)), 1);
+    }
+
+    #[test]
+    fn a_start_takes_back_what_was_not_committed() {
+        let crashed = crashed_while_syncing();
+        clean_up(crashed.path()).unwrap();
+        let left = fs::read_dir(crashed.path()).unwrap().map(|entry| entry.unwrap().file_name());
+        assert_eq!(left.collect::<Vec<_>>(), [FILE_NAME]);
+        assert_eq!(created(&crashed.path().join(FILE_NAME)), 1);
+    }
+
+    #[test]
+    fn a_crash_between_the_renames_ends_with_the_upload_in_place() {
+        let dir = tempfile::tempdir().unwrap();
+        collection(dir.path(), CHECKED, 8);
+        fs::write(dir.path().join("collection.anki2-wal"), "of the old one").unwrap();
+        fs::write(dir.path().join("collection.anki2.upload-3"), "half").unwrap();
+        fs::write(dir.path().join("collection.anki2.schema11-4"), "half").unwrap();
+        fs::write(dir.path().join("spool-1-1"), "half").unwrap();
+        clean_up(dir.path()).unwrap();
+        assert_eq!(created(&dir.path().join(FILE_NAME)), 8);
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_wal_that_was_left_behind_goes_to_the_backup_that_it_belongs_to() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::create_dir(dir.path().join(BACKUPS)).unwrap();
+        collection(dir.path(), "backups/collection-00004.anki2", 1);
+        collection(dir.path(), CHECKED, 2);
+        fs::write(dir.path().join("collection.anki2-wal"), "commits of the old one").unwrap();
+        assert!(settle(dir.path()).unwrap());
+        assert_eq!(created(&dir.path().join(FILE_NAME)), 2);
+        let wal = fs::read(dir.path().join("backups/collection-00004.anki2-wal")).unwrap();
+        assert_eq!(wal, b"commits of the old one");
+    }
+
+    #[test]
+    fn a_checked_upload_that_was_not_acknowledged_gives_way_to_the_collection() {
+        let dir = tempfile::tempdir().unwrap();
+        collection(dir.path(), FILE_NAME, 1);
+        collection(dir.path(), CHECKED, 2);
+        clean_up(dir.path()).unwrap();
+        assert_eq!(created(&dir.path().join(FILE_NAME)), 1);
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
+}

@@ -1,0 +1,478 @@
+//! Full upload: is this file a collection that every device can live with? (collection-format.md 13)
+//!
+//! `PRAGMA integrity_check` looks each row up in each index and takes minutes on a board. This asks the same in one
+//! pass over each table and index: `quick_check` for the structure, sums over tables and indexes for their agreement,
+//! and the full check for the small tables, whose indexes depend on the collation. Then every object is read as a sync
+//! would send it. What is wrong is said in a sentence for the user, who can mend it in the client.
+
+use std::fs::{File, OpenOptions};
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::io::Read;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+
+use rusqlite::types::ValueRef;
+use rusqlite::{Connection, Row};
+
+use crate::collection::full::download::{JOURNAL_BYTES, Snapshot};
+use crate::collection::full::refusal::{
+    Checked, Failure, MEND, REMOVE_IT, TRY_AGAIN, UPDATE_CLIENT, UPDATE_SERVER, WHOLE_COLLECTION, refuse,
+};
+use crate::collection::full::row_sizes;
+use crate::collection::schema::upgrade;
+use crate::collection::schema::{INDEXES, Index, LARGE_TABLES, TABLES, TABLES_WITH_USN, tables_of};
+use crate::collection::{Collection, SCAN_CACHE_KIB, SCHEMA_VERSION};
+use crate::error::{Error, Result};
+use crate::files::GentleFile;
+
+/// The 16 bytes every SQLite 3 file begins with.
+const MAGIC: &[u8; 16] = b"SQLite format 3\0";
+
+/// Bytes of the file header.
+const HEADER_BYTES: usize = 100;
+
+/// What the header says of the encoding of texts in every collection.
+const UTF_8: [u8; 4] = [0, 0, 0, 1];
+
+pub use crate::collection::full::refusal::{Unfit, Verdict};
+
+/// Checks an uploaded file and readies it for use: old schemas are upgraded, missing indexes are made, rows with a
+/// usn that no server gave get 0. The file is on disk when this returns. No row or object may be longer than
+/// `max_row_bytes`.
+pub fn check(path: &Path, max_row_bytes: u64) -> Result<Verdict> {
+    let file = OpenOptions::new().read(true).write(true).open(path).map_err(Error::io("opening", path))?;
+    if let Err(unfit) = check_header(&file).map_err(Error::io("reading", path))? {
+        return Ok(Err(unfit));
+    }
+    // In rollback mode, in which no side files are made while it is checked; it stays so.
+    set_journal_bytes(&file, [1, 1]).map_err(Error::io("writing", path))?;
+    if let Err(failure) = check_contents(path, max_row_bytes) {
+        return failure.into_verdict();
+    }
+    file.sync_all().map_err(Error::io("syncing", path))?;
+    Ok(Ok(()))
+}
+
+/// Makes a checked copy in our schema of a collection that was found with an old one.
+pub fn upgraded_copy(path: &Path, copy: &Path, max_row_bytes: u64) -> Result<()> {
+    let mut file = GentleFile::create(copy)?;
+    Snapshot::open_any(path)?.copy_to(&mut file, copy)?;
+    file.into_file().sync_all().map_err(Error::io("syncing", copy))?;
+    check(copy, max_row_bytes)?.map_err(|unfit| {
+        Error::Broken(format!(
+            "{} has an old format and cannot be upgraded: {}. Upload the collection anew from a device",
+            path.display(),
+            unfit.reason
+        ))
+    })
+}
+
+fn set_journal_bytes(file: &File, bytes: [u8; 2]) -> std::io::Result<()> {
+    file.write_all_at(&bytes, JOURNAL_BYTES.start as u64)
+}
+
+fn check_header(mut file: &File) -> std::io::Result<Verdict> {
+    let unfit = |reason: &str, advice| Ok(Err(Unfit::new(reason, advice)));
+    let len = file.metadata()?.len();
+    let mut header = [0; HEADER_BYTES];
+    if len == 0 {
+        return unfit("it is empty", WHOLE_COLLECTION);
+    }
+    if len < HEADER_BYTES as u64 || file.read_exact(&mut header).is_err() || &header[..16] != MAGIC {
+        return unfit("it is not an Anki collection (not an SQLite file)", WHOLE_COLLECTION);
+    }
+    let page_bytes = match u64::from(u16::from_be_bytes([header[16], header[17]])) {
+        1 => 65_536,
+        bytes => bytes,
+    };
+    let pages = u64::from(u32::from_be_bytes([header[28], header[29], header[30], header[31]]));
+    if len < pages * page_bytes {
+        return unfit(&format!("it is cut off: {len} of {} bytes arrived", pages * page_bytes), TRY_AGAIN);
+    }
+    if header[56..60] != UTF_8 {
+        return unfit("its texts are not in UTF-8", WHOLE_COLLECTION);
+    }
+    Ok(Ok(()))
+}
+
+fn check_contents(path: &Path, max_row_bytes: u64) -> Checked {
+    let collection = Collection::connect(path, SCAN_CACHE_KIB)?;
+    collection.limit_values(max_row_bytes)?;
+    read_contents(&collection, max_row_bytes).or_else(|failure| match failure {
+        // SQLite gives up on a value over the limit without telling where it is.
+        Failure::Ours(Error::TooLarge(_)) => {
+            row_sizes::refuse_long_rows(&collection.db, max_row_bytes)?;
+            Err(failure)
+        }
+        failure => Err(failure),
+    })
+}
+
+fn read_contents(collection: &Collection, max_row_bytes: u64) -> Checked {
+    let db = &collection.db;
+    // If the power goes, the file is thrown away.
+    db.execute_batch("PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF; PRAGMA locking_mode = EXCLUSIVE")?;
+    check_nothing_runs(db)?;
+    let version = check_version(db)?;
+    check_tables(db, version)?;
+    check_structure(db, "PRAGMA quick_check(1)")?;
+    check_col(db)?;
+    if version < SCHEMA_VERSION {
+        // Before anything is read that could be too long for the upgrade.
+        row_sizes::check_small_tables(db, version, max_row_bytes)?;
+        upgrade::upgrade(db, version, max_row_bytes)?;
+    }
+    for index in INDEXES {
+        db.execute_batch(&index.create_sql())?;
+    }
+    row_sizes::check_small_tables(db, SCHEMA_VERSION, max_row_bytes)?;
+    for (table, _) in TABLES.iter().filter(|(table, _)| !LARGE_TABLES.contains(table)) {
+        check_structure(db, &format!("PRAGMA integrity_check({table})"))?;
+    }
+    for table in LARGE_TABLES {
+        check_rows(db, table, max_row_bytes)?;
+    }
+    collection.check_objects()?;
+    // What follows writes whole rows, which were found to be within bounds.
+    collection.limit_rows(max_row_bytes)?;
+    settle_usns(db)
+}
+
+/// Whoever gets rows by downloading this file has seen them. One that is marked as pending would fail every sanity check
+/// to come, one beyond 32 bits would never be sent, and one between two numbers without end.
+fn settle_usns(db: &Connection) -> Checked {
+    let is_odd = "typeof(usn) != 'integer' OR usn NOT BETWEEN 0 AND 2147483647";
+    for table in TABLES_WITH_USN {
+        let rows = match LARGE_TABLES.contains(table) {
+            // The index is much shorter than the table.
+            true => format!("id IN (SELECT id FROM {table} INDEXED BY ix_{table}_usn WHERE {is_odd})"),
+            false => is_odd.to_owned(),
+        };
+        db.execute(&format!("UPDATE {table} SET usn = 0 WHERE {rows}"), [])?;
+    }
+    Ok(())
+}
+
+/// Triggers, views and virtual tables would run inside our process.
+fn check_nothing_runs(db: &Connection) -> Checked {
+    let mut select = db.prepare("SELECT type, name, ifnull(sql, '') FROM sqlite_schema")?;
+    let mut rows = select.query([])?;
+    while let Some(row) = rows.next()? {
+        let (kind, name, sql): (String, String, String) = (row.get(0)?, row.get(1)?, row.get(2)?);
+        let words: Vec<_> = sql.split_ascii_whitespace().take(2).map(str::to_ascii_lowercase).collect();
+        let kind = if words.iter().any(|word| word == "virtual") { "virtual table".to_owned() } else { kind };
+        if kind != "table" && kind != "index" {
+            return refuse(format!("it contains the {kind} '{name}', which collections must not"), REMOVE_IT);
+        }
+    }
+    Ok(())
+}
+
+pub(crate) fn columns_of(db: &Connection, table: &str) -> rusqlite::Result<Vec<String>> {
+    let mut select = db.prepare("SELECT name FROM pragma_table_xinfo(?1) ORDER BY cid")?;
+    select.query_map([table], |row| row.get(0))?.collect()
+}
+
+/// The schema version, if we know a way from it to ours.
+fn check_version(db: &Connection) -> Checked<i64> {
+    if columns_of(db, "col")?.is_empty() {
+        return refuse("it is not an Anki collection (no table 'col')", WHOLE_COLLECTION);
+    }
+    let version: Option<i64> = db.query_row("SELECT max(ver) FROM col", [], |row| row.get(0))?;
+    match version {
+        Some(version) if version == SCHEMA_VERSION || upgrade::is_old(version) => Ok(version),
+        Some(version) if version > SCHEMA_VERSION => refuse(
+            format!(
+                "it has collection format {version}, which is newer than this server knows ({SCHEMA_VERSION})"
+            ),
+            UPDATE_SERVER,
+        ),
+        Some(version) => {
+            refuse(format!("it has collection format {version}, which is too old"), UPDATE_CLIENT)
+        }
+        None => refuse("its table 'col' is empty", WHOLE_COLLECTION),
+    }
+}
+
+fn check_tables(db: &Connection, version: i64) -> Checked {
+    for (table, columns) in tables_of(version) {
+        let found = columns_of(db, table)?;
+        let same = found.iter().zip(columns).all(|(found, expected)| found.eq_ignore_ascii_case(expected));
+        if !same || found.len() != columns.len() {
+            return refuse(format!("its table '{table}' is missing or has other columns"), MEND);
+        }
+    }
+    Ok(())
+}
+
+fn check_structure(db: &Connection, pragma: &str) -> Checked {
+    let finding: String = db.query_row(pragma, [], |row| row.get(0))?;
+    match finding.as_str() {
+        "ok" => Ok(()),
+        _ => refuse(format!("it is damaged: {}", finding.replace('\n', " ")), MEND),
+    }
+}
+
+fn check_col(db: &Connection) -> Checked {
+    let whole =
+        "SELECT count(*), sum(typeof(crt) = 'integer' AND typeof(mod) = 'integer' AND typeof(scm) = 'integer'
+                 AND typeof(usn) = 'integer' AND usn BETWEEN 0 AND 2147483000) FROM col";
+    match db.query_row(whole, [], |row| Ok((row.get::<_, i64>(0)?, row.get::<_, Option<i64>>(1)?)))? {
+        (1, Some(1)) => Ok(()),
+        (1, _) => refuse("its table 'col' holds other things than numbers", MEND),
+        (count, _) => refuse(format!("its table 'col' has {count} rows instead of one"), MEND),
+    }
+}
+
+/// How an index and its table are compared: how many entries, and a sum over them in which the order has no weight.
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+struct Tally {
+    entries: u64,
+    sum: u64,
+}
+
+impl Tally {
+    fn add<'r>(
+        &mut self,
+        entry: impl Iterator<Item = rusqlite::Result<ValueRef<'r>>>,
+    ) -> rusqlite::Result<()> {
+        // Keys are fixed: whoever builds a file to deceive this only harms their own collection.
+        let mut hasher = DefaultHasher::new();
+        for value in entry {
+            match value? {
+                ValueRef::Null => 0.hash(&mut hasher),
+                ValueRef::Integer(value) => value.hash(&mut hasher),
+                ValueRef::Real(value) => value.to_bits().hash(&mut hasher),
+                ValueRef::Text(bytes) | ValueRef::Blob(bytes) => bytes.hash(&mut hasher),
+            }
+        }
+        self.entries += 1;
+        self.sum = self.sum.wrapping_add(hasher.finish());
+        Ok(())
+    }
+}
+
+/// Reads each row of a large table once: its texts must be texts, and its indexes must hold what it holds.
+fn check_rows(db: &Connection, table: &str, max_row_bytes: u64) -> Checked {
+    let indexes: Vec<&Index> = INDEXES.iter().filter(|index| index.table == table).collect();
+    let (texts, others): (&[&str], _) = match table {
+        "notes" => (
+            &["guid", "tags", "flds"],
+            format!("{} + {}", row_sizes::bytes_of("sfld"), row_sizes::bytes_of("data")),
+        ),
+        "cards" => (&[], row_sizes::bytes_of("data")),
+        _ => (&[], "0".to_owned()),
+    };
+    // id, bytes of what is not read here, the texts, then for each index its condition and its columns.
+    let mut columns = vec!["id", &others];
+    columns.extend(texts);
+    for index in &indexes {
+        columns.push(index.only_if.unwrap_or("1"));
+        columns.extend(index.columns);
+    }
+    let mut tallies = vec![Tally::default(); indexes.len()];
+    let mut select = db.prepare(&format!("SELECT {} FROM {table} NOT INDEXED", columns.join(", ")))?;
+    let mut rows = select.query([])?;
+    while let Some(row) = rows.next()? {
+        let texts_end = 2 + texts.len();
+        let bytes = row.get::<_, i64>(1)? as u64 + check_texts(table, row, 2..texts_end)?;
+        if bytes > max_row_bytes {
+            return Err(Error::TooLarge(format!("a row has {bytes} bytes")).into());
+        }
+        let mut column = texts_end;
+        for (index, tally) in indexes.iter().zip(&mut tallies) {
+            let (condition, from) = (row.get_ref(column)?, column + 1);
+            column = from + index.columns.len();
+            if condition == ValueRef::Integer(1) {
+                tally.add((from..column).chain([0]).map(|column| row.get_ref(column)))?;
+            }
+        }
+    }
+    for (index, expected) in indexes.iter().zip(tallies) {
+        if tally_of_index(db, index)? != expected {
+            return refuse(format!("it is damaged: index {} does not match table {table}", index.name), MEND);
+        }
+    }
+    Ok(())
+}
+
+/// Returns how many bytes the texts have.
+fn check_texts(table: &str, row: &Row<'_>, columns: std::ops::Range<usize>) -> Checked<u64> {
+    let mut bytes = 0;
+    for column in columns {
+        match row.get_ref(column)? {
+            ValueRef::Text(text) if std::str::from_utf8(text).is_ok() => bytes += text.len() as u64,
+            _ => {
+                let id: i64 = row.get(0)?;
+                return refuse(format!("row {id} of table {table} holds something that is not text"), MEND);
+            }
+        }
+    }
+    Ok(bytes)
+}
+
+fn tally_of_index(db: &Connection, index: &Index) -> Checked<Tally> {
+    let mut tally = Tally::default();
+    let condition = index.only_if.unwrap_or("1");
+    let sql = format!(
+        "SELECT {}, id FROM {} INDEXED BY {} WHERE {condition} ORDER BY {}",
+        index.columns.join(", "),
+        index.table,
+        index.name,
+        index.columns[0]
+    );
+    let mut select = db.prepare(&sql)?;
+    let mut rows = select.query([])?;
+    while let Some(row) = rows.next()? {
+        tally.add((0..=index.columns.len()).map(|column| row.get_ref(column)))?;
+    }
+    Ok(tally)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+
+    /// The default of MAX_SYNC_ROW_MEGS.
+    const MAX_ROW: u64 = 8 << 20;
+
+    type Damage = Box<dyn FnOnce(&Path, &Connection)>;
+
+    /// A fresh collection with some notes and cards, and what to do to it.
+    fn verdict_after(damage: impl FnOnce(&Path, &Connection)) -> Verdict {
+        let dir = tempfile::tempdir().unwrap();
+        crate::collection::create_new(dir.path()).unwrap();
+        let path = dir.path().join(crate::collection::FILE_NAME);
+        let db = Connection::open(&path).unwrap();
+        db.create_collation("unicase", crate::text::unicase::compare).unwrap();
+        db.execute_batch(
+            "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 500)
+             INSERT INTO notes SELECT i, 'g' || i, 1600000000000, i, -1, '', 'front ' || i || char(31) || 'back', 'x', i, 0, ''
+             FROM n;
+             INSERT INTO cards SELECT id, id, 1, 0, 0, 0, 0, 0, id, 0, 0, 0, 0, 0, 0, id % 2, 0, '' FROM notes;",
+        )
+        .unwrap();
+        damage(&path, &db);
+        drop(db);
+        check(&path, MAX_ROW).unwrap()
+    }
+
+    fn sql(statements: &'static str) -> impl FnOnce(&Path, &Connection) {
+        move |_, db| db.execute_batch(statements).unwrap()
+    }
+
+    #[test]
+    fn a_sound_collection_is_taken() {
+        verdict_after(|_, _| {}).unwrap();
+    }
+
+    #[test]
+    fn what_no_device_could_use_is_refused_with_a_reason() {
+        let cases: Vec<(Damage, &str)> = vec![
+            (Box::new(|path, _| fs::write(path, "").unwrap()), "empty"),
+            (Box::new(|path, _| fs::write(path, "x").unwrap()), "not an SQLite file"),
+            (Box::new(|path, _| fs::write(path, "hello ".repeat(999)).unwrap()), "not an SQLite file"),
+            (
+                Box::new(|path, _| OpenOptions::new().write(true).open(path).unwrap().set_len(8192).unwrap()),
+                "cut off",
+            ),
+            (Box::new(|path, _| overwrite(path, 4)), "damaged"),
+            (Box::new(|path, _| in_utf_16(path)), "not in UTF-8"),
+            (
+                Box::new(sql("CREATE TRIGGER t AFTER INSERT ON notes BEGIN DELETE FROM cards; END")),
+                "trigger 't'",
+            ),
+            (Box::new(sql("CREATE VIEW v AS SELECT 1")), "view 'v'"),
+            (Box::new(sql("CREATE VIRTUAL TABLE v USING sqlite_dbpage")), "virtual table 'v'"),
+            (Box::new(sql("DROP TABLE col")), "no table 'col'"),
+            (Box::new(sql("UPDATE col SET ver = 13")), "format 13, which is too old"),
+            (Box::new(sql("UPDATE col SET ver = 19")), "format 19, which is newer"),
+            (Box::new(sql("DELETE FROM col")), "'col' is empty"),
+            (
+                Box::new(sql("INSERT INTO col SELECT 2,crt,mod,scm,ver,dty,usn,ls,'','','','','' FROM col")),
+                "2 rows",
+            ),
+            (Box::new(sql("UPDATE col SET scm = 'soon'")), "other things than numbers"),
+            (Box::new(sql("ALTER TABLE notes ADD COLUMN extra")), "'notes'"),
+            (Box::new(sql("DROP TABLE fields")), "'fields'"),
+            (Box::new(sql("UPDATE decks SET kind = x'ff'")), "deck 1"),
+            (Box::new(sql("UPDATE notes SET flds = x'ff' WHERE id = 77")), "row 77"),
+        ];
+        for (damage, expected) in cases {
+            let Unfit { reason, .. } = verdict_after(damage).expect_err(expected);
+            assert!(reason.contains(expected), "{expected}: {reason}");
+        }
+    }
+
+    /// Fills a page with junk.
+    fn overwrite(path: &Path, page: u64) {
+        let file = OpenOptions::new().write(true).open(path).unwrap();
+        file.write_all_at(&[0xa5; 4096], page * 4096).unwrap();
+    }
+
+    fn in_utf_16(path: &Path) {
+        fs::remove_file(path).unwrap();
+        let db = Connection::open(path).unwrap();
+        db.execute_batch("PRAGMA encoding = 'UTF-16'; CREATE TABLE col (id)").unwrap();
+    }
+
+    #[test]
+    fn a_long_sort_field_counts_once() {
+        // Each 6 MB: the row is longer than the limit, and what a sync sends of it is not.
+        let fill = "UPDATE notes SET flds = hex(zeroblob(3000000)), sfld = 'x' || hex(zeroblob(2999999)), usn = -1 WHERE id = 5";
+        verdict_after(sql(fill)).unwrap();
+        let alone = "UPDATE notes SET sfld = 'x' || hex(zeroblob(5000000)) WHERE id = 5";
+        let Unfit { reason, .. } = verdict_after(sql(alone)).expect_err("a sort field of nothing");
+        assert!(reason.contains("row 5 of table notes"), "{reason}");
+    }
+
+    #[test]
+    fn an_index_that_lacks_a_row_is_found() {
+        let Unfit { reason, .. } = verdict_after(|_, db| {
+            // The table without its index, as a client's crash could leave it.
+            db.execute_batch(
+                "PRAGMA writable_schema = ON;
+                 CREATE TABLE copy AS SELECT * FROM sqlite_schema WHERE name = 'ix_cards_nid';
+                 DELETE FROM sqlite_schema WHERE name = 'ix_cards_nid';",
+            )
+            .unwrap();
+            let again = Connection::open(db.path().unwrap()).unwrap();
+            again
+                .execute_batch(
+                    "DELETE FROM cards WHERE id = 250; PRAGMA writable_schema = ON;
+                     INSERT INTO sqlite_schema SELECT * FROM copy; DROP TABLE copy",
+                )
+                .unwrap();
+        })
+        .expect_err("an index with an entry too many");
+        assert!(reason.contains("ix_cards_nid"), "{reason}");
+    }
+
+    #[test]
+    fn missing_indexes_are_made_and_odd_usns_settled() {
+        let dir = tempfile::tempdir().unwrap();
+        crate::collection::create_new(dir.path()).unwrap();
+        let path = dir.path().join(crate::collection::FILE_NAME);
+        let db = Connection::open(&path).unwrap();
+        db.create_collation("unicase", crate::text::unicase::compare).unwrap();
+        db.execute_batch("DROP INDEX ix_notes_usn").unwrap();
+        // Found by fuzzing: no sync would send the last one.
+        for usn in ["0", "3", "7", "-1", "-5", "8", "1.5", "'x'", "x'01'", "1795428020168"] {
+            let row = format!("INSERT INTO notes VALUES (NULL, '', 1, 1, {usn}, '', '', '', 1, 0, '')");
+            db.execute_batch(&row).unwrap();
+            db.execute(&format!("INSERT INTO tags VALUES ({usn} || 't', {usn}, 0, NULL)"), []).unwrap();
+        }
+        drop(db);
+        check(&path, MAX_ROW).unwrap().unwrap();
+        let collection = Collection::open_to_read(&path).unwrap();
+        for table in ["notes", "tags"] {
+            let mut select =
+                collection.db.prepare(&format!("SELECT usn FROM {table} ORDER BY usn DESC")).unwrap();
+            let usns = select.query_map([], |row| row.get(0)).unwrap().map(std::result::Result::unwrap);
+            assert_eq!(usns.collect::<Vec<i64>>(), [8, 7, 3, 0, 0, 0, 0, 0, 0, 0], "{table}");
+        }
+        let sql = "SELECT count(*) FROM sqlite_schema WHERE name = 'ix_notes_usn'";
+        assert_eq!(collection.db.query_row(sql, [], |row| row.get::<_, i64>(0)).unwrap(), 1);
+    }
+}

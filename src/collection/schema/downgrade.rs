@@ -1,0 +1,278 @@
+//! A copy of the collection in schema 11, for clients of protocol 8 to 10 (collection-format.md 8).
+//!
+//! The live file is never touched: the pages of a snapshot go to a scratch file, and that is changed. What schema 11
+//! keeps as JSON in five columns of one row may be many megabytes. SQLite would hold such a text in memory, twice; as a
+//! blob it reserves the space in the file (`zeroblob`) and takes the content piece by piece. So the columns are written
+//! as blobs, and then made texts by the bit in the row's header that is the difference (sqlite.org/fileformat.html 2.1).
+
+use std::fs::File;
+use std::io::{self, BufWriter, Write};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+use rusqlite::blob::ZeroBlob;
+use rusqlite::{Connection, params};
+
+use crate::collection::full::download::Snapshot;
+use crate::collection::schema;
+use crate::collection::schema::{CREATE_OLD_GRAVES, INDEXES, INDEXES_SINCE_15, TABLES, TABLES_SINCE_11};
+use crate::collection::{Collection, Range, SCAN_CACHE_KIB};
+use crate::error::{Error, Result};
+use crate::files;
+use crate::sync::objects::ObjectWriter;
+use crate::sync::rows::int;
+
+/// The schema version of the copy.
+const VERSION: i64 = 11;
+
+/// The columns of `col` that hold JSON: the last ones, in their order.
+const JSON_COLUMNS: [&str; 5] = ["conf", "models", "decks", "dconf", "tags"];
+
+/// Blocks of the copy.
+const BLOCK_BYTES: usize = 64 * 1024;
+
+/// A copy of a collection that is not done yet; its file goes when this is dropped.
+pub struct Scratch {
+    path: PathBuf,
+}
+
+/// A collection in schema 11, in a file without a name.
+pub struct OldCopy {
+    file: File,
+    bytes: u64,
+}
+
+impl Scratch {
+    /// Copies a snapshot to a new file.
+    pub fn copy(snapshot: &Snapshot, path: &Path) -> Result<Scratch> {
+        let file = File::create_new(path).map_err(Error::io("creating", path))?;
+        let scratch = Scratch { path: path.to_owned() };
+        // Not synced: if the power goes, so does the file.
+        let mut out = BufWriter::with_capacity(BLOCK_BYTES, file);
+        snapshot.copy_to(&mut out, path)?;
+        out.flush().map_err(Error::io("writing", path))?;
+        Ok(scratch)
+    }
+
+    /// Brings the copy into schema 11.
+    ///
+    /// Errors: `Refused` if an object cannot be read.
+    pub fn downgrade(self) -> Result<OldCopy> {
+        let root = downgrade(&self.path)?;
+        let file = File::options()
+            .read(true)
+            .write(true)
+            .open(&self.path)
+            .map_err(Error::io("opening", &self.path))?;
+        make_texts(&file, root).map_err(Error::io("changing", &self.path))?;
+        check_texts(&self.path)?;
+        let bytes = file.metadata().map_err(Error::io("reading", &self.path))?.len();
+        // Dropping this takes its name.
+        Ok(OldCopy { file, bytes })
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        if let Err(err) = files::remove_if_there(&self.path) {
+            log::warn!("{err}");
+        }
+    }
+}
+
+impl OldCopy {
+    /// The length of the file.
+    pub fn len(&self) -> u64 {
+        self.bytes
+    }
+
+    /// Never: a collection has at least one page.
+    pub fn is_empty(&self) -> bool {
+        self.bytes == 0
+    }
+
+    /// Writes the file.
+    pub fn write_to(&self, out: &mut impl Write) -> Result<()> {
+        let (mut block, mut at) = (vec![0; BLOCK_BYTES], 0);
+        while at < self.bytes {
+            let count = self
+                .file
+                .read_at(&mut block, at)
+                .map_err(Error::io("reading", "the copy for an old client".as_ref()))?;
+            if count == 0 {
+                return Err(Error::Broken(format!(
+                    "the copy for an old client ends at {at} of {}",
+                    self.bytes
+                )));
+            }
+            out.write_all(&block[..count]).map_err(Error::Disconnected)?;
+            at += count as u64;
+        }
+        Ok(())
+    }
+}
+
+/// Where in the file a page is.
+struct Page {
+    at: u64,
+    bytes: usize,
+}
+
+/// Changes tables and indexes; returns the page that holds the row of `col`, whose JSON columns are blobs still.
+fn downgrade(path: &Path) -> Result<Page> {
+    let collection = Collection::connect(path, SCAN_CACHE_KIB)?;
+    let db = &collection.db;
+    db.execute_batch(
+        "PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF; PRAGMA locking_mode = EXCLUSIVE; BEGIN",
+    )?;
+    rebuild_graves(db)?;
+    rebuild_col(&collection)?;
+    for (table, _) in
+        TABLES.iter().filter(|(table, _)| !TABLES_SINCE_11.contains(table) && *table != "graves")
+    {
+        db.execute_batch(&format!("DROP TABLE {table}"))?;
+    }
+    for index in INDEXES.iter().filter(|index| TABLES_SINCE_11.contains(&index.table)) {
+        match INDEXES_SINCE_15.contains(&index.name) {
+            true => db.execute_batch(&format!("DROP INDEX IF EXISTS {}", index.name))?,
+            false => db.execute_batch(&index.create_sql())?,
+        }
+    }
+    db.execute_batch("COMMIT")?;
+    let root: i64 = db.query_row(
+        "SELECT rootpage FROM sqlite_schema WHERE type = 'table' AND name = 'col'",
+        [],
+        |row| row.get(0),
+    )?;
+    let bytes: i64 = db.query_row("PRAGMA page_size", [], |row| row.get(0))?;
+    Ok(Page { at: (root as u64 - 1) * bytes as u64, bytes: bytes as usize })
+}
+
+fn rebuild_graves(db: &Connection) -> Result<()> {
+    Ok(db.execute_batch(&format!(
+        "CREATE TEMP TABLE old_rows AS SELECT usn, oid, type FROM main.graves; DROP TABLE main.graves;
+         {CREATE_OLD_GRAVES}; INSERT INTO main.graves SELECT * FROM temp.old_rows; DROP TABLE temp.old_rows"
+    ))?)
+}
+
+/// Creates `col` anew, so that its row is the only thing on its page whatever the table has been through.
+fn rebuild_col(collection: &Collection) -> Result<()> {
+    let db = &collection.db;
+    let mut bytes = [0; JSON_COLUMNS.len()];
+    for (column, bytes) in JSON_COLUMNS.iter().zip(&mut bytes) {
+        let mut counter = Counter(0);
+        write_column(collection, column, &mut counter)?;
+        *bytes = counter.0;
+    }
+    let numbers: [i64; 7] = db.query_row("SELECT id, crt, mod, scm, dty, usn, ls FROM col", [], |row| {
+        let mut numbers = [0; 7];
+        for (i, number) in numbers.iter_mut().enumerate() {
+            *number = int(row, i)?;
+        }
+        Ok(numbers)
+    })?;
+    let [id, created, modified, schema, dirty, usn, last_sync] = numbers;
+    let [conf, models, decks, dconf, tags] = bytes.map(ZeroBlob);
+    db.execute_batch("DROP TABLE col")?;
+    db.execute_batch(schema::create_table_sql("col"))?;
+    db.execute(
+        "INSERT INTO col VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13)",
+        params![
+            id, created, modified, schema, VERSION, dirty, usn, last_sync, conf, models, decks, dconf, tags
+        ],
+    )?;
+    for column in JSON_COLUMNS {
+        let blob = db.blob_open("main", "col", column, id, false)?;
+        let mut out = BufWriter::with_capacity(BLOCK_BYTES, blob);
+        write_column(collection, column, &mut out)?;
+        out.flush().map_err(Error::io("writing", "a JSON column".as_ref()))?;
+    }
+    Ok(())
+}
+
+/// Writes the JSON object that this column is in schema 11.
+fn write_column(collection: &Collection, column: &str, out: &mut impl Write) -> Result<()> {
+    let everything = Range { from: i32::MIN, to: i32::MAX };
+    let mut map = ObjectWriter::map(out);
+    map.raw("{")?;
+    match column {
+        "conf" => collection.write_config(&mut map),
+        "models" => collection.write_notetypes(everything, &mut map),
+        "decks" => collection.write_decks(everything, &mut map),
+        "dconf" => collection.write_deck_configs(everything, &mut map),
+        _ => collection.write_tags(everything, &mut map),
+    }?;
+    map.raw("}")
+}
+
+/// Counts what is written.
+struct Counter(u64);
+
+impl Write for Counter {
+    fn write(&mut self, data: &[u8]) -> io::Result<usize> {
+        self.0 += data.len() as u64;
+        Ok(data.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Makes the JSON columns texts: a value of n bytes has the type 2n + 12 as a blob and 2n + 13 as a text.
+fn make_texts(file: &File, page: Page) -> io::Result<()> {
+    let mut bytes = vec![0; page.bytes];
+    file.read_exact_at(&mut bytes, page.at)?;
+    let unexpected = || io::Error::other("table col does not look as it was written");
+    let types = last_bytes_of_types(&bytes).ok_or_else(unexpected)?;
+    for at in types {
+        if bytes[at] & 1 != 0 {
+            return Err(unexpected());
+        }
+        bytes[at] |= 1;
+    }
+    file.write_all_at(&bytes, page.at)
+}
+
+/// Finds, on a leaf page with one row of `col`, the last byte of the type of each JSON column.
+fn last_bytes_of_types(page: &[u8]) -> Option<[usize; JSON_COLUMNS.len()]> {
+    const LEAF_OF_TABLE: u8 = 0x0d;
+    let (kind, rows) = (*page.first()?, page.get(3..5)?);
+    if kind != LEAF_OF_TABLE || rows != [0, 1] {
+        return None;
+    }
+    let mut at = usize::from(u16::from_be_bytes([page[8], page[9]]));
+    // Bytes of the row, then its id, bytes of the header, and the types of the columns.
+    skip_varint(page, &mut at)?;
+    skip_varint(page, &mut at)?;
+    skip_varint(page, &mut at)?;
+    let columns = TABLES.iter().find(|(table, _)| *table == "col")?.1.len();
+    let mut json = [0; JSON_COLUMNS.len()];
+    for column in 0..columns {
+        skip_varint(page, &mut at)?;
+        if let Some(i) = (column + JSON_COLUMNS.len()).checked_sub(columns) {
+            json[i] = at - 1;
+        }
+    }
+    Some(json)
+}
+
+fn skip_varint(page: &[u8], at: &mut usize) -> Option<()> {
+    for _ in 0..9 {
+        *at += 1;
+        if *page.get(*at - 1)? < 0x80 {
+            break;
+        }
+    }
+    Some(())
+}
+
+/// Asks SQLite what it makes of the columns. It answers from the row's header alone.
+fn check_texts(path: &Path) -> Result<()> {
+    let db = Collection::connect(path, SCAN_CACHE_KIB)?.db;
+    let types = JSON_COLUMNS.map(|column| format!("typeof({column}) = 'text'")).join(" AND ");
+    match db.query_row(&format!("SELECT ver = {VERSION} AND {types} FROM col"), [], |row| row.get(0))? {
+        true => Ok(()),
+        false => Err(Error::Broken("the copy for an old client is not in schema 11".to_owned())),
+    }
+}

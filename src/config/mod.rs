@@ -1,0 +1,354 @@
+//! Settings: defaults < config file < environment < flags, checked once at start and then passed around.
+//!
+//! Those of the official server keep their names and meanings, so that one service file serves both. The table below
+//! declares each setting once: it makes `Config`, what `ankipi serve --help` lists, and what `ankipi config` prints.
+
+pub mod did_you_mean;
+mod file;
+mod listen_address;
+pub mod network;
+mod user_settings;
+pub mod value_kinds;
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use crate::config::did_you_mean::nearest;
+use crate::config::network::Network;
+use crate::error::{Error, Result};
+pub use listen_address::Address;
+pub use user_settings::{UserSetting, check_user_name, read_secret};
+use value_kinds::Kind;
+
+const MIB: u64 = 1024 * 1024;
+
+/// What is known of a setting besides its value.
+pub struct Setting {
+    /// The name of the variable.
+    pub key: &'static str,
+    /// `--host ADDRESS`, or nothing.
+    pub flag: &'static str,
+    /// As it would be typed; nothing if there is none.
+    pub default: &'static str,
+    /// At most 52 characters.
+    pub summary: &'static str,
+    check: fn(&Settings) -> Result<()>,
+}
+
+macro_rules! settings {
+    ($($(#[doc = $doc:literal])* $field:ident: $type:ty = $key:literal, $flag:literal, $default:literal, $kind:expr, $summary:literal;)*) => {
+        /// Everything the server can be told.
+        #[derive(Clone, Debug)]
+        pub struct Config {
+            $(#[doc = concat!($key, ": ", $summary, ".")] $(#[doc = $doc])* pub $field: $type,)*
+            /// SYNC_USER1, SYNC_USER2, ..., SYNC_USER1_FILE, ...: one account each; a gap in the numbers does not drop
+            /// the rest.
+            pub users: Vec<UserSetting>,
+        }
+
+        /// All settings but the accounts.
+        pub const SETTINGS: &[Setting] = &[$(Setting {
+            key: $key,
+            flag: $flag,
+            default: $default,
+            summary: $summary,
+            check: |settings| settings.value($key, &$kind).map(drop),
+        },)*];
+
+        impl Settings {
+            /// Checks them all.
+            pub fn config(&self) -> Result<Config> {
+                Ok(Config { $($field: self.value($key, &$kind)?,)* users: user_settings::accounts(self)? })
+            }
+        }
+    };
+}
+
+settings! {
+    base: PathBuf = "SYNC_BASE", "--base DIR", "~/.syncserver", value_kinds::PATH, "the data folder";
+    host: Vec<Address> = "SYNC_HOST", "--host ADDRESS", "0.0.0.0", value_kinds::ADDRESSES, "where to listen, by commas; :: is all; or unix:/path";
+    /// 0 picks a free one and says which.
+    port: u16 = "SYNC_PORT", "--port PORT", "8080", value_kinds::PORT, "the port to listen on";
+    /// Without a slash at either end.
+    base_path: String = "SYNC_BASE_PATH", "", "", value_kinds::URL_PATH, "a path in front of everything, such as /anki";
+    passwords_hashed: bool = "PASSWORDS_HASHED", "", "", value_kinds::ANYTHING, "if set, passwords of SYNC_USERn are PBKDF2 strings";
+    /// The official key is a digest of the stored hash, which then is as good as the password.
+    official_keys: bool = "SYNC_OFFICIAL_KEYS", "", "no", value_kinds::YES_NO, "with PASSWORDS_HASHED, accept official keys, too";
+    /// Bytes, as sent; three times that once decoded.
+    max_payload_bytes: u64 = "MAX_SYNC_PAYLOAD_MEGS", "", "100", value_kinds::MEGS, "largest upload in MiB; three times that unpacked";
+    /// Bytes. Such an object is held in memory.
+    max_row_bytes: u64 = "MAX_SYNC_ROW_MEGS", "", "8", value_kinds::MEGS, "largest single note, notetype or deck in MiB";
+    /// Bytes.
+    quota_bytes: Option<u64> = "SYNC_QUOTA_MEGS", "", "", value_kinds::OPTIONAL_MEGS, "what each user may store, in MiB";
+    /// Bytes.
+    min_free_bytes: u64 = "SYNC_MIN_FREE_MEGS", "", "16", value_kinds::MEGS_OR_NONE, "what uploads leave free on the disk, in MiB";
+    session_idle: Duration = "SYNC_SESSION_SECS", "", "300", value_kinds::SECONDS, "a silent sync is given up after so long";
+    idle_exit: Option<Duration> = "SYNC_IDLE_EXIT_SECS", "", "", value_kinds::OPTIONAL_SECONDS, "end after so long without a connection";
+    backups: usize = "SYNC_BACKUPS", "", "3", value_kinds::COUNT, "replaced collections kept for each user";
+    ip_header: Option<String> = "SYNC_IP_HEADER", "", "", value_kinds::IP_HEADER, "where a proxy tells the address: X-Real-IP, ...";
+    trusted_proxies: Vec<Network> = "SYNC_TRUSTED_PROXIES", "", "127.0.0.0/8 ::1", value_kinds::NETWORKS, "proxies that SYNC_IP_HEADER is taken from";
+    /// Everyone, if empty.
+    allow: Vec<Network> = "SYNC_ALLOW", "", "", value_kinds::NETWORKS, "networks that may sync; otherwise all";
+    metrics: bool = "SYNC_METRICS", "", "no", value_kinds::YES_NO, "show numbers for Prometheus at /metrics, to everyone";
+    log_level: log::LevelFilter = "SYNC_LOG", "", "info", value_kinds::LOG_LEVEL, "error, warn, info, debug or trace";
+}
+
+/// What the command line sets: keys and values.
+pub type Flags = Vec<(&'static str, String)>;
+
+/// All settings as they were typed, with where each came from.
+pub struct Settings {
+    values: BTreeMap<String, Value>,
+    home: Option<String>,
+    credentials: Option<PathBuf>,
+    warnings: Vec<String>,
+}
+
+/// A setting as it was typed.
+pub struct Value {
+    /// The text.
+    pub text: String,
+    /// Where it was typed.
+    pub origin: Origin,
+}
+
+/// Where a setting comes from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// It was not set.
+    Default,
+    /// A line of the config file.
+    File(PathBuf, usize),
+    /// The environment.
+    Environment,
+    /// An option of the command line.
+    Flag,
+}
+
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Origin::Default => f.write_str("default"),
+            Origin::File(path, line) => write!(f, "{} line {line}", path.display()),
+            Origin::Environment => f.write_str("environment"),
+            Origin::Flag => f.write_str("command line"),
+        }
+    }
+}
+
+impl Settings {
+    /// Reads the config file and takes these variables and flags. Only what cannot be read is an error here.
+    pub fn read(
+        config_file: Option<&Path>,
+        variables: impl Iterator<Item = (String, String)>,
+        flags: Flags,
+    ) -> Result<Settings> {
+        let mut settings =
+            Settings { values: BTreeMap::new(), home: None, credentials: None, warnings: Vec::new() };
+        if let Some(path) = config_file {
+            for line in file::read(path)? {
+                settings.take(line.key, line.value, Origin::File(path.to_owned(), line.number));
+            }
+            let holds_passwords = settings.keys().any(user_settings::is_account);
+            settings.warnings.extend(file::exposure(path, holds_passwords));
+        }
+        for (key, value) in variables {
+            match key.as_str() {
+                "HOME" => settings.home = Some(value),
+                "CREDENTIALS_DIRECTORY" => settings.credentials = Some(value.into()),
+                _ if is_ours(&key) => settings.take(key, value, Origin::Environment),
+                _ => {}
+            }
+        }
+        for (key, value) in flags {
+            settings.take(key.to_owned(), value, Origin::Flag);
+        }
+        Ok(settings)
+    }
+
+    /// An empty value is none, so that a service file may hold `SYNC_USER2=`.
+    fn take(&mut self, key: String, text: String, origin: Origin) {
+        if !is_known(&key) {
+            let names = SETTINGS.iter().map(|setting| setting.key).chain(["SYNC_USER1", "SYNC_USER1_FILE"]);
+            let meant = match nearest(&key, names) {
+                Some(name) => format!("did you mean {name}?"),
+                None => "`ankipi serve --help` lists what there is".to_owned(),
+            };
+            self.warnings.push(format!("{key} ({origin}) is not a setting of ankipi: {meant}"));
+        } else if !text.is_empty() {
+            self.values.insert(key, Value { text, origin });
+        }
+    }
+
+    fn keys(&self) -> impl Iterator<Item = &str> {
+        self.values.keys().map(String::as_str)
+    }
+
+    /// What looks wrong and does no harm.
+    pub fn warnings(&self) -> &[String] {
+        &self.warnings
+    }
+
+    /// Where systemd put this service's credentials.
+    pub fn credentials(&self) -> Option<&Path> {
+        self.credentials.as_deref()
+    }
+
+    /// The data folder alone, for commands that need no more.
+    pub fn base(&self) -> Result<PathBuf> {
+        self.value("SYNC_BASE", &value_kinds::PATH)
+    }
+
+    /// All settings as they count, in the order of the table, then the accounts with their passwords masked.
+    pub fn listing(&self) -> Vec<(String, String, Origin)> {
+        let of_setting = |setting: &Setting| {
+            let (text, origin) = self.text(setting.key, setting.default);
+            (setting.key.to_owned(), text, origin)
+        };
+        SETTINGS.iter().map(of_setting).chain(user_settings::listing(self)).collect()
+    }
+
+    /// What is wrong with each setting.
+    pub fn faults(&self) -> Vec<Error> {
+        let settings = SETTINGS.iter().filter_map(|setting| (setting.check)(self).err());
+        settings.chain(user_settings::accounts(self).err()).collect()
+    }
+
+    fn text(&self, key: &str, default: &str) -> (String, Origin) {
+        let (text, origin) = match self.values.get(key) {
+            Some(value) => (value.text.as_str(), value.origin.clone()),
+            None => (default, Origin::Default),
+        };
+        match (text.strip_prefix("~/"), &self.home) {
+            (Some(rest), Some(home)) if key == "SYNC_BASE" => {
+                (Path::new(home).join(rest).to_string_lossy().into_owned(), origin)
+            }
+            _ => (text.to_owned(), origin),
+        }
+    }
+
+    fn value<T>(&self, key: &str, kind: &Kind<T>) -> Result<T> {
+        let default =
+            SETTINGS.iter().find(|setting| setting.key == key).map_or("", |setting| setting.default);
+        let (text, origin) = self.text(key, default);
+        (kind.parse)(text.trim()).ok_or_else(|| {
+            let fault = match text.starts_with("~/") {
+                true => format!("neither {key} nor HOME is set: say where the data lives with --base DIR"),
+                false => format!("{key}={text} ({origin}) is not {}", kind.expected),
+            };
+            Error::Broken(fault)
+        })
+    }
+}
+
+impl Config {
+    /// The largest request body after decompression, in bytes.
+    pub fn max_decoded_bytes(&self) -> u64 {
+        self.max_payload_bytes.saturating_mul(3)
+    }
+}
+
+/// Other variables of the environment are none of our business.
+fn is_ours(key: &str) -> bool {
+    key.starts_with("SYNC_") || key.starts_with("MAX_SYNC_") || key == "PASSWORDS_HASHED"
+}
+
+fn is_known(key: &str) -> bool {
+    SETTINGS.iter().any(|setting| setting.key == key) || user_settings::is_account(key)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn load(vars: &[(&str, &str)]) -> Result<Config> {
+        let owned = vars.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned()));
+        Settings::read(None, owned, Flags::new())?.config()
+    }
+
+    #[test]
+    fn defaults_are_those_of_the_official_server() {
+        let config = load(&[("HOME", "/home/pi"), ("SYNC_USER1", "a:b")]).unwrap();
+        assert_eq!(config.base, PathBuf::from("/home/pi/.syncserver"));
+        assert_eq!((config.host[0].to_string().as_str(), config.port), ("0.0.0.0", 8080));
+        assert_eq!(config.max_payload_bytes, 100 * MIB);
+        assert_eq!(config.max_decoded_bytes(), 300 * MIB);
+    }
+
+    #[test]
+    fn a_gap_in_the_numbers_does_not_drop_the_rest() {
+        let vars = [("HOME", "/"), ("SYNC_USER10", "c:d:e"), ("SYNC_USER2", "a:b"), ("SYNC_USER3", "")];
+        let config = load(&vars).unwrap();
+        let users: Vec<_> =
+            config.users.iter().map(|user| (user.name.as_str(), user.password.as_str())).collect();
+        assert_eq!(users, [("a", "b"), ("c", "d:e")]);
+    }
+
+    #[test]
+    fn bad_settings_are_named() {
+        let cases = [
+            (vec![("HOME", "/"), ("SYNC_USER1", "justname")], "SYNC_USER1 must read"),
+            (vec![("HOME", "/"), ("SYNC_USER1", "../up:x")], "folder's name"),
+            (vec![("HOME", "/"), ("SYNC_USER1", "a:x"), ("SYNC_USER2", "a:y")], "already"),
+            (vec![("HOME", "/"), ("SYNC_HOST", "0.0.0.0,unix:here")], "SYNC_HOST=0.0.0.0,unix:here"),
+            (vec![("HOME", "/"), ("SYNC_PORT", "http")], "SYNC_PORT=http (environment) is not a number"),
+            (vec![("HOME", "/"), ("SYNC_LOG", "loud")], "SYNC_LOG=loud"),
+            (vec![("HOME", "/"), ("MAX_SYNC_PAYLOAD_MEGS", "0")], "MAX_SYNC_PAYLOAD_MEGS=0"),
+            (
+                vec![("HOME", "/"), ("SYNC_TRUSTED_PROXIES", "10.0.0.0/33")],
+                "SYNC_TRUSTED_PROXIES=10.0.0.0/33",
+            ),
+            (vec![("HOME", "/"), ("SYNC_IP_HEADER", "Bad Header")], "SYNC_IP_HEADER=Bad Header"),
+            (vec![("SYNC_USER1", "a:x")], "--base DIR"),
+        ];
+        for (vars, expected) in cases {
+            let err = load(&vars).unwrap_err().to_string();
+            assert!(err.contains(expected), "{vars:?}: {err}");
+        }
+    }
+
+    #[test]
+    fn every_default_fits_and_every_summary_fits_on_its_line() {
+        load(&[("HOME", "/")]).unwrap();
+        for setting in SETTINGS {
+            assert!(setting.summary.len() <= 52, "{}: {}", setting.key, setting.summary.len());
+        }
+    }
+
+    #[test]
+    fn flags_beat_the_environment_which_beats_the_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("ankipi.conf");
+        std::fs::write(&path, "SYNC_BASE=/file\nSYNC_PORT=1\nSYNC_BACKUPS=7\n").unwrap();
+        let vars = [("SYNC_PORT", "2"), ("SYNC_BASE", "/environment"), ("SYNC_BACKUPS", "")];
+        let vars = vars.map(|(key, value)| (key.to_owned(), value.to_owned()));
+        let flags = vec![("SYNC_BASE", "/flag".to_owned())];
+        let settings = Settings::read(Some(&path), vars.into_iter(), flags).unwrap();
+        let config = settings.config().unwrap();
+        assert_eq!((config.base, config.port, config.backups), ("/flag".into(), 2, 7));
+        let origins: Vec<_> = settings.listing().into_iter().map(|(_, _, origin)| origin).collect();
+        assert_eq!(origins[0], Origin::Flag);
+        assert!(origins.contains(&Origin::File(path.clone(), 3)), "{origins:?}");
+    }
+
+    #[test]
+    fn unknown_keys_are_warned_of_and_the_nearest_is_named() {
+        let vars = [("SYNC_PROT", "1"), ("SYNC_USER", "a:b"), ("LANG", "C"), ("SYNC_EXTREMELY_ODD", "x")];
+        let vars = vars.map(|(key, value)| (key.to_owned(), value.to_owned()));
+        let settings = Settings::read(None, vars.into_iter(), Flags::new()).unwrap();
+        let [prot, user, odd] = settings.warnings() else { panic!("{:?}", settings.warnings()) };
+        assert!(prot.contains("SYNC_PROT") && prot.contains("did you mean SYNC_PORT?"), "{prot}");
+        assert!(user.contains("did you mean SYNC_USER1?"), "{user}");
+        assert!(odd.contains("--help"), "{odd}");
+    }
+
+    #[test]
+    fn passwords_show_neither_in_debug_output_nor_in_the_listing() {
+        let vars = [("HOME".to_owned(), "/".to_owned()), ("SYNC_USER1".to_owned(), "a:secret".to_owned())];
+        let settings = Settings::read(None, vars.into_iter(), Flags::new()).unwrap();
+        let shown = format!("{:?} {:?}", settings.config().unwrap(), settings.listing());
+        assert!(shown.contains("a:***") && !shown.contains("secret"), "{shown}");
+    }
+}

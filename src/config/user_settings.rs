@@ -1,0 +1,100 @@
+//! The accounts among the settings: SYNC_USERn and SYNC_USERn_FILE.
+
+use std::fs;
+use std::path::Path;
+
+use crate::config::{Origin, Settings};
+use crate::error::{Error, Result};
+
+/// One account of the settings.
+#[derive(Clone)]
+pub struct UserSetting {
+    /// Also the name of the user's folder.
+    pub name: String,
+    /// The password, or its PHC string with PASSWORDS_HASHED.
+    pub password: String,
+}
+
+impl std::fmt::Debug for UserSetting {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}:***", self.name)
+    }
+}
+
+/// The number of an account's key, and whether it names a file.
+fn account_number(key: &str) -> Option<(u32, bool)> {
+    let rest = key.strip_prefix("SYNC_USER")?;
+    let number = rest.strip_suffix("_FILE");
+    Some((number.unwrap_or(rest).parse().ok()?, number.is_some()))
+}
+
+/// Whether a key sets an account.
+pub fn is_account(key: &str) -> bool {
+    account_number(key).is_some()
+}
+
+/// The keys of accounts in the order of their numbers.
+fn numbered(settings: &Settings) -> Vec<(&str, bool)> {
+    let mut keys: Vec<_> =
+        settings.keys().filter_map(|key| account_number(key).map(|number| (number, key))).collect();
+    keys.sort_unstable();
+    keys.into_iter().map(|((_, is_file), key)| (key, is_file)).collect()
+}
+
+/// All accounts, with what is in files read.
+pub fn accounts(settings: &Settings) -> Result<Vec<UserSetting>> {
+    let mut users: Vec<UserSetting> = Vec::new();
+    for (key, is_file) in numbered(settings) {
+        let text = &settings.values[key].text;
+        let value = match is_file {
+            true => read_secret(Path::new(text), settings.credentials())?,
+            false => text.clone(),
+        };
+        let Some((name, password)) = value.split_once(':').filter(|(_, password)| !password.is_empty())
+        else {
+            let place = if is_file { format!("{key}: the file {text}") } else { key.to_owned() };
+            return Err(Error::Broken(format!("{place} must read name:password")));
+        };
+        check_user_name(name).map_err(|err| Error::Broken(format!("{key}: {err}")))?;
+        if users.iter().any(|user| user.name == name) {
+            return Err(Error::Broken(format!("{key}: there is an account '{name}' already")));
+        }
+        users.push(UserSetting { name: name.to_owned(), password: password.to_owned() });
+    }
+    Ok(users)
+}
+
+/// The accounts without their passwords.
+pub fn listing(settings: &Settings) -> impl Iterator<Item = (String, String, Origin)> {
+    numbered(settings).into_iter().map(|(key, is_file)| {
+        let value = &settings.values[key];
+        let shown = match (is_file, value.text.split_once(':')) {
+            (true, _) => value.text.clone(),
+            (false, Some((name, _))) => format!("{name}:***"),
+            (false, None) => "***".to_owned(),
+        };
+        (key.to_owned(), shown, value.origin.clone())
+    })
+}
+
+/// Names become folder names.
+pub fn check_user_name(name: &str) -> Result<()> {
+    let fits = !name.is_empty() && name.len() <= 128 && !name.starts_with('.');
+    let is_ours = [crate::accounts::USERS_FILE].contains(&name) || name.ends_with(".new");
+    if fits && !is_ours && !name.contains(|c: char| "/\\:".contains(c) || c.is_control()) {
+        return Ok(());
+    }
+    Err(Error::Broken(format!(
+        "the name {name:?} cannot be a folder's name: no slashes, colons or control characters, no dot in front, \
+         at most 128 bytes, and neither `users` nor something.new"
+    )))
+}
+
+/// A secret from a file, without the end of its line. A relative path may be the name of a systemd credential.
+pub fn read_secret(path: &Path, credentials: Option<&Path>) -> Result<String> {
+    let credential = credentials.map(|dir| dir.join(path)).filter(|path| path.exists());
+    let path = credential.as_deref().unwrap_or(path);
+    let text = fs::read_to_string(path).map_err(Error::io("reading the secret in", path))?;
+    let text = text.strip_suffix('\n').unwrap_or(&text);
+    Ok(text.strip_suffix('\r').unwrap_or(text).to_owned())
+}

@@ -1,0 +1,114 @@
+//! What the values of settings may be: how each kind is read, and how it is asked for.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::config::network::Network;
+use crate::config::{Address, MIB};
+
+/// A kind of value.
+pub struct Kind<T> {
+    /// None if the text is not of this kind. An empty text is a setting that is not set.
+    pub parse: fn(&str) -> Option<T>,
+    /// Ends the sentence "KEY=VALUE is not ...".
+    pub expected: &'static str,
+}
+
+/// A folder or file.
+pub const PATH: Kind<PathBuf> = Kind {
+    parse: |text| (!text.is_empty() && !text.starts_with("~/")).then(|| text.into()),
+    expected: "a path",
+};
+
+/// Where to listen; at least one.
+pub const ADDRESSES: Kind<Vec<Address>> = Kind {
+    parse: |text| {
+        let names = text.split(',').map(str::trim).filter(|name| !name.is_empty());
+        let addresses: Option<Vec<_>> = names.map(|name| name.parse().ok()).collect();
+        addresses.filter(|addresses| !addresses.is_empty())
+    },
+    expected: "an address such as 0.0.0.0, 192.168.1.5 or ::, or unix:/path, or several with commas",
+};
+
+/// A time or none.
+pub const OPTIONAL_SECONDS: Kind<Option<Duration>> = Kind {
+    parse: |text| match text {
+        "" => Some(None),
+        text => (SECONDS.parse)(text).filter(|time| !time.is_zero()).map(Some),
+    },
+    expected: "a number of seconds above 0",
+};
+
+/// A TCP port.
+pub const PORT: Kind<u16> = Kind { parse: |text| text.parse().ok(), expected: "a number up to 65535" };
+
+/// A path of a URL; slashes at the ends are dropped.
+pub const URL_PATH: Kind<String> =
+    Kind { parse: |text| Some(text.trim_matches('/').to_owned()), expected: "a path such as /anki" };
+
+/// Whether there is any text.
+pub const ANYTHING: Kind<bool> = Kind { parse: |text| Some(!text.is_empty()), expected: "a text" };
+
+/// A switch.
+pub const YES_NO: Kind<bool> = Kind {
+    parse: |text| match text.to_ascii_lowercase().as_str() {
+        "yes" | "true" | "on" | "1" => Some(true),
+        "no" | "false" | "off" | "0" | "" => Some(false),
+        _ => None,
+    },
+    expected: "yes or no",
+};
+
+/// A size; bytes.
+pub const MEGS: Kind<u64> = Kind {
+    parse: |text| megs(text).filter(|bytes| *bytes > 0),
+    expected: "a number of MiB above 0, which would refuse everything",
+};
+
+/// A size that may be 0; bytes.
+pub const MEGS_OR_NONE: Kind<u64> = Kind { parse: megs, expected: "a number of MiB" };
+
+/// A size or nothing; bytes.
+pub const OPTIONAL_MEGS: Kind<Option<u64>> = Kind {
+    parse: |text| match text {
+        "" => Some(None),
+        text => megs(text).filter(|bytes| *bytes > 0).map(Some),
+    },
+    expected: "a number of MiB above 0 (leave it empty for no limit)",
+};
+
+fn megs(text: &str) -> Option<u64> {
+    text.parse::<u64>().ok().map(|megs| megs.saturating_mul(MIB))
+}
+
+/// A time.
+pub const SECONDS: Kind<Duration> = Kind {
+    // Longer ones would overflow the clock.
+    parse: |text| text.parse::<u32>().ok().map(|secs| Duration::from_secs(secs.into())),
+    expected: "a number of seconds",
+};
+
+/// How many.
+pub const COUNT: Kind<usize> = Kind { parse: |text| text.parse().ok(), expected: "a number" };
+
+/// The name of a header.
+pub const IP_HEADER: Kind<Option<String>> = Kind {
+    parse: |text| {
+        let fits = text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_".contains(&byte));
+        fits.then(|| (!text.is_empty()).then(|| text.to_owned()))
+    },
+    expected: "the name of a header, such as X-Real-IP, or RightmostXForwardedFor",
+};
+
+/// Networks with blanks or commas between them.
+pub const NETWORKS: Kind<Vec<Network>> = Kind {
+    parse: |text| {
+        let names = text.split([' ', ',']).filter(|name| !name.is_empty());
+        names.map(|name| name.parse().ok()).collect()
+    },
+    expected: "a list of networks such as 192.168.1.0/24 or fd00::/8",
+};
+
+/// How much is logged.
+pub const LOG_LEVEL: Kind<log::LevelFilter> =
+    Kind { parse: |text| text.parse().ok(), expected: "error, warn, info, debug or trace" };

@@ -1,0 +1,308 @@
+//! Keeping a client waiting: while work goes on that may take long, another thread sends signs of life.
+//!
+//! Clients give up when neither the reply's header nor a decoded byte came for 30 s (sync-protocol.md 2.1). A thread
+//! and not a callback of SQLite, because a disk that is slow holds the caller inside one read or sync. One thread for all
+//! requests, which is made when it is needed and ends when nobody has been waiting for a while: one for each request
+//! took as long as a request of a few rows itself.
+
+use std::io::{self, Write};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crate::error::{Error, Result};
+use crate::http::response::{Packing, ReplyStream, Responder};
+
+/// How long a client has waited when it gets the first sign, and then between two: two thirds of the shortest timer.
+pub const INTERVAL: Duration = if cfg!(test) { Duration::from_millis(50) } else { Duration::from_secs(20) };
+
+/// Stack of the thread that sends signs.
+const STACK_BYTES: usize = 64 * 1024;
+
+/// What to send as the first, second, third ... sign of life; an empty one is the head alone.
+pub type Signs = fn(u32) -> Option<&'static [u8]>;
+
+/// A reply that its client may have to wait for.
+pub struct WaitingReply(Arc<Mutex<Reply>>);
+
+struct Reply {
+    state: State,
+    /// Bytes of the signs that were sent.
+    said: usize,
+    /// Whether work goes on for it; otherwise no sign may be sent any more.
+    waits: bool,
+}
+
+enum State {
+    /// Nothing was sent.
+    Silent(Responder, Packing),
+    /// The head is out.
+    Begun(ReplyStream),
+    /// The client went away.
+    Gone(Error),
+    /// Somebody else has it.
+    Taken,
+}
+
+impl WaitingReply {
+    /// Nothing is sent yet.
+    pub fn new(responder: Responder, packing: Packing) -> WaitingReply {
+        WaitingReply(Arc::new(Mutex::new(Reply {
+            state: State::Silent(responder, packing),
+            said: 0,
+            waits: false,
+        })))
+    }
+
+    /// Does the work, and sends signs of life after each interval until it is done.
+    pub fn while_doing<T>(&self, signs: Signs, work: impl FnOnce() -> T) -> T {
+        let _waiting = Waiting::begin(self.0.clone(), signs);
+        work()
+    }
+
+    /// How many bytes were sent as signs of life. None follow once the work is done.
+    pub fn said(&self) -> usize {
+        lock(&self.0).said
+    }
+
+    /// The reply, to write the rest of; `original_bytes` is told if the head is not out.
+    pub fn into_stream(self, original_bytes: u64) -> Result<ReplyStream> {
+        match self.take() {
+            State::Silent(responder, packing) => Ok(responder.stream(packing, original_bytes)),
+            State::Begun(stream) => Ok(stream),
+            State::Gone(err) => Err(err),
+            State::Taken => Err(Error::Broken("a reply was taken twice".to_owned())),
+        }
+    }
+
+    /// The way to answer with another status, if the head is not out.
+    pub fn into_responder(self) -> Option<Responder> {
+        match self.take() {
+            State::Silent(responder, _) => Some(responder),
+            State::Begun(_) | State::Gone(_) | State::Taken => None,
+        }
+    }
+
+    fn take(&self) -> State {
+        std::mem::replace(&mut lock(&self.0).state, State::Taken)
+    }
+}
+
+impl Reply {
+    /// Sends the head if it is not out, then the sign, unless the work is done meanwhile.
+    fn send(&mut self, sign: &[u8]) {
+        if !self.waits {
+            return;
+        }
+        let mut stream = match std::mem::replace(&mut self.state, State::Taken) {
+            State::Silent(responder, packing) => responder.stream_of_unknown_length(packing),
+            State::Begun(stream) => stream,
+            gone => {
+                self.state = gone;
+                return;
+            }
+        };
+        self.state = match stream.write_all(sign).and_then(|()| stream.flush()) {
+            Ok(()) => {
+                self.said += sign.len();
+                State::Begun(stream)
+            }
+            Err(err) => State::Gone(Error::Disconnected(err)),
+        };
+    }
+}
+
+/// One that work goes on for.
+struct Entry {
+    reply: Arc<Mutex<Reply>>,
+    signs: Signs,
+    sent: u32,
+    due: Instant,
+}
+
+/// All that work goes on for, and whether there is a thread that looks after them.
+static ALL: Mutex<(Vec<Entry>, bool)> = Mutex::new((Vec::new(), false));
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Work that goes on until this is dropped.
+struct Waiting(Arc<Mutex<Reply>>);
+
+impl Waiting {
+    fn begin(reply: Arc<Mutex<Reply>>, signs: Signs) -> Waiting {
+        lock(&reply).waits = true;
+        if let Err(err) = Waiting::enter(&reply, signs) {
+            // The work is done all the same, and most of it in time.
+            log::warn!("no thread to keep clients waiting: {err}");
+        }
+        Waiting(reply)
+    }
+
+    fn enter(reply: &Arc<Mutex<Reply>>, signs: Signs) -> io::Result<()> {
+        let mut all = lock(&ALL);
+        all.0.push(Entry { reply: reply.clone(), signs, sent: 0, due: Instant::now() + INTERVAL });
+        if !all.1 {
+            thread::Builder::new().name("patience".to_owned()).stack_size(STACK_BYTES).spawn(watch)?;
+            all.1 = true;
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        // A sign that is just being sent is waited for.
+        lock(&self.0).waits = false;
+        lock(&ALL).0.retain(|entry| !Arc::ptr_eq(&entry.reply, &self.0));
+    }
+}
+
+/// Sends signs of life to all. Whoever begins to wait is due later than this wakes: nothing has to wake it.
+fn watch() {
+    let mut wake = Instant::now() + INTERVAL;
+    loop {
+        thread::sleep(wake.saturating_duration_since(Instant::now()));
+        let now = Instant::now();
+        let mut due = Vec::new();
+        {
+            let mut all = lock(&ALL);
+            if all.0.is_empty() {
+                all.1 = false;
+                return;
+            }
+            for entry in all.0.iter_mut().filter(|entry| entry.due <= now) {
+                entry.sent += 1;
+                entry.due = now + INTERVAL;
+                due.extend((entry.signs)(entry.sent).map(|sign| (entry.reply.clone(), sign)));
+            }
+            wake = all.0.iter().map(|entry| entry.due).min().unwrap_or(now + INTERVAL);
+        }
+        for (reply, sign) in due {
+            // One that panics ends its own request only: the thread is everybody's.
+            if catch_unwind(AssertUnwindSafe(|| lock(&reply).send(sign))).is_err() {
+                log::error!("a reply broke off while its client was kept waiting");
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Clone, Default)]
+    struct Wire(Arc<Mutex<Vec<u8>>>);
+
+    impl Write for Wire {
+        fn write(&mut self, data: &[u8]) -> io::Result<usize> {
+            lock(&self.0).write(data)
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    fn wait_until(is_so: impl Fn() -> bool) {
+        let began = Instant::now();
+        while !is_so() {
+            assert!(began.elapsed() < INTERVAL * 400, "no sign of life");
+            thread::sleep(INTERVAL / 10);
+        }
+    }
+
+    /// A reply of "text" to a client who waits until this many signs came; what it saw.
+    fn replied(signs: usize) -> String {
+        let wire = Wire::default();
+        let waiting = WaitingReply::new(Responder::new(Box::new(wire.clone()), false), Packing::Plain);
+        waiting.while_doing(|_| Some(b" "), || wait_until(|| waiting.said() >= signs));
+        let mut stream = waiting.into_stream(4).unwrap();
+        stream.write_all(b"text").unwrap();
+        stream.finish().unwrap();
+        String::from_utf8(lock(&wire.0).clone()).unwrap()
+    }
+
+    #[test]
+    fn whoever_waits_gets_signs_of_life_and_then_the_reply() {
+        // The second time the thread of the first one may have ended.
+        for pause in [Duration::ZERO, INTERVAL * 3] {
+            thread::sleep(pause);
+            thread::scope(|scope| {
+                let began = Instant::now();
+                let quick = scope.spawn(move || (replied(0), began.elapsed()));
+                let slow: Vec<_> = (1..4).map(|signs| (signs, scope.spawn(move || replied(signs)))).collect();
+                let (quick, took) = quick.join().unwrap();
+                // A busy machine may let it wait, too.
+                assert!(took >= INTERVAL || quick.ends_with("Content-Length: 4\r\n\r\ntext"), "{quick}");
+                for (signs, seen) in slow {
+                    let seen = seen.join().unwrap();
+                    assert!(seen.ends_with("4\r\ntext\r\n0\r\n\r\n"), "{seen}");
+                    assert_eq!(seen.matches("HTTP/1.1").count(), 1, "{seen}");
+                    assert!(seen.matches("1\r\n \r\n").count() >= signs, "{seen}");
+                }
+            });
+        }
+    }
+
+    #[test]
+    fn no_sign_follows_once_the_work_is_done() {
+        let wire = Wire::default();
+        let waiting = WaitingReply::new(Responder::new(Box::new(wire.clone()), false), Packing::Plain);
+        waiting.while_doing(|_| Some(b" "), || ());
+        // One that the thread has in hand.
+        lock(&waiting.0).send(b" ");
+        assert_eq!((waiting.said(), &lock(&wire.0)[..]), (0, &b""[..]));
+    }
+
+    #[test]
+    fn a_reply_that_panics_ends_its_own_request_only() {
+        struct Panicking(Arc<Mutex<u32>>);
+        impl Write for Panicking {
+            fn write(&mut self, _: &[u8]) -> io::Result<usize> {
+                *lock(&self.0) += 1;
+                panic!("in a sign");
+            }
+
+            fn flush(&mut self) -> io::Result<()> {
+                Ok(())
+            }
+        }
+        let tried = Arc::default();
+        let panicking = Box::new(Panicking(Arc::clone(&tried)));
+        let waiting = WaitingReply::new(Responder::new(panicking, false), Packing::Plain);
+        waiting.while_doing(|_| Some(b" "), || wait_until(|| *lock(&tried) > 0));
+        assert!(waiting.into_stream(1).is_err());
+        replied(1);
+    }
+
+    #[test]
+    fn a_client_that_went_away_gets_no_more() {
+        struct Gone(Arc<Mutex<u32>>);
+        impl Write for Gone {
+            fn write(&mut self, _: &[u8]) -> io::Result<usize> {
+                *lock(&self.0) += 1;
+                Err(io::ErrorKind::BrokenPipe.into())
+            }
+
+            fn flush(&mut self) -> io::Result<()> {
+                Ok(())
+            }
+        }
+        let tried = Arc::default();
+        let gone = Box::new(Gone(Arc::clone(&tried)));
+        let waiting = WaitingReply::new(Responder::new(gone, false), Packing::Zstd);
+        waiting.while_doing(
+            |_| Some(b" "),
+            || {
+                wait_until(|| *lock(&tried) > 0);
+                thread::sleep(INTERVAL * 3);
+            },
+        );
+        assert_eq!(*lock(&tried), 1);
+        assert_eq!(waiting.said(), 0);
+        assert!(matches!(waiting.into_stream(1).map(drop), Err(Error::Disconnected(_))));
+    }
+}

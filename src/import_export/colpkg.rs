@@ -1,0 +1,309 @@
+//! Collection packages (`.colpkg`), as Anki exports and imports them: a zip with the collection and its media.
+//!
+//! `meta` tells the version; `collection.anki21b` is the collection, `0`, `1` and so on are the media files, and `media` is
+//! the list of their names, lengths and checksums. All but `meta` are zstd frames. Everything is streamed: neither the
+//! collection, nor a file, nor the list of files is ever held whole. Packages may pass 4 GiB and 65 535 files, so numbers
+//! have 64 bits where needed; the lengths of an entry are filled in behind it.
+
+use std::fs::{self, File};
+use std::io::{self, Read, Write};
+use std::path::{Path, PathBuf};
+
+use crc32fast::Hasher as Crc32;
+use sha1::{Digest, Sha1};
+
+use crate::collection::blobs::proto::{put_bytes, put_tag, put_varint};
+use crate::collection::full::download::Snapshot;
+use crate::compression::zstd::Encoder;
+use crate::error::{Error, Result};
+use crate::files::spool::Spool;
+use crate::files::{GentleFile, sync_folder};
+use crate::media::name::MediaName;
+
+/// `PackageMetadata` with version 3: zstd, media list as protobuf.
+const META: [u8; 2] = [0x08, 3];
+
+const BLOCK_BYTES: usize = 64 * 1024;
+
+/// What went into a package.
+pub struct Packed {
+    /// Media files.
+    pub files: u64,
+    /// Bytes of the package.
+    pub bytes: u64,
+}
+
+/// Writes a package to `path`, which must not exist; it appears there when it is whole and on the disk. `media` is the
+/// folder of media files, and need not be there. `progress` is told how many of them are packed.
+pub fn write(
+    snapshot: &Snapshot,
+    media: &Path,
+    path: &Path,
+    progress: &mut dyn FnMut(u64),
+) -> Result<Packed> {
+    if path.exists() {
+        return Err(Error::Broken(format!("{} exists already; choose another name", path.display())));
+    }
+    let folder = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let mut unfinished = path.as_os_str().to_owned();
+    unfinished.push(".new");
+    let unfinished = PathBuf::from(unfinished);
+    let file = GentleFile::create(&unfinished)?;
+    let written = write_entries(snapshot, media, file, folder, progress).and_then(|packed| {
+        fs::rename(&unfinished, path).map_err(Error::io("renaming", &unfinished))?;
+        sync_folder(folder)?;
+        Ok(packed)
+    });
+    if written.is_err() {
+        let _ = fs::remove_file(&unfinished);
+    }
+    written.map_err(|err| match err {
+        // All that these writers know of is a client that went away.
+        Error::Disconnected(err) => Error::Io("writing", path.to_owned(), err),
+        other => other,
+    })
+}
+
+fn write_entries(
+    snapshot: &Snapshot,
+    media: &Path,
+    file: GentleFile,
+    scratch: &Path,
+    progress: &mut dyn FnMut(u64),
+) -> Result<Packed> {
+    let mut archive = Archive { file, at: 0, directory: Spool::new(scratch), entries: 0 };
+    archive.add("meta", |sink| sink.write_all(&META).map_err(Error::Disconnected))?;
+    archive.add("collection.anki21b", |sink| {
+        let mut encoder = Encoder::packing(sink);
+        snapshot.write_to(&mut encoder)?;
+        encoder.finish().map(drop).map_err(Error::Disconnected)
+    })?;
+    let mut list = Spool::new(scratch);
+    let mut files = 0;
+    let entries = match fs::read_dir(media) {
+        Ok(entries) => Some(entries),
+        Err(err) if err.kind() == io::ErrorKind::NotFound => None,
+        Err(err) => return Err(Error::Io("reading", media.to_owned(), err)),
+    };
+    for entry in entries.into_iter().flatten() {
+        let entry = entry.map_err(Error::io("reading", media))?;
+        // Other names no client can hold.
+        let Some(name) = entry.file_name().into_string().ok().and_then(|name| MediaName::parse(name).ok())
+        else {
+            continue;
+        };
+        let path = entry.path();
+        let file = match File::open(&path) {
+            Ok(file) if file.metadata().is_ok_and(|meta| meta.is_file() && meta.len() > 0) => file,
+            Ok(_) => continue,
+            // Deleted by a sync meanwhile.
+            Err(err) if err.kind() == io::ErrorKind::NotFound => continue,
+            Err(err) => return Err(Error::Io("opening", path, err)),
+        };
+        let (bytes, sha1) = add_file(&mut archive, files, file, &path)?;
+        list.write_all(&list_entry(name.as_str(), bytes, &sha1)).map_err(Error::io("writing in", scratch))?;
+        files += 1;
+        progress(files);
+    }
+    archive.add("media", |sink| {
+        let mut encoder = Encoder::packing(sink);
+        let mut list = list.reader().map_err(Error::io("reading in", scratch))?;
+        io::copy(&mut list, &mut encoder).map_err(Error::Disconnected)?;
+        encoder.finish().map(drop).map_err(Error::Disconnected)
+    })?;
+    let bytes = archive.finish(scratch)?;
+    Ok(Packed { files, bytes })
+}
+
+/// Adds a media file, and returns what the list says of it.
+fn add_file(archive: &mut Archive, number: u64, mut file: File, path: &Path) -> Result<(u64, [u8; 20])> {
+    let (mut bytes, mut sha1) = (0, Sha1::new());
+    archive.add(&number.to_string(), |sink| {
+        let mut encoder = Encoder::new(sink);
+        let mut block = vec![0; BLOCK_BYTES];
+        loop {
+            let count = file.read(&mut block).map_err(Error::io("reading", path))?;
+            if count == 0 {
+                break;
+            }
+            bytes += count as u64;
+            sha1.update(&block[..count]);
+            encoder.write_all(&block[..count]).map_err(Error::Disconnected)?;
+        }
+        encoder.finish().map(drop).map_err(Error::Disconnected)
+    })?;
+    Ok((bytes, sha1.finalize().into()))
+}
+
+/// One entry of `MediaEntries`: name, size, sha1.
+fn list_entry(name: &str, bytes: u64, sha1: &[u8]) -> Vec<u8> {
+    let mut entry = Vec::new();
+    put_bytes(&mut entry, 1, name.as_bytes());
+    put_tag(&mut entry, 2, 0);
+    put_varint(&mut entry, bytes);
+    put_bytes(&mut entry, 3, sha1);
+    let mut framed = Vec::new();
+    put_bytes(&mut framed, 1, &entry);
+    framed
+}
+
+/// A zip of stored entries, with 64-bit numbers where they are needed.
+struct Archive {
+    file: GentleFile,
+    at: u64,
+    directory: Spool,
+    entries: u64,
+}
+
+/// 4.5: the version that knows 64-bit numbers.
+const VERSION: [u8; 2] = [45, 0];
+/// 1980-01-01: a day that every reader takes.
+const DATE_AND_TIME: [u8; 4] = [0, 0, 0x21, 0];
+/// "See the 64-bit number."
+const ELSEWHERE: [u8; 4] = [0xff; 4];
+const BIG_NUMBERS: [u8; 2] = [1, 0];
+
+impl Archive {
+    fn add(&mut self, name: &str, contents: impl FnOnce(&mut Sink<'_>) -> Result<()>) -> Result<()> {
+        let head_at = self.at;
+        let mut head = b"PK\x03\x04".to_vec();
+        head.extend_from_slice(&VERSION);
+        head.extend_from_slice(&[0; 4]);
+        head.extend_from_slice(&DATE_AND_TIME);
+        let crc_at = head_at + head.len() as u64;
+        head.extend_from_slice(&[0; 4]);
+        [ELSEWHERE; 2].iter().for_each(|size| head.extend_from_slice(size));
+        head.extend_from_slice(&(name.len() as u16).to_le_bytes());
+        head.extend_from_slice(&20u16.to_le_bytes());
+        head.extend_from_slice(name.as_bytes());
+        head.extend_from_slice(&BIG_NUMBERS);
+        head.extend_from_slice(&16u16.to_le_bytes());
+        let sizes_at = head_at + head.len() as u64;
+        head.extend_from_slice(&[0; 16]);
+        self.write(&head)?;
+        let mut sink = Sink { archive: self, crc: Crc32::new(), bytes: 0 };
+        contents(&mut sink)?;
+        let (crc, bytes) = (sink.crc.finalize().to_le_bytes(), sink.bytes);
+        let patched = self
+            .file
+            .patch(&crc, crc_at)
+            .and_then(|()| self.file.patch(&[bytes.to_le_bytes(); 2].concat(), sizes_at));
+        patched.map_err(Error::Disconnected)?;
+        self.list(name, crc, bytes, head_at)
+    }
+
+    /// Writes the entry's line of the directory, for `finish`.
+    fn list(&mut self, name: &str, crc: [u8; 4], bytes: u64, head_at: u64) -> Result<()> {
+        let mut extra = Vec::new();
+        let mut size = ELSEWHERE;
+        let mut place = ELSEWHERE;
+        match u32::try_from(bytes) {
+            Ok(small) if small < u32::MAX => size = small.to_le_bytes(),
+            _ => [bytes; 2].iter().for_each(|bytes| extra.extend_from_slice(&bytes.to_le_bytes())),
+        }
+        match u32::try_from(head_at) {
+            Ok(small) if small < u32::MAX => place = small.to_le_bytes(),
+            _ => extra.extend_from_slice(&head_at.to_le_bytes()),
+        }
+        if !extra.is_empty() {
+            let head = [BIG_NUMBERS, (extra.len() as u16).to_le_bytes()].concat();
+            extra.splice(..0, head);
+        }
+        let mut line = b"PK\x01\x02".to_vec();
+        line.extend_from_slice(&[VERSION, VERSION].concat());
+        line.extend_from_slice(&[0; 4]);
+        line.extend_from_slice(&DATE_AND_TIME);
+        line.extend_from_slice(&[crc, size, size].concat());
+        line.extend_from_slice(&(name.len() as u16).to_le_bytes());
+        line.extend_from_slice(&(extra.len() as u16).to_le_bytes());
+        line.extend_from_slice(&[0; 10]);
+        line.extend_from_slice(&place);
+        line.extend_from_slice(name.as_bytes());
+        line.extend_from_slice(&extra);
+        self.entries += 1;
+        self.directory.write_all(&line).map_err(Error::Disconnected)
+    }
+
+    /// Writes the directory; returns the length of the whole, which is on the disk then.
+    fn finish(mut self, scratch: &Path) -> Result<u64> {
+        let (start, bytes) = (self.at, self.directory.len());
+        let mut directory = std::mem::replace(&mut self.directory, Spool::new(scratch));
+        let mut reader = directory.reader().map_err(Error::io("reading in", scratch))?;
+        self.at += io::copy(&mut reader, &mut self.file).map_err(Error::Disconnected)?;
+        let big_end_at = self.at;
+        let mut end = b"PK\x06\x06".to_vec();
+        end.extend_from_slice(&44u64.to_le_bytes());
+        end.extend_from_slice(&[VERSION, VERSION].concat());
+        end.extend_from_slice(&[0; 8]);
+        for number in [self.entries, self.entries, bytes, start] {
+            end.extend_from_slice(&number.to_le_bytes());
+        }
+        end.extend_from_slice(b"PK\x06\x07");
+        end.extend_from_slice(&[0; 4]);
+        end.extend_from_slice(&big_end_at.to_le_bytes());
+        end.extend_from_slice(&1u32.to_le_bytes());
+        end.extend_from_slice(b"PK\x05\x06");
+        end.extend_from_slice(&[0; 4]);
+        let entries = u16::try_from(self.entries).unwrap_or(u16::MAX).to_le_bytes();
+        end.extend_from_slice(&[entries, entries].concat());
+        for number in [bytes, start] {
+            end.extend_from_slice(&u32::try_from(number).unwrap_or(u32::MAX).to_le_bytes());
+        }
+        end.extend_from_slice(&[0; 2]);
+        self.write(&end)?;
+        self.file.into_file().sync_all().map_err(Error::Disconnected)?;
+        Ok(self.at)
+    }
+
+    fn write(&mut self, data: &[u8]) -> Result<()> {
+        self.file.write_all(data).map_err(Error::Disconnected)?;
+        self.at += data.len() as u64;
+        Ok(())
+    }
+}
+
+/// Where the contents of one entry go.
+struct Sink<'a> {
+    archive: &'a mut Archive,
+    crc: Crc32,
+    bytes: u64,
+}
+
+impl Write for Sink<'_> {
+    fn write(&mut self, data: &[u8]) -> io::Result<usize> {
+        let count = self.archive.file.write(data)?;
+        self.crc.update(&data[..count]);
+        self.bytes += count as u64;
+        self.archive.at += count as u64;
+        Ok(count)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_and_places_over_4_gib_have_64_bits_in_the_directory() {
+        let dir = tempfile::tempdir().unwrap();
+        let line = |bytes, head_at| {
+            let file = GentleFile::create(&dir.path().join(format!("{bytes}-{head_at}"))).unwrap();
+            let mut archive = Archive { file, at: 0, directory: Spool::new(dir.path()), entries: 0 };
+            archive.list("0", [0; 4], bytes, head_at).unwrap();
+            let line = archive.directory.memory().unwrap();
+            (line[20..28].to_vec(), line[42..46].to_vec(), line[47..].to_vec())
+        };
+        let (small, large) = (7, (5 << 30) + 1);
+        assert_eq!(line(small, small), ([[7, 0, 0, 0]; 2].concat(), vec![7, 0, 0, 0], vec![]));
+        let (sizes, place, extra) = line(large, large + 1);
+        assert_eq!((sizes, place), ([ELSEWHERE; 2].concat(), ELSEWHERE.to_vec()));
+        let numbers = [large.to_le_bytes(), large.to_le_bytes(), (large + 1).to_le_bytes()].concat();
+        assert_eq!(extra, [&[1, 0, 24, 0], numbers.as_slice()].concat());
+        let (.., extra) = line(u32::MAX.into(), small);
+        assert_eq!(extra.len(), 4 + 16, "all ones says that the number is elsewhere");
+    }
+}

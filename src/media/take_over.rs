@@ -1,0 +1,69 @@
+//! Media of another server: copied, and recorded as new to every client.
+//!
+//! Usns go on from where the other server was. Clients that were in sync with it ask for everything since, and find that
+//! they hold it all.
+
+use std::fs::{self, File};
+use std::io;
+use std::path::Path;
+
+use crate::error::{Error, Result};
+use crate::files::{GentleFile, create_folder, sync_folder};
+use crate::media::index::MediaDb;
+use crate::media::name::MediaName;
+use crate::media::{FOLDER, MAX_FILE_BYTES, Totals, file_sha1};
+
+/// What was taken and what was not.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Taken {
+    /// Files that were copied.
+    pub files: u64,
+    /// Files whose name or length no client takes.
+    pub unusable: u64,
+}
+
+/// Copies the files of `from`, which need not be there, into a user's folder that has no media yet.
+pub fn import(dir: &Path, from: &Path, last_usn: i32) -> Result<Taken> {
+    let folder = dir.join(FOLDER);
+    create_folder(&folder)?;
+    let db = MediaDb::open(dir)?;
+    let mut recording = db.begin()?;
+    recording.recount(Totals { last_usn, bytes: 0, files: 0 });
+    let mut taken = Taken::default();
+    let entries = match fs::read_dir(from) {
+        Ok(entries) => Some(entries),
+        Err(err) if err.kind() == io::ErrorKind::NotFound => None,
+        Err(err) => return Err(Error::Io("reading", from.to_owned(), err)),
+    };
+    for entry in entries.into_iter().flatten() {
+        let entry = entry.map_err(Error::io("reading", from))?;
+        let meta = entry.metadata().map_err(Error::io("looking at", &entry.path()))?;
+        // An empty file is none to clients.
+        if !meta.is_file() || meta.len() == 0 {
+            continue;
+        }
+        let name = entry.file_name().into_string().ok().and_then(|name| MediaName::parse(name).ok());
+        let Some(name) = name.filter(|_| meta.len() <= MAX_FILE_BYTES) else {
+            log::warn!("{} is left out: no client takes that name or length", entry.path().display());
+            taken.unusable += 1;
+            continue;
+        };
+        let copy = name.path_in(&folder);
+        copy_file(&entry.path(), &copy)?;
+        if let Some(record) = file_sha1(&copy)? {
+            recording.put(&name, &record)?;
+            taken.files += 1;
+        }
+    }
+    sync_folder(&folder)?;
+    recording.commit()?;
+    Ok(taken)
+}
+
+fn copy_file(from: &Path, to: &Path) -> Result<()> {
+    let mut source = File::open(from).map_err(Error::io("opening", from))?;
+    let mut copy = GentleFile::create(to)?;
+    io::copy(&mut source, &mut copy)
+        .and_then(|_| copy.into_file().sync_all())
+        .map_err(Error::io("copying to", to))
+}

@@ -1,0 +1,175 @@
+//! Deletions on the wire: `{"cards":[id],"notes":[id],"decks":[id]}` (collection-format.md 11).
+
+use serde::de::{Error as _, MapAccess};
+
+use crate::error::{Error, Result};
+use crate::messages::StartRequest;
+use crate::messages::integers::Int;
+use crate::messages::json_stream::{Context, Envelope, Keys, List, Object, Source, parse};
+
+/// What was deleted; the numbers are those of the `graves` table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum GraveKind {
+    /// A card.
+    Card = 0,
+    /// A note.
+    Note = 1,
+    /// A deck.
+    Deck = 2,
+}
+
+impl GraveKind {
+    /// The kinds with their keys.
+    pub const ALL: [(GraveKind, &'static str); 3] =
+        [(GraveKind::Card, "cards"), (GraveKind::Note, "notes"), (GraveKind::Deck, "decks")];
+
+    fn of_key(key: &str) -> Option<GraveKind> {
+        GraveKind::ALL.iter().find(|(_, name)| *name == key).map(|(kind, _)| *kind)
+    }
+}
+
+/// A list of deletions is short for each element; the bound only has to stop endless numbers.
+const MAX_ELEMENT_BYTES: u64 = 64 * 1024;
+
+/// Checks that `read_chunk` will not fail.
+pub fn check_chunk<'s>(input: impl Into<Source<'s>>) -> Result<()> {
+    read_chunk(input, |_, _| Ok(()))
+}
+
+/// Reads the body of `applyGraves`: `{"chunk": graves}`. Each id goes to `each`.
+pub fn read_chunk<'s>(
+    input: impl Into<Source<'s>>,
+    each: impl FnMut(GraveKind, i64) -> Result<()>,
+) -> Result<()> {
+    parse(input, MAX_ELEMENT_BYTES, &mut Envelope::new("chunk", &mut Graves::<_, false>::new(each)))
+}
+
+/// Reads the body of `start`. Old clients put their graves there; they may be missing or null.
+pub fn read_start<'s>(
+    input: impl Into<Source<'s>>,
+    each: impl FnMut(GraveKind, i64) -> Result<()>,
+) -> Result<StartRequest> {
+    let mut start = Start { client_usn: None, client_is_newer: None, graves: Graves::new(each) };
+    parse(input, MAX_ELEMENT_BYTES, &mut start)?;
+    match (start.client_usn, start.client_is_newer) {
+        (Some(client_usn), Some(client_is_newer)) => Ok(StartRequest { client_usn, client_is_newer }),
+        _ => Err(Error::bad("start without minUsn or lnewer")),
+    }
+}
+
+struct Start<F> {
+    client_usn: Option<i32>,
+    client_is_newer: Option<bool>,
+    graves: Graves<F, true>,
+}
+
+impl<F: FnMut(GraveKind, i64) -> Result<()>> Keys for Start<F> {
+    const WHAT: &'static str = "an object with minUsn and lnewer";
+
+    fn value<'de, A: MapAccess<'de>>(
+        &mut self,
+        context: &Context,
+        key: &str,
+        map: &mut A,
+    ) -> std::result::Result<bool, A::Error> {
+        match key {
+            "minUsn" => {
+                let usn = map.next_value::<Int>()?.0;
+                let usn = i32::try_from(usn).map_err(|_| A::Error::custom("minUsn is out of range"))?;
+                self.client_usn = Some(usn);
+            }
+            "lnewer" => self.client_is_newer = Some(map.next_value()?),
+            "graves" => map.next_value_seed(Object::new(context, &mut self.graves))?,
+            _ => return Ok(false),
+        }
+        Ok(true)
+    }
+}
+
+/// The three lists; `null` may stand for them where `NULLABLE`.
+struct Graves<F, const NULLABLE: bool> {
+    each: F,
+    missing: Vec<&'static str>,
+}
+
+impl<F, const NULLABLE: bool> Graves<F, NULLABLE> {
+    fn new(each: F) -> Graves<F, NULLABLE> {
+        Graves { each, missing: GraveKind::ALL.map(|(_, key)| key).to_vec() }
+    }
+}
+
+impl<F: FnMut(GraveKind, i64) -> Result<()>, const NULLABLE: bool> Keys for Graves<F, NULLABLE> {
+    const WHAT: &'static str = "an object with lists of deleted cards, notes and decks";
+    const NULLABLE: bool = NULLABLE;
+
+    fn value<'de, A: MapAccess<'de>>(
+        &mut self,
+        context: &Context,
+        key: &str,
+        map: &mut A,
+    ) -> std::result::Result<bool, A::Error> {
+        let Some(kind) = GraveKind::of_key(key) else { return Ok(false) };
+        self.missing.retain(|missing| *missing != key);
+        map.next_value_seed(List::new(context, |id: Int| (self.each)(kind, id.0)))?;
+        Ok(true)
+    }
+
+    fn missing(&self) -> Option<&'static str> {
+        self.missing.first().copied()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn graves(text: &str) -> Result<Vec<(GraveKind, i64)>> {
+        let mut found = Vec::new();
+        read_chunk(text, |kind, id| {
+            found.push((kind, id));
+            Ok(())
+        })?;
+        Ok(found)
+    }
+
+    #[test]
+    fn ids_come_as_numbers_or_strings_in_any_order() {
+        let found = graves(r#"{"x":[1],"chunk":{"decks":["7"],"notes":[],"cards":[1,2],"new":{}}}"#).unwrap();
+        assert_eq!(found, [(GraveKind::Deck, 7), (GraveKind::Card, 1), (GraveKind::Card, 2)]);
+    }
+
+    #[test]
+    fn other_shapes_are_bad_requests() {
+        for text in [
+            "",
+            "[]",
+            "{}",
+            r#"{"chunk":null}"#,
+            r#"{"chunk":{"cards":[]}}"#,
+            r#"{"chunk":{"cards":[{}],"notes":[],"decks":[]}}"#,
+            r#"{"chunk":{"cards":[],"notes":[],"decks":[]}} x"#,
+        ] {
+            assert_eq!(graves(text).unwrap_err().status(), 400, "{text}");
+        }
+    }
+
+    #[test]
+    fn start_may_lack_graves() {
+        for text in [r#"{"lnewer":true,"minUsn":1}"#, r#"{"minUsn":1.0,"lnewer":true,"graves":null}"#] {
+            let request = read_start(text, |_, _| panic!("no grave was sent")).unwrap();
+            assert_eq!((request.client_usn, request.client_is_newer), (1, true));
+        }
+        for text in [r#"{"minUsn":1}"#, r#"{"minUsn":1,"lnewer":true,"graves":[]}"#] {
+            assert_eq!(read_start(text, |_, _| Ok(())).err().map(|err| err.status()), Some(400));
+        }
+    }
+
+    #[test]
+    fn an_endless_text_is_refused_in_bounded_memory() {
+        let long = "1".repeat(1 << 20);
+        assert_eq!(graves(&format!(r#"{{"chunk":{{"cards":["{long}"]}}}}"#)).unwrap_err().status(), 413);
+        for text in [format!(r#"{{"minUsn":"{long}"}}"#), format!(r#"{{"{long}"#)] {
+            assert_eq!(read_start(&*text, |_, _| Ok(())).err().map(|err| err.status()), Some(413));
+        }
+    }
+}

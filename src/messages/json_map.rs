@@ -1,0 +1,33 @@
+//! JSON objects that are maps: the columns of schema 11, where each key is an id or a name and each value an object.
+
+use serde::de::MapAccess;
+use serde_json::value::RawValue;
+
+use crate::error::Result;
+use crate::messages::json_stream::{Context, Keys, Source, parse};
+
+/// Hands each key with the text of its value to `each`. One entry at a time is in memory, of at most
+/// `max_entry_bytes`. Errors as those of `stream::parse`.
+pub fn each_entry<'s>(
+    input: impl Into<Source<'s>>,
+    max_entry_bytes: u64,
+    each: impl FnMut(&str, &str) -> Result<()>,
+) -> Result<()> {
+    parse(input, max_entry_bytes, &mut Entries(each))
+}
+
+struct Entries<F>(F);
+
+impl<F: FnMut(&str, &str) -> Result<()>> Keys for Entries<F> {
+    const WHAT: &'static str = "an object";
+
+    fn value<'de, A: MapAccess<'de>>(
+        &mut self,
+        context: &Context,
+        key: &str,
+        map: &mut A,
+    ) -> std::result::Result<bool, A::Error> {
+        let json: Box<RawValue> = map.next_value()?;
+        context.check((self.0)(key, json.get())).map(|()| true)
+    }
+}

@@ -1,0 +1,268 @@
+//! The backend's side of one request: its connection, and the reading of its reply.
+
+use std::io;
+use std::os::fd::{AsRawFd, RawFd};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::time::Instant;
+
+use crate::http::body_framing::{Body, ChunkWriter};
+use crate::http::request_head;
+use crate::http::request_head::BadReply;
+use crate::os::{POLL_IN, POLL_OUT};
+use crate::server::connections::buffered_socket::{Got, Link, Lost, read_some, write_some};
+
+/// Bytes of a response head; ours have a few hundred.
+const MAX_REPLY_HEAD: usize = 16 << 10;
+
+/// A connection to the backend, for one request.
+pub struct Backend {
+    stream: UnixStream,
+    /// The request's body on its way.
+    pub upload: ChunkWriter,
+}
+
+impl Backend {
+    /// Connects. A Unix socket connects at once or fails; `max_active` is far below its backlog.
+    pub fn connect(path: &Path, upload: ChunkWriter) -> io::Result<Backend> {
+        let stream = UnixStream::connect(path)?;
+        stream.set_nonblocking(true)?;
+        Ok(Backend { stream, upload })
+    }
+
+    /// For poll.
+    pub fn fd(&self) -> RawFd {
+        self.stream.as_raw_fd()
+    }
+
+    /// Writes as much of the upload as the backend takes; `ended` says that the body was received whole.
+    pub fn send(&mut self, ended: bool) -> Result<(), Lost> {
+        loop {
+            if self.upload.pending().is_empty() {
+                self.upload.seal(ended);
+            }
+            if self.upload.pending().is_empty() {
+                return Ok(());
+            }
+            match write_some(&self.stream, self.upload.pending())? {
+                0 => return Ok(()),
+                written => self.upload.advance(written),
+            }
+        }
+    }
+
+    /// Reads once.
+    pub fn read(&self, buf: &mut [u8]) -> Got {
+        read_some(&self.stream, buf)
+    }
+
+    /// Closes, or, where a chunk is written in part, gives back what must be finished first.
+    pub fn close(self) -> Option<Tail> {
+        self.upload.is_split().then_some(Tail(self))
+    }
+}
+
+/// A backend connection that nobody waits for any more, but whose last chunk is written in part: tiny_http would take
+/// an end there for the end of the body. The chunk is finished, then the connection closed, which it takes for an
+/// error.
+pub struct Tail(Backend);
+
+impl Tail {
+    /// For poll.
+    pub fn fd(&self) -> RawFd {
+        self.0.fd()
+    }
+
+    /// What to poll for. The reply is read too, or a backend that writes first would never get to the chunk.
+    pub fn events(&self) -> i16 {
+        POLL_IN | POLL_OUT
+    }
+
+    /// Goes on.
+    pub fn step(&mut self, scratch: &mut [u8]) {
+        let ended = self.0.read(scratch) == Got::End;
+        match write_some(&self.0.stream, self.0.upload.pending()) {
+            Ok(written) if !ended => self.0.upload.advance(written),
+            Ok(_) | Err(Lost) => self.0.upload.abandon(),
+        }
+    }
+
+    /// Whether the connection may be closed.
+    pub fn is_finished(&self) -> bool {
+        !self.0.upload.is_split()
+    }
+}
+
+/// What the reply to a request depends on.
+#[derive(Clone, Copy, Debug)]
+pub struct Asked {
+    /// It was HEAD.
+    pub is_head: bool,
+    /// It was HTTP/1.0.
+    pub is_http10: bool,
+}
+
+/// Why a reply cannot be passed on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Broken {
+    /// The backend does not speak HTTP as we know it.
+    Reply,
+    /// The client is gone.
+    Client,
+}
+
+impl From<Lost> for Broken {
+    fn from(Lost: Lost) -> Broken {
+        Broken::Client
+    }
+}
+
+impl From<BadReply> for Broken {
+    fn from(BadReply: BadReply) -> Broken {
+        Broken::Reply
+    }
+}
+
+/// How far the reply is.
+pub struct Reply {
+    head: Vec<u8>,
+    body: Option<Body>,
+    dechunk: bool,
+    keep_alive: bool,
+}
+
+impl Reply {
+    /// Nothing came yet.
+    pub fn new() -> Reply {
+        Reply { head: Vec::new(), body: None, dechunk: false, keep_alive: false }
+    }
+
+    /// Whether the client got something of it.
+    pub fn is_started(&self) -> bool {
+        self.body.is_some()
+    }
+
+    /// Whether the client got all of it.
+    pub fn is_done(&self) -> bool {
+        self.body.as_ref().is_some_and(Body::is_done)
+    }
+
+    /// Whether the client was told that it may go on.
+    pub fn keeps_alive(&self) -> bool {
+        self.keep_alive
+    }
+
+    /// Passes on what the backend sent. `keep_alive` counts when the head is passed on.
+    pub fn feed(
+        &mut self,
+        data: &[u8],
+        asked: Asked,
+        keep_alive: bool,
+        link: &mut Link,
+        now: Instant,
+    ) -> Result<(), Broken> {
+        if self.is_started() {
+            return self.feed_body(data, link, now);
+        }
+        self.head.extend_from_slice(data);
+        while let Some(end) = request_head::reply_end(&self.head) {
+            let rest = self.head.split_off(end);
+            let head = std::mem::replace(&mut self.head, rest);
+            if let Some(reply) = request_head::parse_reply(&head, asked.is_head, asked.is_http10, keep_alive)?
+            {
+                self.body = Some(reply.body);
+                self.dechunk = reply.dechunk;
+                self.keep_alive = keep_alive;
+                return self.feed_first(reply.forward, link, now);
+            }
+        }
+        if self.head.len() > MAX_REPLY_HEAD {
+            return Err(Broken::Reply);
+        }
+        Ok(())
+    }
+
+    /// Head and what came with it in one write: small replies are one packet.
+    fn feed_first(&mut self, mut forward: Vec<u8>, link: &mut Link, now: Instant) -> Result<(), Broken> {
+        let rest = std::mem::take(&mut self.head);
+        self.decode(&rest, &mut |part| forward.extend_from_slice(part))?;
+        Ok(link.send(&forward, now)?)
+    }
+
+    fn feed_body(&mut self, data: &[u8], link: &mut Link, now: Instant) -> Result<(), Broken> {
+        let mut sent = Ok(());
+        self.decode(data, &mut |part| sent = sent.and_then(|()| link.send(part, now)))?;
+        Ok(sent?)
+    }
+
+    /// Gives `forward` what the client is to get of `data`: the decoded parts, or the framed bytes as they are.
+    fn decode(&mut self, data: &[u8], forward: &mut dyn FnMut(&[u8])) -> Result<(), Broken> {
+        let Some(body) = &mut self.body else {
+            return Ok(());
+        };
+        if self.dechunk {
+            body.decode(data, forward).map_err(|_| Broken::Reply)?;
+        } else {
+            let taken = body.decode(data, &mut |_| ()).map_err(|_| Broken::Reply)?;
+            forward(&data[..taken]);
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A backend at the other end of `UnixStream`, and a body that it has taken in part.
+    fn half_sent() -> (Backend, UnixStream) {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        ours.set_nonblocking(true).unwrap();
+        theirs.set_nonblocking(true).unwrap();
+        let mut upload = ChunkWriter::default();
+        upload.push(&vec![b'x'; 8 << 20]);
+        let mut backend = Backend { stream: ours, upload };
+        backend.send(false).unwrap();
+        assert!(backend.upload.is_split(), "the kernel took 8 MB");
+        (backend, theirs)
+    }
+
+    #[test]
+    fn a_half_written_chunk_is_finished_before_the_end() {
+        let (backend, theirs) = half_sent();
+        let mut tail = backend.close().unwrap();
+        let (mut wire, mut buf) = (Vec::new(), vec![0; 1 << 20]);
+        // The backend writes before it reads on.
+        assert_eq!(write_some(&theirs, b"HTTP/1.1 403"), Ok(12));
+        while !tail.is_finished() {
+            tail.step(&mut [0; 100]);
+            while let Got::Bytes(read) = read_some(&theirs, &mut buf) {
+                wire.extend_from_slice(&buf[..read]);
+            }
+        }
+        drop(tail);
+        let mut body = Body::chunked();
+        assert_eq!(body.decode(&wire, &mut |_| ()), Ok(wire.len()));
+        assert!(wire.ends_with(b"\r\n") && !body.is_done());
+        assert_eq!(read_some(&theirs, &mut buf), Got::End);
+    }
+
+    #[test]
+    fn a_backend_that_closes_ends_its_tail() {
+        let (backend, theirs) = half_sent();
+        let mut tail = backend.close().unwrap();
+        drop(theirs);
+        tail.step(&mut [0; 100]);
+        assert!(tail.is_finished());
+    }
+
+    #[test]
+    fn between_chunks_there_is_no_tail() {
+        let (ours, _theirs) = UnixStream::pair().unwrap();
+        let mut upload = ChunkWriter::default();
+        upload.push(b"hello");
+        let mut backend = Backend { stream: ours, upload };
+        backend.send(false).unwrap();
+        assert!(backend.close().is_none());
+    }
+}

@@ -1,0 +1,129 @@
+//! The client's side of a connection: socket, unread input, unsent output.
+
+use std::io::{ErrorKind, Read, Write};
+use std::net::IpAddr;
+use std::os::fd::RawFd;
+use std::time::Instant;
+
+use crate::server::connections::client_socket::Socket;
+
+/// The other side is gone; nothing can be said to it any more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Lost;
+
+/// What a read from a nonblocking socket gave.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Got {
+    /// So many bytes.
+    Bytes(usize),
+    /// Nothing for now.
+    Nothing,
+    /// The end, or an error.
+    End,
+}
+
+/// Reads once from a nonblocking socket.
+pub fn read_some(mut socket: impl Read, buf: &mut [u8]) -> Got {
+    match socket.read(buf) {
+        Ok(0) => Got::End,
+        Ok(read) => Got::Bytes(read),
+        Err(err) if matches!(err.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => Got::Nothing,
+        Err(_) => Got::End,
+    }
+}
+
+/// Writes once to a nonblocking socket; 0 when it takes nothing for now.
+pub fn write_some(mut socket: impl Write, data: &[u8]) -> Result<usize, Lost> {
+    match socket.write(data) {
+        Ok(written) => Ok(written),
+        Err(err) if matches!(err.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => Ok(0),
+        Err(_) => Err(Lost),
+    }
+}
+
+/// A client's socket and buffers. Idle, it holds no buffer.
+pub struct Link {
+    socket: Socket,
+    /// Where the client is.
+    pub peer: IpAddr,
+    /// What was read and not used yet: a head in parts, or a pipelined request.
+    pub input: Vec<u8>,
+    output: Vec<u8>,
+    sent: usize,
+    /// When the client last took a byte, or when there was first one to take.
+    progress: Instant,
+}
+
+impl Link {
+    /// Wraps a nonblocking socket.
+    pub fn new(socket: Socket, peer: IpAddr, now: Instant) -> Link {
+        Link { socket, peer, input: Vec::new(), output: Vec::new(), sent: 0, progress: now }
+    }
+
+    /// For poll.
+    pub fn fd(&self) -> RawFd {
+        self.socket.fd()
+    }
+
+    /// Reads once.
+    pub fn read(&self, buf: &mut [u8]) -> Got {
+        read_some(&self.socket, buf)
+    }
+
+    /// Sends what the socket takes at once and keeps the rest.
+    pub fn send(&mut self, data: &[u8], now: Instant) -> Result<(), Lost> {
+        let mut rest = data;
+        if self.is_flushed() {
+            self.progress = now;
+            rest = &data[write_some(&self.socket, data)?..];
+        }
+        self.output.extend_from_slice(rest);
+        Ok(())
+    }
+
+    /// Goes on sending what was kept.
+    pub fn flush(&mut self, now: Instant) -> Result<(), Lost> {
+        while !self.is_flushed() {
+            let written = write_some(&self.socket, &self.output[self.sent..])?;
+            if written == 0 {
+                return Ok(());
+            }
+            self.sent += written;
+            self.progress = now;
+        }
+        self.output.clear();
+        self.sent = 0;
+        Ok(())
+    }
+
+    /// Whether the socket took everything.
+    pub fn is_flushed(&self) -> bool {
+        self.sent == self.output.len()
+    }
+
+    /// Since when the client takes nothing, if there is something to take.
+    pub fn stuck_since(&self) -> Option<Instant> {
+        (!self.is_flushed()).then_some(self.progress)
+    }
+
+    /// Gives the empty buffers back.
+    pub fn release_buffers(&mut self) {
+        if self.is_flushed() {
+            self.output = Vec::new();
+            self.sent = 0;
+        }
+        if self.input.is_empty() {
+            self.input = Vec::new();
+        }
+    }
+
+    /// Tells the client that nothing more comes.
+    pub fn end_output(&self) {
+        self.socket.end_output();
+    }
+
+    /// Makes the coming close an error for the client.
+    pub fn reset_on_close(&self) {
+        self.socket.reset_on_close();
+    }
+}

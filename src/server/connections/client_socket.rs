@@ -1,0 +1,116 @@
+//! Client sockets of both kinds: TCP, and Unix for a proxy on the same machine.
+
+use std::io::{self, Read, Write};
+use std::net::{IpAddr, Ipv4Addr, Shutdown, TcpListener, TcpStream};
+use std::os::fd::{AsRawFd, RawFd};
+use std::os::unix::net::{UnixListener, UnixStream};
+
+use crate::os;
+
+/// Where clients come in.
+pub enum Listener {
+    /// From the network.
+    Tcp(TcpListener),
+    /// From this machine.
+    Unix(UnixListener),
+}
+
+impl From<TcpListener> for Listener {
+    fn from(listener: TcpListener) -> Listener {
+        Listener::Tcp(listener)
+    }
+}
+
+impl Listener {
+    /// Makes `accept` return at once.
+    pub fn set_nonblocking(&self) -> io::Result<()> {
+        match self {
+            Listener::Tcp(listener) => listener.set_nonblocking(true),
+            Listener::Unix(listener) => listener.set_nonblocking(true),
+        }
+    }
+
+    /// For poll.
+    pub fn fd(&self) -> RawFd {
+        match self {
+            Listener::Tcp(listener) => listener.as_raw_fd(),
+            Listener::Unix(listener) => listener.as_raw_fd(),
+        }
+    }
+
+    /// The next client and where it is: who comes through a Unix socket is on this machine.
+    pub fn accept(&self) -> io::Result<(Socket, IpAddr)> {
+        match self {
+            Listener::Tcp(listener) => {
+                let (socket, peer) = listener.accept()?;
+                Ok((Socket::Tcp(socket), peer.ip().to_canonical()))
+            }
+            Listener::Unix(listener) => Ok((Socket::Unix(listener.accept()?.0), Ipv4Addr::LOCALHOST.into())),
+        }
+    }
+}
+
+/// A client's socket.
+pub enum Socket {
+    /// From the network.
+    Tcp(TcpStream),
+    /// From this machine.
+    Unix(UnixStream),
+}
+
+impl Socket {
+    /// Readies an accepted socket: nothing blocks, and small replies leave at once.
+    pub fn prepare(&self) -> io::Result<()> {
+        match self {
+            Socket::Tcp(socket) => socket.set_nonblocking(true).and_then(|()| socket.set_nodelay(true)),
+            Socket::Unix(socket) => socket.set_nonblocking(true),
+        }
+    }
+
+    /// For poll.
+    pub fn fd(&self) -> RawFd {
+        match self {
+            Socket::Tcp(socket) => socket.as_raw_fd(),
+            Socket::Unix(socket) => socket.as_raw_fd(),
+        }
+    }
+
+    /// Tells the client that nothing more comes.
+    pub fn end_output(&self) {
+        // It may be gone already.
+        let _ = match self {
+            Socket::Tcp(socket) => socket.shutdown(Shutdown::Write),
+            Socket::Unix(socket) => socket.shutdown(Shutdown::Write),
+        };
+    }
+
+    /// Makes the coming close an error for the client. Unix sockets cannot tell an error from an end: there the framing
+    /// of the reply must, which has none in HTTP/1.0 (`proxy_http_version 1.1` in nginx).
+    pub fn reset_on_close(&self) {
+        if let Socket::Tcp(socket) = self {
+            os::reset_on_close(socket);
+        }
+    }
+}
+
+impl Read for &Socket {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        match self {
+            Socket::Tcp(socket) => (&mut &*socket).read(buf),
+            Socket::Unix(socket) => (&mut &*socket).read(buf),
+        }
+    }
+}
+
+impl Write for &Socket {
+    fn write(&mut self, data: &[u8]) -> io::Result<usize> {
+        match self {
+            Socket::Tcp(socket) => (&mut &*socket).write(data),
+            Socket::Unix(socket) => (&mut &*socket).write(data),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}

@@ -1,0 +1,330 @@
+//! One client connection: between requests, in an exchange, or ending.
+
+use std::net::IpAddr;
+use std::os::fd::RawFd;
+use std::time::{Duration, Instant};
+
+use log::Level;
+
+use crate::http::request_head;
+use crate::http::request_head::{Refusal, Scan};
+use crate::os::{POLL_ERR, POLL_HUP, POLL_IN, POLL_OUT};
+use crate::server::connections::Shared;
+use crate::server::connections::buffered_socket::{Got, Link};
+use crate::server::connections::client_socket::Socket;
+use crate::server::connections::forwarding::{Exchange, FIRST_BYTES, Next};
+use crate::server::connections::limits_and_timeouts::Limits;
+
+/// A client that does not close after its answer must not hold up the end of the server for long.
+const LINGER_WHILE_STOPPING: Duration = Duration::from_secs(1);
+
+/// A client connection.
+pub struct Conn {
+    link: Link,
+    state: State,
+}
+
+enum State {
+    /// Waits for a request head.
+    Idle(Idle),
+    Exchange(Box<Exchange>),
+    /// The last answer is on its way; what the client still sends is thrown away.
+    Closing(Closing),
+    Closed,
+}
+
+struct Idle {
+    scan: Scan,
+    since: Instant,
+    /// When the head began to arrive.
+    head_since: Option<Instant>,
+    /// No request was seen yet on this connection.
+    is_new: bool,
+}
+
+impl Idle {
+    fn since(now: Instant, is_new: bool) -> Idle {
+        Idle { scan: Scan::default(), since: now, head_since: None, is_new }
+    }
+
+    fn deadline(&self, limits: &Limits) -> Option<Instant> {
+        match self.head_since {
+            Some(since) => since.checked_add(limits.head),
+            None if self.is_new => self.since.checked_add(limits.first_byte),
+            None => self.since.checked_add(limits.keep_alive),
+        }
+    }
+}
+
+/// Closing while the client still sends would reset the connection, and with it destroy an answer not yet read. So our
+/// side is shut first, and the client read for a while; then it may wait, as its writes do, until it has seen the answer. (A
+/// proxy written in Go takes a write that fails for the end, although the answer is there, and says 502.)
+struct Closing {
+    /// When our side was shut: everything was sent.
+    shut_at: Option<Instant>,
+    /// What is still read.
+    left_bytes: usize,
+}
+
+impl Conn {
+    /// A new connection; the socket is nonblocking.
+    pub fn new(socket: Socket, peer: IpAddr, now: Instant) -> Conn {
+        Conn { link: Link::new(socket, peer, now), state: State::Idle(Idle::since(now, true)) }
+    }
+
+    /// The client's socket and what to poll it for. It is always polled, so that a reset is seen at once.
+    pub fn client_events(&self, limits: &Limits) -> (RawFd, i16) {
+        let reads = match &self.state {
+            State::Idle(_) if self.link.is_flushed() => POLL_IN,
+            State::Exchange(exchange) => exchange.client_events(&self.link, limits),
+            State::Closing(closing) if closing.left_bytes > 0 => POLL_IN,
+            State::Idle(_) | State::Closing(_) | State::Closed => 0,
+        };
+        let writes = if self.link.is_flushed() { 0 } else { POLL_OUT };
+        (self.link.fd(), reads | writes)
+    }
+
+    /// The backend's socket, if it is to be polled, and what for.
+    pub fn backend_events(&self) -> Option<(RawFd, i16)> {
+        match &self.state {
+            State::Exchange(exchange) => exchange.backend_events(&self.link),
+            State::Idle(_) | State::Closing(_) | State::Closed => None,
+        }
+    }
+
+    /// The client's socket is ready.
+    pub fn on_client(&mut self, events: i16, shared: &mut Shared, scratch: &mut [u8]) {
+        let hung_up = events & POLL_ERR != 0
+            // Before we shut our side, a hang-up means that nobody is left to read; after, it is the end we wait for.
+            || (events & POLL_HUP != 0
+                && !matches!(&self.state, State::Closing(closing) if closing.left_bytes > 0));
+        if hung_up || self.link.flush(shared.now).is_err() {
+            return self.apply(Next::Gone, shared);
+        }
+        match &mut self.state {
+            State::Idle(_) => self.read_head(shared, scratch),
+            State::Exchange(exchange) => {
+                let next = exchange.on_client(&mut self.link, shared, scratch);
+                self.apply(next, shared);
+            }
+            State::Closing(_) => self.drain(shared, scratch),
+            State::Closed => (),
+        }
+    }
+
+    /// The backend's socket is ready.
+    pub fn on_backend(&mut self, shared: &mut Shared, scratch: &mut [u8]) {
+        if let State::Exchange(exchange) = &mut self.state {
+            let next = exchange.on_backend(&mut self.link, shared, scratch);
+            self.apply(next, shared);
+        }
+    }
+
+    /// Hands the waiting request to the backend.
+    pub fn activate(&mut self, shared: &mut Shared) {
+        if let State::Exchange(exchange) = &mut self.state {
+            let next = exchange.activate(&self.link, shared);
+            self.apply(next, shared);
+        }
+    }
+
+    fn read_head(&mut self, shared: &mut Shared, scratch: &mut [u8]) {
+        if self.link.is_flushed() {
+            let most = FIRST_BYTES.min(scratch.len());
+            match self.link.read(&mut scratch[..most]) {
+                Got::End => return self.apply(Next::Gone, shared),
+                Got::Nothing => (),
+                Got::Bytes(read) => self.link.input.extend_from_slice(&scratch[..read]),
+            }
+        }
+        self.go_on(shared);
+    }
+
+    /// Looks for a head in the input. The next request is not looked at before the last reply is sent.
+    fn go_on(&mut self, shared: &mut Shared) {
+        let State::Idle(idle) = &mut self.state else {
+            return;
+        };
+        if !self.link.is_flushed() {
+            return;
+        }
+        let limits = &shared.limits;
+        match idle.scan.advance(&self.link.input, limits.max_head_bytes, limits.max_headers) {
+            Ok(Some((start, end))) => {
+                if let Err(refusal) = self.begin(start, end, shared) {
+                    self.apply(Next::Refuse(refusal), shared);
+                }
+            }
+            Ok(None) => {
+                if idle.scan.has_begun(&self.link.input) {
+                    idle.head_since.get_or_insert(shared.now);
+                }
+                self.link.release_buffers();
+            }
+            Err(refusal) => self.apply(Next::Refuse(refusal), shared),
+        }
+    }
+
+    /// Begins the exchange for the head at `start..end` of the input.
+    fn begin(&mut self, start: usize, end: usize, shared: &mut Shared) -> Result<(), Refusal> {
+        let rest = self.link.input.split_off(end);
+        let head = std::mem::take(&mut self.link.input);
+        let request =
+            request_head::parse_request(&head[start..], self.link.peer, shared.limits.max_body_bytes)?;
+        // A client that sends its body at once does not wait for our word.
+        let must_invite = request.expects_continue && rest.is_empty() && !request.body.is_done();
+        let mut exchange = Box::new(Exchange::new(request, shared));
+        let mut next = exchange.take(&rest, &mut self.link, shared);
+        if must_invite && self.link.send(b"HTTP/1.1 100 Continue\r\n\r\n", shared.now).is_err() {
+            next = Next::Gone;
+        }
+        self.state = State::Exchange(exchange);
+        self.apply(next, shared);
+        Ok(())
+    }
+
+    /// Does what the exchange asks for.
+    fn apply(&mut self, next: Next, shared: &mut Shared) {
+        if next == Next::Stay {
+            return;
+        }
+        if let State::Exchange(exchange) = std::mem::replace(&mut self.state, State::Closed) {
+            exchange.close(shared);
+        }
+        match next {
+            Next::Stay | Next::Gone => (),
+            Next::Refuse(refusal) => self.refuse(refusal, shared),
+            Next::Reset(reason) => {
+                shared.note(Level::Warn, format_args!("reset {}: {reason}", self.link.peer));
+                self.link.reset_on_close();
+            }
+            Next::Finished { keep_alive } if keep_alive && !shared.is_stopping() => {
+                self.state = State::Idle(Idle::since(shared.now, false));
+                self.go_on(shared);
+            }
+            Next::Finished { .. } => self.end(shared),
+        }
+    }
+
+    fn refuse(&mut self, refusal: Refusal, shared: &mut Shared) {
+        shared.journal.refused(self.link.peer, refusal, shared.now);
+        if self.link.send(refusal.response().as_bytes(), shared.now).is_ok() {
+            self.end(shared);
+        }
+    }
+
+    /// Nothing more will be said to this client than what is in the output.
+    fn end(&mut self, shared: &Shared) {
+        self.link.input = Vec::new();
+        self.state = State::Closing(Closing { shut_at: None, left_bytes: shared.limits.linger_bytes });
+        self.shut_when_flushed(shared);
+    }
+
+    fn shut_when_flushed(&mut self, shared: &Shared) {
+        if let State::Closing(closing) = &mut self.state
+            && closing.shut_at.is_none()
+            && self.link.is_flushed()
+        {
+            self.link.end_output();
+            self.link.release_buffers();
+            closing.shut_at = Some(shared.now);
+        }
+    }
+
+    fn drain(&mut self, shared: &Shared, scratch: &mut [u8]) {
+        self.shut_when_flushed(shared);
+        let State::Closing(closing) = &mut self.state else {
+            return;
+        };
+        if closing.left_bytes > 0 {
+            match self.link.read(scratch) {
+                Got::End => self.state = State::Closed,
+                Got::Nothing => (),
+                Got::Bytes(read) => closing.left_bytes = closing.left_bytes.saturating_sub(read),
+            }
+        }
+    }
+
+    /// When `expire` must be asked.
+    pub fn deadline(&self, shared: &Shared) -> Option<Instant> {
+        let limits = &shared.limits;
+        let stuck = self.link.stuck_since().and_then(|since| since.checked_add(limits.write_idle));
+        let own = match &self.state {
+            // The time for the next request begins when the last reply is sent.
+            State::Idle(idle) => idle.deadline(limits).filter(|_| stuck.is_none()),
+            State::Exchange(exchange) => exchange.deadline(limits),
+            State::Closing(closing) => closing.shut_at.and_then(|at| at.checked_add(linger(shared))),
+            State::Closed => None,
+        };
+        stuck.into_iter().chain(own).min()
+    }
+
+    /// Ends what is over its time.
+    pub fn expire(&mut self, shared: &mut Shared) {
+        if self.deadline(shared).is_none_or(|deadline| deadline > shared.now) {
+            return;
+        }
+        let stuck = self.link.stuck_since().and_then(|since| since.checked_add(shared.limits.write_idle));
+        let next = match &self.state {
+            _ if stuck.is_some_and(|deadline| deadline <= shared.now) => {
+                Next::Reset("takes no byte of its reply")
+            }
+            State::Idle(idle) if idle.head_since.is_some() => {
+                Next::Refuse(Refusal::new(408, "head too slow"))
+            }
+            State::Exchange(exchange) => exchange.expire(),
+            State::Idle(_) | State::Closing(_) | State::Closed => Next::Gone,
+        };
+        self.apply(next, shared);
+    }
+
+    /// Ends a form that is too slow while others wait.
+    pub fn make_way(&mut self, shared: &mut Shared) {
+        if let State::Exchange(exchange) = &self.state
+            && exchange.must_make_way(shared.now, &shared.limits)
+        {
+            let next = exchange.make_way();
+            self.apply(next, shared);
+        }
+    }
+
+    /// The server stops.
+    pub fn stop(&mut self, shared: &mut Shared) {
+        match &self.state {
+            State::Exchange(exchange) => {
+                let next = exchange.stop();
+                self.apply(next, shared);
+            }
+            State::Idle(_) if self.link.is_flushed() => self.state = State::Closed,
+            State::Idle(_) => self.end(shared),
+            State::Closing(_) | State::Closed => (),
+        }
+    }
+
+    /// Since when this connection holds a place without being at work; `None` if it must not be evicted.
+    pub fn evictable_since(&self) -> Option<Instant> {
+        match &self.state {
+            State::Idle(idle) if self.link.is_flushed() => Some(idle.head_since.unwrap_or(idle.since)),
+            State::Exchange(exchange) => exchange.evictable_since(),
+            State::Closing(closing) => closing.shut_at,
+            State::Idle(_) | State::Closed => None,
+        }
+    }
+
+    /// The exchange in progress.
+    pub fn exchange(&self) -> Option<&Exchange> {
+        match &self.state {
+            State::Exchange(exchange) => Some(exchange),
+            State::Idle(_) | State::Closing(_) | State::Closed => None,
+        }
+    }
+
+    /// Nothing is left to do.
+    pub fn is_closed(&self) -> bool {
+        matches!(self.state, State::Closed)
+    }
+}
+
+fn linger(shared: &Shared) -> Duration {
+    if shared.is_stopping() { shared.limits.linger.min(LINGER_WHILE_STOPPING) } else { shared.limits.linger }
+}

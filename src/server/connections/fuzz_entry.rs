@@ -1,0 +1,49 @@
+//! What the guard makes of bytes, without a socket: for the fuzz targets (tests/fuzz).
+
+use std::net::{IpAddr, Ipv4Addr};
+
+use crate::http::request_head;
+use crate::http::request_head::Scan;
+use crate::server::connections::limits_and_timeouts::Limits;
+
+/// A request that the guard would hand on.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Probed {
+    /// The head for the backend.
+    pub forward: Vec<u8>,
+    /// What has come of its body.
+    pub body: Vec<u8>,
+    /// Whether that is all of it.
+    pub is_whole: bool,
+    /// How many bytes of the input belong to the request.
+    pub taken: usize,
+}
+
+/// Reads the first request of these bytes as if they arrived in pieces of this size. None if its head has no end.
+///
+/// Errors: the status of a refusal.
+pub fn probe(input: &[u8], piece: usize) -> Result<Option<Probed>, u16> {
+    let limits = Limits::default();
+    let (mut scan, mut arrived) = (Scan::default(), 0_usize);
+    let (start, end) = loop {
+        arrived = arrived.saturating_add(piece.max(1)).min(input.len());
+        let head = scan.advance(&input[..arrived], limits.max_head_bytes, limits.max_headers);
+        match head.map_err(|refusal| refusal.status)? {
+            Some(found) => break found,
+            None if arrived == input.len() => return Ok(None),
+            None => (),
+        }
+    };
+    let peer = IpAddr::V4(Ipv4Addr::LOCALHOST);
+    let request = request_head::parse_request(&input[start..end], peer, limits.max_body_bytes)
+        .map_err(|refusal| refusal.status)?;
+    let (mut decoder, mut body, mut taken) = (request.body, Vec::new(), end);
+    for part in input[end..].chunks(piece.max(1)) {
+        let count = decoder.decode(part, &mut |part| body.extend_from_slice(part)).map_err(|_| 400_u16)?;
+        taken += count;
+        if count < part.len() {
+            break;
+        }
+    }
+    Ok(Some(Probed { forward: request.forward, body, is_whole: decoder.is_done(), taken }))
+}

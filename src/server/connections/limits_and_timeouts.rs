@@ -1,0 +1,202 @@
+//! The bounds that the guard enforces.
+
+use std::time::{Duration, Instant};
+
+use crate::server::connections::FDS_PER_REQUEST;
+
+/// Every bound of the guard. The defaults suit a board with 64 MB and the timers of the known clients.
+#[derive(Clone, Debug)]
+pub struct Limits {
+    /// Client connections held at once; lowered at start to what the descriptor limit leaves.
+    pub max_conns: usize,
+    /// Requests that the backend works on at once; the number of its worker threads.
+    pub max_active: usize,
+    /// How many of those may be bulk transfers, by their path or as large forms. Kept below `max_active`, so that small requests always get through.
+    pub max_bulk: usize,
+    /// How many may be logins, which cost a second of work each: the others wait here, where they hold no worker.
+    pub max_logins: usize,
+    /// Bytes of a request head.
+    pub max_head_bytes: usize,
+    /// Header lines of a request head.
+    pub max_headers: usize,
+    /// Bytes of a request body on the wire, chunk framing not counted.
+    pub max_body_bytes: u64,
+    /// Wait for the first byte of a new connection.
+    pub first_byte: Duration,
+    /// Wait for the whole head, from its first byte.
+    pub head: Duration,
+    /// Wait for the next request. Clients keep pooled connections for 90 s and cannot send a request again, so the
+    /// server must be the one that waits longer.
+    pub keep_alive: Duration,
+    /// Wait for any byte of a body, once it flows.
+    pub body_idle: Duration,
+    /// A body below `body_rate` is tolerated for this long.
+    pub body_grace: Duration,
+    /// Bytes a second that a body must bring on average.
+    pub body_rate: u64,
+    /// When a bulk transfer has waited for so long, a form that holds a slot must bring `busy_rate` since it does.
+    pub busy_after: Duration,
+    /// Bytes a second; a bad telephone line brings more.
+    pub busy_rate: u64,
+    /// Wait for the client to take a byte of its reply.
+    pub write_idle: Duration,
+    /// Wait of a request for a free slot, before it gets 503.
+    pub queue_wait: Duration,
+    /// The connection of a client that goes on sending after its answer stays open for this long, so that it finds the
+    /// answer.
+    pub linger: Duration,
+    /// Of that so many bytes are read.
+    pub linger_bytes: usize,
+    /// Connections that have waited for less than this are not evicted: each gets a fair chance in a flood.
+    pub min_wait: Duration,
+    /// Wait for active requests at the end.
+    pub stop_wait: Duration,
+    /// Without any connection for so long, the guard stops by itself.
+    pub idle_exit: Option<Duration>,
+}
+
+/// What a request costs, and so how many of them may be active; the cheapest go first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Weight {
+    /// A moment.
+    Light,
+    /// A login: a second of work.
+    Login,
+    /// A transfer that may take minutes.
+    Bulk,
+}
+
+impl Default for Limits {
+    fn default() -> Limits {
+        Limits {
+            max_conns: 512,
+            max_active: 4,
+            max_bulk: 2,
+            max_logins: 1,
+            max_head_bytes: 16 << 10,
+            max_headers: 64,
+            max_body_bytes: 100 << 20,
+            first_byte: Duration::from_secs(60),
+            head: Duration::from_secs(20),
+            keep_alive: Duration::from_secs(150),
+            body_idle: Duration::from_secs(60),
+            body_grace: Duration::from_secs(10),
+            body_rate: 100,
+            busy_after: Duration::from_secs(8),
+            busy_rate: 4 << 10,
+            write_idle: Duration::from_secs(60),
+            queue_wait: Duration::from_secs(20),
+            linger: Duration::from_secs(5),
+            linger_bytes: 1 << 20,
+            min_wait: Duration::from_millis(250),
+            stop_wait: Duration::from_secs(9),
+            idle_exit: None,
+        }
+    }
+}
+
+impl Limits {
+    /// Descriptors for listeners, databases and files.
+    const SPARE_FDS: usize = 16;
+
+    /// How many requests of this weight may be active.
+    pub(super) fn max_of(&self, weight: Weight) -> usize {
+        match weight {
+            Weight::Light => self.max_active,
+            Weight::Login => self.max_logins,
+            Weight::Bulk => self.max_bulk,
+        }
+    }
+
+    /// These limits, made consistent with each other and with the number of descriptors, so that running out of them
+    /// is rare.
+    pub(super) fn fit(mut self, open_files: usize) -> Limits {
+        self.max_active = self.max_active.max(1);
+        self.max_bulk = self.max_bulk.clamp(1, (self.max_active - 1).max(1));
+        self.max_logins = self.max_logins.clamp(1, (self.max_active - 1).max(1));
+        let spare = self.max_active.saturating_mul(FDS_PER_REQUEST).saturating_add(Limits::SPARE_FDS);
+        self.max_conns = self.max_conns.min(open_files.saturating_sub(spare)).max(1);
+        self
+    }
+}
+
+/// Allowance of a client that sends a body: waiting spends it, every byte adds to it, up to `body_idle`.
+///
+/// One number serves for both rules. It is spent only while the guard waits for the client, never while the backend is
+/// the slow one, and its end is known beforehand, so nothing has to tick.
+#[derive(Debug)]
+pub(super) struct Pace {
+    left: Duration,
+    waiting: Option<Instant>,
+}
+
+impl Pace {
+    pub(super) fn new(limits: &Limits) -> Pace {
+        Pace { left: limits.body_grace, waiting: None }
+    }
+
+    /// Notes whether the guard waits for body bytes from now on.
+    pub(super) fn set_waiting(&mut self, waits: bool, now: Instant) {
+        self.spend(now);
+        self.waiting = waits.then_some(now);
+    }
+
+    /// Notes that bytes arrived.
+    pub(super) fn received(&mut self, bytes: usize, now: Instant, limits: &Limits) {
+        self.spend(now);
+        let earned = Duration::from_millis(bytes as u64 * 1000 / limits.body_rate.max(1));
+        let most = limits.body_idle.max(limits.body_grace);
+        self.left = self.left.saturating_add(earned).min(most);
+    }
+
+    /// When the allowance ends, if it is being spent.
+    pub(super) fn deadline(&self) -> Option<Instant> {
+        self.waiting?.checked_add(self.left)
+    }
+
+    fn spend(&mut self, now: Instant) {
+        if let Some(since) = self.waiting {
+            self.left = self.left.saturating_sub(now.saturating_duration_since(since));
+            self.waiting = Some(now);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn limits_fit_the_descriptors() {
+        let limits = Limits::default();
+        assert_eq!(limits.clone().fit(20_000).max_conns, 512);
+        assert_eq!(limits.clone().fit(128).max_conns, 128 - 12 - 16);
+        assert_eq!(limits.clone().fit(4).max_conns, 1);
+        let one = Limits { max_active: 1, max_bulk: 9, ..limits };
+        assert_eq!(one.fit(1024).max_bulk, 1);
+    }
+
+    #[test]
+    fn a_slow_body_runs_out_and_a_steady_one_does_not() {
+        let limits = Limits::default();
+        let start = Instant::now();
+        let second = |n: u64| start + Duration::from_secs(n);
+        let mut pace = Pace::new(&limits);
+        assert_eq!(pace.deadline(), None);
+        pace.set_waiting(true, start);
+        assert_eq!(pace.deadline(), Some(second(10)));
+        // 50 bytes a second: each second costs one and earns half.
+        for n in 1..=5 {
+            pace.received(50, second(n), &limits);
+        }
+        assert_eq!(pace.deadline(), Some(second(10) + Duration::from_millis(2500)));
+        // A burst earns no more than body_idle.
+        pace.received(1 << 20, second(6), &limits);
+        assert_eq!(pace.deadline(), Some(second(66)));
+        // The backend's slowness costs nothing.
+        pace.set_waiting(false, second(7));
+        assert_eq!(pace.deadline(), None);
+        pace.set_waiting(true, second(1007));
+        assert_eq!(pace.deadline(), Some(second(1007 + 59)));
+    }
+}

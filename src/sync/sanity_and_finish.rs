@@ -1,0 +1,44 @@
+//! The end of a session: compare counts, stamp, commit (collection-format.md 12.7, 12.8).
+
+use rusqlite::{OptionalExtension, params};
+
+use crate::collection::schema::TABLES_WITH_USN;
+use crate::collection::{Collection, Stamps};
+use crate::error::Result;
+use crate::messages::SanityCounts;
+use crate::os::clock;
+
+impl Collection {
+    /// The counts to compare with the client's, or none if a row is still marked as pending, which a server's never
+    /// may be.
+    pub fn sanity_counts(&self) -> Result<Option<SanityCounts>> {
+        for table in TABLES_WITH_USN.iter().filter(|table| !["config", "templates"].contains(table)) {
+            let pending = format!("SELECT 1 FROM {table} WHERE usn = -1 LIMIT 1");
+            if self.db.query_row(&pending, [], |_| Ok(())).optional()?.is_some() {
+                log::warn!("sanity check: table {table} has rows marked as pending");
+                return Ok(None);
+            }
+        }
+        let count = |table: &str| -> Result<u32> {
+            Ok(self.db.query_row(&format!("SELECT count(*) FROM {table}"), [], |row| row.get(0))?)
+        };
+        Ok(Some(SanityCounts {
+            cards: count("cards")?,
+            notes: count("notes")?,
+            revlog: count("revlog")?,
+            notetypes: count("notetypes")?,
+            decks: count("decks")?,
+            deck_configs: count("deck_config")?,
+        }))
+    }
+
+    /// Stamps the collection and commits; returns the stamp, ms.
+    pub fn finish(&self, before: Stamps) -> Result<i64> {
+        // A board without a clock battery may live in the past; the stamp must still be another one.
+        let stamp = clock::now_millis().max(before.modified.saturating_add(1));
+        self.db.execute("UPDATE col SET ls = ?1, mod = ?1, usn = ?2", params![stamp, before.usn + 1])?;
+        self.stamp_renamed(before.usn)?;
+        self.commit()?;
+        Ok(stamp)
+    }
+}
