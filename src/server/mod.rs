@@ -22,7 +22,7 @@ use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::fsutil;
 use crate::http::Request;
-use crate::sys::{self, Wish};
+use crate::sys::{self, Signal};
 use guard::{Guard, Limits, Weight};
 use listeners::Listeners;
 
@@ -46,8 +46,8 @@ const LAST_REQUEST_WAIT: Duration = Duration::from_secs(1);
 /// Runs until SIGTERM or SIGINT, or until it was idle for `idle_exit`. On SIGHUP, `reload` reads the settings again.
 pub fn run(config: Config, reload: impl Fn() -> Result<Config> + Send + 'static) -> Result<()> {
     // Handlers come first: the kernel drops signals without a handler for process 1 (in a container).
-    let signals = |wish| sys::on_signals(wish).map_err(|err| Error::Broken(format!("signals: {err}")));
-    let (stop, hangups) = (signals(Wish::Stop)?, signals(Wish::Reload)?);
+    let signals = |signal| sys::on_signals(signal).map_err(|err| Error::Broken(format!("signals: {err}")));
+    let (stop, hangups) = (signals(Signal::Stop)?, signals(Signal::Reload)?);
     fsutil::create_folder(&config.base).map_err(|err| {
         Error::Broken(format!("the data folder cannot be used: {err}; choose another with --base DIR"))
     })?;
