@@ -1,10 +1,10 @@
-//! gzip, as clients of protocols 8 to 10 pack what they send: one member, checked by its length and checksum.
+//! gzip decoder for request bodies of protocols 8 to 10: one member, checked by its length and checksum.
 
 use crc32fast::Hasher as Crc32;
 
 use crate::compression::inflate::Inflater;
 
-/// Name, comment and extra field together. Clients send none of them.
+/// Limit on the header with name, comment and extra field. Clients send none of these.
 const MAX_HEADER_BYTES: usize = 1024;
 
 const TRAILER_BYTES: usize = 8;
@@ -12,9 +12,9 @@ const TRAILER_BYTES: usize = 8;
 /// Why a body cannot be unpacked.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Fault<E> {
-    /// It is not one whole gzip member. In words.
+    /// It is not exactly one complete gzip member; the text says why.
     Format(&'static str),
-    /// Who was to take the unpacked bytes did not.
+    /// The sink returned an error.
     Sink(E),
 }
 
@@ -25,7 +25,7 @@ pub struct Decoder {
     inflater: Inflater,
     trailer: Vec<u8>,
     crc: Crc32,
-    /// Modulo 2^32, as the trailer has it.
+    /// Decoded bytes modulo 2^32, like the length in the trailer.
     bytes: u32,
 }
 
@@ -70,16 +70,17 @@ impl Decoder {
         }
     }
 
-    /// Checks that the member was whole.
+    /// Checks that the member was complete, and its checksum and length.
     pub fn finish(self) -> Result<(), &'static str> {
         let Ok(trailer) = <[u8; TRAILER_BYTES]>::try_from(self.trailer) else {
             return Err("the gzip data are cut off");
         };
         let [crc @ .., b0, b1, b2, b3] = trailer;
         let expected = (u32::from_le_bytes(crc), u32::from_le_bytes([b0, b1, b2, b3]));
-        match (self.crc.clone().finalize(), self.bytes) == expected {
-            true => Ok(()),
-            false => Err("the gzip data do not match their checksum"),
+        if (self.crc.clone().finalize(), self.bytes) == expected {
+            Ok(())
+        } else {
+            Err("the gzip data do not match their checksum")
         }
     }
 
@@ -93,7 +94,7 @@ impl Decoder {
         match header_bytes(&self.header)? {
             Some(length) => {
                 self.header_is_read = true;
-                // Bytes from before this piece were not enough.
+                // The header ends in this piece, so `length` is over `before`.
                 Ok(&piece[length - before..])
             }
             None if self.header.len() == MAX_HEADER_BYTES => Err("the gzip header is too long"),
@@ -108,7 +109,7 @@ impl Default for Decoder {
     }
 }
 
-/// The length of a gzip header; none if it goes on.
+/// The length of a gzip header; `None` if it is incomplete.
 fn header_bytes(data: &[u8]) -> Result<Option<usize>, &'static str> {
     const HEADER_CHECKSUM: u8 = 1 << 1;
     const EXTRA: u8 = 1 << 2;

@@ -1,9 +1,9 @@
-//! Deflate, taken block by block as it comes; the only user of miniz_oxide. Its state is 43 KB, made on first use.
+//! Streaming deflate decoder; the only user of miniz_oxide. Its state takes 43 KB, allocated when a decoder is made.
 
 use miniz_oxide::inflate::stream::{InflateState, inflate};
 use miniz_oxide::{DataFormat, MZError, MZFlush, MZStatus};
 
-/// Unpacked bytes are handed on in blocks of at most this size.
+/// Maximum size of a decoded block.
 const BLOCK_BYTES: usize = 32 * 1024;
 
 /// One deflate stream.
@@ -14,7 +14,7 @@ pub struct Inflater {
 }
 
 impl Inflater {
-    /// Nothing read yet.
+    /// A decoder that has read nothing yet.
     pub fn new() -> Inflater {
         Inflater {
             state: InflateState::new_boxed(DataFormat::Raw),
@@ -23,13 +23,13 @@ impl Inflater {
         }
     }
 
-    /// Whether the stream's end was seen. Without it, it was cut off.
+    /// Whether the end of the stream was read. If not, the stream is truncated.
     pub fn is_ended(&self) -> bool {
         self.is_ended
     }
 
-    /// Unpacks the next bytes of the stream into `sink`. Returns how many of them belong to it: all, unless it ends.
-    /// `Err(None)` is a stream that cannot be unpacked; any other error is the sink's.
+    /// Decodes the next bytes into `sink`. Returns how many of them belong to the stream: all, unless it ends in them.
+    /// `Err(None)` means damaged data; `Err(Some(_))` is the sink's error.
     pub fn push<E>(
         &mut self,
         packed: &[u8],
@@ -42,7 +42,7 @@ impl Inflater {
             sink(&self.out[..step.bytes_written])?;
             match step.status {
                 Ok(MZStatus::StreamEnd) => self.is_ended = true,
-                // There may be more to come without more input, and a call may do nothing but hand that out.
+                // More output may come without more input, and a call may only write output.
                 Ok(_) if step.bytes_written > 0 || step.bytes_consumed > 0 => {}
                 Ok(_) | Err(MZError::Buf) if rest.is_empty() => break,
                 _ => return Err(None),

@@ -1,8 +1,8 @@
 //! zstd, both ways; the only user of ruzstd.
 //!
-//! Replies are one frame of blocks of at most 64 KiB, each sent at once: clients count decoded bytes against their
-//! stall timer (sync-protocol.md 2.1). A block goes out raw while the link takes it as fast as we could pack it, which
-//! costs a board no CPU on a LAN, and packed while the link is what we wait for.
+//! A reply is one frame of blocks of at most 64 KiB. Each block is sent at once: only decoded bytes reset the clients'
+//! stall timeout (sync-protocol.md 2.1). A block is sent raw if the network is faster than our compression, which saves
+//! CPU on a LAN, and compressed if the network is slower.
 
 use std::io::{self, BufRead, Read, Write};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -14,7 +14,7 @@ use ruzstd::encoding::{CompressionLevel, compress_to_vec};
 /// The largest window that a client may ask for. Clients use 2 MiB; level 19 uses 8.
 const MAX_WINDOW_BYTES: u64 = 8 * 1024 * 1024;
 
-/// Decodes one zstd frame, checks its length and checksum if it tells them, and that nothing follows it.
+/// Decodes one zstd frame. Checks its length and checksum if it has them, and that nothing follows it.
 pub struct Decoder<R: BufRead> {
     frame: StreamingDecoder<R, FrameDecoder>,
     /// Decoded so far.
@@ -22,8 +22,8 @@ pub struct Decoder<R: BufRead> {
     ended: bool,
 }
 
-/// The buffers of a decoder for the next body. A sync sends its chunks one after the other, and to get fresh pages for
-/// each from the kernel took a fifth of its time.
+/// The buffers of the last decoder, reused for the next body. A sync sends many chunks in a row; allocating new pages for
+/// each took a fifth of its time.
 static KEPT: Mutex<Option<FrameDecoder>> = Mutex::new(None);
 
 fn kept() -> MutexGuard<'static, Option<FrameDecoder>> {
@@ -39,13 +39,13 @@ impl<R: BufRead> Decoder<R> {
         Ok(Decoder { frame, bytes: 0, ended: false })
     }
 
-    /// Leaves the buffers to the next body, which frees them if it does not do the same.
+    /// Keeps the buffers for the next body. They are freed after that one, unless it calls `keep` too.
     pub fn keep(self) {
         *kept() = Some(self.frame.into_frame_decoder());
     }
 
     fn check_end(&mut self) -> io::Result<()> {
-        // ruzstd decodes damaged frames of which the C library says that they are, by their length. 0 is also none.
+        // ruzstd does not check the declared length, as the C library does. 0 also means that none is declared.
         let declared = self.frame.decoder.content_size();
         if declared != 0 && declared != self.bytes {
             return Err(io::Error::other("the frame is not as long as it says"));
@@ -73,7 +73,7 @@ impl<R: BufRead> Read for Decoder<R> {
     }
 }
 
-/// Input of one block, before it is packed.
+/// Size of one block before compression.
 const BLOCK_BYTES: usize = 64 * 1024;
 
 /// Frame header: magic, no flags (no content size, no checksum), a window of 128 KiB, which any block fits.
@@ -86,11 +86,11 @@ const RAW: u32 = 0;
 pub struct Encoder<W: Write> {
     out: W,
     block: Vec<u8>,
-    begun: bool,
+    header_is_sent: bool,
     packs_all: bool,
-    /// What the last bytes took on their way out, per byte.
+    /// Time to send one byte, measured on the last block.
     send_time: Duration,
-    /// What packing a block takes; a guess until the first one is.
+    /// Time to compress a block, measured on the last one; a guess before the first.
     pack_time: Duration,
 }
 
@@ -101,19 +101,19 @@ impl<W: Write> Encoder<W> {
         Encoder {
             out,
             block: Vec::new(),
-            begun: false,
+            header_is_sent: false,
             packs_all: false,
             send_time: Duration::ZERO,
             pack_time,
         }
     }
 
-    /// Packs every block: the bytes are to be kept.
+    /// An encoder that compresses every block, for data that is stored.
     pub fn packing(out: W) -> Encoder<W> {
         Encoder { packs_all: true, ..Encoder::new(out) }
     }
 
-    /// Ends the frame and gives the writer back, which the last block may not have left yet.
+    /// Ends the frame and returns the writer. It is not flushed: the last block may still be in its buffer.
     pub fn finish(mut self) -> io::Result<W> {
         let block = self.make_block(true);
         self.out.write_all(&block)?;
@@ -132,7 +132,7 @@ impl<W: Write> Encoder<W> {
     /// Makes a block of what was written since the last one.
     fn make_block(&mut self, last: bool) -> Vec<u8> {
         let mut wire = Vec::with_capacity(self.block.len() + 16);
-        if !std::mem::replace(&mut self.begun, true) {
+        if !std::mem::replace(&mut self.header_is_sent, true) {
             wire.extend_from_slice(&FRAME_HEADER);
         }
         if !((self.packs_all || self.link_is_slow()) && self.pack_block(last, &mut wire)) {
@@ -143,15 +143,15 @@ impl<W: Write> Encoder<W> {
         wire
     }
 
-    /// Packing about halves the bytes, so it must take less than half of what sending them raw would.
+    /// Whether compressing pays: it about halves the bytes, so it must take less than half the time of sending them raw.
     fn link_is_slow(&self) -> bool {
         self.block.len() > BLOCK_BYTES / 4 && self.send_time * self.block.len() as u32 > self.pack_time * 2
     }
 
-    /// Appends the packed block, if that is shorter.
+    /// Appends the compressed block if it is shorter; returns whether it did.
     ///
-    /// ruzstd makes whole frames. A frame of one block has nothing that refers to an earlier one, so its block may
-    /// stand anywhere in ours.
+    /// ruzstd can only make whole frames. The block of a frame with one block refers to no earlier data, so it can be
+    /// copied into our frame.
     fn pack_block(&mut self, last: bool, wire: &mut Vec<u8>) -> bool {
         let started = Instant::now();
         let frame = compress_to_vec(&self.block[..], CompressionLevel::Fastest);
@@ -178,12 +178,9 @@ impl<W: Write> Write for Encoder<W> {
         Ok(count)
     }
 
-    /// Sends what there is as a block of its own.
+    /// Sends the buffered bytes as a block.
     fn flush(&mut self) -> io::Result<()> {
-        match self.block.is_empty() && self.begun {
-            true => Ok(()),
-            false => self.send_block(),
-        }
+        if self.block.is_empty() && self.header_is_sent { Ok(()) } else { self.send_block() }
     }
 }
 

@@ -1,6 +1,6 @@
-//! Which known word somebody meant who mistyped one.
+//! "Did you mean": the known word that is nearest to a mistyped one.
 
-/// The candidate that differs least from `typed`, if it is near enough to be meant. Case does not count.
+/// The candidate with the smallest edit distance to `typed`; `None` if all differ too much. Ignores case.
 pub fn nearest<'c>(typed: &str, candidates: impl Iterator<Item = &'c str>) -> Option<&'c str> {
     let typed = typed.to_ascii_lowercase();
     let (distance, best) = candidates
@@ -9,7 +9,7 @@ pub fn nearest<'c>(typed: &str, candidates: impl Iterator<Item = &'c str>) -> Op
     (distance <= 1 + typed.len().min(best.len()) / 4).then_some(best)
 }
 
-/// How many letters must be added, dropped, exchanged for another or swapped with their neighbour.
+/// Edit distance: letters to insert, delete, replace, or swap with their neighbour.
 fn distance(a: &str, b: &str) -> usize {
     let (a, b): (Vec<char>, Vec<char>) = (a.chars().collect(), b.chars().collect());
     let mut before_last: Vec<usize> = Vec::new();

@@ -1,4 +1,4 @@
-//! Addresses of clients: networks, and who tells whose address.
+//! Networks of client addresses, as in the settings.
 
 use std::net::IpAddr;
 use std::str::FromStr;
@@ -6,13 +6,13 @@ use std::str::FromStr;
 /// A network such as 192.168.0.0/16, or a single address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Network {
-    /// IPv4 as its IPv6 form, so that there is one comparison.
+    /// IPv4 is stored as IPv4-mapped IPv6, so that both compare alike.
     bits: u128,
     mask: u128,
 }
 
 impl Network {
-    /// Whether the address is in it.
+    /// Whether the address is in this network.
     pub fn contains(&self, address: IpAddr) -> bool {
         to_bits(address) & self.mask == self.bits
     }

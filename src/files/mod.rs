@@ -1,4 +1,4 @@
-//! Files that survive a power cut: every rename is of a synced file and is followed by a sync of the folder.
+//! Files that survive a power cut: a file is synced before it is renamed, and its folder is synced after.
 
 pub mod spool;
 pub mod sqlite_files;
@@ -13,15 +13,14 @@ use std::time::{Duration, Instant};
 use crate::error::{Error, Result};
 use crate::os;
 
-/// A large file is written to the disk in steps of this size, so that a small board never owes the card more than that:
-/// one sync of 300 MB at the end can take longer than clients wait.
+/// A large file is synced after each step of this size. One sync of 300 MB at the end can take longer than the clients'
+/// timeout on a slow SD card.
 const SYNC_EVERY_BYTES: u64 = 16 * 1024 * 1024;
 
-/// Held by the server that runs on a data folder.
+/// Lock file of the server that runs on a data folder.
 const LOCK_FILE: &str = ".ankipi.lock";
 
-/// Creates the folder and those above it where they are missing, durably, for the owner's eyes only (the process's umask
-/// sees to the mode).
+/// Creates the folder and its missing parents, durably. Only the owner can read them: the process's umask sets the mode.
 pub fn create_folder(dir: &Path) -> Result<()> {
     if dir.is_dir() {
         return Ok(());
@@ -33,17 +32,17 @@ pub fn create_folder(dir: &Path) -> Result<()> {
     };
     create_folder(parent)?;
     match fs::create_dir(dir) {
-        // Unless somebody else made the folder just now.
+        // Not an error if another process has created the folder meanwhile.
         Err(err) if !dir.is_dir() => Err(err),
         _ => File::open(dir).and_then(|made| give_to_owner_of(parent, &made)),
     }
     .map_err(Error::io("creating", dir))?;
-    // Else a power cut takes the folder with all that is acknowledged in it.
+    // Without this sync a power cut could lose the folder with all that was acknowledged in it.
     sync_folder(parent)
 }
 
-/// Creates or truncates a file in `dir` that the owner of the folder can use, too: root runs `ankipi user add` for a
-/// server that is not root. A link in its place is an error: what it leads to is none of ours.
+/// Creates or truncates a file in `dir` and gives it to the owner of the folder: root may run `ankipi user add` for a
+/// server that is not root. A symbolic link in its place is an error: its target must not be overwritten.
 pub fn create_for_owner(dir: &Path, path: &Path) -> io::Result<File> {
     let mut create = OpenOptions::new();
     create.write(true).create(true).truncate(true).custom_flags(os::NO_FOLLOW);
@@ -54,13 +53,13 @@ pub fn create_for_owner(dir: &Path, path: &Path) -> io::Result<File> {
 
 fn give_to_owner_of(dir: &Path, file: &File) -> io::Result<()> {
     let (owner, is) = (fs::metadata(dir)?, file.metadata()?);
-    match owner.uid() == is.uid() {
-        true => Ok(()),
-        // Who is not root cannot, and need not: the file is as good as any other that they make.
-        false => match fchown(file, Some(owner.uid()), Some(owner.gid())) {
-            Err(err) if err.kind() != io::ErrorKind::PermissionDenied => Err(err),
-            _ => Ok(()),
-        },
+    if owner.uid() == is.uid() {
+        return Ok(());
+    }
+    match fchown(file, Some(owner.uid()), Some(owner.gid())) {
+        // Only root may do this. For other users it is not needed: all their files belong to them.
+        Err(err) if err.kind() != io::ErrorKind::PermissionDenied => Err(err),
+        _ => Ok(()),
     }
 }
 
@@ -80,7 +79,7 @@ pub fn give_all(dir: &Path, tree: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Refuses what is a symbolic link: opened or filled, it would lead out of the data folder.
+/// Errors if the path is a symbolic link: reading or writing through it would leave the data folder.
 pub fn refuse_link(path: &Path) -> Result<()> {
     match fs::symlink_metadata(path) {
         Ok(metadata) if metadata.is_symlink() => Err(Error::Broken(format!(
@@ -91,12 +90,12 @@ pub fn refuse_link(path: &Path) -> Result<()> {
     }
 }
 
-/// Locks a data folder until the file is closed. One server per data folder: two would each keep sessions that the other
-/// knows nothing of.
+/// Locks a data folder until the returned file is closed. Only one server may run on a data folder: two would not know of
+/// each other's sessions.
 pub fn lock_data_folder(base: &Path) -> Result<File> {
     let path = base.join(LOCK_FILE);
     refuse_link(&path)?;
-    // Not truncated before it is ours: it tells the number of the process that holds it.
+    // Not truncated before it is locked: it contains the process id of the server that holds the lock.
     let open =
         OpenOptions::new().write(true).create(true).truncate(false).custom_flags(os::NO_FOLLOW).open(&path);
     let mut file = open.map_err(|err| match err.kind() {
@@ -131,7 +130,7 @@ pub fn lock_data_folder(base: &Path) -> Result<File> {
     Ok(file)
 }
 
-/// The number of the process that holds the data folder, if one does; it may be one of another container.
+/// The process id of the server that runs on the data folder, if one does. It may be an id of another container.
 pub fn holder(base: &Path) -> Option<u32> {
     is_in_use(base).then(|| fs::read_to_string(base.join(LOCK_FILE)).ok()?.parse().ok()).flatten()
 }
@@ -142,27 +141,30 @@ pub fn is_in_use(base: &Path) -> bool {
         .is_ok_and(|file| matches!(file.try_lock_shared(), Err(TryLockError::WouldBlock)))
 }
 
-/// Keeps files in a user's folder from being replaced while another program than the server opens one: SQLite takes the
-/// journal beside a path for that of the file which it opened there before. Held until it is dropped. None where the
-/// file system has no locks.
+/// Shared lock on a user's folder: while it is held, the server does not replace files in it. For a process other than the
+/// server that opens one: if the file were replaced after SQLite opened it, SQLite would use the journal of the new file
+/// for the old one. `None` if the file system has no locks.
 pub fn keep_in_place(dir: &Path) -> Option<File> {
     let folder = File::open(dir).ok()?;
     folder.lock_shared().ok().map(|()| folder)
 }
 
-/// Waits until nobody keeps what is in the folder in place; nobody does until what this returns is dropped. None after
-/// `patience`, when whoever keeps it must have been stopped, and where the file system has no locks.
-pub fn wait_to_replace(dir: &Path, patience: Duration) -> Option<File> {
+/// Exclusive lock on a user's folder, to replace files in it: waits until all locks of `keep_in_place` are released. `None`
+/// after `timeout` (the process that holds one must be suspended), and if the file system has no locks.
+pub fn wait_to_replace(dir: &Path, timeout: Duration) -> Option<File> {
     let folder = File::open(dir).ok()?;
     let started = Instant::now();
     loop {
         match folder.try_lock() {
             Ok(()) => return Some(folder),
-            Err(TryLockError::WouldBlock) if started.elapsed() < patience => {
+            Err(TryLockError::WouldBlock) if started.elapsed() < timeout => {
                 thread::sleep(Duration::from_millis(5));
             }
             Err(err) => {
-                log::warn!("{}: replacing what another program may be opening: {err}", dir.display());
+                log::warn!(
+                    "{}: no lock on the folder, replacing its files while another program may be opening them: {err}",
+                    dir.display()
+                );
                 return None;
             }
         }
@@ -178,7 +180,7 @@ pub fn sync_folder(dir: &Path) -> Result<()> {
 pub fn replace_file(dir: &Path, name: &str, contents: &[u8]) -> Result<()> {
     let path = dir.join(name);
     let temporary = dir.join(format!("{name}.new"));
-    // One that a crash left, or a link that would be followed.
+    // A crash may have left one. A symbolic link must not be followed.
     remove_if_there(&temporary)?;
     let write = || {
         let mut file = create_for_owner(dir, &temporary)?;
@@ -190,7 +192,7 @@ pub fn replace_file(dir: &Path, name: &str, contents: &[u8]) -> Result<()> {
     sync_folder(dir)
 }
 
-/// Deletes a file; that there is none is fine.
+/// Deletes a file; not an error if it does not exist.
 pub fn remove_if_there(path: &Path) -> Result<()> {
     match fs::remove_file(path) {
         Err(err) if err.kind() != io::ErrorKind::NotFound => Err(Error::Io("deleting", path.to_owned(), err)),
@@ -198,7 +200,7 @@ pub fn remove_if_there(path: &Path) -> Result<()> {
     }
 }
 
-/// A new file that is synced as it grows.
+/// A new file that is synced after every `SYNC_EVERY_BYTES`.
 pub struct GentleFile {
     file: File,
     unsynced: u64,
@@ -211,12 +213,12 @@ impl GentleFile {
         Ok(GentleFile { file: open.map_err(Error::io("creating", path))?, unsynced: 0 })
     }
 
-    /// Writes over what is there already.
+    /// Overwrites bytes that were written before.
     pub fn patch(&self, data: &[u8], at: u64) -> io::Result<()> {
         self.file.write_all_at(data, at)
     }
 
-    /// The file, whose last part is not synced.
+    /// Returns the file. What was written since the last sync is not synced yet.
     pub fn into_file(self) -> File {
         self.file
     }

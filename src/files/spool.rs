@@ -1,8 +1,8 @@
-//! A request or reply body of any size in bounded memory: the first part in memory, the rest in an unlinked file.
+//! Holds a request or reply body of any size in bounded memory: its start in memory, the rest in an unlinked file.
 //!
-//! Bodies are spooled whole before a user's lock is taken, and replies before they are sent, so that no lock is held
-//! while a socket is read or written. The clients' chunks of 250 rows nearly always fit into memory, which spares the
-//! SD card.
+//! A request is spooled before its user's lock is taken, and a reply before it is sent, so that no lock is held while a
+//! socket is read or written. The clients' chunks of 250 rows nearly always fit in memory and cause no writes to the SD
+//! card.
 
 use std::cell::Cell;
 use std::fs::{self, File, OpenOptions};
@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 /// How much of a body stays in memory. 250 notes of 2 KB fit; four workers with a body and a reply each take 4 MiB.
 const MEMORY_BYTES: usize = 512 * 1024;
 
-/// Written first, then read from the start.
+/// A body that is written first, then read.
 pub struct Spool {
     place: Place,
     memory: Vec<u8>,
@@ -22,23 +22,23 @@ pub struct Spool {
     len: u64,
 }
 
-/// Where the part goes that is not kept in memory.
+/// Where the part goes that does not stay in memory.
 enum Place {
-    /// A nameless file in this folder.
+    /// An unlinked file in this folder.
     Nameless(PathBuf),
-    /// This file, which goes with the spool unless it is kept.
+    /// This file. Dropping the spool deletes it, unless `keep_file` was called.
     Named { path: PathBuf, memory_bytes: usize, starts_at: fn(&[u8]) -> Option<usize>, is_kept: Cell<bool> },
 }
 
 impl Spool {
-    /// An empty spool that overflows into a nameless file in `dir`.
+    /// An empty spool that overflows into an unlinked file in `dir`.
     pub fn new(dir: &Path) -> Spool {
         Spool::at(Place::Nameless(dir.to_owned()))
     }
 
-    /// An empty spool of which a part may be kept as a file, so that it is not written twice. From the usual bound on,
-    /// `starts_at` looks at what is in memory and says with which byte of it the file at `path` is to begin, or that
-    /// there may be more in memory, up to `memory_bytes`.
+    /// An empty spool that overflows into the file at `path`, which can be kept, so that it need not be written twice. Once
+    /// more than the usual amount is in memory, `starts_at` gets it. It returns the offset of the byte with which the file
+    /// must begin, or `None` to keep collecting in memory, up to `memory_bytes`.
     pub fn with_file(path: PathBuf, memory_bytes: usize, starts_at: fn(&[u8]) -> Option<usize>) -> Spool {
         Spool::at(Place::Named { path, memory_bytes, starts_at, is_kept: Cell::new(false) })
     }
@@ -47,7 +47,8 @@ impl Spool {
         Spool { place, memory: Vec::new(), overflow: None, len: 0 }
     }
 
-    /// The path of the file with the part that is not in memory, and where that part starts; none if it has no name.
+    /// The path of the overflow file, and the offset of its first byte in the body. `None` if the file has no name or
+    /// nothing has overflowed.
     pub fn file(&self) -> Option<(&Path, u64)> {
         match &self.place {
             Place::Named { path, .. } if self.overflow.is_some() => Some((path, self.memory.len() as u64)),
@@ -55,8 +56,8 @@ impl Spool {
         }
     }
 
-    /// Leaves the first `bytes` of that file on the disk, and durable, for the caller to rename or remove. The spool
-    /// must not be read any more.
+    /// Truncates the overflow file to `bytes`, syncs it, and keeps it for the caller to rename or delete. The spool must
+    /// not be read any more.
     pub fn keep_file(&self, bytes: u64) -> io::Result<()> {
         let (Place::Named { is_kept, .. }, Some(file)) = (&self.place, &self.overflow) else {
             return Err(io::ErrorKind::NotFound.into());
@@ -76,12 +77,12 @@ impl Spool {
         self.len == 0
     }
 
-    /// Everything, if it is in memory.
+    /// The whole body, if all of it is in memory.
     pub fn memory(&self) -> Option<&[u8]> {
         self.overflow.is_none().then_some(&self.memory)
     }
 
-    /// Reads everything from the start; may be called again.
+    /// Reads the whole body from the start; may be called several times.
     pub fn reader(&mut self) -> io::Result<Box<dyn Read + '_>> {
         match &mut self.overflow {
             None => Ok(Box::new(Cursor::new(&self.memory))),
@@ -94,9 +95,9 @@ impl Spool {
 }
 
 impl Spool {
-    /// Fills the buffer with what lies from `offset` on.
+    /// Fills the buffer with the bytes at `offset`.
     pub fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
-        // A position that does not fit in memory lies behind what is there.
+        // An offset over usize is after the part in memory.
         let in_memory = self.memory.get(usize::try_from(offset).unwrap_or(usize::MAX)..).unwrap_or_default();
         let count = in_memory.len().min(buf.len());
         let (head, rest) = buf.split_at_mut(count);
@@ -149,7 +150,7 @@ impl Place {
         }
     }
 
-    /// With which byte of the memory the file begins, if so many more do not go there.
+    /// The offset in memory with which the file begins, or `None` if `more` bytes still go to memory.
     fn starts_at(&self, memory: &[u8], more: usize) -> Option<usize> {
         if memory.len() + more <= MEMORY_BYTES {
             return None;
@@ -175,10 +176,10 @@ impl Drop for Spool {
     }
 }
 
-/// The prefix of files that a crash may leave behind; the next start deletes them.
+/// Name prefix of overflow files. A crash may leave one; the next start deletes it.
 pub const LEFTOVER_PREFIX: &str = "spool-";
 
-/// Deletes what a crash may have left in a folder.
+/// Deletes the overflow files that a crash left in a folder.
 pub fn remove_leftovers(dir: &Path) -> io::Result<()> {
     for entry in fs::read_dir(dir)? {
         let entry = entry?;

@@ -1,14 +1,13 @@
-//! What every SQLite file of a user needs before it is opened: is somebody writing to it, and how to read it without
-//! leaving a trace on the SD card.
+//! Before a SQLite file is opened: whether somebody writes to it, and how to read it without writing to the SD card.
 
 use std::path::Path;
 
-/// Whether there is a journal beside the file: of somebody who has begun to write, or of a crash.
+/// Whether the file has a journal or WAL: somebody is writing, or a crash left it.
 pub fn has_side_files(path: &Path) -> bool {
     has_side_file(path, "-wal") || has_rollback_journal(path)
 }
 
-/// Whether what has not been committed may be in the file.
+/// Whether the file has a rollback journal: it may then contain uncommitted changes.
 pub fn has_rollback_journal(path: &Path) -> bool {
     has_side_file(path, "-journal")
 }
@@ -19,7 +18,7 @@ fn has_side_file(path: &Path, suffix: &str) -> bool {
     Path::new(&name).exists()
 }
 
-/// `file:` URI of a file that nobody writes to.
+/// `file:` URI to read a file without locks or a journal. Only for a file that nobody writes to.
 pub fn immutable_uri(path: &Path) -> String {
     use std::fmt::Write as _;
     use std::os::unix::ffi::OsStrExt;

@@ -17,7 +17,7 @@ pub struct Caps {
     pub wire: u64,
     /// After decompression, bytes.
     pub decoded: u64,
-    /// The variable that raises both, if there is one.
+    /// The environment variable that raises both limits, if there is one.
     pub raised_by: Option<&'static str>,
 }
 
@@ -27,7 +27,7 @@ impl Caps {
         Error::TooLarge(format!("request body {what} is over the limit of {limit} bytes{advice}"))
     }
 
-    /// Refuses a body by the length that the client declared.
+    /// Errors if the declared Content-Length is over the limit.
     pub fn check_declared(&self, bytes: Option<u64>) -> Result<()> {
         match bytes {
             Some(bytes) if bytes > self.wire => Err(self.exceeded("as sent", self.wire)),
@@ -45,13 +45,13 @@ pub struct Received {
     pub decoded: u64,
 }
 
-/// Blocks from the decoder to the consumer.
+/// Size of a block from the decoder to the consumer.
 const BLOCK_BYTES: usize = 32 * 1024;
 
-/// Bodies longer than this may have filled buffers that are too large to be kept.
+/// After a larger body the decoder's buffers are freed and not reused: they may have grown too large.
 const MAX_KEPT_BYTES: u64 = 2 * 1024 * 1024;
 
-/// A body whose request has been admitted, and that may now be unpacked.
+/// The body of an authenticated request, ready to be decoded.
 pub struct Body<'r> {
     content: Content<'r>,
     caps: Caps,
@@ -59,19 +59,19 @@ pub struct Body<'r> {
 
 enum Content<'r> {
     /// Protocol 11: one zstd frame.
-    Zstd { body: &'r mut dyn Read, is_of_series: bool },
-    /// Protocols 8 to 10: the data of a form, which come next.
+    Zstd { body: &'r mut dyn Read, more_follow: bool },
+    /// Protocols 8 to 10: a form whose data part is read next.
     Form { form: Box<WireForm<'r>>, is_gzip: bool },
-    /// The data of a form as they were sent, because fields that matter may have followed them.
+    /// Protocols 8 to 10: the data part as it was sent. It was spooled because fields after it had to be read first.
     Spooled { data: Spool, is_gzip: bool, wire_bytes: u64 },
-    /// There is none.
+    /// No body.
     Nothing,
 }
 
 impl<'r> Body<'r> {
-    /// A body of protocol 11; `is_of_series` if another like it is likely to follow at once.
-    pub fn zstd(body: &'r mut dyn Read, is_of_series: bool, caps: Caps) -> Body<'r> {
-        Body { content: Content::Zstd { body, is_of_series }, caps }
+    /// A body of protocol 11. `more_follow`: another one is likely to follow at once, so the decoder is kept for it.
+    pub fn zstd(body: &'r mut dyn Read, more_follow: bool, caps: Caps) -> Body<'r> {
+        Body { content: Content::Zstd { body, more_follow }, caps }
     }
 
     /// No body.
@@ -79,10 +79,10 @@ impl<'r> Body<'r> {
         Body { content: Content::Nothing, caps }
     }
 
-    /// Unpacks the body into `sink`, to its end.
+    /// Decodes the whole body into `sink`.
     ///
-    /// Errors: `TooLarge` at a cap, `BadRequest` for what does not decode, `Disconnected` if the client went away; errors
-    /// of the sink come back through `sink_error`.
+    /// Errors: `TooLarge` over a limit, `BadRequest` if it cannot be decoded, `Disconnected` if the client is gone. Errors
+    /// of the sink are converted by `sink_error`.
     pub fn read_into(
         self,
         sink: &mut dyn Write,
@@ -90,12 +90,12 @@ impl<'r> Body<'r> {
     ) -> Result<Received> {
         let mut sink = CappedSink { sink, caps: self.caps, bytes: 0, error: Some(sink_error) };
         let wire_bytes = match self.content {
-            Content::Zstd { body, is_of_series } => {
+            Content::Zstd { body, more_follow } => {
                 let (reader, wire) = wire(body, self.caps);
                 let mut frame = zstd::Decoder::new(BufReader::with_capacity(BLOCK_BYTES, reader))
                     .map_err(|err| wire.fault(err))?;
                 pass_on(&mut frame, &|err| wire.fault(err), &mut |block| sink.take(block))?;
-                if is_of_series && sink.bytes <= MAX_KEPT_BYTES {
+                if more_follow && sink.bytes <= MAX_KEPT_BYTES {
                     frame.keep();
                 }
                 wire.bytes()
@@ -115,7 +115,7 @@ impl<'r> Body<'r> {
         Ok(Received { wire: wire_bytes, decoded: sink.bytes })
     }
 
-    /// Takes the body out as the spool that it is in already, if there is nothing to unpack: media zips come as they are.
+    /// Returns the spool that the body is in already, if it needs no decoding. Media zips are not compressed again.
     pub fn take_spool(&mut self) -> Option<(Spool, Received)> {
         match std::mem::replace(&mut self.content, Content::Nothing) {
             Content::Spooled { data, is_gzip: false, wire_bytes } => {
@@ -130,32 +130,31 @@ impl<'r> Body<'r> {
     }
 }
 
-/// A form as it comes from the socket, under the cap on wire bytes.
+/// A form read from the socket, with the limit on wire bytes.
 pub struct WireForm<'r> {
     form: Form<CappedReader<&'r mut dyn Read>>,
     wire: Wire,
 }
 
 impl<'r> WireForm<'r> {
-    /// Nothing is read yet.
+    /// A form of which nothing is read yet.
     pub fn new(body: &'r mut dyn Read, boundary: &str, caps: Caps) -> WireForm<'r> {
         let (reader, wire) = wire(body, caps);
         WireForm { form: Form::new(reader, boundary), wire }
     }
 
-    /// Reads fields up to the data or to the end; returns whether there are data.
+    /// Reads fields up to the data part or the end of the form. Returns whether there is a data part.
     pub fn read_fields(&mut self, fields: &mut Fields) -> Result<bool> {
         self.form.read_fields(fields).map_err(|err| self.wire.fault(err))
     }
 
-    /// The body, of a form that stands before its data, when all that matters was read before them.
+    /// The body, read straight from the socket. Call when `read_fields` has returned true and no later field is needed.
     pub fn into_body(self, is_gzip: bool) -> Body<'r> {
         let caps = self.wire.caps;
         Body { content: Content::Form { form: Box::new(self), is_gzip }, caps }
     }
 
-    /// The body, of a form that stands before its data: they are spooled as they are, and then the rest of the fields is
-    /// read.
+    /// The body, spooled so that the fields after it can be read. Call when `read_fields` has returned true.
     pub fn into_spooled_body(mut self, fields: &mut Fields, mut data: Spool) -> Result<Body<'r>> {
         pass_on(&mut self.form, &|err| self.wire.fault(err), &mut |block| {
             data.write_all(block).map_err(spooling_error)
@@ -170,7 +169,7 @@ impl<'r> WireForm<'r> {
     }
 }
 
-/// Gives `each` what a reader has, block by block.
+/// Reads the source to its end and passes each block to `each`.
 fn pass_on(
     source: &mut dyn Read,
     source_error: &dyn Fn(io::Error) -> Error,
@@ -187,7 +186,7 @@ fn pass_on(
     }
 }
 
-/// Passes the data of a form on. Empty data are empty, also where they should be gzip.
+/// Decodes the data part of a form into the sink. Empty data are accepted even if they should be gzip.
 fn unpack<E: FnOnce(io::Error) -> Error>(
     source: &mut dyn Read,
     is_gzip: bool,
@@ -221,12 +220,12 @@ fn spooling_error(err: io::Error) -> Error {
     Error::Io("writing", "spooled request".into(), err)
 }
 
-/// The consumer, under the cap on decoded bytes.
+/// The consumer, with the limit on decoded bytes.
 struct CappedSink<'s, E> {
     sink: &'s mut dyn Write,
     caps: Caps,
     bytes: u64,
-    /// Used for the first error, which is the last.
+    /// Converts the first error of the sink; there is no second.
     error: Option<E>,
 }
 
@@ -243,13 +242,13 @@ impl<E: FnOnce(io::Error) -> Error> CappedSink<'_, E> {
     }
 }
 
-/// Puts the cap on wire bytes on a body.
+/// Puts the limit on wire bytes on a body.
 fn wire(body: &mut dyn Read, caps: Caps) -> (CappedReader<&mut dyn Read>, Wire) {
     let state = Rc::new(RefCell::new(WireState::default()));
     (CappedReader { inner: body, left: caps.wire, state: state.clone() }, Wire { state, caps })
 }
 
-/// What became of the wire while a decoder read it.
+/// How many bytes were read from the socket, and why reading failed.
 struct Wire {
     state: Rc<RefCell<WireState>>,
     caps: Caps,
@@ -260,7 +259,7 @@ impl Wire {
         self.state.borrow().bytes
     }
 
-    /// What a decoder's error means: the wire's fault, if there was one, or else the format's.
+    /// The error to report when a decoder fails: that of the socket or the limit, if there was one, else a bad format.
     fn fault(&self, err: io::Error) -> Error {
         match self.state.borrow_mut().failure.take() {
             Some(WireFailure::OverCap) => self.caps.exceeded("as sent", self.caps.wire),
@@ -281,8 +280,8 @@ enum WireFailure {
     Broken(io::Error),
 }
 
-/// Fails, rather than ending early, once more than the cap was read; remembers why, because the decoder's errors do
-/// not tell what its source said.
+/// Returns an error, not the end of the body, once more than the limit was read. Stores the cause, because the decoder's
+/// errors do not contain the error of its source.
 struct CappedReader<R> {
     inner: R,
     left: u64,

@@ -1,21 +1,21 @@
-//! Where a message body ends: incremental decoders for both framings, and the encoder towards the backend.
+//! Body framing: incremental decoders for Content-Length and chunked bodies, and the chunk encoder to the backend.
 //!
-//! Pure: bytes in, bytes out, in pieces of any size. The decoder is strict, because whatever it reads differently
-//! from the next hop could hide a request inside a body. The encoder exists for one property: a chunk can be told
-//! whole from split. tiny_http's chunked reader reports an end *inside* a chunk as a clean end of the body, and only
-//! an end between chunks as an error, so a cut upload may be handed on only at a chunk's edge.
+//! No I/O: bytes in, bytes out, in pieces of any size. The decoder is strict: if the next hop read a body differently,
+//! a request could be smuggled inside it. The encoder knows whether a chunk is partly written. tiny_http's chunked
+//! reader takes an end *inside* a chunk for the end of the body, and reports only an end between chunks as an error. So
+//! a truncated body must end between two chunks.
 
-/// Bytes of chunk extensions and trailers that one message may carry. No client sends any.
+/// Limit on chunk extensions and trailers of one message, in bytes. No client sends any.
 const SPARE_BYTES: u16 = 4096;
 
-/// A chunked body that breaks the grammar.
+/// A malformed chunked body.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BadChunk;
 
-/// What is still to come of a body.
+/// The rest of a body that has not been read yet.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Body {
-    /// This many bytes; 0 is a body that is over, or that never was.
+    /// This many bytes; 0 if the body is complete or there is none.
     Length(u64),
     /// Chunks up to the last one.
     Chunked(Chunked),
@@ -32,7 +32,7 @@ impl Body {
         Body::Chunked(Chunked { step: Step::FirstDigit, size: 0, digits: 0, spare: SPARE_BYTES })
     }
 
-    /// Whether the last byte was seen.
+    /// Whether the body is complete.
     pub fn is_done(&self) -> bool {
         match self {
             Body::Length(left) => *left == 0,
@@ -57,7 +57,7 @@ impl Body {
     }
 }
 
-/// The smaller of both; `left` may exceed usize on 32-bit boards.
+/// The smaller of both. `left` may exceed usize on 32-bit boards.
 fn clip(left: u64, available: usize) -> usize {
     usize::try_from(left).map_or(available, |left| left.min(available))
 }
@@ -66,7 +66,7 @@ fn clip(left: u64, available: usize) -> usize {
 #[derive(Debug, PartialEq, Eq)]
 pub struct Chunked {
     step: Step,
-    /// The size line so far, then the bytes left of the chunk.
+    /// While the size line is read: the size so far. After it: bytes left of the chunk.
     size: u64,
     digits: u8,
     /// Bytes of extensions and trailers that may still come.
@@ -152,16 +152,16 @@ impl Chunked {
     }
 }
 
-/// Room kept before the gathered bytes for their size line: 8 hex digits, CR, LF.
+/// Bytes reserved before the body bytes for the size line: 8 hex digits, CR, LF.
 const SIZE_LINE: usize = 10;
 const LAST_CHUNK: &[u8] = b"0\r\n\r\n";
 
-/// Gathers body bytes and turns them into one chunk in place. While a chunk is being written nothing can be added,
-/// which is also the back-pressure.
+/// Collects body bytes and turns them into one chunk in place. While a chunk is being written nothing may be added: this
+/// is the back-pressure on the client.
 #[derive(Debug, Default)]
 pub struct ChunkWriter {
     buf: Vec<u8>,
-    /// First byte of the sealed chunk, and the next one to write.
+    /// `start` is the first byte of the sealed chunk, `at` the next byte to write.
     start: usize,
     at: usize,
     sealed: bool,
@@ -170,12 +170,12 @@ pub struct ChunkWriter {
 }
 
 impl ChunkWriter {
-    /// A writer for a request without a body: it ends without a last chunk.
+    /// A writer for a request without a body: it writes no last chunk.
     pub fn without_body() -> ChunkWriter {
         ChunkWriter { ended: true, ..ChunkWriter::default() }
     }
 
-    /// Adds body bytes; only while nothing is pending.
+    /// Adds body bytes. Call only while nothing is pending.
     pub fn push(&mut self, data: &[u8]) {
         debug_assert!(!self.sealed);
         if self.buf.is_empty() {
@@ -184,12 +184,12 @@ impl ChunkWriter {
         self.buf.extend_from_slice(data);
     }
 
-    /// Body bytes that wait to be sealed.
+    /// Number of body bytes that are not in a sealed chunk yet.
     pub fn gathered(&self) -> usize {
         if self.sealed { 0 } else { self.buf.len().saturating_sub(SIZE_LINE) }
     }
 
-    /// Makes the gathered bytes a chunk, followed by the last chunk where the body is over.
+    /// Turns the collected bytes into a chunk. `last` appends the last chunk.
     pub fn seal(&mut self, last: bool) {
         if self.sealed || self.ended {
             return;
@@ -212,7 +212,7 @@ impl ChunkWriter {
         self.sealed = !self.buf.is_empty();
     }
 
-    /// Puts the request head before the pending chunk, so that a small request is one write.
+    /// Puts the request head before the pending chunk, so that a small request is sent in one write.
     pub fn prepend(&mut self, mut head: Vec<u8>) {
         head.extend_from_slice(self.pending());
         self.buf = head;
@@ -221,7 +221,7 @@ impl ChunkWriter {
         self.sealed = true;
     }
 
-    /// What is to be written now.
+    /// The bytes to write next; empty if there is no sealed chunk.
     pub fn pending(&self) -> &[u8] {
         if self.sealed { &self.buf[self.at..] } else { &[] }
     }
@@ -237,12 +237,12 @@ impl ChunkWriter {
         }
     }
 
-    /// Whether a chunk is written in part. Closing now would look like a clean end.
+    /// Whether a chunk is partly written. If the connection were closed now, tiny_http would take the body for complete.
     pub fn is_split(&self) -> bool {
         self.sealed && self.at > self.start
     }
 
-    /// Forgets everything that was not written, and takes no more.
+    /// Discards what was not written, and accepts nothing more.
     pub fn abandon(&mut self) {
         *self = ChunkWriter::without_body();
     }

@@ -1,25 +1,25 @@
-//! multipart/form-data, as clients of protocols 8 to 10 send it (sync-protocol.md 3), part by part as it comes.
+//! Streaming parser of multipart/form-data, as clients of protocols 8 to 10 send it (sync-protocol.md 3).
 //!
-//! Parts come in any order. All of them are small texts but `data`, which is read like a file. Nothing is held but one
-//! block and one text.
+//! Parts come in any order. All are small texts, except `data`, which is read as a stream. Only one block and one text
+//! are in memory.
 
 use std::io::{self, Read};
 
 use memchr::memmem::Finder;
 
-/// Blocks from the socket.
+/// Size of the read buffer.
 const BLOCK_BYTES: usize = 32 * 1024;
 
-/// The bound of RFC 2046. Clients' boundaries have 18 bytes, or 67.
+/// The limit of RFC 2046. Clients' boundaries have 18 or 67 bytes.
 const MAX_BOUNDARY_BYTES: usize = 70;
 
-/// The headers of one part. Clients send 100 bytes.
+/// Limit on the headers of one part. Clients send 100 bytes.
 const MAX_HEADER_BYTES: usize = 4096;
 
-/// The value of a text. Keys and versions have 50 bytes.
+/// Limit on the value of a text field. Keys and versions have 50 bytes.
 const MAX_TEXT_BYTES: usize = 4096;
 
-/// Clients send at most five.
+/// Limit on the parts of a form. Clients send at most five.
 const MAX_PARTS: usize = 32;
 
 /// The boundary that the Content-Type of a form names.
@@ -44,7 +44,7 @@ fn parameter(mut list: &str, wanted: &str) -> Option<String> {
     None
 }
 
-/// A value at the start of a list, which may be quoted, and what follows it.
+/// The value at the start of a parameter list, which may be quoted, and the rest of the list.
 fn value_of(text: &str) -> (String, &str) {
     let Some(quoted) = text.strip_prefix('"') else {
         let end = text.find(';').unwrap_or(text.len());
@@ -62,7 +62,7 @@ fn value_of(text: &str) -> (String, &str) {
     (value, chars.as_str())
 }
 
-/// What a form says beside its data.
+/// The fields of a form, without its data.
 #[derive(Default)]
 pub struct Fields {
     /// `k`, or `sk` of media methods: the host key.
@@ -71,12 +71,12 @@ pub struct Fields {
     pub skey: Option<String>,
     /// `v`: the client's version.
     pub client: Option<String>,
-    /// `c`: whether the data are gzip. Any value but 0 says so.
+    /// `c`: whether the data are gzip. Every value but 0 means yes.
     pub is_gzip: Option<bool>,
 }
 
 impl Fields {
-    /// Takes a field. False if it was there already.
+    /// Stores a field. Returns false if the form has it twice.
     fn take(&mut self, name: &str, value: String) -> bool {
         match name {
             "k" | "sk" => self.hkey.replace(value).is_none(),
@@ -92,14 +92,14 @@ fn bad(what: &str) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, what)
 }
 
-/// A form on its way.
+/// A form that is being read.
 pub struct Form<R> {
     source: R,
     buffer: Vec<u8>,
-    /// What of the buffer was not taken yet.
+    /// The part of the buffer that was not consumed yet.
     unread: std::ops::Range<usize>,
     source_is_done: bool,
-    /// What stands between parts: a line break, two hyphens, the boundary.
+    /// What separates parts: CRLF, two hyphens, the boundary.
     delimiter: Finder<'static>,
     state: State,
     parts: usize,
@@ -110,16 +110,16 @@ pub struct Form<R> {
 enum State {
     /// Before the first boundary.
     Start,
-    /// In the contents of a part; so many bytes from here on do not hold a delimiter.
+    /// In the contents of a part. The next `clear` bytes contain no delimiter.
     Contents { clear: usize },
-    /// Behind a delimiter.
+    /// After a delimiter.
     Delimiter,
-    /// Behind the last one.
+    /// After the last delimiter.
     End,
 }
 
 impl<R: Read> Form<R> {
-    /// Nothing is read yet.
+    /// A form of which nothing is read yet.
     pub fn new(source: R, boundary: &str) -> Form<R> {
         Form {
             source,
@@ -133,8 +133,8 @@ impl<R: Read> Form<R> {
         }
     }
 
-    /// Reads fields up to the data, whose contents `read` then gives, or to the end of the form. Returns whether there
-    /// are data. Fields of other names are skipped.
+    /// Reads fields up to the data part or the end of the form. Returns whether there is a data part: `read` then returns
+    /// its contents. Unknown fields are skipped.
     pub fn read_fields(&mut self, fields: &mut Fields) -> io::Result<bool> {
         while let Some(name) = self.next_part()? {
             match name.as_str() {
@@ -155,7 +155,7 @@ impl<R: Read> Form<R> {
         Ok(false)
     }
 
-    /// Goes to the next part, past what is left of this one; returns its name.
+    /// Skips the rest of this part and goes to the next; returns its name, or `None` at the end of the form.
     fn next_part(&mut self) -> io::Result<Option<String>> {
         while let State::Contents { .. } = self.state {
             let mut skipped = [0; 512];
@@ -174,7 +174,7 @@ impl<R: Read> Form<R> {
         }
         if self.take_if_next(b"--")? {
             self.state = State::End;
-            // What follows has no meaning.
+            // What follows the last boundary is ignored.
             io::copy(&mut self.source, &mut io::sink())?;
             return Ok(None);
         }
@@ -206,8 +206,8 @@ impl<R: Read> Form<R> {
         }
     }
 
-    /// The contents of a part that is a text. A form may end with a text and without a boundary: 2.0.x asks for its
-    /// download that way.
+    /// Reads the contents of a text part. The last text may lack the boundary after it: clients 2.0.x request a download
+    /// that way.
     fn text(&mut self) -> io::Result<String> {
         let mut text = Vec::new();
         let mut block = [0; 512];
@@ -228,7 +228,7 @@ impl<R: Read> Form<R> {
             }
             if count == 0 {
                 let text = String::from_utf8(text).map_err(|_| bad("a field of the form is not UTF-8"))?;
-                // Half a boundary, if nothing else.
+                // A line break means a truncated boundary, or something that no client sends.
                 return if text.contains("\r\n") {
                     Err(bad("a field of the form has lines"))
                 } else {
@@ -238,7 +238,7 @@ impl<R: Read> Form<R> {
         }
     }
 
-    /// Takes these bytes if they come next.
+    /// Consumes these bytes if they come next; returns whether they did.
     fn take_if_next(&mut self, expected: &[u8]) -> io::Result<bool> {
         while self.unread.len() < expected.len() && self.fill()? {}
         let is_next = self.buffer[self.unread.clone()].starts_with(expected);
@@ -248,7 +248,7 @@ impl<R: Read> Form<R> {
         Ok(is_next)
     }
 
-    /// Takes a line, without its break. `bytes` counts up to the bound on headers.
+    /// Consumes a line; returns it without its line break. Errors once `bytes` would exceed `MAX_HEADER_BYTES`.
     fn take_line(&mut self, bytes: &mut usize) -> io::Result<String> {
         loop {
             let unread = &self.buffer[self.unread.clone()];
@@ -268,7 +268,7 @@ impl<R: Read> Form<R> {
         }
     }
 
-    /// Gets more from the source. False if there is no more.
+    /// Reads more from the source. Returns false at its end.
     fn fill(&mut self) -> io::Result<bool> {
         if self.source_is_done {
             return Ok(false);
@@ -286,14 +286,14 @@ impl<R: Read> Form<R> {
         Ok(count > 0)
     }
 
-    /// How many bytes from here on are contents: none if a delimiter is next.
+    /// How many of the next bytes are contents for sure; 0 if a delimiter is next.
     fn clear_bytes(&mut self) -> io::Result<usize> {
         loop {
             let unread = &self.buffer[self.unread.clone()];
             if let Some(at) = self.delimiter.find(unread) {
                 return Ok(at);
             }
-            // The start of a delimiter may be at the end.
+            // The buffer may end with the start of a delimiter.
             let clear = (unread.len() + 1).saturating_sub(self.delimiter.needle().len());
             if clear > 0 {
                 return Ok(clear);
@@ -463,7 +463,7 @@ mod tests {
         assert_eq!(last_text, 1);
         for end in 0..whole.len() {
             if let Ok((said, data)) = parse(&whole[..end], PYTHON) {
-                // Cut within the value of a text, where nobody can tell.
+                // Truncated inside a text value, which cannot be detected.
                 assert!(data.is_none() && "k=key c=true ".starts_with(said.trim_end()), "{end}: {said}");
             }
         }

@@ -1,9 +1,9 @@
-//! Keeping a client waiting: while work goes on that may take long, another thread sends signs of life.
+//! Keep-alive bytes: while a request takes long, another thread sends bytes that keep its client from timing out.
 //!
-//! Clients give up when neither the reply's header nor a decoded byte came for 30 s (sync-protocol.md 2.1). A thread
-//! and not a callback of SQLite, because a disk that is slow holds the caller inside one read or sync. One thread for all
-//! requests, which is made when it is needed and ends when nobody has been waiting for a while: one for each request
-//! took as long as a request of a few rows itself.
+//! Clients time out when neither the reply's head nor a decoded byte came for 30 s (sync-protocol.md 2.1). This is a
+//! thread and not a callback of SQLite, because a slow disk can block the caller inside one read or sync. One thread
+//! serves all requests. It is started on demand and ends when no request has been waiting for a while. Starting one for
+//! each request took as long as a small request itself.
 
 use std::io::{self, Write};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -14,34 +14,34 @@ use std::time::{Duration, Instant};
 use crate::error::{Error, Result};
 use crate::http::response::{Packing, ReplyStream, Responder};
 
-/// How long a client has waited when it gets the first sign, and then between two: two thirds of the shortest timer.
+/// Time before the first keep-alive bytes, and between two: two thirds of the shortest client timeout.
 pub const INTERVAL: Duration = if cfg!(test) { Duration::from_millis(50) } else { Duration::from_secs(20) };
 
-/// Stack of the thread that sends signs.
+/// Stack of the thread that sends keep-alive bytes.
 const STACK_BYTES: usize = 64 * 1024;
 
-/// What to send as the first, second, third ... sign of life; an empty one is the head alone.
+/// The keep-alive bytes to send, by their number from 1. An empty slice sends only the head; `None` sends nothing.
 pub type Signs = fn(u32) -> Option<&'static [u8]>;
 
-/// A reply that its client may have to wait for.
+/// A reply that may take long: it can send keep-alive bytes before its content.
 pub struct WaitingReply(Arc<Mutex<Reply>>);
 
 struct Reply {
     state: State,
-    /// Bytes of the signs that were sent.
+    /// Number of keep-alive bytes sent.
     said: usize,
-    /// Whether work goes on for it; otherwise no sign may be sent any more.
+    /// Whether the work is still running. After it, no keep-alive bytes may be sent.
     waits: bool,
 }
 
 enum State {
-    /// Nothing was sent.
+    /// Nothing is sent yet.
     Silent(Responder, Packing),
-    /// The head is out.
+    /// The head is sent.
     Begun(ReplyStream),
-    /// The client went away.
+    /// The client is gone.
     Gone(Error),
-    /// Somebody else has it.
+    /// Taken by `into_stream` or `into_responder`, or while bytes are being sent.
     Taken,
 }
 
@@ -55,18 +55,18 @@ impl WaitingReply {
         })))
     }
 
-    /// Does the work, and sends signs of life after each interval until it is done.
+    /// Runs `work`, and sends keep-alive bytes after each interval until it returns.
     pub fn while_doing<T>(&self, signs: Signs, work: impl FnOnce() -> T) -> T {
         let _waiting = Waiting::begin(self.0.clone(), signs);
         work()
     }
 
-    /// How many bytes were sent as signs of life. None follow once the work is done.
+    /// Number of keep-alive bytes sent so far. Final once `while_doing` has returned.
     pub fn said(&self) -> usize {
         lock(&self.0).said
     }
 
-    /// The reply, to write the rest of; `original_bytes` is told if the head is not out.
+    /// The reply, to write its content. `original_bytes` goes into the head, if that is not sent yet.
     pub fn into_stream(self, original_bytes: u64) -> Result<ReplyStream> {
         match self.take() {
             State::Silent(responder, packing) => Ok(responder.stream(packing, original_bytes)),
@@ -76,7 +76,7 @@ impl WaitingReply {
         }
     }
 
-    /// The way to answer with another status, if the head is not out.
+    /// The responder, to reply with another status; `None` if the head is sent.
     pub fn into_responder(self) -> Option<Responder> {
         match self.take() {
             State::Silent(responder, _) => Some(responder),
@@ -90,7 +90,7 @@ impl WaitingReply {
 }
 
 impl Reply {
-    /// Sends the head if it is not out, then the sign, unless the work is done meanwhile.
+    /// Sends the head if it is not sent yet, then the keep-alive bytes; nothing if the work is done.
     fn send(&mut self, sign: &[u8]) {
         if !self.waits {
             return;
@@ -113,7 +113,7 @@ impl Reply {
     }
 }
 
-/// One that work goes on for.
+/// A reply whose work is running.
 struct Entry {
     reply: Arc<Mutex<Reply>>,
     signs: Signs,
@@ -121,22 +121,22 @@ struct Entry {
     due: Instant,
 }
 
-/// All that work goes on for, and whether there is a thread that looks after them.
+/// All replies whose work is running, and whether the thread runs.
 static ALL: Mutex<(Vec<Entry>, bool)> = Mutex::new((Vec::new(), false));
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Work that goes on until this is dropped.
+/// Keep-alive bytes are sent for this reply until this is dropped.
 struct Waiting(Arc<Mutex<Reply>>);
 
 impl Waiting {
     fn begin(reply: Arc<Mutex<Reply>>, signs: Signs) -> Waiting {
         lock(&reply).waits = true;
         if let Err(err) = Waiting::enter(&reply, signs) {
-            // The work is done all the same, and most of it in time.
-            log::warn!("no thread to keep clients waiting: {err}");
+            // The work runs anyway, and most of it ends before the client's timeout.
+            log::warn!("cannot start the thread for keep-alive bytes, slow requests may time out: {err}");
         }
         Waiting(reply)
     }
@@ -154,13 +154,13 @@ impl Waiting {
 
 impl Drop for Waiting {
     fn drop(&mut self) {
-        // A sign that is just being sent is waited for.
+        // The lock waits for bytes that are just being sent.
         lock(&self.0).waits = false;
         lock(&ALL).0.retain(|entry| !Arc::ptr_eq(&entry.reply, &self.0));
     }
 }
 
-/// Sends signs of life to all. Whoever begins to wait is due later than this wakes: nothing has to wake it.
+/// Sends keep-alive bytes for all replies. A new one is due only after the next wake-up, so it need not wake the thread.
 fn watch() {
     let mut wake = Instant::now() + INTERVAL;
     loop {
@@ -181,9 +181,9 @@ fn watch() {
             wake = all.0.iter().map(|entry| entry.due).min().unwrap_or(now + INTERVAL);
         }
         for (reply, sign) in due {
-            // One that panics ends its own request only: the thread is everybody's.
+            // A panic must end only its own request: the thread serves all.
             if catch_unwind(AssertUnwindSafe(|| lock(&reply).send(sign))).is_err() {
-                log::error!("a reply broke off while its client was kept waiting");
+                log::error!("a reply failed while keep-alive bytes were sent");
             }
         }
     }
@@ -252,7 +252,7 @@ mod tests {
         let wire = Wire::default();
         let waiting = WaitingReply::new(Responder::new(Box::new(wire.clone()), false), Packing::Plain);
         waiting.while_doing(|_| Some(b" "), || ());
-        // One that the thread has in hand.
+        // Bytes that the thread was about to send.
         lock(&waiting.0).send(b" ");
         assert_eq!((waiting.said(), &lock(&wire.0)[..]), (0, &b""[..]));
     }

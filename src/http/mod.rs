@@ -1,5 +1,5 @@
-//! Requests and replies: the streams between a socket and the handlers. Knows tiny_http and the encodings of the
-//! protocol; knows no users and no SQL.
+//! Requests and replies: the streams between a socket and the handlers. Uses tiny_http and the encodings of the protocol;
+//! does not use accounts or SQL.
 
 pub mod body;
 pub mod body_framing;
@@ -12,10 +12,10 @@ use std::io::Read;
 
 use response::Responder;
 
-/// In which header the guard tells the client's address.
+/// The header in which the guard passes the client's address.
 pub const PEER_HEADER: &str = "x-ankipi-peer";
 
-/// In which header the guard tells the body length that the client declared.
+/// The header in which the guard passes the client's Content-Length.
 pub const LENGTH_HEADER: &str = "x-ankipi-length";
 
 /// A request whose body has not been read.
@@ -23,7 +23,7 @@ pub struct Request {
     inner: tiny_http::Request,
 }
 
-/// The verbs that we serve.
+/// The request methods that we serve.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verb {
     /// GET
@@ -37,7 +37,7 @@ pub enum Verb {
 }
 
 impl Request {
-    /// Takes over what tiny_http parsed.
+    /// Wraps a request that tiny_http has parsed.
     pub fn new(inner: tiny_http::Request) -> Request {
         Request { inner }
     }
@@ -76,17 +76,17 @@ impl Request {
         self.inner.headers().iter().filter(is_named).map(|header| header.value.as_str())
     }
 
-    /// The body length that the client declared, if it did.
+    /// The client's Content-Length, if it sent one.
     pub fn declared_bytes(&self) -> Option<u64> {
         self.header(LENGTH_HEADER)?.parse().ok()
     }
 
-    /// The body as it comes from the socket. A body that the client cut off ends in an error.
+    /// The body, read from the socket. A truncated body ends in an error.
     pub fn body(&mut self) -> &mut dyn Read {
         self.inner.as_reader()
     }
 
-    /// What remains when the body was read: the way to answer.
+    /// Turns the request, after its body was read, into what sends the reply.
     pub fn into_responder(self) -> Responder {
         let head_only = self.verb() == Verb::Head;
         Responder::new(self.inner.into_writer(), head_only)

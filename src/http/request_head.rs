@@ -1,22 +1,22 @@
-//! Request and response heads: finding their end, checking them, and writing them anew for the other side.
+//! Request and response heads: finding their end, checking them, and rewriting them for the other side.
 //!
-//! Pure functions. A request head is accepted only if every hop would read it alike: tiny_http takes any
-//! `Transfer-Encoding` for chunked, the first of two lengths, a negative length for none, and hangs on `HTTP/2.0`.
+//! No I/O. A request head is accepted only if every hop reads it the same way. tiny_http takes any `Transfer-Encoding`
+//! for chunked, uses the first of two lengths, takes a negative length for none, and hangs on `HTTP/2.0`.
 
 use std::fmt::Write as _;
 use std::net::IpAddr;
 
 use crate::http::body_framing::Body;
 
-/// Empty lines tolerated before a request line; old clients end a body with one too many.
+/// Empty lines allowed before a request line; old clients send an extra one after a body.
 const LEADING_BLANK_LINES: usize = 2;
 
-/// Why a request is not passed on, and the status the client gets for it.
+/// Why a request is refused, and the status that the client gets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Refusal {
     /// The HTTP status.
     pub status: u16,
-    /// A fixed text for client and log; never anything the client sent.
+    /// A fixed text for client and log; never contains what the client sent.
     pub reason: &'static str,
 }
 
@@ -54,20 +54,20 @@ fn status_text(status: u16) -> &'static str {
     }
 }
 
-/// Looks for the end of a request head while it arrives, without looking at any byte twice.
+/// Finds the end of a request head while it arrives. Looks at each byte once.
 #[derive(Debug, Default)]
 pub struct Scan {
     at: usize,
     line: usize,
-    /// Where the request line begins, behind blank lines.
+    /// Where the request line begins, after blank lines.
     start: usize,
     blank: usize,
     lines: usize,
 }
 
 impl Scan {
-    /// Goes on over `buf`, which holds everything since the last head; returns the head's first byte and the first
-    /// byte behind it once it is whole.
+    /// Continues over `buf`, which holds everything since the last head. Once the head is complete, returns its start and
+    /// its end (exclusive) in `buf`.
     pub fn advance(
         &mut self,
         buf: &[u8],
@@ -118,7 +118,7 @@ impl Scan {
         Ok(Some((self.start, self.at)))
     }
 
-    /// A TLS handshake would otherwise wait for the time limit: whoever typed https:// learns it at once.
+    /// Refuses a TLS handshake at once: otherwise a client with an https:// URL would wait for the timeout.
     fn check_first_byte(&self, buf: &[u8]) -> Result<(), Refusal> {
         match buf.get(self.start) {
             Some(&byte) if byte != b'\r' && !is_token_byte(byte) => {
@@ -129,16 +129,16 @@ impl Scan {
     }
 }
 
-/// A request that may be passed on.
+/// A request that may be forwarded.
 #[derive(Debug)]
 pub struct Request {
     /// The path, without a query.
     pub path: String,
-    /// HTTP/1.0: gets no chunks and no second request.
+    /// HTTP/1.0: the reply has no chunks, and the connection closes after it.
     pub is_http10: bool,
     /// HEAD: the reply has no body.
     pub is_head: bool,
-    /// The client wants to go on after the reply.
+    /// The client wants to keep the connection open after the reply.
     pub keep_alive: bool,
     /// The client waits for `100 Continue` before it sends the body.
     pub expects_continue: bool,
@@ -150,7 +150,7 @@ pub struct Request {
     pub forward: Vec<u8>,
 }
 
-/// Checks a whole head (with its blank line) and writes it anew for the backend.
+/// Checks a complete head (with its blank line) and rewrites it for the backend.
 pub fn parse_request(head: &[u8], peer: IpAddr, max_body_bytes: u64) -> Result<Request, Refusal> {
     let text = printable(head).ok_or(Refusal::new(400, "byte outside printable ASCII"))?;
     let mut lines = text.split("\r\n");
@@ -170,7 +170,7 @@ pub fn parse_request(head: &[u8], peer: IpAddr, max_body_bytes: u64) -> Result<R
     })
 }
 
-/// The head as text, if it holds nothing but printable ASCII and tabs in lines that end with CRLF.
+/// The head as text, if it has only printable ASCII and tabs, in lines that end with CRLF.
 fn printable(head: &[u8]) -> Option<&str> {
     let count = |wanted| head.iter().filter(|&&byte| byte == wanted).count();
     let bytes_ok = head.iter().all(|byte| matches!(byte, b' '..=b'~' | b'\t' | b'\r' | b'\n'));
@@ -218,7 +218,7 @@ fn parse_fields<'a>(lines: impl Iterator<Item = &'a str>) -> Result<Vec<Field<'a
     lines.take_while(|line| !line.is_empty()).map(parse_field).collect()
 }
 
-/// A folded line begins with white space, which no token does, so it fails here too.
+/// Splits a header line. A folded line is refused too: it begins with white space, which is no token byte.
 fn parse_field(line: &str) -> Result<Field<'_>, Refusal> {
     match line.split_once(':') {
         Some((name, value)) if is_token(name) => Ok((name, value.trim_matches([' ', '\t']))),
@@ -263,7 +263,7 @@ impl Framing {
     }
 
     fn length(text: &str, max_body_bytes: u64) -> Result<Framing, Refusal> {
-        // parse() alone would take "+5".
+        // parse() alone would accept "+5".
         let digits = text.bytes().all(|byte| byte.is_ascii_digit());
         match text.parse::<u64>() {
             Ok(length) if digits && length <= max_body_bytes => Ok(Framing::Length(length)),
@@ -296,7 +296,7 @@ fn is_form(content_type: &str) -> bool {
     content_type.get(..10).is_some_and(|start| start.eq_ignore_ascii_case("multipart/"))
 }
 
-/// The words of the `Connection` headers: options, and names of headers that end at this hop.
+/// The words of the `Connection` headers: options, and names of headers that must not be forwarded.
 struct ConnectionOptions<'a>(Vec<&'a str>);
 
 impl ConnectionOptions<'_> {
@@ -310,9 +310,10 @@ impl ConnectionOptions<'_> {
     }
 }
 
-/// Headers that end at this hop, or that only we may set. `Connection: upgrade` in particular, which common nginx
-/// set-ups send with every request, would make tiny_http hand over the raw socket instead of the body.
-fn ends_here(name: &str) -> bool {
+/// Whether a header is not forwarded: hop-by-hop headers, and those that only the guard may set. `Connection: upgrade`,
+/// which common nginx configurations send with every request, would make tiny_http hand over the raw socket instead of
+/// the body.
+fn is_not_forwarded(name: &str) -> bool {
     let name = name.to_ascii_lowercase();
     let hop_by_hop = [
         "connection",
@@ -336,7 +337,7 @@ fn forward_request(
 ) -> Vec<u8> {
     let mut head = format!("{} {} HTTP/1.1\r\n", line.method, line.target);
     for (name, value) in fields {
-        if !ends_here(name) && !connection.has(name) {
+        if !is_not_forwarded(name) && !connection.has(name) {
             // Writing into a String cannot fail; here and below.
             let _ = write!(head, "{name}: {value}\r\n");
         }
@@ -359,21 +360,21 @@ pub struct Reply {
     pub forward: Vec<u8>,
     /// How the backend delimits the body.
     pub body: Body,
-    /// The client cannot read chunks: pass the decoded bytes and close.
+    /// The client cannot read chunks (HTTP/1.0): send the decoded bytes, then close.
     pub dechunk: bool,
 }
 
-/// A response head that the guard cannot follow.
+/// A response head that the guard does not accept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BadReply;
 
-/// Where a response head ends, if it is whole.
+/// The end of a response head, if it is complete.
 pub fn reply_end(buf: &[u8]) -> Option<usize> {
     buf.windows(4).position(|window| window == b"\r\n\r\n").map(|at| at + 4)
 }
 
-/// Reads the backend's head and writes it anew for the client; `None` for an interim (1xx) one. A reply without a
-/// length is refused: its cut end would be taken for its end.
+/// Reads the backend's head and rewrites it for the client; `None` for an interim (1xx) one. A reply with neither length
+/// nor chunks is refused: if it were truncated, nobody would notice.
 pub fn parse_reply(
     head: &[u8],
     is_head: bool,
@@ -384,7 +385,7 @@ pub fn parse_reply(
     let status_line = lines.next().unwrap_or_default();
     let status = parse_status(status_line)?;
     if status < 200 {
-        // After 101 there would be no HTTP any more.
+        // After 101 the connection would not be HTTP any more.
         return if status == 101 { Err(BadReply) } else { Ok(None) };
     }
     let has_body = !is_head && status != 204 && status != 304;
@@ -437,7 +438,7 @@ fn split_reply_field(line: &[u8]) -> Result<(&str, &str), BadReply> {
     }
     let colon = line.iter().position(|&byte| byte == b':').ok_or(BadReply)?;
     let name = std::str::from_utf8(&line[..colon]).map_err(|_| BadReply)?;
-    // Only framing headers are looked into; whatever else is in a value passes as it is.
+    // Only the values of framing headers are read. Other values are forwarded unchanged.
     let value = std::str::from_utf8(&line[colon + 1..]).unwrap_or_default();
     if is_token(name) { Ok((name, value.trim())) } else { Err(BadReply) }
 }

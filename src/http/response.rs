@@ -1,5 +1,5 @@
-//! Replies. The guard in front gives the connection its framing; a reply that fails on its way is left unfinished,
-//! which the guard turns into a reset, so that no client takes it for whole.
+//! Replies. If a reply fails midway, it is left incomplete. The guard then resets the client's connection, so that no
+//! client takes it for complete.
 
 use std::io::{self, Write};
 
@@ -8,16 +8,16 @@ use crate::error::{Error, Result};
 
 type Wire = Box<dyn Write + Send>;
 
-/// How the content of a reply is packed.
+/// How the content of a reply is compressed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Packing {
-    /// Protocol 11: one zstd frame, and its size beforehand.
+    /// Protocol 11: one zstd frame, and a header with the uncompressed size.
     Zstd,
-    /// Protocols 8 to 10: as it is.
+    /// Protocols 8 to 10: not compressed.
     Plain,
 }
 
-/// The way to answer one request.
+/// Sends the reply to one request.
 pub struct Responder {
     out: Wire,
     head_only: bool,
@@ -33,7 +33,7 @@ impl Responder {
         self.whole(status, &format!("Content-Type: {content_type}\r\n"), body)
     }
 
-    /// Answers that the path takes other verbs.
+    /// Answers 405; `allow` lists the methods of the path.
     pub fn method_not_allowed(self, allow: &str) -> Result<()> {
         self.whole(405, &format!("Allow: {allow}\r\nContent-Type: text/plain\r\n"), "405\n")
     }
@@ -51,11 +51,11 @@ impl Responder {
         self.out.flush().map_err(Error::Disconnected)
     }
 
-    /// Begins a 200 whose content has this length, before it is packed. The head leaves with the first content.
+    /// Begins a reply with status 200. `bytes` is the length before compression. The head is sent with the first content.
     pub fn stream(self, packing: Packing, bytes: u64) -> ReplyStream {
         match packing {
             Packing::Zstd => self.begin(packing, &size_header(bytes), Framing::Chunked),
-            // What old clients are used to, and make their progress bars of.
+            // Old clients use Content-Length for their progress bars.
             Packing::Plain => {
                 self.begin(packing, &format!("Content-Length: {bytes}\r\n"), Framing::Length { left: bytes })
             }
@@ -90,21 +90,21 @@ fn size_header(bytes: u64) -> String {
     format!("anki-original-size: {bytes}\r\n")
 }
 
-/// A reply on its way.
+/// A reply that is being sent.
 pub struct ReplyStream(Content);
 
 enum Content {
-    /// What is written goes out in blocks of one frame.
+    /// Compressed as blocks of one frame.
     Zstd(Encoder<FramedWriter>),
-    /// What is written goes out as it is.
+    /// Sent as it is.
     Plain(FramedWriter),
 }
 
 impl ReplyStream {
     /// Ends the reply; returns its length on the wire. Without this the client sees a broken connection.
     ///
-    /// The last block and the end of the reply leave in one piece: clients stop reading at the end of the frame, and
-    /// close a connection whose reply has not ended then.
+    /// The last block and the last chunk are sent in one write: clients stop reading at the end of the frame, and close
+    /// the connection if the reply is not complete by then.
     pub fn finish(self) -> Result<u64> {
         let mut framed = match self.0 {
             Content::Zstd(frame) => frame.finish().map_err(Error::Disconnected)?,
@@ -136,19 +136,19 @@ impl Write for ReplyStream {
     }
 }
 
-/// How much a reply holds back at the most: a block of the zstd encoder stays below it.
+/// Maximum buffered bytes of a reply. A block of the zstd encoder is smaller.
 const PENDING_BYTES: usize = 128 * 1024;
 
-/// How the end of a reply is told.
+/// How the client finds the end of a reply.
 #[derive(Clone, Copy)]
 enum Framing {
     /// Each write is one HTTP chunk.
     Chunked,
-    /// The head told the length.
+    /// The head has the Content-Length.
     Length { left: u64 },
 }
 
-/// What is written leaves (with the head before it) with the next flush, or when enough has come together.
+/// Buffers what is written, after the head, until the next flush or until `PENDING_BYTES` are buffered.
 struct FramedWriter {
     out: Wire,
     framing: Framing,
@@ -166,7 +166,7 @@ impl Write for FramedWriter {
                 self.pending.extend_from_slice(b"\r\n");
             }
             Framing::Length { left } => {
-                // The next reply would begin with the rest.
+                // The client would take the excess for the start of the next reply.
                 *left = left
                     .checked_sub(data.len() as u64)
                     .ok_or_else(|| io::Error::other("a reply is longer than was announced"))?;

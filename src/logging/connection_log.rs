@@ -1,4 +1,4 @@
-//! Log lines of the guard: few, and without anything a client sent.
+//! Log lines of the guard: limited in number, and without anything that a client sent.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -12,23 +12,23 @@ use crate::http::request_head::Refusal;
 const WINDOW: Duration = Duration::from_secs(1);
 const LINES_PER_WINDOW: u32 = 5;
 
-/// Writes at most five lines a second, then says how many it left out: a flood must not fill the log's disk.
+/// Writes at most five lines a second, then the number of lines left out: a flood must not fill the log's disk.
 #[derive(Debug, Default)]
 pub struct Journal {
     since: Option<Instant>,
     lines: u32,
-    more: u32,
+    left_out: u32,
 }
 
 impl Journal {
-    /// Notes a refused request.
+    /// Logs a refused request.
     pub fn refused(&mut self, peer: IpAddr, refusal: Refusal, now: Instant) {
         let level = if refusal.status >= 502 && refusal.status != 505 { Level::Warn } else { Level::Info };
         let Refusal { status, reason } = refusal;
         self.note(level, now, format_args!("refused {peer}: {status} {reason}"));
     }
 
-    /// Writes a line, or counts it.
+    /// Writes a line, or counts it if this second already has five.
     pub fn note(&mut self, level: Level, now: Instant, text: fmt::Arguments<'_>) {
         self.tick(now);
         self.since.get_or_insert(now);
@@ -36,28 +36,28 @@ impl Journal {
             self.lines += 1;
             write_line(level, text);
         } else {
-            self.more = self.more.saturating_add(1);
+            self.left_out = self.left_out.saturating_add(1);
         }
     }
 
-    /// Says how many lines were left out, once the second is over.
+    /// Logs how many lines were left out, once the second is over.
     pub fn tick(&mut self, now: Instant) {
         if self.since.is_none_or(|since| now.saturating_duration_since(since) < WINDOW) {
             return;
         }
-        if self.more > 0 {
-            write_line(Level::Info, format_args!("and {} more", self.more));
+        if self.left_out > 0 {
+            write_line(Level::Info, format_args!("and {} more", self.left_out));
         }
         *self = Journal::default();
     }
 
-    /// When `tick` has something to say.
+    /// When `tick` must be called: when lines were left out, the end of the second.
     pub fn deadline(&self) -> Option<Instant> {
-        self.since.filter(|_| self.more > 0).map(|since| since + WINDOW)
+        self.since.filter(|_| self.left_out > 0).map(|since| since + WINDOW)
     }
 }
 
-/// simple_logger panics when stderr cannot be written (full disk, broken pipe), and the guard must outlive that.
+/// Catches the panic of simple_logger when stderr cannot be written to (full disk, broken pipe): the guard must survive it.
 fn write_line(level: Level, text: fmt::Arguments<'_>) {
     let _ = catch_unwind(AssertUnwindSafe(|| log::log!(level, "{text}")));
 }
@@ -73,9 +73,9 @@ mod tests {
         for _ in 0..8 {
             journal.note(Level::Info, start, format_args!("line"));
         }
-        assert_eq!((journal.lines, journal.more), (5, 3));
+        assert_eq!((journal.lines, journal.left_out), (5, 3));
         assert_eq!(journal.deadline(), Some(start + WINDOW));
         journal.tick(start + WINDOW);
-        assert_eq!((journal.lines, journal.more, journal.deadline()), (0, 0, None));
+        assert_eq!((journal.lines, journal.left_out, journal.deadline()), (0, 0, None));
     }
 }

@@ -1,4 +1,4 @@
-//! Log lines to stderr through simple_logger, which must not be able to stop the server.
+//! Logs to stderr with simple_logger. A failing stderr must not stop the server.
 
 pub mod access_log;
 pub mod connection_log;
@@ -13,21 +13,22 @@ use simple_logger::SimpleLogger;
 
 use crate::os::clock;
 
-/// simple_logger panics when stderr cannot be written to, as on a full disk; a lost line is better than a lost thread.
-struct Unfailing {
+/// Catches the panic of simple_logger when stderr cannot be written to, as on a full disk: the line is lost, the thread
+/// goes on.
+struct PanicSafeLogger {
     logger: SimpleLogger,
-    /// Nobody else says when a line was written.
+    /// Whether we write the time before each line.
     is_stamped: bool,
 }
 
-impl Log for Unfailing {
+impl Log for PanicSafeLogger {
     fn enabled(&self, metadata: &Metadata<'_>) -> bool {
         self.logger.enabled(metadata)
     }
 
     fn log(&self, record: &Record<'_>) {
         let write = || {
-            // Held until the line is whole; the logger's own use of it is in the same thread.
+            // Locked until the line is complete. The logger locks it again, which is allowed in the same thread.
             let mut stderr = stderr().lock();
             if self.is_stamped {
                 let _ = write!(stderr, "{} ", clock::stamp(clock::now_secs()));
@@ -40,17 +41,17 @@ impl Log for Unfailing {
     fn flush(&self) {}
 }
 
-/// Starts logging at this level. Lines are stamped in a file and on a terminal; journald, syslog and the like, which read
-/// a pipe or a socket, add their own time.
+/// Starts logging at this level. Lines to a file or a terminal begin with the time. journald, syslog and others read a pipe
+/// or a socket, and add the time themselves.
 pub fn start(level: log::LevelFilter) {
-    // The level is decided in one place, where it can change.
+    // `log::set_max_level` alone sets the level, so that a reload can change it.
     let logger = SimpleLogger::new().with_level(log::LevelFilter::Trace);
     let is_file = || {
         let file = File::from(stderr().as_fd().try_clone_to_owned().ok()?);
         file.metadata().ok().map(|meta| meta.is_file())
     };
     let is_stamped = stderr().is_terminal() || is_file().unwrap_or(false);
-    if log::set_boxed_logger(Box::new(Unfailing { logger, is_stamped })).is_ok() {
+    if log::set_boxed_logger(Box::new(PanicSafeLogger { logger, is_stamped })).is_ok() {
         log::set_max_level(level);
     }
 }

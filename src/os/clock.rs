@@ -1,16 +1,16 @@
-//! The wall clock in the protocol's units.
+//! The wall clock in milliseconds, seconds and days, and dates as text.
 
 use std::fmt;
 use std::str::FromStr;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-/// Milliseconds since 1970; 0 on a board whose clock is before that.
+/// Milliseconds since 1970-01-01 UTC; 0 if the clock is before that.
 pub fn now_millis() -> i64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
 }
 
-/// Seconds since 1970.
+/// Seconds since 1970-01-01 UTC.
 pub fn now_secs() -> i64 {
     now_millis() / 1000
 }
@@ -19,12 +19,12 @@ pub fn now_secs() -> i64 {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Day(i32);
 
-/// Today; 1970-01-01 on a board whose clock is before that.
+/// Today in UTC; 1970-01-01 if the clock is before that.
 pub fn today() -> Day {
     Day(i32::try_from(now_secs() / (24 * 60 * 60)).unwrap_or(i32::MAX))
 }
 
-/// A moment for people, UTC: 2026-11-24 09:05.
+/// A time for people, UTC: 2026-11-24 09:05.
 pub fn moment(secs: i64) -> String {
     const DAY_SECS: i64 = 24 * 60 * 60;
     let day = Day(i32::try_from(secs.div_euclid(DAY_SECS)).unwrap_or(i32::MAX));
@@ -32,7 +32,7 @@ pub fn moment(secs: i64) -> String {
     format!("{day} {:02}:{:02}", minutes / 60, minutes % 60)
 }
 
-/// A moment for logs, UTC: 2026-11-24T09:05:07Z.
+/// A time for logs, UTC: 2026-11-24T09:05:07Z.
 pub fn stamp(secs: i64) -> String {
     format!("{}:{:02}Z", moment(secs).replace(' ', "T"), secs.rem_euclid(60))
 }

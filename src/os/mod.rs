@@ -1,4 +1,4 @@
-//! The few calls into C, and the only `unsafe` code of the crate.
+//! System calls, and the only `unsafe` code of the crate.
 
 #![allow(unsafe_code)]
 
@@ -20,12 +20,12 @@ pub type PollFd = libc::pollfd;
 pub const POLL_IN: i16 = libc::POLLIN;
 /// A descriptor to watch for writing.
 pub const POLL_OUT: i16 = libc::POLLOUT;
-/// Reported without being asked for: the connection broke.
+/// Always reported: the connection failed.
 pub const POLL_ERR: i16 = libc::POLLERR;
-/// Reported without being asked for: both directions are closed.
+/// Always reported: both directions are closed.
 pub const POLL_HUP: i16 = libc::POLLHUP;
 
-/// A flag for opening files: not through a symbolic link.
+/// Flag for opening files: fail if the path is a symbolic link.
 pub const NO_FOLLOW: i32 = libc::O_NOFOLLOW;
 
 /// Builds an entry for `poll`.
@@ -33,8 +33,8 @@ pub fn poll_fd(fd: RawFd, events: i16) -> PollFd {
     PollFd { fd, events, revents: 0 }
 }
 
-/// Waits until one of the descriptors is ready or the time is over; returns how many are ready. A signal counts as
-/// nothing ready.
+/// Waits until a file descriptor is ready or the timeout has passed; -1 waits forever. Returns how many are ready: 0 also
+/// after a signal.
 pub fn poll(fds: &mut [PollFd], timeout_ms: i32) -> io::Result<usize> {
     // SAFETY: the pointer and the length describe one live, exclusively borrowed slice of pollfd.
     let ready = unsafe { libc::poll(fds.as_mut_ptr(), fds.len() as libc::nfds_t, timeout_ms) };
@@ -71,17 +71,17 @@ pub fn random(buffer: &mut [u8]) -> io::Result<()> {
     Ok(())
 }
 
-/// Prepares the process before its first thread: files for the owner's eyes only, small thread stacks, and an
-/// allocator that gives memory back.
+/// Prepares the process before its first thread: new files readable by the owner only, small thread stacks, and an
+/// allocator that returns freed memory to the system.
 pub fn prepare_process() {
     // SAFETY: umask only sets a number of the process.
     unsafe { libc::umask(0o077) };
-    // tiny_http makes threads of its own with std's default stack; 2 MiB each would be most of a router's address
+    // tiny_http starts threads with std's default stack: 2 MiB each would be most of a router's address
     // space. SAFETY: called first thing in main, while there is one thread.
     unsafe { std::env::set_var("RUST_MIN_STACK", "131072") };
     #[cfg(target_env = "gnu")]
-    // SAFETY: mallopt only sets numbers of the allocator. One arena and early give-back keep the peak of one bulk
-    // transfer from staying for ever (facts measured in benches/README.md).
+    // SAFETY: mallopt only sets numbers of the allocator. With one arena and an early trim, the memory of a bulk
+    // transfer is freed after it (measured in benches/README.md).
     unsafe {
         libc::mallopt(libc::M_ARENA_MAX, 1);
         libc::mallopt(libc::M_MMAP_THRESHOLD, 64 * 1024);
@@ -89,46 +89,48 @@ pub fn prepare_process() {
     }
 }
 
-/// The write ends of the pipes that `on_signals` made, by their `Wish`; -1 before.
-static WISH_PIPES: [AtomicI32; 2] = [const { AtomicI32::new(-1) }; 2];
+/// The write ends of the sockets that `on_signals` made, by `Signal`; -1 before.
+static SIGNAL_PIPES: [AtomicI32; 2] = [const { AtomicI32::new(-1) }; 2];
 
 /// What a signal asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Wish {
-    /// SIGTERM, SIGINT; SIGHUP too, if it comes from a terminal that is closed.
+pub enum Signal {
+    /// SIGTERM, SIGINT. SIGHUP too if stdin is a terminal: it is sent when the terminal is closed.
     Stop,
-    /// SIGHUP.
+    /// SIGHUP, if stdin is no terminal.
     Reload,
 }
 
 extern "C" fn wake_stop_pipe(_signal: libc::c_int) {
-    wake(Wish::Stop);
+    wake(Signal::Stop);
 }
 
 extern "C" fn wake_reload_pipe(_signal: libc::c_int) {
-    wake(Wish::Reload);
+    wake(Signal::Reload);
 }
 
-fn wake(wish: Wish) {
+fn wake(signal: Signal) {
     let byte = 1u8;
     // SAFETY: write(2) is async-signal-safe and the byte lives on this stack.
-    unsafe { libc::write(WISH_PIPES[wish as usize].load(Ordering::Relaxed), (&raw const byte).cast(), 1) };
+    unsafe {
+        libc::write(SIGNAL_PIPES[signal as usize].load(Ordering::Relaxed), (&raw const byte).cast(), 1)
+    };
 }
 
-/// Turns the signals of a wish into bytes on the returned socket. Call once for each. Handlers are what a process
-/// needs that is number 1: the kernel ignores the others for it.
-pub fn on_signals(wish: Wish) -> io::Result<UnixStream> {
+/// Installs handlers that turn these signals into bytes on the returned socket. Call once for each `Signal`. As process 1
+/// (in a container) the server needs handlers: the kernel drops signals without one.
+pub fn on_signals(signal: Signal) -> io::Result<UnixStream> {
     let (reader, writer) = UnixStream::pair()?;
     writer.set_nonblocking(true)?;
-    WISH_PIPES[wish as usize].store(writer.into_raw_fd(), Ordering::Relaxed);
+    SIGNAL_PIPES[signal as usize].store(writer.into_raw_fd(), Ordering::Relaxed);
     let has_terminal = io::stdin().is_terminal();
-    let (signals, handler): (&[libc::c_int], _) = match wish {
-        Wish::Stop if has_terminal => {
+    let (signals, handler): (&[libc::c_int], _) = match signal {
+        Signal::Stop if has_terminal => {
             (&[libc::SIGTERM, libc::SIGINT, libc::SIGHUP], wake_stop_pipe as *const ())
         }
-        Wish::Stop => (&[libc::SIGTERM, libc::SIGINT], wake_stop_pipe as *const ()),
-        Wish::Reload if has_terminal => (&[], wake_reload_pipe as *const ()),
-        Wish::Reload => (&[libc::SIGHUP], wake_reload_pipe as *const ()),
+        Signal::Stop => (&[libc::SIGTERM, libc::SIGINT], wake_stop_pipe as *const ()),
+        Signal::Reload if has_terminal => (&[], wake_reload_pipe as *const ()),
+        Signal::Reload => (&[libc::SIGHUP], wake_reload_pipe as *const ()),
     };
     for signal in signals {
         // SAFETY: the handlers only write to a descriptor that stays open for the life of the process.
@@ -139,8 +141,8 @@ pub fn on_signals(wish: Wish) -> io::Result<UnixStream> {
     Ok(reader)
 }
 
-/// The listening sockets that the parent left open for this very process: LISTEN_PID and LISTEN_FDS, from descriptor 3 on
-/// (sd_listen_fds(3)). Call once: they belong to the caller then.
+/// The listening sockets that the parent process passed to this one (LISTEN_PID, LISTEN_FDS, from file descriptor 3 on:
+/// sd_listen_fds(3)). Call once: the caller owns them.
 pub fn handed_over_sockets() -> Vec<OwnedFd> {
     const FIRST: RawFd = 3;
     let number = |name: &str| std::env::var(name).ok()?.parse::<u32>().ok();
@@ -154,11 +156,11 @@ pub fn handed_over_sockets() -> Vec<OwnedFd> {
         // SAFETY: the pointer is to a live stat.
         unsafe { libc::fstat(fd, &mut stat) == 0 && stat.st_mode & libc::S_IFMT == libc::S_IFSOCK }
     };
-    // SAFETY: they are open, the protocol says that they are ours, and nothing of this process knows of them yet.
+    // SAFETY: they are open, LISTEN_PID says that they are ours, and nothing else in this process uses them.
     (FIRST..FIRST + count).filter(is_socket).map(|fd| unsafe { OwnedFd::from_raw_fd(fd) }).collect()
 }
 
-/// Fails if this process may not create files in the folder, also because the file system is read-only.
+/// Errors if this process may not create files in the folder, or the file system is read-only.
 pub fn check_writable(dir: &Path) -> io::Result<()> {
     let path = CString::new(dir.as_os_str().as_bytes())?;
     // SAFETY: the path is a live, NUL-terminated string.
@@ -168,12 +170,12 @@ pub fn check_writable(dir: &Path) -> io::Result<()> {
     }
 }
 
-/// How many descriptors this process may have open (the soft limit).
+/// How many file descriptors this process may have open (the soft limit).
 pub fn open_files_limit() -> io::Result<usize> {
     Ok(usize::try_from(open_files_rlimit()?.rlim_cur).unwrap_or(usize::MAX))
 }
 
-/// Raises the soft limit on descriptors to `wanted`, or as far as the hard limit lets.
+/// Raises the soft limit on file descriptors to `wanted`, or to the hard limit if that is lower.
 pub fn raise_open_files_limit(wanted: u32) -> io::Result<()> {
     let mut limit = open_files_rlimit()?;
     let wanted = libc::rlim_t::from(wanted).min(limit.rlim_max);
@@ -196,7 +198,7 @@ fn open_files_rlimit() -> io::Result<libc::rlimit> {
     Ok(limit)
 }
 
-/// Makes the coming close of this TCP socket a reset, so that the peer sees an error and not an end.
+/// Makes the close of this TCP socket a reset, so that the peer sees an error and not the end of the stream.
 pub fn reset_on_close(socket: &TcpStream) {
     let linger = libc::linger { l_onoff: 1, l_linger: 0 };
     // SAFETY: the pointer and the length describe one live linger struct, and the socket is borrowed, hence open.
@@ -212,7 +214,7 @@ pub fn reset_on_close(socket: &TcpStream) {
     }
 }
 
-/// A terminal that does not show what is typed, until this is dropped.
+/// The terminal's echo is off until this is dropped, so that a password is not shown.
 pub struct EchoOff {
     fd: OwnedFd,
     before: libc::termios,
@@ -240,12 +242,12 @@ impl EchoOff {
 
 impl Drop for EchoOff {
     fn drop(&mut self) {
-        // SAFETY: the descriptor is ours and open. A terminal that has gone needs no echo.
+        // SAFETY: the descriptor is ours and open. An error means that the terminal is gone.
         unsafe { libc::tcsetattr(self.fd.as_raw_fd(), libc::TCSAFLUSH, &self.before) };
     }
 }
 
-/// Bytes that this process may still write to the file system of a folder.
+/// Free bytes on the file system of a folder, for this process (without what is reserved for root).
 pub fn free_bytes(dir: &Path) -> io::Result<u64> {
     let path = CString::new(dir.as_os_str().as_bytes())?;
     // SAFETY: statvfs is a struct of numbers, for which zeroes are valid.

@@ -1,4 +1,4 @@
-//! The sockets that clients come in by: those of the settings, or those that systemd or inetd-like programs hand over.
+//! Listening sockets: bound from the settings, or passed in by systemd or an inetd-like program.
 
 use std::fs;
 use std::io;
@@ -17,14 +17,14 @@ use crate::server::connections::Listener;
 pub struct Listeners {
     /// For the guard.
     pub sockets: Vec<Listener>,
-    /// What to tell the owner: `http://0.0.0.0:8080/`, `unix:/run/ankipi.sock`.
+    /// Their addresses, for the log: `http://0.0.0.0:8080/`, `unix:/run/ankipi.sock`.
     pub names: Vec<String>,
-    /// Socket files that we made.
+    /// Socket files that we made; the stop deletes them.
     pub made: Vec<PathBuf>,
 }
 
 impl Listeners {
-    /// Takes the sockets that were handed over, if any were (sd_listen_fds(3)), and binds those of the settings otherwise.
+    /// Uses the sockets that were passed in (sd_listen_fds(3)). If there are none, binds the addresses of the settings.
     pub fn open(config: &Config) -> Result<Listeners> {
         let mut listeners = Listeners { sockets: Vec::new(), names: Vec::new(), made: Vec::new() };
         let handed_over = os::handed_over_sockets();
@@ -49,7 +49,7 @@ impl Listeners {
                     ": another program has this port; choose one with --port"
                 }
                 io::ErrorKind::AddrInUse => {
-                    ": another program has this port, or `::` in SYNC_HOST, which is IPv4, too"
+                    ": another program has this port, or SYNC_HOST has `::`, which listens on IPv4 too"
                 }
                 io::ErrorKind::PermissionDenied => ": ports below 1024 need root; choose another with --port",
                 io::ErrorKind::AddrNotAvailable => ": this machine does not have that address; see --host",
@@ -68,7 +68,7 @@ impl Listeners {
     }
 
     fn bind_unix(&mut self, path: &Path) -> Result<()> {
-        // Of a server that was killed; a living one answers.
+        // A killed server leaves its socket file behind. If nobody accepts on it, it may be deleted.
         let is_socket = fs::symlink_metadata(path).is_ok_and(|meta| meta.file_type().is_socket());
         if is_socket && UnixStream::connect(path).is_err() {
             remove_if_there(path)?;
@@ -82,7 +82,8 @@ impl Listeners {
             Error::Broken(format!("cannot listen on unix:{}{advice} ({err})", path.display()))
         })?;
         self.made.push(path.to_owned());
-        // As open as a port of this machine: the proxy is another user. The folder may say otherwise.
+        // Every local user may connect, as to a TCP port: the proxy runs as another user. The mode of the folder can
+        // restrict that.
         fs::set_permissions(path, fs::Permissions::from_mode(0o666))
             .map_err(Error::io("opening up", path))?;
         self.names.push(format!("unix:{}", path.display()));
@@ -92,7 +93,7 @@ impl Listeners {
 
     fn take_over(&mut self, fd: std::os::fd::OwnedFd) -> Result<()> {
         let listener = TcpListener::from(fd);
-        // An address of another family is an error there.
+        // `local_addr` fails if the socket is not TCP.
         if listener.local_addr().is_ok() {
             return self.add_tcp(listener);
         }

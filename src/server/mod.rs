@@ -1,6 +1,6 @@
 //! Start to stop: the data folder, the listeners, the guard, tiny_http behind it, and a fixed set of worker threads.
 //!
-//! With `http::patience` the only module that makes threads, and with `http` the only one that names tiny_http.
+//! Only this module and `http::patience` start threads. Only this module and `http` name tiny_http.
 
 pub mod connections;
 mod listeners;
@@ -24,31 +24,32 @@ use crate::error::{Error, Result};
 use crate::files;
 use crate::http::Request;
 use crate::os;
-use crate::os::Wish;
+use crate::os::Signal;
 use connections::{Guard, Limits, Weight};
 use listeners::Listeners;
 
-/// Threads that answer requests. Two of them may be busy with full syncs, so two are always there for the rest.
+/// Threads that answer requests. Full syncs may occupy at most two of them, so two stay free for other requests.
 const WORKERS: usize = 4;
 
-/// SQLite and serde on one row need far less; untouched stack costs address space only.
+/// Stack of a worker. SQLite and serde on one row need far less; unused stack costs address space, not memory.
 const WORKER_STACK_BYTES: usize = 512 * 1024;
 
-/// Enough for the guard's connections and everything behind them; many systems start programs with 1024.
+/// The limit on open files to ask for: enough for the guard's connections and what the workers open. Many systems
+/// start programs with 1024.
 const OPEN_FILES: u32 = 2048;
 
-/// tiny_http's end of the private connection to the guard.
+/// Name of the Unix socket on which tiny_http accepts the guard's connections.
 const SOCKET_FILE: &str = ".ankipi.sock";
 
-/// What the end of a worker's last request may take once the guard has given up on it. Together with the guard's
-/// `stop_wait` this is the 10 seconds that init systems wait.
+/// How long a stop waits for the workers' last requests after the guard has ended. With the guard's `stop_wait` this
+/// makes 10 seconds: init systems kill the process after that.
 const LAST_REQUEST_WAIT: Duration = Duration::from_secs(1);
 
-/// Runs until SIGTERM or SIGINT, or until it was idle for long enough. With SIGHUP, `reload` reads the settings again.
+/// Runs until SIGTERM or SIGINT, or until it was idle for `idle_exit`. On SIGHUP, `reload` reads the settings again.
 pub fn run(config: Config, reload: impl Fn() -> Result<Config> + Send + 'static) -> Result<()> {
-    // First of all: as process 1 we cannot be stopped without.
-    let signals = |wish| os::on_signals(wish).map_err(|err| Error::Broken(format!("signals: {err}")));
-    let (stop, hangups) = (signals(Wish::Stop)?, signals(Wish::Reload)?);
+    // Handlers come first: the kernel drops signals without a handler for process 1 (in a container).
+    let signals = |signal| os::on_signals(signal).map_err(|err| Error::Broken(format!("signals: {err}")));
+    let (stop, hangups) = (signals(Signal::Stop)?, signals(Signal::Reload)?);
     files::create_folder(&config.base).map_err(|err| {
         Error::Broken(format!("the data folder cannot be used: {err}; choose another with --base DIR"))
     })?;
@@ -64,13 +65,13 @@ pub fn run(config: Config, reload: impl Fn() -> Result<Config> + Send + 'static)
     let limits = Limits {
         max_active: WORKERS,
         max_bulk: WORKERS / 2,
-        // Which body is too large depends on the method: `api` tells, with a status and a log line.
+        // The limit on a body depends on the sync method: `api` enforces it, with a status and a log line.
         max_body_bytes: u64::MAX,
         idle_exit: config.idle_exit,
         ..Limits::default()
     };
     if let Err(err) = os::raise_open_files_limit(OPEN_FILES) {
-        log::warn!("the limit on open files stays as it is: {err}");
+        log::warn!("cannot raise the limit on open files: {err}");
     }
     let guard = Guard::new(sockets, socket.clone(), limits, weigh, stop)
         .map_err(|err| Error::Broken(format!("starting the guard: {err}")))?;
@@ -88,15 +89,16 @@ pub fn run(config: Config, reload: impl Fn() -> Result<Config> + Send + 'static)
     }
     guard.run();
     log::info!("stopping");
-    match workers.stop() {
-        true => app.users().end_sessions(),
-        // Its user's locks are held. What it had begun is undone at the next start, as after a power cut.
-        false => log::warn!("a request did not come to its end in time; it is left"),
+    if workers.stop() {
+        app.users().end_sessions();
+    } else {
+        // The request still holds its user's locks. The next start rolls its work back, as after a power cut.
+        log::warn!("stopping before a request has finished; the next start rolls it back");
     }
     made.iter().chain([&socket]).try_for_each(|path| files::remove_if_there(path))
 }
 
-/// Waits for SIGHUP in a thread of its own, which ends with the process.
+/// Starts the thread that waits for SIGHUP and reloads the settings. It ends with the process.
 fn start_reloading(
     mut hangups: UnixStream,
     app: &Arc<App>,
@@ -111,9 +113,9 @@ fn start_reloading(
             });
             match outcome {
                 Ok(accounts) => log::info!(
-                    "read the log level and {accounts} accounts anew; other settings need a restart"
+                    "reloaded the log level and {accounts} accounts; other settings need a restart"
                 ),
-                Err(err) => log::error!("the settings stay as they were: {err}"),
+                Err(err) => log::error!("reload failed, keeping the old settings: {err}"),
             }
         }
     };
@@ -130,8 +132,8 @@ fn weigh(path: &str) -> Weight {
     }
 }
 
-/// A Unix socket in the data folder, which is ours alone; in the temporary folder where the file system of the data
-/// (FAT on a stick) or the length of its path does not allow one.
+/// Binds a Unix socket in the data folder, which no other server uses. Falls back to the temporary folder if the file
+/// system of the data folder has no sockets (FAT on a stick) or its path is too long for one.
 fn private_listener(base: &Path) -> Result<(UnixListener, PathBuf)> {
     let temporary = std::env::temp_dir().join(format!("ankipi-{}", std::process::id()));
     let in_temporary = || {
@@ -151,7 +153,7 @@ fn private_listener(base: &Path) -> Result<(UnixListener, PathBuf)> {
 struct Workers {
     backend: Arc<tiny_http::Server>,
     stopping: Arc<AtomicBool>,
-    /// Ends when the last of them has ended.
+    /// Disconnected once the last worker thread has ended.
     ended: mpsc::Receiver<()>,
 }
 
@@ -175,7 +177,7 @@ impl Workers {
         Ok(Workers { backend, stopping, ended })
     }
 
-    /// Lets each end after its request; tells whether all did.
+    /// Tells each worker to end after its current request. Returns whether all ended within `LAST_REQUEST_WAIT`.
     fn stop(self) -> bool {
         self.stopping.store(true, Ordering::Relaxed);
         (0..WORKERS).for_each(|_| self.backend.unblock());
@@ -183,16 +185,17 @@ impl Workers {
     }
 }
 
-/// Answers requests until `unblock`. In between, sessions that went silent are rolled back; without any, nothing wakes.
+/// Answers requests until `stopping`. Between requests it rolls back sessions that timed out; without open sessions it
+/// sleeps until the next request.
 fn work(app: &App, backend: &tiny_http::Server, stopping: &AtomicBool) {
     while !stopping.load(Ordering::Relaxed) {
         let request = match app.users().expire_sessions() {
             Some(wait) => backend.recv_timeout(wait),
             None => backend.recv().map(Some),
         };
-        // Nothing, or an error: woken to stop, or to look at the sessions again.
+        // No request or an error: `unblock` was called, or a session may have timed out.
         if let Ok(Some(request)) = request {
-            // A panic ends its request and its user's session, and never the worker.
+            // A panic ends this request and its user's session, but not the worker.
             drop(catch_unwind(AssertUnwindSafe(|| app.answer(Request::new(request)))));
         }
     }

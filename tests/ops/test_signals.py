@@ -130,14 +130,14 @@ def test_hangup_reads_log_level_and_accounts_anew(tmp_path, new_server, new_acco
         anna.two_devices()
         assert "/sync/" not in server.log()
         config.write_text("SYNC_USER1=anna:secret\nSYNC_USER2=bob:geheim\nSYNC_LOG=info\n")
-        hang_up(server, "read the log level and 2 accounts anew")
+        hang_up(server, "reloaded the log level and 2 accounts")
         new_account(server, "bob", "geheim").two_devices("bob's")
         assert "/sync/upload 200" in server.log()
         # What is wrong changes nothing.
         config.write_text("SYNC_USER1=nonsense\n")
-        hang_up(server, "the settings stay as they were: SYNC_USER1 must read name:password")
+        hang_up(server, "reload failed, keeping the old settings: SYNC_USER1 must read name:password")
         config.write_text("SYNC_USER2=bob:geheim\n")
-        hang_up(server, "read the log level and 1 accounts anew")
+        hang_up(server, "reloaded the log level and 1 accounts")
         with pytest.raises(Exception):
             anna.devices[0].sync()
     finally:

@@ -1,4 +1,4 @@
-//! The backend's side of one request: its connection, and the reading of its reply.
+//! The backend's side of one request: the connection to tiny_http, and reading the reply.
 
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
@@ -12,18 +12,18 @@ use crate::http::request_head::BadReply;
 use crate::os::{POLL_IN, POLL_OUT};
 use crate::server::connections::buffered_socket::{Got, Link, Lost, read_some, write_some};
 
-/// Bytes of a response head; ours have a few hundred.
+/// Limit on a response head in bytes; ours have a few hundred.
 const MAX_REPLY_HEAD: usize = 16 << 10;
 
 /// A connection to the backend, for one request.
 pub struct Backend {
     stream: UnixStream,
-    /// The request's body on its way.
+    /// What is still to be written: the request's head and body.
     pub upload: ChunkWriter,
 }
 
 impl Backend {
-    /// Connects. A Unix socket connects at once or fails; `max_active` is far below its backlog.
+    /// Connects to the Unix socket. This never blocks: `max_active` is far below the backlog of the listener.
     pub fn connect(path: &Path, upload: ChunkWriter) -> io::Result<Backend> {
         let stream = UnixStream::connect(path)?;
         stream.set_nonblocking(true)?;
@@ -35,7 +35,7 @@ impl Backend {
         self.stream.as_raw_fd()
     }
 
-    /// Writes as much of the upload as the backend takes; `ended` says that the body was received whole.
+    /// Writes as much of the body as the socket takes; `ended` says that the client has sent all of it.
     pub fn send(&mut self, ended: bool) -> Result<(), Lost> {
         loop {
             if self.upload.pending().is_empty() {
@@ -56,29 +56,29 @@ impl Backend {
         read_some(&self.stream, buf)
     }
 
-    /// Closes, or, where a chunk is written in part, gives back what must be finished first.
-    pub fn close(self) -> Option<Tail> {
-        self.upload.is_split().then_some(Tail(self))
+    /// Closes the connection. If a chunk is partly written, returns what must be written before the close.
+    pub fn close(self) -> Option<PartialChunk> {
+        self.upload.is_split().then_some(PartialChunk(self))
     }
 }
 
-/// A backend connection that nobody waits for any more, but whose last chunk is written in part: tiny_http would take
-/// an end there for the end of the body. The chunk is finished, then the connection closed, which it takes for an
-/// error.
-pub struct Tail(Backend);
+/// A backend connection whose request was given up while a chunk is partly written. If it were closed inside the
+/// chunk, tiny_http would take the body for complete. So the chunk is written to its end before the close: then
+/// tiny_http reports an error.
+pub struct PartialChunk(Backend);
 
-impl Tail {
+impl PartialChunk {
     /// For poll.
     pub fn fd(&self) -> RawFd {
         self.0.fd()
     }
 
-    /// What to poll for. The reply is read too, or a backend that writes first would never get to the chunk.
+    /// What to poll for. The reply is read and thrown away: a backend that blocks on writing it would not read the chunk.
     pub fn events(&self) -> i16 {
         POLL_IN | POLL_OUT
     }
 
-    /// Goes on.
+    /// Reads and writes what the socket allows now.
     pub fn step(&mut self, scratch: &mut [u8]) {
         let ended = self.0.read(scratch) == Got::End;
         match write_some(&self.0.stream, self.0.upload.pending()) {
@@ -93,7 +93,7 @@ impl Tail {
     }
 }
 
-/// What the reply to a request depends on.
+/// What of the request decides the form of the reply.
 #[derive(Clone, Copy, Debug)]
 pub struct Asked {
     /// It was HEAD.
@@ -105,7 +105,7 @@ pub struct Asked {
 /// Why a reply cannot be passed on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Broken {
-    /// The backend does not speak HTTP as we know it.
+    /// The backend's reply is not valid HTTP.
     Reply,
     /// The client is gone.
     Client,
@@ -123,7 +123,7 @@ impl From<BadReply> for Broken {
     }
 }
 
-/// How far the reply is.
+/// Forwards one reply from the backend to the client.
 pub struct Reply {
     head: Vec<u8>,
     body: Option<Body>,
@@ -132,27 +132,27 @@ pub struct Reply {
 }
 
 impl Reply {
-    /// Nothing came yet.
+    /// Nothing received yet.
     pub fn new() -> Reply {
         Reply { head: Vec::new(), body: None, dechunk: false, keep_alive: false }
     }
 
-    /// Whether the client got something of it.
+    /// Whether the client got the head of the reply.
     pub fn is_started(&self) -> bool {
         self.body.is_some()
     }
 
-    /// Whether the client got all of it.
+    /// Whether the client got the whole reply.
     pub fn is_done(&self) -> bool {
         self.body.as_ref().is_some_and(Body::is_done)
     }
 
-    /// Whether the client was told that it may go on.
+    /// Whether the reply told the client that the connection stays open.
     pub fn keeps_alive(&self) -> bool {
         self.keep_alive
     }
 
-    /// Passes on what the backend sent. `keep_alive` counts when the head is passed on.
+    /// Forwards what the backend sent. `keep_alive` matters only in the call that completes the head.
     pub fn feed(
         &mut self,
         data: &[u8],
@@ -182,7 +182,7 @@ impl Reply {
         Ok(())
     }
 
-    /// Head and what came with it in one write: small replies are one packet.
+    /// Sends the head and what came with it in one write, so that a small reply is one packet.
     fn feed_first(&mut self, mut forward: Vec<u8>, link: &mut Link, now: Instant) -> Result<(), Broken> {
         let rest = std::mem::take(&mut self.head);
         self.decode(&rest, &mut |part| forward.extend_from_slice(part))?;
@@ -195,7 +195,7 @@ impl Reply {
         Ok(sent?)
     }
 
-    /// Gives `forward` what the client is to get of `data`: the decoded parts, or the framed bytes as they are.
+    /// Passes to `forward` what the client gets of `data`: decoded for HTTP/1.0, otherwise with its framing.
     fn decode(&mut self, data: &[u8], forward: &mut dyn FnMut(&[u8])) -> Result<(), Broken> {
         let Some(body) = &mut self.body else {
             return Ok(());
@@ -214,7 +214,7 @@ impl Reply {
 mod tests {
     use super::*;
 
-    /// A backend at the other end of `UnixStream`, and a body that it has taken in part.
+    /// A backend connection with a partly written body, and its other end.
     fn half_sent() -> (Backend, UnixStream) {
         let (ours, theirs) = UnixStream::pair().unwrap();
         ours.set_nonblocking(true).unwrap();
@@ -230,17 +230,17 @@ mod tests {
     #[test]
     fn a_half_written_chunk_is_finished_before_the_end() {
         let (backend, theirs) = half_sent();
-        let mut tail = backend.close().unwrap();
+        let mut partial = backend.close().unwrap();
         let (mut wire, mut buf) = (Vec::new(), vec![0; 1 << 20]);
-        // The backend writes before it reads on.
+        // The backend writes its reply before it reads the rest.
         assert_eq!(write_some(&theirs, b"HTTP/1.1 403"), Ok(12));
-        while !tail.is_finished() {
-            tail.step(&mut [0; 100]);
+        while !partial.is_finished() {
+            partial.step(&mut [0; 100]);
             while let Got::Bytes(read) = read_some(&theirs, &mut buf) {
                 wire.extend_from_slice(&buf[..read]);
             }
         }
-        drop(tail);
+        drop(partial);
         let mut body = Body::chunked();
         assert_eq!(body.decode(&wire, &mut |_| ()), Ok(wire.len()));
         assert!(wire.ends_with(b"\r\n") && !body.is_done());
@@ -248,16 +248,16 @@ mod tests {
     }
 
     #[test]
-    fn a_backend_that_closes_ends_its_tail() {
+    fn a_backend_that_closes_ends_its_partial_chunk() {
         let (backend, theirs) = half_sent();
-        let mut tail = backend.close().unwrap();
+        let mut partial = backend.close().unwrap();
         drop(theirs);
-        tail.step(&mut [0; 100]);
-        assert!(tail.is_finished());
+        partial.step(&mut [0; 100]);
+        assert!(partial.is_finished());
     }
 
     #[test]
-    fn between_chunks_there_is_no_tail() {
+    fn between_chunks_there_is_no_partial_chunk() {
         let (ours, _theirs) = UnixStream::pair().unwrap();
         let mut upload = ChunkWriter::default();
         upload.push(b"hello");

@@ -7,18 +7,18 @@ use std::time::Instant;
 
 use crate::server::connections::client_socket::Socket;
 
-/// The other side is gone; nothing can be said to it any more.
+/// The peer is gone; nothing can be sent any more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Lost;
 
 /// What a read from a nonblocking socket gave.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Got {
-    /// So many bytes.
+    /// This many bytes.
     Bytes(usize),
-    /// Nothing for now.
+    /// No bytes available now.
     Nothing,
-    /// The end, or an error.
+    /// End of the stream, or an error.
     End,
 }
 
@@ -32,7 +32,7 @@ pub fn read_some(mut socket: impl Read, buf: &mut [u8]) -> Got {
     }
 }
 
-/// Writes once to a nonblocking socket; 0 when it takes nothing for now.
+/// Writes once to a nonblocking socket; returns 0 if it takes nothing now.
 pub fn write_some(mut socket: impl Write, data: &[u8]) -> Result<usize, Lost> {
     match socket.write(data) {
         Ok(written) => Ok(written),
@@ -41,16 +41,16 @@ pub fn write_some(mut socket: impl Write, data: &[u8]) -> Result<usize, Lost> {
     }
 }
 
-/// A client's socket and buffers. Idle, it holds no buffer.
+/// A client's socket and buffers. An idle connection holds no buffer.
 pub struct Link {
     socket: Socket,
-    /// Where the client is.
+    /// The client's address.
     pub peer: IpAddr,
-    /// What was read and not used yet: a head in parts, or a pipelined request.
+    /// Bytes read but not used yet: an incomplete head, or a pipelined request.
     pub input: Vec<u8>,
     output: Vec<u8>,
     sent: usize,
-    /// When the client last took a byte, or when there was first one to take.
+    /// When the client last took a byte, or when output began to wait.
     progress: Instant,
 }
 
@@ -70,7 +70,7 @@ impl Link {
         read_some(&self.socket, buf)
     }
 
-    /// Sends what the socket takes at once and keeps the rest.
+    /// Sends what the socket takes now and keeps the rest for `flush`.
     pub fn send(&mut self, data: &[u8], now: Instant) -> Result<(), Lost> {
         let mut rest = data;
         if self.is_flushed() {
@@ -81,7 +81,7 @@ impl Link {
         Ok(())
     }
 
-    /// Goes on sending what was kept.
+    /// Sends more of what `send` kept.
     pub fn flush(&mut self, now: Instant) -> Result<(), Lost> {
         while !self.is_flushed() {
             let written = write_some(&self.socket, &self.output[self.sent..])?;
@@ -101,12 +101,12 @@ impl Link {
         self.sent == self.output.len()
     }
 
-    /// Since when the client takes nothing, if there is something to take.
+    /// Since when the client has taken no byte; `None` if no output waits.
     pub fn stuck_since(&self) -> Option<Instant> {
         (!self.is_flushed()).then_some(self.progress)
     }
 
-    /// Gives the empty buffers back.
+    /// Frees the memory of empty buffers.
     pub fn release_buffers(&mut self) {
         if self.is_flushed() {
             self.output = Vec::new();
@@ -117,12 +117,12 @@ impl Link {
         }
     }
 
-    /// Tells the client that nothing more comes.
+    /// Shuts down our direction: the client sees the end of the stream.
     pub fn end_output(&self) {
         self.socket.end_output();
     }
 
-    /// Makes the coming close an error for the client.
+    /// Makes the close a reset, which the client sees as an error.
     pub fn reset_on_close(&self) {
         self.socket.reset_on_close();
     }

@@ -7,7 +7,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 
 use crate::os;
 
-/// Where clients come in.
+/// A listening socket.
 pub enum Listener {
     /// From the network.
     Tcp(TcpListener),
@@ -22,7 +22,7 @@ impl From<TcpListener> for Listener {
 }
 
 impl Listener {
-    /// Makes `accept` return at once.
+    /// Makes `accept` return at once if no client waits.
     pub fn set_nonblocking(&self) -> io::Result<()> {
         match self {
             Listener::Tcp(listener) => listener.set_nonblocking(true),
@@ -30,7 +30,7 @@ impl Listener {
         }
     }
 
-    /// For poll.
+    /// The file descriptor, for poll.
     pub fn fd(&self) -> RawFd {
         match self {
             Listener::Tcp(listener) => listener.as_raw_fd(),
@@ -38,7 +38,7 @@ impl Listener {
         }
     }
 
-    /// The next client and where it is: who comes through a Unix socket is on this machine.
+    /// Accepts the next client; returns its socket and address. A client of a Unix socket has the address 127.0.0.1.
     pub fn accept(&self) -> io::Result<(Socket, IpAddr)> {
         match self {
             Listener::Tcp(listener) => {
@@ -59,7 +59,7 @@ pub enum Socket {
 }
 
 impl Socket {
-    /// Readies an accepted socket: nothing blocks, and small replies leave at once.
+    /// Prepares an accepted socket: nonblocking, and TCP_NODELAY so that small replies are sent at once.
     pub fn prepare(&self) -> io::Result<()> {
         match self {
             Socket::Tcp(socket) => socket.set_nonblocking(true).and_then(|()| socket.set_nodelay(true)),
@@ -67,7 +67,7 @@ impl Socket {
         }
     }
 
-    /// For poll.
+    /// The file descriptor, for poll.
     pub fn fd(&self) -> RawFd {
         match self {
             Socket::Tcp(socket) => socket.as_raw_fd(),
@@ -75,17 +75,17 @@ impl Socket {
         }
     }
 
-    /// Tells the client that nothing more comes.
+    /// Shuts down our direction: the client sees the end of the stream.
     pub fn end_output(&self) {
-        // It may be gone already.
+        // Fails if the client is gone, which does not matter.
         let _ = match self {
             Socket::Tcp(socket) => socket.shutdown(Shutdown::Write),
             Socket::Unix(socket) => socket.shutdown(Shutdown::Write),
         };
     }
 
-    /// Makes the coming close an error for the client. Unix sockets cannot tell an error from an end: there the framing
-    /// of the reply must, which has none in HTTP/1.0 (`proxy_http_version 1.1` in nginx).
+    /// Makes the close a reset, which the client sees as an error. Unix sockets have no reset: there only the framing of
+    /// the reply shows that it is incomplete. HTTP/1.0 has no such framing (so set `proxy_http_version 1.1` in nginx).
     pub fn reset_on_close(&self) {
         if let Socket::Tcp(socket) = self {
             os::reset_on_close(socket);

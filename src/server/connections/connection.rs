@@ -1,4 +1,4 @@
-//! One client connection: between requests, in an exchange, or ending.
+//! One client connection: idle, in an exchange (request and reply), or closing.
 
 use std::net::IpAddr;
 use std::os::fd::RawFd;
@@ -15,7 +15,7 @@ use crate::server::connections::client_socket::Socket;
 use crate::server::connections::forwarding::{Exchange, FIRST_BYTES, Next};
 use crate::server::connections::limits_and_timeouts::Limits;
 
-/// A client that does not close after its answer must not hold up the end of the server for long.
+/// The same as `Limits::linger` while the server stops: a client that does not close must not delay the stop for long.
 const LINGER_WHILE_STOPPING: Duration = Duration::from_secs(1);
 
 /// A client connection.
@@ -28,7 +28,7 @@ enum State {
     /// Waits for a request head.
     Idle(Idle),
     Exchange(Box<Exchange>),
-    /// The last answer is on its way; what the client still sends is thrown away.
+    /// The last reply is being sent; what the client still sends is thrown away.
     Closing(Closing),
     Closed,
 }
@@ -38,12 +38,12 @@ struct Idle {
     since: Instant,
     /// When the head began to arrive.
     head_since: Option<Instant>,
-    /// No request was seen yet on this connection.
+    /// No request has arrived yet on this connection.
     is_new: bool,
 }
 
 impl Idle {
-    fn since(now: Instant, is_new: bool) -> Idle {
+    fn new(now: Instant, is_new: bool) -> Idle {
         Idle { scan: Scan::default(), since: now, head_since: None, is_new }
     }
 
@@ -56,20 +56,21 @@ impl Idle {
     }
 }
 
-/// Closing while the client still sends would reset the connection, and with it destroy an answer not yet read. So our
-/// side is shut first, and the client read for a while; then it may wait, as its writes do, until it has seen the answer. (A
-/// proxy written in Go takes a write that fails for the end, although the answer is there, and says 502.)
+/// Lingering close. Closing while the client still sends would reset the connection and lose a reply that the client has
+/// not read. So we shut down our direction first and read up to `linger_bytes` from the client. Then we stop reading but
+/// keep the connection open for `linger`, so that the client's writes block and do not fail. (A proxy written in Go
+/// answers 502 when its write fails, even if the reply is there.)
 struct Closing {
-    /// When our side was shut: everything was sent.
+    /// When our direction was shut down, after everything was sent.
     shut_at: Option<Instant>,
-    /// What is still read.
+    /// How many more bytes are read from the client.
     left_bytes: usize,
 }
 
 impl Conn {
-    /// A new connection; the socket is nonblocking.
+    /// A new connection; the socket must be nonblocking.
     pub fn new(socket: Socket, peer: IpAddr, now: Instant) -> Conn {
-        Conn { link: Link::new(socket, peer, now), state: State::Idle(Idle::since(now, true)) }
+        Conn { link: Link::new(socket, peer, now), state: State::Idle(Idle::new(now, true)) }
     }
 
     /// The client's socket and what to poll it for. It is always polled, so that a reset is seen at once.
@@ -95,7 +96,8 @@ impl Conn {
     /// The client's socket is ready.
     pub fn on_client(&mut self, events: i16, shared: &mut Shared, scratch: &mut [u8]) {
         let hung_up = events & POLL_ERR != 0
-            // Before we shut our side, a hang-up means that nobody is left to read; after, it is the end we wait for.
+            // POLLHUP before our shutdown means that the client cannot read the reply. After it, POLLHUP is the
+            // expected end, and the client's last bytes are still to be read.
             || (events & POLL_HUP != 0
                 && !matches!(&self.state, State::Closing(closing) if closing.left_bytes > 0));
         if hung_up || self.link.flush(shared.now).is_err() {
@@ -137,11 +139,11 @@ impl Conn {
                 Got::Bytes(read) => self.link.input.extend_from_slice(&scratch[..read]),
             }
         }
-        self.go_on(shared);
+        self.parse_head(shared);
     }
 
-    /// Looks for a head in the input. The next request is not looked at before the last reply is sent.
-    fn go_on(&mut self, shared: &mut Shared) {
+    /// Looks for a request head in the input, but not before the last reply is fully sent.
+    fn parse_head(&mut self, shared: &mut Shared) {
         let State::Idle(idle) = &mut self.state else {
             return;
         };
@@ -169,13 +171,12 @@ impl Conn {
     fn begin(&mut self, start: usize, end: usize, shared: &mut Shared) -> Result<(), Refusal> {
         let rest = self.link.input.split_off(end);
         let head = std::mem::take(&mut self.link.input);
-        let request =
-            request_head::parse_request(&head[start..], self.link.peer, shared.limits.max_body_bytes)?;
-        // A client that sends its body at once does not wait for our word.
-        let must_invite = request.expects_continue && rest.is_empty() && !request.body.is_done();
+        let request = request_head::parse_request(&head[start..], self.link.peer, shared.limits.max_body_bytes)?;
+        // A client that has sent a part of its body does not wait for `100 Continue`.
+        let must_send_continue = request.expects_continue && rest.is_empty() && !request.body.is_done();
         let mut exchange = Box::new(Exchange::new(request, shared));
         let mut next = exchange.take(&rest, &mut self.link, shared);
-        if must_invite && self.link.send(b"HTTP/1.1 100 Continue\r\n\r\n", shared.now).is_err() {
+        if must_send_continue && self.link.send(b"HTTP/1.1 100 Continue\r\n\r\n", shared.now).is_err() {
             next = Next::Gone;
         }
         self.state = State::Exchange(exchange);
@@ -183,7 +184,7 @@ impl Conn {
         Ok(())
     }
 
-    /// Does what the exchange asks for.
+    /// Moves the connection to the state that the exchange asks for.
     fn apply(&mut self, next: Next, shared: &mut Shared) {
         if next == Next::Stay {
             return;
@@ -199,8 +200,8 @@ impl Conn {
                 self.link.reset_on_close();
             }
             Next::Finished { keep_alive } if keep_alive && !shared.is_stopping() => {
-                self.state = State::Idle(Idle::since(shared.now, false));
-                self.go_on(shared);
+                self.state = State::Idle(Idle::new(shared.now, false));
+                self.parse_head(shared);
             }
             Next::Finished { .. } => self.end(shared),
         }
@@ -213,7 +214,7 @@ impl Conn {
         }
     }
 
-    /// Nothing more will be said to this client than what is in the output.
+    /// Starts the close: what is in the output is still sent, then nothing more.
     fn end(&mut self, shared: &Shared) {
         self.link.input = Vec::new();
         self.state = State::Closing(Closing { shut_at: None, left_bytes: shared.limits.linger_bytes });
@@ -245,12 +246,12 @@ impl Conn {
         }
     }
 
-    /// When `expire` must be asked.
+    /// When `expire` must be called next.
     pub fn deadline(&self, shared: &Shared) -> Option<Instant> {
         let limits = &shared.limits;
         let stuck = self.link.stuck_since().and_then(|since| since.checked_add(limits.write_idle));
         let own = match &self.state {
-            // The time for the next request begins when the last reply is sent.
+            // The timeout for the next request starts when the last reply is fully sent.
             State::Idle(idle) => idle.deadline(limits).filter(|_| stuck.is_none()),
             State::Exchange(exchange) => exchange.deadline(limits),
             State::Closing(closing) => closing.shut_at.and_then(|at| at.checked_add(linger(shared))),
@@ -259,7 +260,7 @@ impl Conn {
         stuck.into_iter().chain(own).min()
     }
 
-    /// Ends what is over its time.
+    /// Ends the connection, or its request, if the deadline has passed.
     pub fn expire(&mut self, shared: &mut Shared) {
         if self.deadline(shared).is_none_or(|deadline| deadline > shared.now) {
             return;
@@ -278,17 +279,17 @@ impl Conn {
         self.apply(next, shared);
     }
 
-    /// Ends a form that is too slow while others wait.
-    pub fn make_way(&mut self, shared: &mut Shared) {
+    /// Ends the request if it is a form that is too slow. Call while a bulk transfer is overdue.
+    pub fn end_slow_form(&mut self, shared: &mut Shared) {
         if let State::Exchange(exchange) = &self.state
-            && exchange.must_make_way(shared.now, &shared.limits)
+            && exchange.is_too_slow_form(shared.now, &shared.limits)
         {
-            let next = exchange.make_way();
+            let next = exchange.end_slow_form();
             self.apply(next, shared);
         }
     }
 
-    /// The server stops.
+    /// Ends what may end when the server stops: everything but an active request.
     pub fn stop(&mut self, shared: &mut Shared) {
         match &self.state {
             State::Exchange(exchange) => {
@@ -301,7 +302,7 @@ impl Conn {
         }
     }
 
-    /// Since when this connection holds a place without being at work; `None` if it must not be evicted.
+    /// Since when this connection is idle, still receiving its request, or closing; `None` if it must not be evicted.
     pub fn evictable_since(&self) -> Option<Instant> {
         match &self.state {
             State::Idle(idle) if self.link.is_flushed() => Some(idle.head_since.unwrap_or(idle.since)),
@@ -319,7 +320,7 @@ impl Conn {
         }
     }
 
-    /// Nothing is left to do.
+    /// Whether the connection may be dropped.
     pub fn is_closed(&self) -> bool {
         matches!(self.state, State::Closed)
     }

@@ -12,43 +12,43 @@ use crate::server::connections::backend_connection::{Asked, Backend, Broken, Rep
 use crate::server::connections::buffered_socket::{Got, Link};
 use crate::server::connections::limits_and_timeouts::{Limits, Pace, Weight};
 
-/// A request is handed over when so much of its body is here, or all of it: small bodies, however slowly they drip,
-/// hold no worker. Until then reads are no larger either, which bounds what hundreds of waiting requests hold in
-/// memory.
+/// A request is queued for the backend once this much of its body has arrived, or all of it. So a small body that
+/// arrives slowly holds no worker. Until then a single read is no larger than this, which limits the memory of hundreds
+/// of waiting requests.
 pub const FIRST_BYTES: usize = 8 << 10;
 
-/// Reads from one socket before the others get their turn.
+/// Most reads from one socket before the other sockets are served.
 const READS_PER_TURN: usize = 4;
 
-/// What becomes of the connection.
+/// What the connection does next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Next {
     /// The exchange goes on.
     Stay,
-    /// The client gets this instead of a reply.
+    /// The client gets this error instead of a reply.
     Refuse(Refusal),
-    /// The reply cannot be ended as begun; the client must not take it for whole.
+    /// The reply cannot be completed: reset the connection, so that the client does not take it for complete.
     Reset(&'static str),
     /// The client is gone.
     Gone,
-    /// The reply is complete; the client was told whether it may go on.
+    /// The reply is complete, and told the client whether the connection stays open.
     Finished { keep_alive: bool },
 }
 
-/// How far the request is.
+/// The stage of a request.
 enum Stage {
-    /// Too little of the body is here.
+    /// Receiving the first `FIRST_BYTES` of the body.
     Gathering { upload: ChunkWriter },
-    /// It waits for a slot.
+    /// Queued until a slot is free.
     Waiting { upload: ChunkWriter, ticket: u64, since: Instant },
-    /// The backend has it.
+    /// A backend connection is open.
     Active(Active),
 }
 
 struct Active {
     backend: Backend,
     reply: Reply,
-    /// Whether the backend still takes body bytes; else they are thrown away.
+    /// Whether the backend still reads the body; otherwise its bytes are thrown away.
     takes_body: bool,
     thrown_away: usize,
     since: Instant,
@@ -60,7 +60,7 @@ pub struct Exchange {
     keep_alive: bool,
     weight: Weight,
     is_form: bool,
-    /// The head for the backend, until it is sent.
+    /// The head for the backend; empty once it is sent.
     head: Vec<u8>,
     body: Body,
     body_bytes: u64,
@@ -70,7 +70,7 @@ pub struct Exchange {
 }
 
 impl Exchange {
-    /// Begins with a checked head.
+    /// Starts with a checked request head.
     pub fn new(request: Request, shared: &Shared) -> Exchange {
         let upload =
             if request.body.is_done() { ChunkWriter::without_body() } else { ChunkWriter::default() };
@@ -88,7 +88,7 @@ impl Exchange {
         }
     }
 
-    /// Takes bytes that the client sent: body, and behind it the beginning of the next request.
+    /// Takes bytes that the client sent: the body, and after it perhaps the start of the next request.
     pub fn take(&mut self, data: &[u8], link: &mut Link, shared: &mut Shared) -> Next {
         let mut rest = data;
         if !self.body.is_done() {
@@ -107,16 +107,17 @@ impl Exchange {
             }
         }
         link.input.extend_from_slice(rest);
-        self.pass_on(shared);
+        self.advance(shared);
         self.update_pace(link, shared);
         Next::Stay
     }
 
-    /// Queues the request when enough of it is here, or gives the backend what it takes.
-    fn pass_on(&mut self, shared: &mut Shared) {
+    /// Queues the request once enough of it has arrived, or writes to the backend what its socket takes.
+    fn advance(&mut self, shared: &mut Shared) {
         match &mut self.stage {
             Stage::Gathering { upload } if self.body.is_done() || upload.gathered() >= FIRST_BYTES => {
-                // Whose a form is may come last, so anybody's may be there for as long as it likes to.
+                // The host key may be the last field of a form. Until then an unknown client could hold a worker,
+                // so a form that has not fully arrived counts as a bulk transfer.
                 if self.is_form && !self.body.is_done() {
                     self.weight = Weight::Bulk;
                 }
@@ -131,7 +132,7 @@ impl Exchange {
         }
     }
 
-    /// The client's socket is ready for reading.
+    /// Call when the client's socket is ready for reading.
     pub fn on_client(&mut self, link: &mut Link, shared: &mut Shared, scratch: &mut [u8]) -> Next {
         for _ in 0..READS_PER_TURN {
             if !self.wants_input(link, &shared.limits) {
@@ -156,9 +157,9 @@ impl Exchange {
         Next::Stay
     }
 
-    /// The backend's socket is ready for something.
+    /// Call when the backend's socket is ready for reading or writing.
     pub fn on_backend(&mut self, link: &mut Link, shared: &mut Shared, scratch: &mut [u8]) -> Next {
-        self.pass_on(shared);
+        self.advance(shared);
         self.update_pace(link, shared);
         let received_whole = self.body.is_done();
         let Stage::Active(active) = &mut self.stage else {
@@ -173,7 +174,7 @@ impl Exchange {
                 Got::Nothing => break,
                 Got::End => return self.fail(Refusal::new(502, "the backend ended early")),
             };
-            // What comes behind an unread body could not be told from it, so such a client must come anew.
+            // After an unread body the next request could not be found, so the client must open a new connection.
             let keep_alive = self.keep_alive && received_whole && !shared.is_stopping();
             match active.reply.feed(&scratch[..read], self.asked, keep_alive, link, shared.now) {
                 Ok(()) => (),
@@ -215,12 +216,12 @@ impl Exchange {
             thrown_away: 0,
             since: shared.now,
         });
-        self.pass_on(shared);
+        self.advance(shared);
         self.update_pace(link, shared);
         Next::Stay
     }
 
-    /// What the client hears of a failure depends on whether it has seen a part of the reply.
+    /// An error status if the client has no part of the reply yet, a reset otherwise.
     fn fail(&self, refusal: Refusal) -> Next {
         match &self.stage {
             Stage::Active(active) if active.reply.is_started() => Next::Reset(refusal.reason),
@@ -233,8 +234,8 @@ impl Exchange {
         if self.wants_input(link, limits) { POLL_IN } else { 0 }
     }
 
-    /// Body bytes are read as they are used. Behind the body one more read is kept: it holds a pipelined request, or
-    /// the news that the client left.
+    /// Whether to read from the client. Body bytes are read only as fast as they are forwarded. After the body one more
+    /// read is allowed: it gets a pipelined request, or notices that the client closed.
     fn wants_input(&self, link: &Link, limits: &Limits) -> bool {
         if self.body.is_done() {
             return link.input.is_empty();
@@ -247,8 +248,8 @@ impl Exchange {
         }
     }
 
-    /// The backend's socket and what to poll it for, if anything: without interest it is left out, because poll would
-    /// report its hang-up over and over.
+    /// The backend's socket and what to poll it for. `None` if there is nothing to read or write: poll would report a
+    /// hang-up on every call, and the loop would spin.
     pub fn backend_events(&self, link: &Link) -> Option<(i32, i16)> {
         let Stage::Active(active) = &self.stage else {
             return None;
@@ -267,7 +268,7 @@ impl Exchange {
         self.pace.set_waiting(waits, shared.now);
     }
 
-    /// When `expire` must be asked.
+    /// When `expire` must be called next.
     pub fn deadline(&self, limits: &Limits) -> Option<Instant> {
         match &self.stage {
             Stage::Waiting { since, .. } => since.checked_add(limits.queue_wait),
@@ -275,7 +276,7 @@ impl Exchange {
         }
     }
 
-    /// The deadline is over.
+    /// What to do when the deadline has passed.
     pub fn expire(&self) -> Next {
         match &self.stage {
             Stage::Waiting { .. } => Next::Refuse(Refusal::new(503, "all slots are busy")),
@@ -283,8 +284,8 @@ impl Exchange {
         }
     }
 
-    /// When a bulk transfer that waits has waited for long enough that others must make way.
-    pub fn impatient_from(&self, limits: &Limits) -> Option<Instant> {
+    /// When this request is overdue: a queued bulk transfer that has waited for `busy_after`. Slow forms are ended then.
+    pub fn overdue_from(&self, limits: &Limits) -> Option<Instant> {
         match &self.stage {
             Stage::Waiting { since, .. } if self.weight == Weight::Bulk => {
                 since.checked_add(limits.busy_after)
@@ -293,9 +294,10 @@ impl Exchange {
         }
     }
 
-    /// Whether it is a form that holds a slot and brings too little while others wait. Two of these from strangers would
-    /// hold all slots for bulk transfers, as their key may come last; whoever has shown a key in the head may be slow.
-    pub fn must_make_way(&self, now: Instant, limits: &Limits) -> bool {
+    /// Whether this is a form that holds a slot and is slower than `busy_rate`. The host key may be the last field of a
+    /// form, so two slow forms from unknown clients would hold all bulk slots. A client that sends its key in the head is
+    /// known, and may be slow.
+    pub fn is_too_slow_form(&self, now: Instant, limits: &Limits) -> bool {
         match &self.stage {
             Stage::Active(active) if self.is_form && !self.body.is_done() => {
                 let held = now.saturating_duration_since(active.since);
@@ -305,12 +307,12 @@ impl Exchange {
         }
     }
 
-    /// Ends a form for others.
-    pub fn make_way(&self) -> Next {
+    /// Ends a slow form to free its slot.
+    pub fn end_slow_form(&self) -> Next {
         self.fail(Refusal::new(408, "form too slow while others wait"))
     }
 
-    /// The server stops: what the backend does not have yet is refused.
+    /// What to do when the server stops: a request that is not active yet is refused.
     pub fn stop(&self) -> Next {
         match &self.stage {
             Stage::Active(_) => Next::Stay,
@@ -318,7 +320,7 @@ impl Exchange {
         }
     }
 
-    /// What it costs.
+    /// What the request costs.
     pub fn weight(&self) -> Weight {
         self.weight
     }
@@ -336,15 +338,15 @@ impl Exchange {
         }
     }
 
-    /// Since when it holds a connection without a claim to it.
+    /// Since when this exchange may be evicted: only while it receives the start of the body.
     pub fn evictable_since(&self) -> Option<Instant> {
         matches!(self.stage, Stage::Gathering { .. }).then_some(self.since)
     }
 
-    /// Ends the exchange; the backend sees its connection close.
+    /// Ends the exchange and closes the backend connection, after its last chunk where that is partly written.
     pub fn close(self, shared: &mut Shared) {
         if let Stage::Active(active) = self.stage {
-            shared.tails.extend(active.backend.close());
+            shared.partial_chunks.extend(active.backend.close());
         }
     }
 }
@@ -360,7 +362,8 @@ impl Stage {
 }
 
 impl Active {
-    /// A backend that closed its reading side has decided without the rest of the body; its reply still counts.
+    /// Writes to the backend. If the backend has stopped reading, the rest of the body is thrown away: the backend
+    /// replies without it.
     fn send(&mut self, ended: bool) {
         if self.takes_body && self.backend.send(ended).is_err() {
             self.takes_body = false;

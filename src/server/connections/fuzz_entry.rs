@@ -1,4 +1,4 @@
-//! What the guard makes of bytes, without a socket: for the fuzz targets (tests/fuzz).
+//! Runs the guard's parsers on bytes, without a socket. For the fuzz targets (tests/fuzz).
 
 use std::net::{IpAddr, Ipv4Addr};
 
@@ -6,22 +6,22 @@ use crate::http::request_head;
 use crate::http::request_head::Scan;
 use crate::server::connections::limits_and_timeouts::Limits;
 
-/// A request that the guard would hand on.
+/// A request that the guard would forward.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Probed {
     /// The head for the backend.
     pub forward: Vec<u8>,
-    /// What has come of its body.
+    /// The part of its body that was in the input.
     pub body: Vec<u8>,
-    /// Whether that is all of it.
+    /// Whether the body is complete.
     pub is_whole: bool,
     /// How many bytes of the input belong to the request.
     pub taken: usize,
 }
 
-/// Reads the first request of these bytes as if they arrived in pieces of this size. None if its head has no end.
+/// Parses the first request of `input`, as if it arrived in pieces of `piece` bytes. `None` if the head is incomplete.
 ///
-/// Errors: the status of a refusal.
+/// Errors: the HTTP status of the refusal.
 pub fn probe(input: &[u8], piece: usize) -> Result<Option<Probed>, u16> {
     let limits = Limits::default();
     let (mut scan, mut arrived) = (Scan::default(), 0_usize);

@@ -1,66 +1,68 @@
-//! The bounds that the guard enforces.
+//! The limits and timeouts that the guard enforces.
 
 use std::time::{Duration, Instant};
 
 use crate::server::connections::FDS_PER_REQUEST;
 
-/// Every bound of the guard. The defaults suit a board with 64 MB and the timers of the known clients.
+/// Every limit of the guard. The defaults fit a board with 64 MB of RAM and the timeouts of the known clients.
 #[derive(Clone, Debug)]
 pub struct Limits {
-    /// Client connections held at once; lowered at start to what the descriptor limit leaves.
+    /// Maximum open client connections. Lowered at start if the limit on file descriptors requires it.
     pub max_conns: usize,
-    /// Requests that the backend works on at once; the number of its worker threads.
+    /// Maximum active requests: the number of the backend's worker threads.
     pub max_active: usize,
-    /// How many of those may be bulk transfers, by their path or as large forms. Kept below `max_active`, so that small requests always get through.
+    /// Maximum active bulk transfers, by their path or as large forms. Kept below `max_active`, so that small requests
+    /// always find a worker.
     pub max_bulk: usize,
-    /// How many may be logins, which cost a second of work each: the others wait here, where they hold no worker.
+    /// Maximum active logins. Each takes about a second of CPU (PBKDF2); the rest queue here without holding a worker.
     pub max_logins: usize,
-    /// Bytes of a request head.
+    /// Maximum bytes of a request head.
     pub max_head_bytes: usize,
-    /// Header lines of a request head.
+    /// Maximum header lines of a request head.
     pub max_headers: usize,
-    /// Bytes of a request body on the wire, chunk framing not counted.
+    /// Maximum bytes of a request body on the wire, without chunk framing.
     pub max_body_bytes: u64,
-    /// Wait for the first byte of a new connection.
+    /// Timeout for the first byte of a new connection.
     pub first_byte: Duration,
-    /// Wait for the whole head, from its first byte.
+    /// Timeout for the whole head, from its first byte.
     pub head: Duration,
-    /// Wait for the next request. Clients keep pooled connections for 90 s and cannot send a request again, so the
-    /// server must be the one that waits longer.
+    /// Idle timeout for the next request. Clients keep pooled connections for 90 s and do not retry a request that fails
+    /// because the server closed one, so the server must wait longer.
     pub keep_alive: Duration,
-    /// Wait for any byte of a body, once it flows.
+    /// Timeout for the next byte of a body, once it flows.
     pub body_idle: Duration,
-    /// A body below `body_rate` is tolerated for this long.
+    /// How long a body may be slower than `body_rate` at its start.
     pub body_grace: Duration,
-    /// Bytes a second that a body must bring on average.
+    /// Minimum average rate of a body, in bytes a second.
     pub body_rate: u64,
-    /// When a bulk transfer has waited for so long, a form that holds a slot must bring `busy_rate` since it does.
+    /// A bulk transfer that has been queued for this long is overdue. Then a form that has held a slot for as long must
+    /// have averaged `busy_rate`, or it is ended.
     pub busy_after: Duration,
-    /// Bytes a second; a bad telephone line brings more.
+    /// Minimum rate of a form while a bulk transfer is overdue, in bytes a second. A bad telephone line is faster.
     pub busy_rate: u64,
-    /// Wait for the client to take a byte of its reply.
+    /// Timeout for the client to take a byte of its reply.
     pub write_idle: Duration,
-    /// Wait of a request for a free slot, before it gets 503.
+    /// How long a request may be queued for a free slot before it gets 503.
     pub queue_wait: Duration,
-    /// The connection of a client that goes on sending after its answer stays open for this long, so that it finds the
-    /// answer.
+    /// How long a connection stays open after the last reply if the client still sends, so that the client can read the
+    /// reply.
     pub linger: Duration,
-    /// Of that so many bytes are read.
+    /// Maximum bytes that are read and thrown away from a client that still sends after its reply.
     pub linger_bytes: usize,
-    /// Connections that have waited for less than this are not evicted: each gets a fair chance in a flood.
+    /// Connections that have been idle for less than this are not evicted, so that in a flood each can send its request.
     pub min_wait: Duration,
-    /// Wait for active requests at the end.
+    /// How long a stop waits for active requests.
     pub stop_wait: Duration,
-    /// Without any connection for so long, the guard stops by itself.
+    /// The server stops by itself after this time without any connection; `None` for never.
     pub idle_exit: Option<Duration>,
 }
 
-/// What a request costs, and so how many of them may be active; the cheapest go first.
+/// What a request costs, which decides how many of its kind may be active. The cheapest are started first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Weight {
-    /// A moment.
+    /// Takes milliseconds.
     Light,
-    /// A login: a second of work.
+    /// A login: about a second of CPU.
     Login,
     /// A transfer that may take minutes.
     Bulk,
@@ -96,7 +98,7 @@ impl Default for Limits {
 }
 
 impl Limits {
-    /// Descriptors for listeners, databases and files.
+    /// File descriptors reserved for listeners, databases and files.
     const SPARE_FDS: usize = 16;
 
     /// How many requests of this weight may be active.
@@ -108,8 +110,8 @@ impl Limits {
         }
     }
 
-    /// These limits, made consistent with each other and with the number of descriptors, so that running out of them
-    /// is rare.
+    /// These limits, made consistent with each other and with the limit on file descriptors, so that running out of
+    /// descriptors is rare.
     pub(super) fn fit(mut self, open_files: usize) -> Limits {
         self.max_active = self.max_active.max(1);
         self.max_bulk = self.max_bulk.clamp(1, (self.max_active - 1).max(1));
@@ -120,10 +122,10 @@ impl Limits {
     }
 }
 
-/// Allowance of a client that sends a body: waiting spends it, every byte adds to it, up to `body_idle`.
+/// Time budget of a client that sends a body. Waiting for the client spends it, every byte adds to it, up to `body_idle`.
 ///
-/// One number serves for both rules. It is spent only while the guard waits for the client, never while the backend is
-/// the slow one, and its end is known beforehand, so nothing has to tick.
+/// This one number enforces both `body_idle` and `body_rate`. It is spent only while the guard waits for the client, not
+/// while the backend is slow. Its end is known in advance, so no periodic timer is needed.
 #[derive(Debug)]
 pub(super) struct Pace {
     left: Duration,
@@ -149,7 +151,7 @@ impl Pace {
         self.left = self.left.saturating_add(earned).min(most);
     }
 
-    /// When the allowance ends, if it is being spent.
+    /// When the budget ends, if it is being spent.
     pub(super) fn deadline(&self) -> Option<Instant> {
         self.waiting?.checked_add(self.left)
     }

@@ -1,39 +1,38 @@
-//! The guard: one poll(2) thread that owns every client socket and stands between the network and tiny_http.
+//! The guard: one poll(2) thread that owns every client socket and forwards checked requests to tiny_http.
 //!
-//! tiny_http serves well-meant requests well, but does not survive the network. Measured on 0.12:
+//! tiny_http alone is not safe on a network. Measured on 0.12:
 //!
-//! - One declared length of 100 GB aborts the process, because unread bodies are drained through one allocation. A
-//!   negative or oversized length, or two of them, hide a request in a body. The guard checks lengths, and hands
-//!   every body on as chunks, which are never drained.
-//! - An unread body, or a client that does not read, holds a worker for as long as the client likes; there is no
-//!   timer at all. The guard hands a request on when it can make progress, and times every wait for a client.
-//! - One failed accept() or dup() ends it for good, silently. The guard accepts itself, outlives every accept error,
-//!   and hands nothing on without descriptors to spare.
-//! - `HTTP/2.0` in a request line deadlocks a thread and leaks it. The guard refuses it.
-//! - Each connection, also an idle one, holds a thread, and a burst of them starves busy ones. The guard holds idle
-//!   connections in a few hundred bytes, and opens one backend connection per request.
-//! - Heads of any size are read, and pipelined requests are read ahead, without bound. The guard bounds the head, and
-//!   looks at the next request when the last is answered.
-//! - `Connection: upgrade`, which nginx set-ups send with every request, makes it hand over the raw socket. The guard
-//!   drops hop-by-hop headers.
-//! - A cut body ends like a whole one: with a declared length always, chunked if the cut is inside a chunk. The guard
-//!   cuts between chunks only, which tiny_http reports as an error.
-//! - A reply whose source fails ends like a whole one, or leaves the client waiting. The guard resets the client
-//!   unless the reply came to its end.
-//! - It sets no TCP_NODELAY, so that small chunked replies take 44 ms. The guard does.
+//! - A Content-Length of 100 GB aborts the process, because unread bodies are drained through one allocation. A
+//!   negative, oversized or repeated Content-Length allows request smuggling. The guard checks lengths, and forwards
+//!   every body as chunks, which tiny_http never drains.
+//! - A client that stops sending or reading holds a worker forever: there are no timeouts. The guard forwards a
+//!   request when it can make progress, and every wait for a client has a timeout.
+//! - One failed accept() or dup() ends its accept loop for good, silently. The guard accepts itself, survives every
+//!   accept error, and forwards nothing without spare file descriptors.
+//! - `HTTP/2.0` in a request line deadlocks a thread for good. The guard refuses it.
+//! - Each connection, even an idle one, holds a thread, and a burst of them starves busy ones. In the guard an idle
+//!   connection takes a few hundred bytes. The guard opens one backend connection per request.
+//! - Request heads and pipelined requests are read without a limit. The guard limits the head, and reads the next
+//!   request after the last reply.
+//! - `Connection: upgrade`, which many nginx configurations send with every request, makes it hand over the raw
+//!   socket. The guard drops hop-by-hop headers.
+//! - A truncated body looks complete: always with a Content-Length, and in chunked encoding if it ends inside a chunk.
+//!   The guard ends a truncated body between two chunks, which tiny_http reports as an error.
+//! - A reply whose source fails looks complete, or leaves the client waiting. The guard resets the client's connection
+//!   unless the reply was complete.
+//! - It does not set TCP_NODELAY, so small chunked replies take 44 ms. The guard sets it.
 //!
 //! A connection is, in turn, idle, *gathering* a request's body, *waiting* for a slot, *active* (a backend connection
 //! is open), and idle again or *closing*. Invariants:
 //!
 //! - The backend sees one checked request per connection, and at most `max_active` connections.
-//! - Neither side ever sees a clean end of a body that was cut.
+//! - Neither side ever takes a truncated body for a complete one.
 //! - Memory per connection is bounded: the head while it arrives, 16 KiB of body while it waits, 32 KiB per direction
 //!   while it is active, nothing while it is idle.
-//! - No wait for a client is without a deadline, and poll sleeps until the nearest one: an idle server does not wake
-//!   up.
-//! - Nothing a client sends can panic this thread or reach the log.
+//! - Every wait for a client has a deadline, and poll sleeps until the nearest one: an idle server does not wake up.
+//! - Nothing that a client sends can panic this thread, and none of it is logged.
 //!
-//! Not here: paths, authentication, and everything inside bodies.
+//! Not here: paths, authentication, and the content of bodies.
 
 mod backend_connection;
 mod buffered_socket;
@@ -56,26 +55,26 @@ use log::Level;
 use crate::logging::connection_log::Journal;
 use crate::os;
 use crate::os::{POLL_IN, PollFd};
-use backend_connection::Tail;
+use backend_connection::PartialChunk;
 pub use client_socket::Listener;
 use connection::Conn;
 use forwarding::Exchange;
 pub use limits_and_timeouts::{Limits, Weight};
 
-/// One read, and one chunk towards the backend. Measured on x86-64: 16 KiB are a fifth slower, 64 KiB no faster.
+/// Size of one read, and of one chunk to the backend. Measured on x86-64: 16 KiB are a fifth slower, 64 KiB no faster.
 const READ_BYTES: usize = 32 << 10;
 
-/// Connections accepted before the others get their turn.
+/// Most connections accepted before the other sockets are served.
 const ACCEPTS_PER_TURN: usize = 64;
 
-/// Descriptors of an active request: one here, two in tiny_http, which duplicates its socket.
+/// File descriptors of an active request: one here, two in tiny_http, which duplicates its socket.
 const FDS_PER_REQUEST: usize = 3;
 
-/// How often forms are looked at while somebody waits for them.
-const IMPATIENCE: Duration = Duration::from_secs(1);
+/// How often slow forms are looked for while a bulk transfer is overdue.
+const SLOW_FORM_CHECK: Duration = Duration::from_secs(1);
 
-/// How long nothing is accepted or handed over when descriptors are short and no connection can be evicted.
-const REST: Duration = Duration::from_millis(100);
+/// How long nothing is accepted or forwarded after file descriptors ran out and no connection could be evicted.
+const PAUSE: Duration = Duration::from_millis(100);
 
 /// What all connections share.
 struct Shared {
@@ -83,12 +82,12 @@ struct Shared {
     weigh: fn(&str) -> Weight,
     backend: PathBuf,
     journal: Journal,
-    /// Backend connections whose last chunk must be finished. Each still holds a slot.
-    tails: Vec<Tail>,
+    /// Closed requests whose last chunk is not fully written yet. Each still holds a slot.
+    partial_chunks: Vec<PartialChunk>,
     tickets: u64,
-    /// The time of this turn.
+    /// The time after the last poll; one value for the whole turn.
     now: Instant,
-    /// Set once the server stops: when it does so at the latest.
+    /// The deadline of the stop; `None` while the server runs.
     stop_at: Option<Instant>,
 }
 
@@ -112,27 +111,27 @@ pub struct Guard {
     listeners: Vec<Listener>,
     stop: UnixStream,
     conns: Vec<Conn>,
-    /// Until then nothing is accepted: descriptors are short.
-    rest_until: Option<Instant>,
-    /// When there last was a connection.
+    /// File descriptors ran out: accept nothing before this time.
+    paused_until: Option<Instant>,
+    /// When there last was a connection, for `idle_exit`.
     busy_at: Instant,
     scratch: Vec<u8>,
     shared: Shared,
 }
 
-/// Whose descriptor an entry for poll is; the numbers are places in the lists of the guard.
+/// What a polled file descriptor belongs to. The numbers are indexes into the guard's lists.
 #[derive(Clone, Copy)]
 enum Source {
     Stop,
     Listener(usize),
     Client(usize),
     Backend(usize),
-    Tail(usize),
+    PartialChunk(usize),
 }
 
 impl Guard {
-    /// Takes over bound listeners. `backend` is the Unix socket on which tiny_http listens, `weigh` tells by its
-    /// path what a request costs, and `stop` becomes readable, or closes, when the server is to stop.
+    /// Takes bound listeners. `backend` is the Unix socket on which tiny_http listens. `weigh` tells what a request
+    /// costs, by its path. When `stop` becomes readable or closes, the server stops.
     pub fn new(
         listeners: Vec<Listener>,
         backend: PathBuf,
@@ -147,7 +146,7 @@ impl Guard {
             listeners,
             stop,
             conns: Vec::new(),
-            rest_until: None,
+            paused_until: None,
             busy_at: Instant::now(),
             scratch: vec![0; READ_BYTES],
             shared: Shared {
@@ -155,7 +154,7 @@ impl Guard {
                 weigh,
                 backend,
                 journal: Journal::default(),
-                tails: Vec::new(),
+                partial_chunks: Vec::new(),
                 tickets: 0,
                 now: Instant::now(),
                 stop_at: None,
@@ -163,35 +162,35 @@ impl Guard {
         })
     }
 
-    /// Serves until `stop`; then waits for the active requests, but no longer than `stop_wait`.
+    /// Serves until `stop`, then waits up to `stop_wait` for the active requests.
     pub fn run(mut self) {
         let (mut fds, mut sources) = (Vec::new(), Vec::new());
         while !self.is_over() {
             self.watch(&mut fds, &mut sources);
             let timeout = self.timeout_ms();
             if let Err(err) = os::poll(&mut fds, timeout) {
-                // Out of memory, the only error left: give something back and do not spin.
+                // Only out of memory can happen here: free a connection, and sleep so that this does not spin.
                 self.shared.note(Level::Warn, format_args!("poll: {err}"));
                 self.evict(Duration::ZERO);
-                std::thread::sleep(REST);
+                std::thread::sleep(PAUSE);
                 fds.clear();
             }
             self.shared.now = Instant::now();
             self.dispatch(&fds, &sources);
             self.stop_if_idle();
             self.expire();
-            self.make_way();
+            self.end_slow_form();
             self.admit();
             self.sweep();
         }
     }
 
     fn is_over(&self) -> bool {
-        let done = self.conns.is_empty() && self.shared.tails.is_empty();
+        let done = self.conns.is_empty() && self.shared.partial_chunks.is_empty();
         self.shared.stop_at.is_some_and(|at| done || at <= self.shared.now)
     }
 
-    /// Lists what poll is to wait for: real descriptors only, and hence no more than there may be.
+    /// Lists what poll waits for. Every entry is an open file descriptor, so the list stays below the limit on them.
     fn watch(&self, fds: &mut Vec<PollFd>, sources: &mut Vec<Source>) {
         fds.clear();
         sources.clear();
@@ -214,20 +213,21 @@ impl Guard {
                 add(fd, events, Source::Backend(at));
             }
         }
-        for (at, tail) in self.shared.tails.iter().enumerate() {
-            add(tail.fd(), tail.events(), Source::Tail(at));
+        for (at, partial) in self.shared.partial_chunks.iter().enumerate() {
+            add(partial.fd(), partial.events(), Source::PartialChunk(at));
         }
     }
 
-    /// Milliseconds to the nearest deadline, rounded up so that it is over then; -1 without any.
+    /// Milliseconds to the nearest deadline, rounded up so that it has passed at the wake-up; -1 without any.
     fn timeout_ms(&self) -> i32 {
         let Shared { now, .. } = self.shared;
-        let accept = self.accepts_from().max(self.rest_until).filter(|from| *from > now);
+        let accept = self.accepts_from().max(self.paused_until).filter(|from| *from > now);
         let conns = self.conns.iter().filter_map(|conn| conn.deadline(&self.shared));
-        // While somebody waits impatiently, whoever becomes too slow is found within a second.
-        let impatience = self.impatient_from().and_then(|from| Some(from.max(now.checked_add(IMPATIENCE)?)));
+        // While a bulk transfer is overdue, a form that becomes too slow is found within a second.
+        let form_check =
+            self.overdue_from().and_then(|from| Some(from.max(now.checked_add(SLOW_FORM_CHECK)?)));
         let others =
-            [self.shared.journal.deadline(), self.shared.stop_at, self.idle_deadline(), accept, impatience];
+            [self.shared.journal.deadline(), self.shared.stop_at, self.idle_deadline(), accept, form_check];
         let Some(next) = conns.chain(others.into_iter().flatten()).min() else {
             return -1;
         };
@@ -237,29 +237,29 @@ impl Guard {
 
     fn dispatch(&mut self, fds: &[PollFd], sources: &[Source]) {
         let Guard { conns, scratch, shared, .. } = self;
-        let (mut stops, mut knocks) = (false, Vec::new());
+        let (mut stops, mut ready_listeners) = (false, Vec::new());
         for (fd, source) in fds.iter().zip(sources).filter(|(fd, _)| fd.revents != 0) {
             match *source {
                 Source::Stop => stops = true,
-                Source::Listener(at) => knocks.push(at),
+                Source::Listener(at) => ready_listeners.push(at),
                 Source::Client(at) => conns[at].on_client(fd.revents, shared, scratch),
                 Source::Backend(at) => conns[at].on_backend(shared, scratch),
-                // New tails join behind those that were polled, so the places hold.
-                Source::Tail(at) => shared.tails[at].step(scratch),
+                // New entries are appended, so the indexes of the polled ones stay valid.
+                Source::PartialChunk(at) => shared.partial_chunks[at].step(scratch),
             }
         }
         self.sweep();
         if stops {
             self.begin_stop();
         }
-        for at in knocks {
+        for at in ready_listeners {
             self.accept_from(at);
         }
     }
 
     fn sweep(&mut self) {
         self.conns.retain(|conn| !conn.is_closed());
-        self.shared.tails.retain(|tail| !tail.is_finished());
+        self.shared.partial_chunks.retain(|partial| !partial.is_finished());
     }
 
     fn expire(&mut self) {
@@ -269,24 +269,26 @@ impl Guard {
         }
     }
 
-    /// When the first of the bulk transfers that wait becomes impatient.
-    fn impatient_from(&self) -> Option<Instant> {
+    /// When the first waiting bulk transfer becomes overdue.
+    fn overdue_from(&self) -> Option<Instant> {
         let exchanges = self.conns.iter().filter_map(Conn::exchange);
-        exchanges.filter_map(|exchange| exchange.impatient_from(&self.shared.limits)).min()
+        exchanges.filter_map(|exchange| exchange.overdue_from(&self.shared.limits)).min()
     }
 
-    /// Ends forms that are too slow while bulk transfers wait.
-    fn make_way(&mut self) {
-        if self.impatient_from().is_some_and(|from| from <= self.shared.now) {
-            self.conns.iter_mut().for_each(|conn| conn.make_way(&mut self.shared));
+    /// Ends forms that are too slow while a bulk transfer is overdue.
+    fn end_slow_form(&mut self) {
+        if self.overdue_from().is_some_and(|from| from <= self.shared.now) {
+            self.conns.iter_mut().for_each(|conn| conn.end_slow_form(&mut self.shared));
             self.sweep();
         }
     }
 
-    /// When to stop for want of connections. Idle ones count as work: a client cannot send its next request again.
+    /// When to stop because there is no connection. An idle connection prevents the stop: its client cannot repeat a
+    /// request that fails because of it.
     fn idle_deadline(&self) -> Option<Instant> {
         let idle_exit = self.shared.limits.idle_exit?;
-        let is_idle = self.conns.is_empty() && self.shared.tails.is_empty() && !self.shared.is_stopping();
+        let is_idle =
+            self.conns.is_empty() && self.shared.partial_chunks.is_empty() && !self.shared.is_stopping();
         is_idle.then(|| self.busy_at.checked_add(idle_exit)).flatten()
     }
 
@@ -308,39 +310,42 @@ impl Guard {
         }
     }
 
-    /// Gives free slots to waiting requests: small ones first, then in the order in which they came.
+    /// Gives free slots to waiting requests: the lightest first, then in order of arrival.
     fn admit(&mut self) {
         while self.next_waiting().is_some() && self.make_headroom() {
-            // Evictions move places, but never take a waiting request.
+            // `make_headroom` may have changed the indexes, but never evicts a waiting request.
             if let Some(at) = self.next_waiting() {
                 self.conns[at].activate(&mut self.shared);
             }
         }
     }
 
-    /// Whether there are descriptors for one more of ours, and for all that tiny_http may be about to take. Its
-    /// acceptor dies for good when it finds none, so this is asked before a request is handed over and after each
-    /// accept, whatever the rest of the process has open.
+    /// Whether there are free file descriptors for one more of ours and for all that tiny_http may open. tiny_http's
+    /// accept loop ends for good if it finds none. So this is checked before each forwarded request and after each
+    /// accept, by opening them: that counts what the rest of the process has open.
     fn has_headroom(&self) -> bool {
         let wanted = 1 + self.shared.limits.max_active * (FDS_PER_REQUEST - 1);
         let tries: io::Result<Vec<_>> = (0..wanted).map(|_| self.stop.try_clone()).collect();
         tries.is_ok()
     }
 
-    /// Evicts connections until there is headroom; says so in the log where that does not help.
+    /// Evicts connections until there are enough free file descriptors. If that is not enough, it logs and pauses.
     fn make_headroom(&mut self) -> bool {
         while !self.has_headroom() {
             if !self.evict(Duration::ZERO) {
-                self.shared.note(Level::Warn, format_args!("too few descriptors"));
-                self.rest();
+                self.shared.note(
+                    Level::Warn,
+                    format_args!("too few free file descriptors; raise the limit on open files"),
+                );
+                self.pause();
                 return false;
             }
         }
         true
     }
 
-    fn rest(&mut self) {
-        self.rest_until = self.shared.now.checked_add(REST);
+    fn pause(&mut self) {
+        self.paused_until = self.shared.now.checked_add(PAUSE);
     }
 
     fn next_waiting(&self) -> Option<usize> {
@@ -349,7 +354,7 @@ impl Guard {
             || self.conns.iter().enumerate().filter_map(|(at, conn)| Some((at, conn.exchange()?)));
         let active = exchanges().filter(|(_, exchange)| exchange.is_active());
         let weights: Vec<Weight> = active.map(|(_, exchange)| exchange.weight()).collect();
-        if self.shared.tails.len() + weights.len() >= limits.max_active {
+        if self.shared.partial_chunks.len() + weights.len() >= limits.max_active {
             return None;
         }
         let may_start = |exchange: &Exchange| {
@@ -363,15 +368,15 @@ impl Guard {
             .map(|(_, _, at)| at)
     }
 
-    /// When the listeners may be asked: at once while there is room, else when a connection may be evicted; `None`
-    /// while all are at work.
+    /// When to accept next: at once below `max_conns`, else when a connection may be evicted. `None` while no connection
+    /// may be.
     fn accepts_from(&self) -> Option<Instant> {
         let room = if self.conns.len() < self.shared.limits.max_conns {
             Some(self.shared.now)
         } else {
-            self.oldest().and_then(|(since, _)| since.checked_add(self.shared.limits.min_wait))
+            self.oldest_evictable().and_then(|(since, _)| since.checked_add(self.shared.limits.min_wait))
         };
-        room.map(|from| self.rest_until.map_or(from, |rest| rest.max(from)))
+        room.map(|from| self.paused_until.map_or(from, |paused| paused.max(from)))
     }
 
     fn accept_from(&mut self, at: usize) {
@@ -389,16 +394,16 @@ impl Guard {
                     }
                     if socket.prepare().is_ok() {
                         self.conns.push(Conn::new(socket, peer, self.shared.now));
-                        self.greet();
+                        self.read_newest();
                     }
                 }
                 Err(err) if err.kind() == io::ErrorKind::WouldBlock => return,
-                Err(err) if is_of_the_client(&err) => (),
-                // Descriptors or memory are short.
+                Err(err) if is_client_error(&err) => (),
+                // Out of file descriptors or memory.
                 Err(err) => {
                     self.shared.note(Level::Warn, format_args!("accepting a connection: {err}"));
                     if !self.evict(Duration::ZERO) {
-                        self.rest();
+                        self.pause();
                         return;
                     }
                 }
@@ -406,8 +411,8 @@ impl Guard {
         }
     }
 
-    /// The newest connection may have sent its request already; read, it is at work and safe from eviction.
-    fn greet(&mut self) {
+    /// Reads from the newest connection at once: if its request is here already, the connection is safe from eviction.
+    fn read_newest(&mut self) {
         if let Some(conn) = self.conns.last_mut() {
             conn.on_client(POLL_IN, &mut self.shared, &mut self.scratch);
             if conn.is_closed() {
@@ -416,15 +421,15 @@ impl Guard {
         }
     }
 
-    /// The connection that has waited longest, without being at work, and since when.
-    fn oldest(&self) -> Option<(Instant, usize)> {
+    /// The evictable connection that has been idle for longest, and since when.
+    fn oldest_evictable(&self) -> Option<(Instant, usize)> {
         let waiting = self.conns.iter().enumerate();
         waiting.filter_map(|(at, conn)| Some((conn.evictable_since()?, at))).min()
     }
 
-    /// Closes that connection if it has waited for so long.
+    /// Closes that connection if it has been idle for `min_wait`. Returns whether it did.
     fn evict(&mut self, min_wait: Duration) -> bool {
-        match self.oldest() {
+        match self.oldest_evictable() {
             Some((since, at)) if self.shared.now.saturating_duration_since(since) >= min_wait => {
                 drop(self.conns.swap_remove(at));
                 true
@@ -434,8 +439,8 @@ impl Guard {
     }
 }
 
-/// Errors of a connection that was gone before it was accepted; accept(2) names them.
-fn is_of_the_client(err: &io::Error) -> bool {
+/// Whether accept(2) failed because the client's connection was lost before it was accepted.
+fn is_client_error(err: &io::Error) -> bool {
     use io::ErrorKind::{
         ConnectionAborted, ConnectionReset, HostUnreachable, Interrupted, NetworkDown, NetworkUnreachable,
         PermissionDenied, TimedOut,
