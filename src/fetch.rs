@@ -1,5 +1,5 @@
-//! One HTTP request as a client sends it, for `ankipi doctor`: plain over a socket of ours, https through curl, as there
-//! is no TLS in this program.
+//! One HTTP request as a client sends it, for `ankipi doctor`. http uses a socket of ours. https uses curl, as this
+//! program contains no TLS.
 
 use std::fmt;
 use std::fs;
@@ -9,24 +9,24 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-/// As long as clients wait for an answer.
+/// The timeout of Anki clients.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// No answer that the doctor wants is longer.
+/// Maximum size of a response. None that the doctor needs is longer.
 const MAX_REPLY_BYTES: u64 = 1 << 20;
 
-/// An address as it is typed into Anki.
+/// A server address as typed into Anki.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Url {
     is_https: bool,
-    /// With the port, if one was given.
+    /// The host, with the port if one was given.
     authority: String,
-    /// With a slash at either end.
+    /// Begins and ends with a slash.
     path: String,
 }
 
 impl Url {
-    /// None if it is not one that Anki takes.
+    /// None if Anki would not accept the address.
     pub fn parse(text: &str) -> Option<Url> {
         let (scheme, rest) = text.split_once("://")?;
         let is_https = match scheme.to_ascii_lowercase().as_str() {
@@ -68,60 +68,57 @@ impl fmt::Display for Url {
     }
 }
 
-/// What to ask for.
+/// A request.
 pub struct Ask<'a> {
     /// `GET` or `POST`.
     pub verb: &'static str,
-    /// Behind the address; without a slash in front, unless two are wanted.
+    /// Appended to the address. No leading slash, unless two are wanted.
     pub path: &'a str,
-    /// Names and values.
+    /// Header names and values.
     pub headers: &'a [(&'a str, &'a str)],
-    /// Sent with its length.
+    /// The body, sent with its length.
     pub body: &'a [u8],
 }
 
-/// What came back.
+/// A response.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Reply {
     /// The HTTP status.
     pub status: u16,
     headers: Vec<(String, String)>,
-    /// Without framing.
+    /// The body without framing.
     pub body: Vec<u8>,
 }
 
 impl Reply {
-    /// The value of a header; its name in lower case.
+    /// The value of a header. `name` is in lower case.
     pub fn header(&self, name: &str) -> Option<&str> {
         self.headers.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_str())
     }
 }
 
-/// Why nothing came back.
+/// Why there was no response.
 #[derive(Debug)]
 pub enum Trouble {
-    /// The name is unknown.
+    /// The host name is unknown.
     Name(String),
-    /// Nobody listens, or a firewall says no.
+    /// The connection was refused: nothing listens, or a firewall rejects it.
     Refused(String),
-    /// Nothing came for so long.
+    /// Nothing was received before the timeout.
     Silence,
-    /// The certificate is not trusted, or does not fit.
+    /// The certificate is not trusted, or is for another name.
     Certificate(String),
-    /// TLS did not come about.
+    /// The TLS handshake failed.
     Tls(String),
-    /// The connection ended without an answer, or with none of HTTP.
+    /// The connection ended without a response, or the response is not HTTP.
     NoHttp(String),
-    /// There is no curl.
+    /// curl is not installed.
     NoCurl,
 }
 
-/// Sends a request and waits for the answer. Redirections are not followed, as clients do not follow them either.
+/// Sends a request and waits for the response. Redirects are not followed, as clients do not follow them either.
 pub fn fetch(url: &Url, ask: &Ask<'_>) -> Result<Reply, Trouble> {
-    match url.is_https {
-        true => through_curl(url, ask),
-        false => over_socket(url, ask),
-    }
+    if url.is_https { through_curl(url, ask) } else { over_socket(url, ask) }
 }
 
 fn over_socket(url: &Url, ask: &Ask<'_>) -> Result<Reply, Trouble> {
@@ -162,7 +159,8 @@ fn talk(mut socket: TcpStream, url: &Url, ask: &Ask<'_>) -> io::Result<Reply> {
     }
     head.push_str("\r\n");
     socket.write_all(head.as_bytes())?;
-    // Who refuses a body may answer before it has come: what counts is the answer.
+    // A server that refuses the body may respond before all of it is sent. So a failed write matters only without a
+    // response.
     let sent = socket.write_all(ask.body);
     let mut answer = Vec::new();
     let read = socket.take(MAX_REPLY_BYTES).read_to_end(&mut answer);
@@ -171,15 +169,16 @@ fn talk(mut socket: TcpStream, url: &Url, ask: &Ask<'_>) -> io::Result<Reply> {
         None => {
             sent?;
             read?;
-            Err(io::Error::other(match answer.is_empty() {
-                true => "the connection was closed without an answer",
-                false => "the answer is not HTTP; if the port is one for https, type https",
+            Err(io::Error::other(if answer.is_empty() {
+                "the connection was closed without an answer"
+            } else {
+                "the answer is not HTTP; if the port is one for https, type https"
             }))
         }
     }
 }
 
-/// Reads the last head of an answer, and its body; `framed` if chunks are still to be undone.
+/// Parses the final response (after 1xx ones) and its body. `framed`: a chunked body is still to be decoded.
 fn parse_reply(answer: &[u8], framed: bool) -> Option<Reply> {
     let end = answer.windows(4).position(|window| window == b"\r\n\r\n")?;
     let (head, body) = (std::str::from_utf8(&answer[..end]).ok()?, &answer[end + 4..]);
@@ -215,7 +214,7 @@ fn dechunk(mut wire: &[u8]) -> Vec<u8> {
     body
 }
 
-/// curl reads the headers, with a key among them, from a file: arguments show in the list of processes.
+/// curl reads the headers from a file: one holds a key, and arguments show in the process list.
 fn through_curl(url: &Url, ask: &Ask<'_>) -> Result<Reply, Trouble> {
     let no_http = |err: io::Error| Trouble::NoHttp(err.to_string());
     let config = std::env::temp_dir().join(format!("ankipi-doctor-{}", std::process::id()));
@@ -235,7 +234,7 @@ fn write_curl_config(file: &mut fs::File, url: &Url, ask: &Ask<'_>) -> io::Resul
         writeln!(file, "header = \"{name}: {}\"", quoted(value))?;
     }
     if ask.verb == "POST" {
-        // Standard input.
+        // The body comes from standard input.
         writeln!(file, "data-binary = \"@-\"")?;
     }
     writeln!(file, "max-time = {}\nmax-filesize = {MAX_REPLY_BYTES}", PATIENCE.as_secs())
@@ -255,7 +254,7 @@ fn run_curl(config: &std::path::Path, ask: &Ask<'_>) -> Result<Reply, Trouble> {
         Err(err) => return Err(Trouble::NoHttp(format!("starting curl: {err}"))),
     };
     if let Some(mut stdin) = curl.stdin.take() {
-        // curl reads all of it before it connects, and nothing if there is no body.
+        // curl reads all of it before it connects. Without a body it reads nothing.
         let _ = stdin.write_all(ask.body);
     }
     let output =

@@ -1,4 +1,4 @@
-//! `ankipi device`: which devices are logged in.
+//! `ankipi device`: the devices that are logged in.
 
 use std::path::Path;
 use std::process::ExitCode;
@@ -94,7 +94,7 @@ fn revoke(mut invocation: Invocation) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// The keys that are worth something: all of them, where only the server's environment knows the password.
+/// The valid keys. If only the server's environment knows the password, all keys.
 fn keys(base: &Path, hashes: &Hashes, name: &str) -> Result<Keys> {
     check_user_name(name)?;
     let folder = base.join(name);

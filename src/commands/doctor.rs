@@ -1,4 +1,4 @@
-//! `ankipi doctor`: tries an address as a client would, and says which hop is broken.
+//! `ankipi doctor`: tries an address as a client would, and reports which hop fails.
 
 use std::io::{Read, Write};
 use std::process::ExitCode;
@@ -31,13 +31,13 @@ Example:
     run,
 };
 
-/// What the client says it is.
+/// The version that it reports as a client.
 const CLIENT: &str = concat!("ankipi-doctor,", env!("CARGO_PKG_VERSION"));
 
-/// More than the megabyte that proxies let pass unless told otherwise.
+/// A larger body than the megabyte that proxies accept by default.
 const LARGE_BODY_BYTES: usize = 2_000_000;
 
-/// Clients refuse to sync beyond it, in seconds.
+/// Maximum clock difference in seconds. Clients refuse to sync beyond it.
 const MAX_SKEW_SECS: i64 = 300;
 
 fn run(mut invocation: Invocation) -> Result<ExitCode> {
@@ -89,14 +89,14 @@ impl Doctor {
         fetch(&self.url, &Ask { verb: "GET", path, headers: &[], body: &[] })
     }
 
-    /// A method of the protocol, as clients call it since Anki 2.1.57.
+    /// Calls a method of the protocol as clients do since Anki 2.1.57.
     fn call(&self, path: &str, key: &str, body: &[u8]) -> std::result::Result<Reply, Trouble> {
         let header = json!({"v": 11, "k": key, "c": CLIENT, "s": ""}).to_string();
         let headers = [("anki-sync", header.as_str()), ("content-type", "application/octet-stream")];
         fetch(&self.url, &Ask { verb: "POST", path, headers: &headers, body })
     }
 
-    /// Does anything answer, and is it a sync server? The rest makes sense only then.
+    /// Checks that a sync server responds. If not, the other checks are skipped.
     fn health(&mut self) -> bool {
         let reply = match self.get("health") {
             Ok(reply) => reply,
@@ -128,15 +128,16 @@ impl Doctor {
             }
             status => {
                 self.wrong(&format!("/health ends with {status}, {through}"), &explain(&reply));
-                // Not every sync server has that page.
+                // Other sync servers may not have this page.
                 status == 404
             }
         }
     }
 
-    /// Does each kind of request reach the server? Where one does not, the others only say so again.
+    /// Checks that each kind of request reaches the server. Stops at the first that does not: the others would fail
+    /// alike.
     fn methods(&mut self) -> bool {
-        // What clients ask for, and how some of them write it.
+        // Paths as clients request them, with the variants of some clients.
         let paths = [
             ("sync/meta", "the collection's methods are reached"),
             ("msync/begin", "the media's methods are reached (AnkiDroid's media address)"),
@@ -150,7 +151,7 @@ impl Doctor {
         self.expect_refusal("sync/upload", &body, "2 MB pass");
     }
 
-    /// Without a key everything ends with 403, if it gets to the server.
+    /// A request without a key ends with 403 if it reaches the server.
     fn expect_refusal(&mut self, path: &str, body: &[u8], meaning: &str) -> bool {
         let before = self.wrong;
         match self.call(path, "", body) {
@@ -187,20 +188,21 @@ impl Doctor {
             self.note("the server has a message for every client", text);
         }
         let skew = meta["ts"].as_i64().map_or(0, |there| there - clock::now_secs());
-        match skew.abs() <= MAX_SKEW_SECS {
-            true => self.well(&format!("the clocks differ by {} s", skew.abs())),
-            false => self.wrong(
+        if skew.abs() <= MAX_SKEW_SECS {
+            self.well(&format!("the clocks differ by {} s", skew.abs()))
+        } else {
+            self.wrong(
                 &format!(
                     "the server's clock is {} s {}",
                     skew.abs(),
                     if skew > 0 { "ahead" } else { "behind" }
                 ),
                 "Anki refuses beyond 300 s. Does the board get the time from the network (NTP)?",
-            ),
+            )
         }
     }
 
-    /// The JSON that a method answers; none if it was said what is wrong.
+    /// The JSON response of a method; None if a problem was reported.
     fn answer(&mut self, path: &str, key: &str, request: &str) -> Option<Value> {
         let reply = match self.call(path, key, &frame(request.as_bytes())) {
             Ok(reply) => reply,
@@ -231,7 +233,7 @@ impl Doctor {
     }
 }
 
-/// Breaks a text into lines of 80 columns, all but the first behind an indent.
+/// Wraps a text at 80 columns. All lines but the first are indented.
 fn wrapped(text: &str, indent: usize) -> String {
     let (mut lines, mut column) = (String::new(), indent);
     for word in text.split_whitespace() {
@@ -249,7 +251,7 @@ fn wrapped(text: &str, indent: usize) -> String {
     lines
 }
 
-/// A body as clients send it.
+/// A body as clients encode it.
 fn frame(body: &[u8]) -> Vec<u8> {
     let mut encoder = Encoder::new(Vec::new());
     encoder.write_all(body).and_then(|()| encoder.finish()).expect("writing to memory does not fail")
@@ -297,7 +299,7 @@ fn explain_trouble(trouble: &Trouble) -> (String, String) {
     (what, advice.to_owned())
 }
 
-/// What a status that should not be usually comes from.
+/// The usual cause of an unexpected status.
 fn explain(reply: &Reply) -> String {
     match reply.status {
         301 | 302 | 303 | 307 | 308 => format!(

@@ -1,8 +1,8 @@
-//! Do the index and the folder agree? For `ankipi check`; the server is not needed for it, and with `fix` must not run.
+//! Compares the media index with the folder, for `ankipi check`. No server is needed, and with `fix` none may run.
 //!
-//! Every mend is a change under a new usn, so that all clients come to hold the same. What is in the folder counts: a
-//! file that the index does not know is recorded, one with other contents is recorded as it is, and only what is gone
-//! is recorded as deleted. Neither the list of files nor that of records is ever held whole.
+//! Each repair is a change under a new usn, so that all clients get it. The folder decides: a file without a record is
+//! recorded, a file with other contents is recorded as it is, and only a missing file is recorded as deleted. Neither
+//! the list of files nor that of records is held in memory as a whole.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -12,30 +12,30 @@ use super::name::{BadName, MediaName};
 use super::{FOLDER, MAX_FILE_BYTES, file_sha1, pending, recover, remove_staged};
 use crate::error::{Error, Result};
 
-/// How many names are held at a time.
+/// Names read from the index at a time.
 const NAMES_AT_ONCE: u32 = 500;
 
-/// What to do.
+/// What a check does.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Depth {
     /// Read every file and compare it with its checksum, rather than compare lengths.
     pub deep: bool,
-    /// Mend what is found.
+    /// Repair what is found.
     pub fix: bool,
 }
 
-/// Where a check tells what it does.
+/// Receives findings and progress of a check.
 pub trait Listener {
-    /// Something is not in order.
+    /// Something is wrong.
     fn problem(&mut self, what: String);
-    /// Something is worth knowing, and is in order.
+    /// Something is worth knowing, but not wrong.
     fn note(&mut self, what: String);
-    /// Another of so many files has been looked at.
+    /// `done` of `of` files were checked.
     fn progress(&mut self, done: u64, of: u64);
 }
 
-/// Compares the index in a user's folder with the files, and mends what is mendable if told to. Returns what could not
-/// be mended.
+/// Compares the index in a user's folder with the files, and repairs what it can if `fix` is set. Returns the number of
+/// problems that are left.
 pub fn check(dir: &Path, depth: Depth, listener: &mut dyn Listener) -> Result<u64> {
     if depth.fix {
         remove_staged(dir)?;
@@ -78,17 +78,17 @@ pub fn check(dir: &Path, depth: Depth, listener: &mut dyn Listener) -> Result<u6
 struct Check<'c> {
     folder: PathBuf,
     db: &'c MediaDb,
-    /// The transaction that mends.
+    /// The transaction for repairs; None without `fix`.
     fix: Option<Recording<'c>>,
     deep: bool,
-    /// Names that an interrupted upload had to do with.
+    /// Names of an interrupted upload, which are not checked.
     pending: Vec<MediaName>,
     listener: &'c mut dyn Listener,
     unmended: u64,
 }
 
 impl Check<'_> {
-    /// Each record: is its file there, and is it that file?
+    /// Checks that each record has its file, with these contents.
     fn records(&mut self) -> Result<()> {
         let (total, mut done) = (self.db.totals()?.files.max(0) as u64, 0);
         let mut last = String::new();
@@ -139,7 +139,7 @@ impl Check<'_> {
         Ok(())
     }
 
-    /// Each file: does the index know it?
+    /// Checks that each file has a record.
     fn files(&mut self) -> Result<()> {
         let entries = match fs::read_dir(&self.folder) {
             Ok(entries) => entries,
@@ -182,7 +182,7 @@ impl Check<'_> {
 
     fn totals(&mut self) -> Result<()> {
         if let Some(fix) = &self.fix {
-            // What was mended so far is not in the table yet.
+            // The repairs so far are not in the table yet.
             fix.store_totals()?;
         }
         let (stored, counted) = (self.db.totals()?, self.db.counted_totals()?);
