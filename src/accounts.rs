@@ -94,7 +94,7 @@ impl Accounts {
             Ok(stamp) if known.stamp == Some(stamp) => return false,
             Ok(stamp) => stamp,
             Err(err) => {
-                log::error!("the accounts stay as they were: {err}");
+                log::error!("reload failed, keeping the old accounts: {err}");
                 return false;
             }
         };
@@ -102,12 +102,12 @@ impl Accounts {
         known.stamp = Some(stamp);
         match self.read(&known.settings) {
             Ok(accounts) => {
-                log::info!("read the accounts anew: there are {}", accounts.len());
+                log::info!("reloaded the accounts: there are {}", accounts.len());
                 known.accounts = accounts;
                 true
             }
             Err(err) => {
-                log::error!("the accounts stay as they were: {err}");
+                log::error!("reload failed, keeping the old accounts: {err}");
                 false
             }
         }
@@ -128,7 +128,7 @@ impl Accounts {
         }
         for (name, hash) in users_file::read(&self.base, |fault| log::error!("{fault}"))? {
             if settings.iter().any(|user| user.name == name) {
-                log::warn!("{name:?} is in SYNC_USERn and in the accounts file: SYNC_USERn counts")
+                log::warn!("{name:?} is in SYNC_USERn and in the accounts file: SYNC_USERn is used")
             } else {
                 accounts.push(Arc::new(Account::hashed(&self.base, name, hash, None)?))
             }
@@ -177,24 +177,24 @@ impl Accounts {
                 Error::Busy(format!("must wait {secs} s to log in")),
             ));
         }
-        let (account, example) = {
+        let (account, any_account) = {
             let known = lock(&self.known);
             let account = known.accounts.iter().find(|account| account.name == name);
             (account.cloned(), known.accounts.first().cloned())
         };
-        let fits = {
+        let is_correct = {
             let _one_at_a_time = lock(&self.hashing);
-            match (&account, example) {
+            match (&account, any_account) {
                 (Some(account), _) => account.secret.fits(password),
                 // Compare with another account, so that an unknown user takes as long as a wrong password.
-                (None, example) => {
-                    std::hint::black_box(example.map(|example| example.secret.fits(password)));
+                (None, any_account) => {
+                    std::hint::black_box(any_account.map(|any_account| any_account.secret.fits(password)));
                     false
                 }
             }
         };
         match account {
-            Some(account) if fits => {
+            Some(account) if is_correct => {
                 lock(&self.throttle).succeeded(name, address);
                 let account = self.with_strong_hash(account, password)?;
                 self.key_for(&account, client)
@@ -262,7 +262,7 @@ impl Accounts {
         }
         let account = found.ok_or_else(|| Error::Forbidden("unknown host key".to_owned()))?;
         if let Err(err) = self.note_use(account, &digest) {
-            log::warn!("{:?}: the day of the last use is not noted: {err}", account.name);
+            log::warn!("{:?}: cannot store the day of the last use: {err}", account.name);
         }
         Ok(account.name.clone())
     }
@@ -272,17 +272,17 @@ impl Accounts {
         let Secret::Hashed(hash) = &account.secret else { return Ok(()) };
         let today = clock::today();
         // The day in memory changes even if writing fails, so that not each request tries again.
-        let is_news = |keys: &mut Keys| match keys.find(digest) {
+        let set_day = |keys: &mut Keys| match keys.find(digest) {
             Some(device) if device.last < today => {
                 device.last = today;
                 true
             }
             _ => false,
         };
-        let is_first = is_news(&mut lock(&account.keys));
-        if is_first {
+        let is_new_day = set_day(&mut lock(&account.keys));
+        if is_new_day {
             self.change_keys(account, hash, |keys| {
-                is_news(keys);
+                set_day(keys);
                 Ok(())
             })
         } else {

@@ -72,8 +72,8 @@ impl Invocation {
             words.push(word);
         }
         match words.len() {
-            count if count < least => Err(Error::Usage("something is missing".to_owned())),
-            count if count > most => Err(Error::Usage(format!("{:?} is too much", words[most]))),
+            count if count < least => Err(Error::Usage("an argument is missing".to_owned())),
+            count if count > most => Err(Error::Usage(format!("{:?} is one argument too many", words[most]))),
             _ => Ok(words),
         }
     }

@@ -10,7 +10,7 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 /// The timeout of Anki clients.
-const PATIENCE: Duration = Duration::from_secs(30);
+const TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Maximum size of a response. None that the doctor needs is longer.
 const MAX_REPLY_BYTES: u64 = 1 << 20;
@@ -101,17 +101,17 @@ impl Reply {
 #[derive(Debug)]
 pub enum Trouble {
     /// The host name is unknown.
-    Name(String),
+    UnknownHost(String),
     /// The connection was refused: nothing listens, or a firewall rejects it.
     Refused(String),
     /// Nothing was received before the timeout.
-    Silence,
+    Timeout,
     /// The certificate is not trusted, or is for another name.
     Certificate(String),
     /// The TLS handshake failed.
     Tls(String),
     /// The connection ended without a response, or the response is not HTTP.
-    NoHttp(String),
+    NotHttp(String),
     /// curl is not installed.
     NoCurl,
 }
@@ -122,10 +122,11 @@ pub fn fetch(url: &Url, ask: &Ask<'_>) -> Result<Reply, Trouble> {
 }
 
 fn over_socket(url: &Url, ask: &Ask<'_>) -> Result<Reply, Trouble> {
-    let addresses = url.host_and_port().to_socket_addrs().map_err(|err| Trouble::Name(err.to_string()))?;
-    let mut last = Trouble::Name("it has no address".to_owned());
+    let addresses =
+        url.host_and_port().to_socket_addrs().map_err(|err| Trouble::UnknownHost(err.to_string()))?;
+    let mut last = Trouble::UnknownHost("it has no address".to_owned());
     for address in addresses {
-        match TcpStream::connect_timeout(&address, PATIENCE) {
+        match TcpStream::connect_timeout(&address, TIMEOUT) {
             Ok(socket) => return talk(socket, url, ask).map_err(trouble_of),
             Err(err) => last = trouble_of(err),
         }
@@ -135,17 +136,17 @@ fn over_socket(url: &Url, ask: &Ask<'_>) -> Result<Reply, Trouble> {
 
 fn trouble_of(err: io::Error) -> Trouble {
     match err.kind() {
-        io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => Trouble::Silence,
+        io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => Trouble::Timeout,
         io::ErrorKind::ConnectionRefused
         | io::ErrorKind::HostUnreachable
         | io::ErrorKind::NetworkUnreachable => Trouble::Refused(err.to_string()),
-        _ => Trouble::NoHttp(err.to_string()),
+        _ => Trouble::NotHttp(err.to_string()),
     }
 }
 
 fn talk(mut socket: TcpStream, url: &Url, ask: &Ask<'_>) -> io::Result<Reply> {
-    socket.set_read_timeout(Some(PATIENCE))?;
-    socket.set_write_timeout(Some(PATIENCE))?;
+    socket.set_read_timeout(Some(TIMEOUT))?;
+    socket.set_write_timeout(Some(TIMEOUT))?;
     let mut head = format!(
         "{} {}{} HTTP/1.1\r\nhost: {}\r\nconnection: close\r\ncontent-length: {}\r\n",
         ask.verb,
@@ -216,12 +217,12 @@ fn dechunk(mut wire: &[u8]) -> Vec<u8> {
 
 /// curl reads the headers from a file: one holds a key, and arguments show in the process list.
 fn through_curl(url: &Url, ask: &Ask<'_>) -> Result<Reply, Trouble> {
-    let no_http = |err: io::Error| Trouble::NoHttp(err.to_string());
+    let not_http = |err: io::Error| Trouble::NotHttp(err.to_string());
     let config = std::env::temp_dir().join(format!("ankipi-doctor-{}", std::process::id()));
     let mut options = fs::OpenOptions::new();
-    let mut file = options.write(true).create_new(true).mode(0o600).open(&config).map_err(no_http)?;
+    let mut file = options.write(true).create_new(true).mode(0o600).open(&config).map_err(not_http)?;
     let written = write_curl_config(&mut file, url, ask);
-    let outcome = written.map_err(no_http).and_then(|()| run_curl(&config, ask));
+    let outcome = written.map_err(not_http).and_then(|()| run_curl(&config, ask));
     let _ = fs::remove_file(&config);
     outcome
 }
@@ -237,7 +238,7 @@ fn write_curl_config(file: &mut fs::File, url: &Url, ask: &Ask<'_>) -> io::Resul
         // The body comes from standard input.
         writeln!(file, "data-binary = \"@-\"")?;
     }
-    writeln!(file, "max-time = {}\nmax-filesize = {MAX_REPLY_BYTES}", PATIENCE.as_secs())
+    writeln!(file, "max-time = {}\nmax-filesize = {MAX_REPLY_BYTES}", TIMEOUT.as_secs())
 }
 
 fn run_curl(config: &std::path::Path, ask: &Ask<'_>) -> Result<Reply, Trouble> {
@@ -251,26 +252,26 @@ fn run_curl(config: &std::path::Path, ask: &Ask<'_>) -> Result<Reply, Trouble> {
     let mut curl = match spawned {
         Ok(curl) => curl,
         Err(err) if err.kind() == io::ErrorKind::NotFound => return Err(Trouble::NoCurl),
-        Err(err) => return Err(Trouble::NoHttp(format!("starting curl: {err}"))),
+        Err(err) => return Err(Trouble::NotHttp(format!("starting curl: {err}"))),
     };
     if let Some(mut stdin) = curl.stdin.take() {
         // curl reads all of it before it connects. Without a body it reads nothing.
         let _ = stdin.write_all(ask.body);
     }
     let output =
-        curl.wait_with_output().map_err(|err| Trouble::NoHttp(format!("waiting for curl: {err}")))?;
+        curl.wait_with_output().map_err(|err| Trouble::NotHttp(format!("waiting for curl: {err}")))?;
     if let Some(reply) = parse_reply(&output.stdout, false) {
         return Ok(reply);
     }
     let said = String::from_utf8_lossy(&output.stderr).trim().to_owned();
     // The exit codes of curl(1).
     Err(match output.status.code() {
-        Some(5 | 6) => Trouble::Name(said),
+        Some(5 | 6) => Trouble::UnknownHost(said),
         Some(7) => Trouble::Refused(said),
-        Some(28) => Trouble::Silence,
+        Some(28) => Trouble::Timeout,
         Some(60) => Trouble::Certificate(said),
         Some(35) => Trouble::Tls(said),
-        _ => Trouble::NoHttp(said),
+        _ => Trouble::NotHttp(said),
     })
 }
 

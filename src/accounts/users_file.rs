@@ -81,7 +81,7 @@ pub fn lock(base: &Path) -> Result<File> {
 fn refused<'p>(base: &'p Path, verb: &'static str, path: &'p Path) -> impl FnOnce(io::Error) -> Error + 'p {
     move |err| match err.kind() {
         io::ErrorKind::PermissionDenied => Error::Broken(format!(
-            "{} is not yours to use ({verb} {}: {err}): run this as the user of the server, or with sudo",
+            "{} belongs to another user ({verb} {}: {err}): run this as the user of the server, or with sudo",
             base.display(),
             path.display()
         )),
@@ -96,7 +96,7 @@ pub fn change<T>(base: &Path, change: impl FnOnce(&mut Hashes) -> Result<T>) -> 
     let mut faults = Vec::new();
     let mut hashes = read(base, |fault| faults.push(fault))?;
     if let Some(fault) = faults.pop() {
-        return Err(Error::Broken(format!("{fault}; mend or delete that line first")));
+        return Err(Error::Broken(format!("{fault}; correct or delete that line first")));
     }
     let outcome = change(&mut hashes)?;
     write(base, &hashes)?;

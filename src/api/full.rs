@@ -29,7 +29,7 @@ impl App {
             Err(err) => return refuse(request, err),
         };
         let waiting = WaitingReply::new(request.into_responder(), call.packing());
-        let outcome = waiting.while_doing(upload_sign, || {
+        let outcome = waiting.while_doing(upload_keep_alive, || {
             match upload::check(&scratch.0, self.config.max_row_bytes)? {
                 Ok(()) => user.replace_collection(&scratch.0).map(Ok),
                 Err(unfit) => Ok(Err(unfit)),
@@ -45,7 +45,7 @@ impl App {
                 refusal(&reason, advice)
             }
             Err(Error::Unconfirmed(err)) => {
-                log::error!("an upload is in place, but may not outlast a power cut: {err}");
+                log::error!("an upload is in place, but a power cut may undo it: {err}");
                 log.did("collection replaced, unconfirmed");
                 "Our server has this upload, but its disk did not confirm that it is safe. Please upload again.".to_owned()
             }
@@ -60,9 +60,9 @@ impl App {
                 )
             }
         };
-        let letters_out = waiting.said();
+        let letters_sent = waiting.said();
         let mut stream = waiting.into_stream(text.len() as u64)?;
-        stream.write_all(&text.as_bytes()[letters_out..]).map_err(Error::Disconnected)?;
+        stream.write_all(&text.as_bytes()[letters_sent..]).map_err(Error::Disconnected)?;
         log.sent(stream.finish()?);
         Ok(())
     }
@@ -122,7 +122,7 @@ impl Drop for Scratch {
 
 /// Keep-alive bytes while an upload is checked. The reply has exactly two letters, so only two are possible: the head,
 /// then the first letter. After that the client waits for one more of its timeouts.
-fn upload_sign(number: u32) -> Option<&'static [u8]> {
+fn upload_keep_alive(number: u32) -> Option<&'static [u8]> {
     match number {
         1 => Some(b""),
         2 => Some(&ACCEPTED.as_bytes()[..1]),

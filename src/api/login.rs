@@ -38,7 +38,7 @@ impl App {
         // error.
         let media_usn = user.media.totals().map_or_else(
             |err| {
-                log::error!("{}: the media are not in order: {err}", call.user.as_deref().unwrap_or("-"));
+                log::error!("{}: the media cannot be used: {err}", call.user.as_deref().unwrap_or("-"));
                 0
             },
             |totals| totals.last_usn,

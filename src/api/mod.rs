@@ -200,7 +200,7 @@ impl App {
         if self.accounts.user_of_key(&call.header.hkey)? == *user {
             Ok(())
         } else {
-            Err(Error::Forbidden("the host key is somebody else's by now".to_owned()))
+            Err(Error::Forbidden("the host key belongs to another user by now".to_owned()))
         }
     }
 
@@ -250,7 +250,7 @@ impl App {
             Method::UploadChanges => self.upload_changes(call, body),
             Method::MediaSanity => self.media_sanity(call, body),
             Method::Upload | Method::Download | Method::DownloadFiles => {
-                Err(Error::Broken("whole files are no JSON".to_owned()))
+                Err(Error::Broken("this method does not reply with JSON".to_owned()))
             }
         }
     }

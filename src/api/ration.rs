@@ -32,7 +32,7 @@ impl Ration {
             return Ok(None);
         }
         let quota = match config.quota_bytes {
-            Some(quota) => Some((quota.saturating_sub(bytes_beside(method, user)?), quota)),
+            Some(quota) => Some((quota.saturating_sub(other_bytes_of(method, user)?), quota)),
             None => None,
         };
         Ok(Some(Ration { dir: user.dir.clone(), min_free: config.min_free_bytes, quota }))
@@ -63,7 +63,7 @@ impl Ration {
 }
 
 /// Bytes that the user stores, without those that this request replaces. Backups do not count: the server makes them.
-fn bytes_beside(method: Method, user: &User) -> Result<u64> {
+fn other_bytes_of(method: Method, user: &User) -> Result<u64> {
     let media = u64::try_from(user.media.totals()?.bytes).unwrap_or(0);
     let collection = match method {
         Method::Upload => 0,

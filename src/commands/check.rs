@@ -66,9 +66,9 @@ fn check_user(base: &Path, name: &str, depth: Depth) -> Result<bool> {
     report.progress.clear();
     let verdict = match (report.problems, unmended) {
         (0, _) => "in order".to_owned(),
-        (found, 0) => format!("{found} found, all mended: each device will see it with its next sync"),
+        (found, 0) => format!("{found} found, all repaired: each device gets the repairs with its next sync"),
         (found, left) if depth.fix => format!("{found} found, {left} of them left"),
-        (found, _) => format!("{found} found; `ankipi check --fix` mends what is about media"),
+        (found, _) => format!("{found} found; `ankipi check --fix` repairs those of media"),
     };
     println!("{name}: {verdict}");
     Ok(unmended == 0)

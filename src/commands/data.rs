@@ -13,7 +13,7 @@ use crate::fsutil;
 use crate::media::{self, db};
 
 /// Maximum wait for syncs to end: twice the default timeout of a silent sync.
-const LONGEST_SYNC: Duration = Duration::from_secs(600);
+const MAX_WAIT: Duration = Duration::from_secs(600);
 
 /// Names of the users with stored data, sorted.
 pub fn users_in(base: &Path) -> Result<Vec<String>> {
@@ -65,7 +65,7 @@ pub fn open_between_syncs(dir: &Path, progress: &mut Progress) -> Result<Snapsho
         let opened = Snapshot::open_beside_syncs(&dir.join(FILE_NAME), SHORT_PATIENCE);
         drop(in_place);
         match opened {
-            Err(Error::Busy(_)) if started.elapsed() < LONGEST_SYNC => {}
+            Err(Error::Busy(_)) if started.elapsed() < MAX_WAIT => {}
             Err(Error::Busy(_)) => {
                 return Err(Error::Busy(
                     "devices have been syncing for ten minutes; try again later".to_owned(),

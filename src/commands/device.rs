@@ -71,7 +71,7 @@ fn revoke(mut invocation: Invocation) -> Result<ExitCode> {
     let mut ids = invocation.words(1, usize::MAX)?;
     let name = ids.remove(0);
     if all != ids.is_empty() {
-        return Err(Error::Usage("either the numbers of devices or --all".to_owned()));
+        return Err(Error::Usage("give either the IDs of devices or --all".to_owned()));
     }
     let base = invocation.base()?;
     let lock = users_file::lock(&base)?;

@@ -61,7 +61,7 @@ fn run(mut invocation: Invocation) -> Result<ExitCode> {
     }
     match doctor.wrong {
         0 => say(&format!("All is well. In Anki, type: {}\n", doctor.url)),
-        wrong => say(&format!("{wrong} of these must be mended before Anki can sync.\n")),
+        wrong => say(&format!("{wrong} of these must be fixed before Anki can sync.\n")),
     }
     Ok(ExitCode::from(if doctor.wrong == 0 { 0 } else { FAILED }))
 }
@@ -141,7 +141,7 @@ impl Doctor {
         let paths = [
             ("sync/meta", "the collection's methods are reached"),
             ("msync/begin", "the media's methods are reached (AnkiDroid's media address)"),
-            ("/sync/meta", "slashes too many do no harm"),
+            ("/sync/meta", "extra slashes are accepted"),
         ];
         paths.iter().all(|(path, meaning)| self.expect_refusal(path, &frame(b"{}"), meaning))
     }
@@ -265,7 +265,7 @@ fn unframe(body: &[u8]) -> Option<Vec<u8>> {
 
 fn explain_trouble(trouble: &Trouble) -> (String, String) {
     let (what, advice) = match trouble {
-        Trouble::Name(text) => (
+        Trouble::UnknownHost(text) => (
             format!("the name is not known here ({text})"),
             "Is it spelled right? A name of the home network may not be known outside; try the number (192.168...).",
         ),
@@ -274,7 +274,7 @@ fn explain_trouble(trouble: &Trouble) -> (String, String) {
             "Is the server running (`ankipi status` on the board), on this port, and does SYNC_HOST let others in? \
              A firewall may be in the way.",
         ),
-        Trouble::Silence => (
+        Trouble::Timeout => (
             "nothing came back for 30 s".to_owned(),
             "A firewall drops the packets, the board is off, or the proxy waits for a server that does not answer.",
         ),
@@ -284,10 +284,10 @@ fn explain_trouble(trouble: &Trouble) -> (String, String) {
              be installed on each device.",
         ),
         Trouble::Tls(text) => (
-            format!("no encrypted connection comes about ({text})"),
+            format!("the TLS handshake fails ({text})"),
             "Is this port one for https? ankipi itself speaks http; https is the work of a proxy in front.",
         ),
-        Trouble::NoHttp(text) => (
+        Trouble::NotHttp(text) => (
             format!("the connection ends without an answer ({text})"),
             "Something that is not a web server listens there, or the proxy cuts the connection: see its log.",
         ),
@@ -303,7 +303,7 @@ fn explain_trouble(trouble: &Trouble) -> (String, String) {
 fn explain(reply: &Reply) -> String {
     match reply.status {
         301 | 302 | 303 | 307 | 308 => format!(
-            "It sends clients elsewhere, which they do not survive. Type that address into Anki instead: {}",
+            "It redirects clients, which they do not follow. Type that address into Anki instead: {}",
             reply.header("location").unwrap_or("(it does not say which)")
         ),
         400 => "The request arrived changed: does a proxy drop the header anki-sync, or rewrite bodies?"

@@ -45,7 +45,7 @@ pub fn check(dir: &Path, depth: Depth, listener: &mut dyn Listener) -> Result<u6
     if let Some(damage) = db.damage()? {
         listener.problem(format!(
             "media.db is damaged ({damage}). Stop the server, move it away, then run this again with --fix: it is \
-             made anew from the files"
+             created again from the files"
         ));
         return Ok(1);
     }
@@ -63,15 +63,15 @@ pub fn check(dir: &Path, depth: Depth, listener: &mut dyn Listener) -> Result<u6
         deep: depth.deep,
         pending,
         listener,
-        unmended: 0,
+        unrepaired: 0,
     };
     check.records()?;
     check.files()?;
     check.totals()?;
-    let unmended = check.unmended;
+    let unrepaired = check.unrepaired;
     match check.fix {
-        Some(recording) => recording.commit().map(|_| unmended),
-        None => Ok(unmended),
+        Some(recording) => recording.commit().map(|_| unrepaired),
+        None => Ok(unrepaired),
     }
 }
 
@@ -84,7 +84,7 @@ struct Check<'c> {
     /// Names of an interrupted upload, which are not checked.
     pending: Vec<MediaName>,
     listener: &'c mut dyn Listener,
-    unmended: u64,
+    unrepaired: u64,
 }
 
 impl Check<'_> {
@@ -119,7 +119,7 @@ impl Check<'_> {
             fs::symlink_metadata(&path).ok().filter(fs::Metadata::is_file).map_or(0, |meta| meta.len());
         if bytes == 0 || bytes > MAX_FILE_BYTES {
             let what = format!("{:?} is in the index, and not in the folder", name.as_str());
-            return self.mend(what, "recorded as deleted", |fix| fix.delete(name));
+            return self.repair(what, "recorded as deleted", |fix| fix.delete(name));
         }
         if bytes == record.bytes && !self.deep {
             return Ok(());
@@ -127,14 +127,14 @@ impl Check<'_> {
         match file_sha1(&path)? {
             Some(found) if found != record => {
                 let what = format!("{:?} has other contents than the index says", name.as_str());
-                self.mend(what, "recorded as it is", |fix| fix.put(name, &found))
+                self.repair(what, "recorded with these contents", |fix| fix.put(name, &found))
             }
             _ => Ok(()),
         }
     }
 
     fn unusable_record(&mut self, reason: &str) -> Result<()> {
-        self.unmended += 1;
+        self.unrepaired += 1;
         self.listener.problem(format!("a name in the index {reason}; no client can have that file"));
         Ok(())
     }
@@ -175,7 +175,7 @@ impl Check<'_> {
         }
         let what = format!("{:?} is in the folder, and not in the index", name.as_str());
         match file_sha1(&name.path_in(&self.folder))? {
-            Some(found) => self.mend(what, "recorded", |fix| fix.put(name, &found)),
+            Some(found) => self.repair(what, "recorded", |fix| fix.put(name, &found)),
             None => Ok(()),
         }
     }
@@ -193,25 +193,25 @@ impl Check<'_> {
             "the index counts {} files and usn {}, and holds {} files and usn {}",
             stored.files, stored.last_usn, counted.files, counted.last_usn
         );
-        self.mend(what, "counted anew", |fix| {
+        self.repair(what, "counted again", |fix| {
             fix.recount(counted);
             Ok(())
         })
     }
 
-    fn mend(
+    fn repair(
         &mut self,
         what: String,
         how: &str,
-        mend: impl FnOnce(&mut Recording<'_>) -> Result<()>,
+        repair: impl FnOnce(&mut Recording<'_>) -> Result<()>,
     ) -> Result<()> {
         match &mut self.fix {
             Some(fix) => {
-                mend(fix)?;
+                repair(fix)?;
                 self.listener.problem(format!("{what}: {how}"));
             }
             None => {
-                self.unmended += 1;
+                self.unrepaired += 1;
                 self.listener.problem(what);
             }
         }

@@ -198,14 +198,14 @@ impl MediaDb {
         Ok(())
     }
 
-    /// The counts as the rows have them, and the usn that none of them is above.
+    /// The totals as counted from the rows. The usn is at least as high as that of each row.
     pub fn counted_totals(&self) -> Result<Totals> {
         let count = "SELECT max(coalesce(max(usn), 0), (SELECT last_usn FROM meta)),
             coalesce(sum(size), 0), coalesce(sum(size > 0), 0) FROM media";
         Ok(self.db.query_row(count, [], Totals::of_row)?)
     }
 
-    /// Some names of files that are there, in order.
+    /// The next names of existing files after `last`, in order.
     pub fn live_names_after(&self, last: &str, limit: u32) -> Result<Vec<String>> {
         let mut select = self
             .db
@@ -214,7 +214,7 @@ impl MediaDb {
         Ok(names.collect::<rusqlite::Result<_>>()?)
     }
 
-    /// What SQLite finds wrong with the file.
+    /// What SQLite's check finds; None if the file is sound.
     pub fn damage(&self) -> Result<Option<String>> {
         let found: String = self.db.query_row("PRAGMA quick_check(1)", [], |row| row.get(0))?;
         Ok((found != "ok").then_some(found))

@@ -124,12 +124,11 @@ impl OpenFile {
             sink(&block[..count])?;
             left -= count as u64;
         }
-        match left == 0 && self.record.sha1 == <[u8; 20]>::from(sha1.finalize()) {
-            true => Ok(()),
-            false => {
-                log::debug!("media file {:?} has other contents than its record", self.name.as_str());
-                Err(Error::LostFile("has other contents than it should"))
-            }
+        if left == 0 && self.record.sha1 == <[u8; 20]>::from(sha1.finalize()) {
+            Ok(())
+        } else {
+            log::debug!("media file {:?} has other contents than its record", self.name.as_str());
+            Err(Error::LostFile("has other contents than it should"))
         }
     }
 }

@@ -113,7 +113,7 @@ impl MediaStore {
         let store = MediaStore { dir: dir.to_owned(), staged: AtomicU32::new(0), state: Mutex::new(state) };
         // The index stays closed. This saves an idle server the memory, and the wait for random bytes.
         if let Err(err) = store.lock().map(drop) {
-            log::error!("{}: the media are not in order: {err}", dir.display());
+            log::error!("{}: the media cannot be used: {err}", dir.display());
         }
         Ok(store)
     }
@@ -219,7 +219,7 @@ fn pending(dir: &Path) -> Result<Vec<(MediaName, Option<Sha1Sum>)>> {
         Err(err) => return Err(Error::Io("reading", path, err)),
     };
     let intents: Vec<Intent> = serde_json::from_slice(&json).unwrap_or_else(|err| {
-        log::error!("{} is not as ankipi wrote it, is the disk failing? {err}", path.display());
+        log::error!("{} is damaged; is the disk failing? {err}", path.display());
         Vec::new()
     });
     Ok(intents

@@ -238,9 +238,8 @@ type Pairs<'z> = Vec<(MediaName, Option<&'z Entry>)>;
 
 /// Reads which entry is which file. All of it is checked before anything is unpacked.
 fn read_meta<'z>(zip: &'z ZipReader) -> Result<Pairs<'z>> {
-    let pairs: Vec<(String, Option<String>)> = serde_json::from_slice(&zip.meta()?).map_err(|err| {
-        Error::bad(format!("media zip: _meta at column {} is not as it should be", err.column()))
-    })?;
+    let pairs: Vec<(String, Option<String>)> = serde_json::from_slice(&zip.meta()?)
+        .map_err(|err| Error::bad(format!("media zip: _meta is malformed at column {}", err.column())))?;
     if pairs.len() > MAX_FILES {
         return Err(Error::bad(format!("media zip: {} changes", pairs.len())));
     }
@@ -253,7 +252,7 @@ fn read_meta<'z>(zip: &'z ZipReader) -> Result<Pairs<'z>> {
             Some(META) => return Err(Error::bad("media zip: _meta is no media file")),
             Some(entry) => Some(
                 zip.entry(entry)
-                    .ok_or_else(|| Error::bad("media zip: _meta speaks of an entry that is not there"))?,
+                    .ok_or_else(|| Error::bad("media zip: _meta names an entry that is missing"))?,
             ),
         };
         if entry.is_some_and(|entry| entry.bytes() == 0) {

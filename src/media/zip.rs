@@ -26,7 +26,7 @@ const MAX_META_BYTES: u64 = 50 * 1024;
 /// size.
 const MAX_TOTAL_BYTES: u64 = MAX_FILE_BYTES + 4 * 1024 * 1024;
 
-/// Clients of 2.1.22 to 2.1.56 end their zips with `zip-rs`.
+/// Maximum length of the comment behind the directory. Clients of 2.1.22 to 2.1.56 write `zip-rs`.
 const MAX_COMMENT_BYTES: u64 = 64;
 
 /// Entries are read in blocks of this size.
