@@ -81,7 +81,7 @@ pub fn lock(base: &Path) -> Result<File> {
 fn refused<'p>(base: &'p Path, verb: &'static str, path: &'p Path) -> impl FnOnce(io::Error) -> Error + 'p {
     move |err| match err.kind() {
         io::ErrorKind::PermissionDenied => Error::Broken(format!(
-            "{} belongs to another user ({verb} {}: {err}): run this as the user of the server, or with sudo",
+            "no permission to use {} ({verb} {}: {err}): run this as the user of the server, or with sudo",
             base.display(),
             path.display()
         )),

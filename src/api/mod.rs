@@ -216,12 +216,12 @@ impl App {
     /// Runs a step and sends its JSON, with keep-alive bytes if that takes long.
     fn reply(&self, call: &Call, mut body: Spool, responder: Responder, log: &mut AccessLog) -> Result<()> {
         let waiting = WaitingReply::new(responder, call.packing());
-        let signs: Signs = match call.packing() {
+        let keep_alive: Signs = match call.packing() {
             // JSON may begin with white space.
             Packing::Zstd => |_| Some(b" "),
             Packing::Plain => HEAD_ALONE,
         };
-        let outcome = waiting.while_doing(signs, || self.step(call, &mut body));
+        let outcome = waiting.while_doing(keep_alive, || self.step(call, &mut body));
         drop(body);
         match outcome {
             Ok(mut answer) => {
