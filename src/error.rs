@@ -1,7 +1,7 @@
 //! The one error type, and the one place where an error becomes an HTTP status.
 //!
-//! Variants are situations that are treated differently, not sources. What a client may learn is its status; the
-//! text goes to the log, once, where the request ends (`api`).
+//! Each variant is a situation that is handled differently, not a source of errors. The client gets only the status.
+//! The text is logged once, where the request ends (`api`).
 
 use std::fmt;
 use std::io;
@@ -13,39 +13,39 @@ pub type Result<T> = std::result::Result<T, Error>;
 /// Why a request, or the start of the server, failed.
 #[derive(Debug)]
 pub enum Error {
-    /// The client sent what the protocol does not allow: 400. An open session survives it.
+    /// The client sent something that the protocol does not allow: 400. An open session stays open.
     BadRequest(String),
-    /// Well-formed, but it cannot be applied to this collection: 400, and the session is rolled back.
+    /// Well-formed, but it cannot be applied to this collection: 400. The session is rolled back.
     Refused(String),
-    /// Unknown host key, unknown user or wrong password: 403. Clients log out on it, so nothing else may use it.
+    /// Unknown host key, unknown user or wrong password: 403. Clients log out on 403, so no other error may use it.
     Forbidden(String),
     /// No such page: 404.
     NotFound,
-    /// Known path, wrong verb: 405. The verbs that it takes.
+    /// Known path, wrong HTTP method: 405. Holds the allowed methods.
     MethodNotAllowed(&'static str),
-    /// A step of a session that is not (or no longer) open, or that another device has taken over: 409.
+    /// A sync step whose session is not open (any more), or was replaced by another device: 409.
     NoSession,
-    /// A media file that the index knows is not there, or is not what the index says: 409, as on the official server.
+    /// A media file is missing, or differs from its record in the index: 409, as on the official server.
     LostFile(&'static str),
-    /// A limit was reached: 413. The text names the limit and the variable that raises it.
+    /// A limit was exceeded: 413. The text names the limit and the setting that raises it.
     TooLarge(String),
-    /// It is done, but the disk did not say that it will last: 500.
+    /// The change is made, but the disk did not confirm that it is durable: 500.
     Unconfirmed(String),
-    /// There is no room on the disk for what the request brings: 507.
+    /// No disk space for the request: 507.
     DiskFull(String),
-    /// The client speaks a protocol version that we do not: 501, which clients show as "too old".
+    /// Unsupported protocol version: 501, which clients show as "too old".
     UnsupportedVersion(u64),
-    /// Somebody else holds what the request needs, and waiting did not help: 503.
+    /// Something that the request needs is in use, and waiting did not help: 503.
     Busy(String),
-    /// A file operation failed: 500. Verb, path, cause.
+    /// A file operation failed: 500. Holds verb, path and cause.
     Io(&'static str, PathBuf, io::Error),
     /// SQLite failed in a way the client did not cause: 500.
     Db(rusqlite::Error),
-    /// The collection in place is of this older schema version, as another server may leave it: it can be upgraded. 500.
+    /// The collection has this older schema version, as another server may leave it: it can be upgraded. 500.
     OldSchema(i64),
-    /// The connection to the client broke; nobody is left to answer.
+    /// The connection to the client broke, so no response can be sent.
     Disconnected(io::Error),
-    /// The command line does not say what to do; no request ends with it.
+    /// Wrong command line. Never the outcome of a request.
     Usage(String),
     /// The server's own state does not allow it (start-up, damaged file): 500.
     Broken(String),
@@ -79,7 +79,7 @@ impl Error {
         Error::BadRequest(text.into())
     }
 
-    /// For `map_err` on file operations: keeps what was tried on which path.
+    /// For `map_err` on file operations: adds the operation and the path.
     pub fn io(verb: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Error {
         let path = path.to_owned();
         move |err| Error::Io(verb, path, err)

@@ -1,7 +1,7 @@
-//! The keys that logins gave to devices: `SYNC_BASE/<user>/keys`.
+//! Host keys issued to devices: `SYNC_BASE/<user>/keys`.
 //!
-//! The first line ties them to the password: `for TAG`, the tag of its hash; keys of another password are void. Then one
-//! line for each device: `sha256-of-key first-use last-use client`.
+//! The first line ties the keys to the password: `for TAG`, where TAG is the tag of its hash. Keys with another tag are
+//! void. Then follows one line for each device: `sha256-of-key first-use last-use client`.
 
 use std::fs;
 use std::io;
@@ -16,10 +16,10 @@ use crate::os::clock;
 use crate::os::clock::Day;
 use crate::{files, os};
 
-/// The file of keys, in a user's folder.
+/// The name of the keys file in a user's folder.
 pub const KEYS_FILE: &str = "keys";
 
-/// Beyond this many devices, the one that was not used for the longest time is forgotten.
+/// Maximum devices of a user. One more login drops the device that was unused for the longest time.
 const MAX_KEYS: usize = 200;
 
 /// The SHA-256 of a host key.
@@ -28,18 +28,18 @@ pub type KeyDigest = [u8; 32];
 /// What is known of one device.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Device {
-    /// What its key hashes to.
+    /// SHA-256 of its key.
     pub digest: KeyDigest,
     /// The day of its login.
     pub first: Day,
     /// The last day on which it synced.
     pub last: Day,
-    /// Anki's version and system, as the client told it.
+    /// Anki's version and operating system, as the client reports them.
     pub client: String,
 }
 
 impl Device {
-    /// What `ankipi device` calls it.
+    /// The ID that `ankipi device` shows.
     pub fn id(&self) -> String {
         hex(&self.digest[..4])
     }
@@ -54,7 +54,7 @@ pub struct Keys {
 }
 
 impl Keys {
-    /// Reads the keys that this password gave; any if no tag is given.
+    /// Reads the keys issued under the password with this tag; all keys if no tag is given.
     pub fn read(folder: &Path, tag: Option<&str>) -> Result<Keys> {
         let path = folder.join(KEYS_FILE);
         let text = match fs::read_to_string(&path) {
@@ -78,7 +78,7 @@ impl Keys {
         Ok(Keys { tag, devices })
     }
 
-    /// Replaces the file.
+    /// Replaces the file with these keys.
     pub fn write(&self, folder: &Path) -> Result<()> {
         let mut text = format!("for {}\n", self.tag);
         for device in &self.devices {
@@ -88,7 +88,7 @@ impl Keys {
         files::replace_file(folder, KEYS_FILE, text.as_bytes())
     }
 
-    /// Makes a key for a device.
+    /// Creates a key for a device.
     pub fn add(&mut self, client: &str) -> Result<String> {
         let mut random = [0u8; 20];
         os::random(&mut random).map_err(|err| Error::Broken(format!("no random bytes: {err}")))?;
@@ -103,7 +103,7 @@ impl Keys {
         Ok(key)
     }
 
-    /// The device with this key. How long the search takes does not tell how far it got.
+    /// The device with this key. The duration does not reveal which device matches.
     pub fn find(&mut self, digest: &KeyDigest) -> Option<&mut Device> {
         let mut found = None;
         for device in &mut self.devices {

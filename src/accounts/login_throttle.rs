@@ -1,20 +1,21 @@
-//! Slows down who guesses passwords, in a fixed amount of memory.
+//! Delays password guessing, in a fixed amount of memory.
 //!
-//! Failures are counted for each pair of user and address, for each address, and for each user. Every count has a few
-//! failures free, then a delay that doubles. That of a user alone is short, and only for addresses that have failed
-//! themselves: who guesses from elsewhere cannot lock the owner out. A count is forgotten an hour after its last failure.
+//! Failed logins are counted for each pair of user and address, for each address, and for each user. Each count allows
+//! a few failures without a delay; then the delay doubles with each failure. The delay of a user is short and applies
+//! only to addresses that have failed themselves, so that somebody who guesses from elsewhere cannot lock the owner
+//! out. A count is dropped an hour after its last failure.
 
 use std::hash::{BuildHasher, Hash, RandomState};
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
-/// More than a board meets in an hour. 32 bytes each.
+/// Maximum counts of 32 bytes each. More than a board sees in an hour.
 const MAX_COUNTS: usize = 512;
 
-/// When a count is forgotten.
+/// How long a count is kept after its last failure.
 const MEMORY: Duration = Duration::from_secs(3600);
 
-/// How many failures are free, and the longest delay after that.
+/// Failures without a delay, and the maximum delay after that.
 struct Rule {
     free: u32,
     longest: Duration,
@@ -25,23 +26,23 @@ const ADDRESS: Rule = Rule { free: 10, longest: Duration::from_secs(60) };
 const USER: Rule = Rule { free: 10, longest: Duration::from_secs(30) };
 
 struct Count {
-    /// A hash of what is counted: names are as long as clients like.
+    /// A hash of user and address, because clients choose the length of names.
     key: u64,
     failures: u32,
     last: Instant,
     blocked_until: Instant,
 }
 
-/// The counts.
+/// All counts.
 #[derive(Default)]
 pub struct Throttle {
     counts: Vec<Count>,
-    /// Seeded anew in each process, so that nobody can choose names that collide.
+    /// Seeded at random in each process, so that a client cannot choose names that collide.
     hasher: RandomState,
 }
 
 impl Throttle {
-    /// How long this user cannot log in from this address; none if it may try.
+    /// The delay until this user may log in from this address; None if it may log in now.
     pub fn delay(&self, user: &str, address: IpAddr, now: Instant) -> Option<Duration> {
         let [pair, of_address, of_user] = self.keys(user, address).map(|(key, _)| self.count(key, now));
         let of_user = of_user.filter(|_| of_address.is_some());
@@ -52,7 +53,7 @@ impl Throttle {
             .max()
     }
 
-    /// Counts a failure.
+    /// Counts a failed login.
     pub fn failed(&mut self, user: &str, address: IpAddr, now: Instant) {
         for (key, rule) in self.keys(user, address) {
             let failures = self.count(key, now).map_or(0, |count| count.failures).saturating_add(1);
@@ -69,7 +70,8 @@ impl Throttle {
         }
     }
 
-    /// Forgives the failures of this user at this address. Those of the address stay: its next user may be somebody else's.
+    /// Drops the failures of this user at this address. Those of the address stay: otherwise somebody with an account
+    /// could reset them and go on guessing for other users.
     pub fn succeeded(&mut self, user: &str, address: IpAddr) {
         let [(pair, _), ..] = self.keys(user, address);
         self.forget(pair);
@@ -95,7 +97,7 @@ impl Throttle {
         self.counts.retain(|count| count.key != key);
     }
 
-    /// Drops what is forgotten anyway, and otherwise the count that weighs least.
+    /// Drops expired counts. If none is expired, drops the count whose delay ends first.
     fn make_room(&mut self, now: Instant) {
         self.counts.retain(|count| now.saturating_duration_since(count.last) < MEMORY);
         if self.counts.len() >= MAX_COUNTS {
@@ -109,7 +111,7 @@ impl Throttle {
 #[derive(Hash)]
 struct Hashed<'n>((Option<&'n str>, Option<IpAddr>));
 
-/// Who has one IPv6 address has 2^64 of them.
+/// Groups IPv6 addresses by /64: a client with one address has 2^64 of them.
 fn network_of(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V6(v6) => IpAddr::V6((v6.to_bits() & (u128::MAX << 64)).into()),

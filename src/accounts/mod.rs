@@ -1,13 +1,14 @@
 //! Who may log in, and which host key belongs to whom.
 //!
-//! Accounts come from SYNC_USERn and from the accounts file. A plain one of SYNC_USERn has the host key of the official
-//! server, so that its clients stay logged in when the server is exchanged, in both directions. With PASSWORDS_HASHED
-//! the official key would be a digest of the stored hash, which would make that hash a password; there, and in the
-//! accounts file, each login gets a random key, whose SHA-256 is kept in `SYNC_BASE/<user>/keys`.
+//! Accounts come from SYNC_USERn and from the accounts file. A SYNC_USERn account with a plain password has the host
+//! key that the official server computes. So its clients stay logged in when either server replaces the other. With
+//! PASSWORDS_HASHED that key would be a digest of the stored hash, so the hash would be as good as the password.
+//! Therefore accounts with a hash, and so all of the accounts file, get a random key at each login. Its SHA-256 is
+//! stored in `SYNC_BASE/<user>/keys`.
 //!
-//! Other processes change the accounts file and the keys (`ankipi user`, `ankipi device`). Each request looks at the
-//! stamp of the accounts file, one stat, and everything is read anew when that has changed. Nothing else reads files
-//! here, and the only thing that writes, besides a login, is the first request of a device on a new day.
+//! Other processes change the accounts file and the keys (`ankipi user`, `ankipi device`). Each request compares the
+//! stamp of the accounts file (one stat) and reloads everything if the stamp has changed. Nothing else here reads
+//! files. Only logins and the first request of a device on a new day write.
 
 pub mod device_keys;
 pub mod login_throttle;
@@ -41,16 +42,16 @@ struct Account {
     name: String,
     folder: PathBuf,
     secret: Secret,
-    /// What the official key hashes to, if that is accepted.
+    /// SHA-256 of the official host key; None if that key is not accepted.
     official: Option<KeyDigest>,
-    /// Empty for plain accounts.
+    /// Empty for accounts with a plain password.
     keys: Mutex<Keys>,
 }
 
-/// What the files say.
+/// The accounts as last read.
 #[derive(Default)]
 struct Known {
-    /// SYNC_USERn.
+    /// The SYNC_USERn accounts.
     settings: Vec<UserSetting>,
     stamp: Option<Stamp>,
     accounts: Vec<Arc<Account>>,
@@ -63,14 +64,14 @@ pub struct Accounts {
     official_keys: bool,
     known: Mutex<Known>,
     throttle: Mutex<Throttle>,
-    /// Held while a password is hashed: one at a time, so that a burst of logins leaves the board its other cores. The
-    /// guard lets in one login at a time, so that none waits for this and holds a worker meanwhile.
+    /// Held while a password is hashed. Only one is hashed at a time, so that a burst of logins leaves the other cores
+    /// free. The server admits one login at a time, so no worker waits for this lock.
     hashing: Mutex<()>,
 }
 
 impl Accounts {
-    /// Sets up the accounts of the configuration and of the accounts file. Accounts of the configuration that are wrong
-    /// are errors; the accounts file may be mended while the server runs.
+    /// Loads the accounts of the settings and of the accounts file. A wrong account in the settings is an error. A
+    /// wrong line of the accounts file is only logged, because the file can be corrected while the server runs.
     pub fn open(config: &Config) -> Result<Accounts> {
         let accounts = Accounts {
             base: config.base.clone(),
@@ -86,33 +87,33 @@ impl Accounts {
         Ok(accounts)
     }
 
-    /// Notices what other processes did to accounts and keys. Returns whether anything changed.
+    /// Reloads accounts and keys if another process changed them. Returns whether anything changed.
     pub fn refresh(&self) -> bool {
         let mut known = lock(&self.known);
         let stamp = match Stamp::of(&self.base) {
             Ok(stamp) if known.stamp == Some(stamp) => return false,
             Ok(stamp) => stamp,
             Err(err) => {
-                log::error!("the accounts stay as they were: {err}");
+                log::error!("reload failed, keeping the old accounts: {err}");
                 return false;
             }
         };
-        // Also if reading fails: once is enough to be told.
+        // Stored even if reading fails, so that the error is logged once and not by each request.
         known.stamp = Some(stamp);
         match self.read(&known.settings) {
             Ok(accounts) => {
-                log::info!("read the accounts anew: there are {}", accounts.len());
+                log::info!("reloaded the accounts: there are {}", accounts.len());
                 known.accounts = accounts;
                 true
             }
             Err(err) => {
-                log::error!("the accounts stay as they were: {err}");
+                log::error!("reload failed, keeping the old accounts: {err}");
                 false
             }
         }
     }
 
-    /// Takes these accounts in place of those of the settings, if all of them are in order.
+    /// Replaces the accounts of the settings. On an error the old ones stay.
     pub fn reload(&self, settings: Vec<UserSetting>) -> Result<()> {
         let stamp = Stamp::of(&self.base)?;
         let accounts = self.read(&settings)?;
@@ -126,9 +127,10 @@ impl Accounts {
             accounts.push(Arc::new(self.of_setting(user)?));
         }
         for (name, hash) in users_file::read(&self.base, |fault| log::error!("{fault}"))? {
-            match settings.iter().any(|user| user.name == name) {
-                true => log::warn!("{name:?} is in SYNC_USERn and in the accounts file: SYNC_USERn counts"),
-                false => accounts.push(Arc::new(Account::hashed(&self.base, name, hash, None)?)),
+            if settings.iter().any(|user| user.name == name) {
+                log::warn!("{name:?} is in SYNC_USERn and in the accounts file: SYNC_USERn is used")
+            } else {
+                accounts.push(Arc::new(Account::hashed(&self.base, name, hash, None)?))
             }
         }
         Ok(accounts)
@@ -160,8 +162,8 @@ impl Accounts {
         })
     }
 
-    /// Checks a password and returns the host key for the client (spec, sync-protocol.md 6.1). Takes as long for an
-    /// unknown user as for a wrong password.
+    /// Checks a password and returns the host key for the client (spec, sync-protocol.md 6.1). An unknown user takes as
+    /// long as a wrong password.
     ///
     /// Errors: `Forbidden`; `Busy` while the user or the address has to wait.
     pub fn log_in(&self, name: &str, password: &str, client: &str, address: IpAddr) -> Result<String> {
@@ -175,24 +177,24 @@ impl Accounts {
                 Error::Busy(format!("must wait {secs} s to log in")),
             ));
         }
-        let (account, example) = {
+        let (account, any_account) = {
             let known = lock(&self.known);
             let account = known.accounts.iter().find(|account| account.name == name);
             (account.cloned(), known.accounts.first().cloned())
         };
-        let fits = {
+        let is_correct = {
             let _one_at_a_time = lock(&self.hashing);
-            match (&account, example) {
+            match (&account, any_account) {
                 (Some(account), _) => account.secret.fits(password),
-                // As long as for a wrong password of the accounts that there are.
-                (None, example) => {
-                    std::hint::black_box(example.map(|example| example.secret.fits(password)));
+                // Compare with another account, so that an unknown user takes as long as a wrong password.
+                (None, any_account) => {
+                    std::hint::black_box(any_account.map(|any_account| any_account.secret.fits(password)));
                     false
                 }
             }
         };
         match account {
-            Some(account) if fits => {
+            Some(account) if is_correct => {
                 lock(&self.throttle).succeeded(name, address);
                 let account = self.with_strong_hash(account, password)?;
                 self.key_for(&account, client)
@@ -205,7 +207,8 @@ impl Accounts {
         }
     }
 
-    /// Replaces a hash that another server made, now that the password is known.
+    /// Replaces a hash imported from another server by a PBKDF2 hash. This needs the password, so it happens at a
+    /// login.
     fn with_strong_hash(&self, account: Arc<Account>, password: &str) -> Result<Arc<Account>> {
         match &account.secret {
             Secret::Hashed(hash) if hash.is_weak() => {
@@ -223,7 +226,7 @@ impl Accounts {
         }
     }
 
-    /// The key of a new login. It is durable before the device learns it.
+    /// The key of a new login. It is durable before the client receives it.
     fn key_for(&self, account: &Account, client: &str) -> Result<String> {
         match &account.secret {
             Secret::Plain(password) => Ok(hex(&Sha1::digest(format!("{}:{password}", account.name)))),
@@ -231,7 +234,7 @@ impl Accounts {
         }
     }
 
-    /// Changes the keys as they are in the file, where other processes may have revoked some.
+    /// Changes the keys as they are in the file now: another process may have revoked some.
     fn change_keys<T>(
         &self,
         account: &Account,
@@ -246,43 +249,44 @@ impl Accounts {
         Ok(outcome)
     }
 
-    /// The user whose host key this is.
+    /// The name of the user with this host key.
     pub fn user_of_key(&self, key: &str) -> Result<String> {
         let digest: KeyDigest = Sha256::digest(key).into();
         let accounts = lock(&self.known).accounts.clone();
         let mut found = None;
         for account in &accounts {
-            // No early return: how long the search takes must not tell how far it got.
+            // No early return: the duration must not reveal which account matches.
             if account.has_key(&digest) {
                 found = Some(account);
             }
         }
         let account = found.ok_or_else(|| Error::Forbidden("unknown host key".to_owned()))?;
         if let Err(err) = self.note_use(account, &digest) {
-            log::warn!("{:?}: the day of the last use is not noted: {err}", account.name);
+            log::warn!("{:?}: cannot store the day of the last use: {err}", account.name);
         }
         Ok(account.name.clone())
     }
 
-    /// Notes the day, once.
+    /// Stores the day of the last use, once a day.
     fn note_use(&self, account: &Account, digest: &KeyDigest) -> Result<()> {
         let Secret::Hashed(hash) = &account.secret else { return Ok(()) };
         let today = clock::today();
-        // Also here if writing fails: not with every request.
-        let is_news = |keys: &mut Keys| match keys.find(digest) {
+        // The day in memory changes even if writing fails, so that not each request tries again.
+        let set_day = |keys: &mut Keys| match keys.find(digest) {
             Some(device) if device.last < today => {
                 device.last = today;
                 true
             }
             _ => false,
         };
-        let is_first = is_news(&mut lock(&account.keys));
-        match is_first {
-            true => self.change_keys(account, hash, |keys| {
-                is_news(keys);
+        let is_new_day = set_day(&mut lock(&account.keys));
+        if is_new_day {
+            self.change_keys(account, hash, |keys| {
+                set_day(keys);
                 Ok(())
-            }),
-            false => Ok(()),
+            })
+        } else {
+            Ok(())
         }
     }
 
@@ -317,10 +321,10 @@ impl Secret {
     }
 }
 
-/// The longest part of a name that reaches the log; clients choose them.
+/// Maximum length of a name in the log. Clients choose the names.
 const MAX_LOGGED_CHARS: usize = 128;
 
-/// Writes the line that cross/fail2ban reads. The name is quoted and escaped as in Rust, so that none can forge a line.
+/// Logs the line that cross/fail2ban reads. The name is quoted and escaped as in Rust, so that it cannot forge a line.
 fn failure(name: &str, address: IpAddr, reason: &str, err: Error) -> Error {
     let name: String = name.chars().take(MAX_LOGGED_CHARS).collect();
     log::warn!(target: "login", "login failed user={name:?} ip={address} reason={reason}");

@@ -11,24 +11,24 @@ use sha2::{Digest, Sha256};
 use crate::error::{Error, Result};
 use crate::os;
 
-/// The iterations of the official server.
+/// The iterations that the official server uses.
 pub const DEFAULT_ROUNDS: u32 = 600_000;
 
-/// Fewer would be too quick for who has stolen the hashes.
+/// Minimum iterations. With fewer, stolen hashes are guessed too fast.
 pub const MIN_ROUNDS: u32 = 100_000;
 
-/// How long a login may keep a board busy.
+/// CPU time that a login may take.
 const TARGET: Duration = Duration::from_secs(1);
 
-/// In front of hashes that ankisyncd made.
+/// Prefix of hashes imported from ankisyncd.
 const ANKISYNCD: &str = "$ankisyncd$";
 
-/// A PHC string that was checked to be one of ours.
+/// A checked hash: a PHC string, or one imported from ankisyncd.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Hash(String);
 
 impl Hash {
-    /// Checks that the text is a hash that a password can be compared with.
+    /// Parses a PHC string. An error if passwords cannot be compared with it.
     pub fn parse(phc: &str) -> std::result::Result<Hash, String> {
         let hash =
             PasswordHash::new(phc).map_err(|err| format!("not a PHC string ($pbkdf2-sha256$...): {err}"))?;
@@ -41,15 +41,15 @@ impl Hash {
         }
     }
 
-    /// Takes what ankisyncd and anki-sync-server-rs store: the SHA-256 of name, password and salt, then the salt, all in
-    /// hexadecimal digits. None if it is something else.
+    /// Imports the hash that ankisyncd and anki-sync-server-rs store: SHA-256 of name, password and salt, then the
+    /// salt, all in hexadecimal digits. None if the text is something else.
     pub fn of_ankisyncd(name: &str, stored: &str) -> Option<Hash> {
         let is_hex = stored.bytes().all(|byte| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte));
         (stored.len() == 80 && is_hex)
             .then(|| Hash(format!("{ANKISYNCD}{}${stored}", super::hex(name.as_bytes()))))
     }
 
-    /// A line of the accounts file: as `parse`, or taken over from another server.
+    /// Parses a hash of the accounts file: a PHC string, or one imported from another server.
     pub fn parse_stored(text: &str) -> std::result::Result<Hash, String> {
         match text.strip_prefix(ANKISYNCD) {
             Some(_) => Ok(Hash(text.to_owned())),
@@ -57,12 +57,12 @@ impl Hash {
         }
     }
 
-    /// Whether it is of a kind that is quick to guess, and is to be replaced at the first login.
+    /// Whether the hash is fast to guess. If so, the first login replaces it.
     pub fn is_weak(&self) -> bool {
         self.0.starts_with(ANKISYNCD)
     }
 
-    /// Hashes a password with a random salt. `rounds` iterations take seconds on a small board.
+    /// Hashes a password with a random salt. This takes seconds on a small board.
     pub fn of(password: &str, rounds: u32) -> Result<Hash> {
         let mut salt = [0u8; 16];
         os::random(&mut salt).map_err(|err| Error::Broken(format!("no random bytes: {err}")))?;
@@ -77,7 +77,7 @@ impl Hash {
         &self.0
     }
 
-    /// Whether this is the hash of the password.
+    /// Whether the password has this hash.
     pub fn fits(&self, password: &str) -> bool {
         if let Some(rest) = self.0.strip_prefix(ANKISYNCD) {
             spend_time(password);
@@ -87,13 +87,13 @@ impl Hash {
             .is_ok_and(|hash| Pbkdf2::default().verify_password(password.as_bytes(), &hash).is_ok())
     }
 
-    /// Changes whenever the password is set anew.
+    /// A short digest of the hash. It changes whenever a password is set.
     pub fn tag(&self) -> String {
         super::hex(&Sha256::digest(&self.0)[..8])
     }
 }
 
-/// `hex of the name$digest and salt`
+/// `rest` is `hex of the name$digest and salt`.
 fn fits_ankisyncd(rest: &str, password: &str) -> Option<bool> {
     let (name, stored) = rest.split_once('$')?;
     let (digest, salt) = stored.split_at_checked(64)?;
@@ -103,19 +103,20 @@ fn fits_ankisyncd(rest: &str, password: &str) -> Option<bool> {
     Some(super::hex(&Sha256::digest(text)).as_bytes().ct_eq(digest.as_bytes()).to_bool())
 }
 
-/// Whether two passwords are the same, in a time that does not tell how far they agree.
+/// Compares two passwords in a time that does not depend on how far they agree.
 pub fn same(a: &str, b: &str) -> bool {
     Sha256::digest(a).ct_eq(&Sha256::digest(b)).to_bool()
 }
 
-/// A plain password is in the environment for everyone on the board to read: hashing it gains nothing but the time
-/// that makes guessing slow, and that time must be the same with and without an account.
+/// Takes as long as a comparison with a hash. Plain passwords are not hashed, as everyone on the board can read them in
+/// the environment. A login must still take that time: it slows guessing, and it must not reveal whether an account
+/// exists.
 pub fn spend_time(password: &str) {
     hash_for_nothing(password, DEFAULT_ROUNDS);
 }
 
-/// Through the function that a comparison goes through, so that it takes as long. It is no generic one, so it has the
-/// optimisation of its crate; with ours it takes an eighth longer.
+/// Calls the function that a comparison calls, so that both take the same time. The function is not generic, so it is
+/// compiled with the optimisation of its crate. With ours it would take an eighth longer.
 fn hash_for_nothing(password: &str, rounds: u32) {
     let params = Params::new(rounds).expect("more rounds than the least that the crate takes");
     let mut hash = [0; 32];
@@ -123,10 +124,10 @@ fn hash_for_nothing(password: &str, rounds: u32) {
     std::hint::black_box(hash);
 }
 
-/// How many iterations this machine does in about a second, in steps of 10 000; at least `MIN_ROUNDS`.
+/// Iterations that this machine does in about a second, in steps of 10 000; at least `MIN_ROUNDS`.
 pub fn calibrate() -> u32 {
     const SAMPLE: u32 = 50_000;
-    // The best of three: whatever else runs only makes it slower.
+    // The fastest of three: other load only slows a sample down.
     let took = (0..3).map(|_| {
         let started = Instant::now();
         hash_for_nothing("calibration", SAMPLE);
@@ -134,7 +135,7 @@ pub fn calibrate() -> u32 {
     });
     let secs = took.min().unwrap_or(TARGET).as_secs_f64().max(1e-6);
     let rounds = f64::from(SAMPLE) * TARGET.as_secs_f64() / secs;
-    // Saturates, should a machine ever be that quick.
+    // The cast saturates on a machine that is too fast.
     (rounds as u32 / 10_000 * 10_000).max(MIN_ROUNDS)
 }
 

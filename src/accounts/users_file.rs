@@ -1,7 +1,7 @@
 //! The accounts file, `SYNC_BASE/users`: one line `name:PHC` for each account that `ankipi user` made.
 //!
-//! It is replaced as a whole, which a running server notices with its next request: the stamp of the file changes, also
-//! when only the keys of devices did (`touch`).
+//! The file is replaced as a whole, which changes its stamp. A running server compares the stamp at its next request.
+//! `touch` changes the stamp when only device keys have changed.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -17,15 +17,15 @@ use crate::files;
 /// The accounts file, in the data folder.
 pub const USERS_FILE: &str = "users";
 
-/// Held by who changes accounts or keys, for as long as it takes to read and write a file.
+/// Locked while accounts or keys are read and written, never longer.
 const LOCK_FILE: &str = ".ankipi.accounts.lock";
 
-/// Differs between two versions of the accounts file.
+/// Identifies a version of the accounts file.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Stamp(Option<(u64, u64, i64, i64)>);
 
 impl Stamp {
-    /// Of the accounts file as it is now, which need not be there. One stat.
+    /// The stamp of the accounts file now (one stat). The file may be missing.
     pub fn of(base: &Path) -> Result<Stamp> {
         let path = base.join(USERS_FILE);
         match fs::metadata(&path) {
@@ -39,7 +39,7 @@ impl Stamp {
 /// Accounts by name.
 pub type Hashes = BTreeMap<String, Hash>;
 
-/// Reads the accounts. What is wrong with a line goes to `fault`; the others count.
+/// Reads the accounts. A wrong line is reported to `fault` and skipped.
 pub fn read(base: &Path, mut fault: impl FnMut(String)) -> Result<Hashes> {
     let path = base.join(USERS_FILE);
     let text = match fs::read_to_string(&path) {
@@ -77,11 +77,11 @@ pub fn lock(base: &Path) -> Result<File> {
     lock().map_err(refused(base, "locking", &path))
 }
 
-/// For `map_err`: what a person at a terminal can do about it.
+/// For `map_err`: says what to do if permission is denied.
 fn refused<'p>(base: &'p Path, verb: &'static str, path: &'p Path) -> impl FnOnce(io::Error) -> Error + 'p {
     move |err| match err.kind() {
         io::ErrorKind::PermissionDenied => Error::Broken(format!(
-            "{} is not yours to use ({verb} {}: {err}): run this as the user of the server, or with sudo",
+            "no permission to use {} ({verb} {}: {err}): run this as the user of the server, or with sudo",
             base.display(),
             path.display()
         )),
@@ -89,21 +89,21 @@ fn refused<'p>(base: &'p Path, verb: &'static str, path: &'p Path) -> impl FnOnc
     }
 }
 
-/// Changes the accounts; nothing is written if `change` fails. Lines that cannot be read are an error, as they would be
-/// lost.
+/// Changes the accounts. Nothing is written if `change` fails. A line that cannot be read is an error, because writing
+/// would lose it.
 pub fn change<T>(base: &Path, change: impl FnOnce(&mut Hashes) -> Result<T>) -> Result<T> {
     let _lock = lock(base)?;
     let mut faults = Vec::new();
     let mut hashes = read(base, |fault| faults.push(fault))?;
     if let Some(fault) = faults.pop() {
-        return Err(Error::Broken(format!("{fault}; mend or delete that line first")));
+        return Err(Error::Broken(format!("{fault}; correct or delete that line first")));
     }
     let outcome = change(&mut hashes)?;
     write(base, &hashes)?;
     Ok(outcome)
 }
 
-/// Lets a running server read accounts and keys anew.
+/// Makes a running server reload accounts and keys.
 pub fn touch(base: &Path) -> Result<()> {
     let path = base.join(USERS_FILE);
     let contents = match fs::read(&path) {

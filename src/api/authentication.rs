@@ -1,7 +1,7 @@
-//! The door: whose request it is and how it is encoded, and that it may come in, before its body is unpacked.
+//! Admission: who sends a request, how its body is encoded, and whether it is allowed, before the body is unpacked.
 //!
-//! Three ways in (sync-protocol.md 3 and 4): protocol 11 tells everything in a header; protocols 8 to 10 send a form, in
-//! which the fields may stand before the data or behind them; and one method has a query.
+//! There are three kinds of requests (sync-protocol.md 3 and 4). Protocol 11 puts everything in a header. Protocols 8
+//! to 10 send a form, whose fields may come before or after the data. One method has a query.
 
 use std::net::IpAddr;
 
@@ -18,30 +18,31 @@ use crate::logging::access_log::AccessLog;
 use crate::messages;
 use crate::messages::SyncHeader;
 
-/// The protocol version of forms. Only `meta` tells which of 8 to 10 it is, and nothing else depends on it.
+/// The protocol version assumed for forms. Only `meta` tells which of 8 to 10 it is, and nothing else depends on it.
 const FORM_VERSION: u64 = 10;
 
-/// A request that has passed the door: who it is from, and what came with it.
+/// An admitted request: who sent it, and its parameters.
 pub struct Call {
-    /// What it asks for.
+    /// The requested method.
     pub method: Method,
-    /// What a header of protocol 11 says, or would say.
+    /// The header of protocol 11. For older protocols it is filled from the form or the query.
     pub header: SyncHeader,
-    /// The account's name; none for `hostKey`.
+    /// The account's name; None for `hostKey`.
     pub user: Option<String>,
-    /// The client's.
+    /// The client's address.
     pub address: IpAddr,
 }
 
 impl Call {
     fn new(method: Method, header: SyncHeader, user: Option<String>, address: IpAddr) -> Result<Call> {
-        match method.is_step() && header.skey.is_empty() {
-            true => Err(Error::bad("a sync step without a session key")),
-            false => Ok(Call { method, header, user, address }),
+        if method.is_step() && header.skey.is_empty() {
+            Err(Error::bad("a sync step without a session key"))
+        } else {
+            Ok(Call { method, header, user, address })
         }
     }
 
-    /// How the client expects its reply.
+    /// The encoding of the reply that the client expects.
     pub fn packing(&self) -> Packing {
         match self.header.sync_version {
             ..11 => Packing::Plain,
@@ -51,7 +52,7 @@ impl Call {
 }
 
 impl App {
-    /// Checks whose request it is, and whether it may come in.
+    /// Authenticates a request and checks whether it is allowed.
     pub(super) fn admit<'r>(
         &self,
         method: Method,
@@ -77,7 +78,7 @@ impl App {
         Ok((call, Body::zstd(request.body(), method.comes_in_series(), caps)))
     }
 
-    /// Clients whose media sync is that of 2.1.22 to 2.1.56 begin it so.
+    /// Clients with the media sync of 2.1.22 to 2.1.56 send `begin` like this.
     fn admit_query<'r>(
         &self,
         method: Method,
@@ -97,7 +98,7 @@ impl App {
         request: &'r mut Request,
         log: &mut AccessLog,
     ) -> Result<(Call, Body<'r>)> {
-        // Few forms tell which client they are from.
+        // Few forms name the client, so its user agent is used.
         let agent = request.header("user-agent").unwrap_or_default().to_owned();
         log.client(&agent);
         let boundary = request.header("content-type").and_then(form::boundary).ok_or_else(|| {
@@ -111,15 +112,15 @@ impl App {
         let has_data = form.read_fields(&mut fields)?;
         let mut user = None;
         if let Some(hkey) = &fields.hkey {
-            // Before anything is kept, where the key comes first.
+            // If the key comes first, it is checked before any data is stored.
             user = self.user_of_key(method, hkey, log)?;
             self.check_declared(method, user.as_deref(), caps, declared)?;
         }
         let body = match (has_data, fields.is_gzip) {
             (false, _) => Body::nothing(caps),
-            // Nothing that may follow the data has a meaning here.
+            // Fields after the data have no meaning here, so the body can be streamed.
             (true, Some(is_gzip)) if method == Method::Upload && user.is_some() => form.into_body(is_gzip),
-            // It stays as it is, so it may go where it is used.
+            // The data is not unpacked, so it is spooled where it will be used.
             (true, Some(false)) => {
                 let spool = self.spool(method, user.as_deref())?;
                 form.into_spooled_body(&mut fields, spool)?
@@ -134,7 +135,7 @@ impl App {
         Ok((Call::new(method, header, user, log.address())?, body))
     }
 
-    /// Refuses a body by the length that the client declared.
+    /// Refuses a body whose declared length is over a limit.
     fn check_declared(
         &self,
         method: Method,
@@ -149,7 +150,7 @@ impl App {
         }
     }
 
-    /// The account of a host key; none for `hostKey`, which asks for one.
+    /// The account of a host key; None for `hostKey`, which requests one.
     fn user_of_key(&self, method: Method, hkey: &str, log: &mut AccessLog) -> Result<Option<String>> {
         if method == Method::HostKey {
             return Ok(None);
@@ -161,7 +162,7 @@ impl App {
     }
 }
 
-/// What a form says, as a header of protocol 11 would.
+/// The fields of a form as a header of protocol 11.
 fn header_of(fields: Fields) -> SyncHeader {
     SyncHeader {
         sync_version: FORM_VERSION,

@@ -1,4 +1,4 @@
-//! Whose address a request comes from: the peer's, or what a trusted proxy says of it.
+//! The client address of a request: the peer's, or the one that a trusted proxy reports.
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -7,7 +7,7 @@ use crate::config::Config;
 use crate::config::network::Network;
 use crate::http::{PEER_HEADER, Request};
 
-/// What the official server calls its sources (those of the axum-client-ip crate), and the header behind each.
+/// The names of the official server (those of the axum-client-ip crate), and the header that each means.
 const SOURCES: [(&str, &str); 9] = [
     ("CfConnectingIp", "cf-connecting-ip"),
     ("CloudFrontViewerAddress", "cloudfront-viewer-address"),
@@ -20,7 +20,7 @@ const SOURCES: [(&str, &str); 9] = [
     ("ConnectInfo", ""),
 ];
 
-/// The address that counts for the log, for SYNC_ALLOW and for throttling.
+/// The address for the log, for SYNC_ALLOW and for throttling.
 pub fn of(request: &Request, config: &Config) -> IpAddr {
     let peer = request.header(PEER_HEADER).and_then(|text| text.parse().ok());
     let peer: IpAddr = peer.map_or(IpAddr::from([0, 0, 0, 0]), |peer: IpAddr| peer.to_canonical());
@@ -33,12 +33,12 @@ pub fn of(request: &Request, config: &Config) -> IpAddr {
         }
         return peer;
     }
-    // The proxy that spoke last wrote at the end; what is in front came from the client.
+    // The last proxy appended its entry at the end. Earlier entries may come from the client.
     let told = request.headers(header).rev().flat_map(|value| value.rsplit(','));
     forwarded(told, &config.trusted_proxies).unwrap_or(peer)
 }
 
-/// The last address that is no proxy of ours.
+/// The last address that is not a trusted proxy.
 fn forwarded<'v>(told: impl Iterator<Item = &'v str>, proxies: &[Network]) -> Option<IpAddr> {
     let mut nearest = None;
     for text in told {
@@ -62,7 +62,7 @@ fn header_name(setting: &str) -> &str {
         .map_or(setting, |(_, header)| header)
 }
 
-/// `192.0.2.1`, `192.0.2.1:80`, `[2001:db8::1]:80`, or the same in an element of `Forwarded`.
+/// Parses `192.0.2.1`, `192.0.2.1:80`, `[2001:db8::1]:80`, or the same in an element of `Forwarded`.
 fn parse(text: &str) -> Option<IpAddr> {
     let named = text.split(';').map(str::trim).find_map(|part| {
         let (name, value) = part.split_once('=')?;
@@ -74,7 +74,7 @@ fn parse(text: &str) -> Option<IpAddr> {
     address.ok().map(|address: IpAddr| address.to_canonical())
 }
 
-/// A proxy elsewhere is easily forgotten, and then all clients have its address.
+/// An owner easily forgets to trust a proxy on another machine. Then all clients share its address.
 fn warn_once(peer: IpAddr) {
     static WARNED: AtomicBool = AtomicBool::new(false);
     if !WARNED.swap(true, Ordering::Relaxed) {

@@ -1,4 +1,4 @@
-//! Full syncs: a whole collection up or down, streamed between file and socket.
+//! Full syncs: upload or download of a whole collection, streamed between file and socket.
 
 use std::io::Write;
 use std::path::PathBuf;
@@ -18,7 +18,7 @@ use crate::http::keep_client_waiting::WaitingReply;
 use crate::http::response::{Packing, ReplyStream};
 use crate::logging::access_log::AccessLog;
 
-/// The reply that clients take for success, to the letter.
+/// Clients take exactly this reply as success.
 const ACCEPTED: &str = "OK";
 
 impl App {
@@ -32,7 +32,7 @@ impl App {
             Err(err) => return refuse(request, err),
         };
         let waiting = WaitingReply::new(request.into_responder(), call.packing());
-        let outcome = waiting.while_doing(upload_sign, || {
+        let outcome = waiting.while_doing(upload_keep_alive, || {
             match upload::check(&scratch.0, self.config.max_row_bytes)? {
                 Ok(()) => user.replace_collection(&scratch.0).map(Ok),
                 Err(unfit) => Ok(Err(unfit)),
@@ -48,12 +48,13 @@ impl App {
                 refusal(&reason, advice)
             }
             Err(Error::Unconfirmed(err)) => {
-                log::error!("an upload is in place, but may not outlast a power cut: {err}");
+                log::error!("an upload is in place, but a power cut may undo it: {err}");
                 log.did("collection replaced, unconfirmed");
                 "Our server has this upload, but its disk did not confirm that it is safe. Please upload again.".to_owned()
             }
             Err(err) => {
-                // Whatever else went wrong, the old collection stands, and this is the one reply whose text users see.
+                // After any other error the old collection is still in place. This is the only reply whose text users
+                // see.
                 log::error!("upload failed: {err}");
                 log.did("upload failed");
                 refusal(
@@ -62,14 +63,14 @@ impl App {
                 )
             }
         };
-        let letters_out = waiting.said();
+        let letters_sent = waiting.said();
         let mut stream = waiting.into_stream(text.len() as u64)?;
-        stream.write_all(&text.as_bytes()[letters_out..]).map_err(Error::Disconnected)?;
+        stream.write_all(&text.as_bytes()[letters_sent..]).map_err(Error::Disconnected)?;
         log.sent(stream.finish()?);
         Ok(())
     }
 
-    /// Admits an upload and brings its body to a file.
+    /// Admits an upload and writes its body to a file.
     fn receive_file(&self, request: &mut Request, log: &mut AccessLog) -> Result<(Call, Scratch)> {
         let (call, body) = self.admit(Method::Upload, request, log)?;
         let scratch = Scratch(self.user(&call)?.next_upload_path());
@@ -93,7 +94,7 @@ impl App {
         let waiting = WaitingReply::new(responder, call.packing());
         let begun = match call.packing() {
             Packing::Zstd => user.download(),
-            // The copy is made first, and the head may go ahead of it.
+            // The copy is made first. The response head may be sent meanwhile.
             Packing::Plain => waiting.while_doing(HEAD_ALONE, || user.download_for_old_clients()),
         };
         let download = match begun {
@@ -108,12 +109,12 @@ impl App {
     }
 }
 
-/// Sentences for the user. They begin with the first letter of `ACCEPTED`, which may be on its way already.
+/// A text for the user. It begins with the first letter of `ACCEPTED`, which may be sent already.
 fn refusal(reason: &str, advice: &str) -> String {
     format!("Our server refused this upload: {reason}. The collection on the server is unchanged. {advice}")
 }
 
-/// A file that exists until this is dropped, unless it was renamed.
+/// A temporary file. Dropping this removes it, unless it was renamed.
 struct Scratch(PathBuf);
 
 impl Drop for Scratch {
@@ -124,9 +125,9 @@ impl Drop for Scratch {
     }
 }
 
-/// The reply to an upload is exactly two letters, so there is little to say while a check goes on: the head, then the
-/// first letter. After that clients have one more interval of patience.
-fn upload_sign(number: u32) -> Option<&'static [u8]> {
+/// Keep-alive bytes while an upload is checked. The reply has exactly two letters, so only two are possible: the head,
+/// then the first letter. After that the client waits for one more of its timeouts.
+fn upload_keep_alive(number: u32) -> Option<&'static [u8]> {
     match number {
         1 => Some(b""),
         2 => Some(&ACCEPTED.as_bytes()[..1]),

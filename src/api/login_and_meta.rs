@@ -1,4 +1,4 @@
-//! `hostKey` and `meta`: the two methods in front of every sync.
+//! `hostKey` and `meta`, the two methods before each sync.
 
 use crate::api::authentication::Call;
 use crate::api::{Answer, App, SYNC_VERSIONS};
@@ -34,16 +34,17 @@ impl App {
             }
             _ => "",
         };
-        // A broken media store must not keep the collection from syncing; the media sync that follows will tell.
+        // A damaged media store must not keep the collection from syncing. The media sync that follows returns its
+        // error.
         let media_usn = user.media.totals().map_or_else(
             |err| {
-                log::error!("{}: the media are not in order: {err}", call.user.as_deref().unwrap_or("-"));
+                log::error!("{}: the media cannot be used: {err}", call.user.as_deref().unwrap_or("-"));
                 0
             },
             |totals| totals.last_usn,
         );
         let now = clock::now_millis();
-        // Before the first upload: as if created just now, and empty, so that clients offer to upload.
+        // Before the first upload: reports an empty collection, created just now, so that clients offer to upload.
         let (modified, schema, usn) = meta.map_or((0, now, 0), |meta| {
             let stamps = meta.stamps;
             (stamps.modified, stamps.schema, stamps.usn)
@@ -61,7 +62,7 @@ impl App {
         };
         let did = match call.packing() {
             Packing::Zstd => format!("usn {usn}"),
-            // The only place where most old clients say which they are.
+            // Most old clients report their version only here.
             Packing::Plain => {
                 format!("usn {usn} for {}, protocol {}", printable(&request.client), request.sync_version)
             }

@@ -20,7 +20,7 @@ use crate::messages::media::{
 };
 
 impl Answer {
-    /// The JSON of a media reply.
+    /// A media reply with this JSON.
     fn wrapped(dir: &std::path::Path, data: &impl Serialize, did: String) -> Result<Answer> {
         Answer::of(dir, &Wrapped::new(data), did)
     }
@@ -29,9 +29,9 @@ impl Answer {
 impl App {
     pub(super) fn media_begin(&self, call: &Call, body: &mut Spool) -> Result<Answer> {
         match call.packing() {
-            // The version is in the header, too; the reply needs nothing of the request.
+            // The version is in the header, too, and the reply does not depend on the body.
             Packing::Zstd => drop(parse::<BeginRequest>(body)?),
-            // It was in a field or in the query.
+            // The version was in a field or in the query.
             Packing::Plain => check_empty(body)?,
         }
         let user = self.user(call)?;
@@ -76,17 +76,15 @@ impl App {
         let request: SanityRequest = parse(body)?;
         let user = self.user(call)?;
         let ours = user.media.totals()?.files;
-        let (reply, did) = match request.files == ours {
-            true => (SANITY_OK, format!("{ours} files on both sides")),
-            false => (
-                SANITY_FAILED,
-                format!("{ours} files here, {} there: the client will look again", request.files),
-            ),
+        let (reply, did) = if request.files == ours {
+            (SANITY_OK, format!("{ours} files on both sides"))
+        } else {
+            (SANITY_FAILED, format!("{ours} files here, {} there: the client will look again", request.files))
         };
         Answer::wrapped(&user.dir, &reply, did)
     }
 
-    /// Streams files; the others are JSON.
+    /// Streams files. All other replies are JSON.
     pub(super) fn download_files(&self, mut request: Request, log: &mut AccessLog) -> Result<()> {
         let begun = self.receive(Method::DownloadFiles, &mut request, log).and_then(|(call, mut body)| {
             let wanted: FilesRequest = parse(&mut body)?;

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use crate::os;
 
-/// What was counted since the start. Under a lock, as 64-bit atomics are missing on MIPS.
+/// Counters since the start. They are under a lock, because MIPS has no 64-bit atomics.
 pub struct Metrics {
     started: Instant,
     counts: Mutex<Counts>,
@@ -15,7 +15,7 @@ pub struct Metrics {
 
 #[derive(Clone, Copy, Default)]
 struct Counts {
-    /// By the hundreds of their status: 1xx to 5xx.
+    /// Responses by class of status: 1xx to 5xx.
     requests: [u64; 5],
     received_bytes: u64,
     sent_bytes: u64,
@@ -23,12 +23,12 @@ struct Counts {
 }
 
 impl Metrics {
-    /// Nothing so far.
+    /// All counters are zero.
     pub fn start() -> Metrics {
         Metrics { started: Instant::now(), counts: Mutex::default() }
     }
 
-    /// Counts an answered request.
+    /// Counts a response.
     pub fn count(&self, status: u16, received_bytes: u64, sent_bytes: u64, took: Duration) {
         let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
         let class = usize::from(status / 100).clamp(1, 5) - 1;
@@ -38,7 +38,7 @@ impl Metrics {
         counts.busy += took;
     }
 
-    /// The text.
+    /// The metrics as text.
     pub fn text(&self, base: &Path, accounts: usize) -> String {
         let counts = *self.counts.lock().unwrap_or_else(PoisonError::into_inner);
         let mut text = String::from(

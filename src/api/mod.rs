@@ -1,7 +1,7 @@
-//! From a request to its answer: route, authenticate, read the body, run the step, encode, one log line.
+//! From request to response: route, authenticate, read the body, run the step, encode, one log line.
 //!
-//! The only place where an error becomes a status and a line in the log. Handlers decode, call `session` and encode;
-//! there is no SQL here.
+//! Only here does an error become a status and a log line. Handlers decode, call `session` and encode; there is no SQL
+//! here.
 
 mod authentication;
 mod client_address;
@@ -35,10 +35,10 @@ use routes::{Method, Page, Route};
 
 pub use routes::{is_bulk, is_login};
 
-/// The protocol versions that there are (sync-protocol.md 1).
+/// The supported protocol versions (sync-protocol.md 1).
 pub const SYNC_VERSIONS: std::ops::RangeInclusive<u64> = 8..=11;
 
-/// Everything that requests share.
+/// The state shared by all requests.
 pub struct App {
     metrics: Metrics,
     config: Config,
@@ -46,23 +46,23 @@ pub struct App {
     users: Users,
 }
 
-/// A reply in JSON, and a few words for the log.
+/// A reply in JSON, and a note for the log.
 struct Answer {
     json: Spool,
     did: String,
 }
 
 impl App {
-    /// Reads the accounts and readies the users' folders.
+    /// Loads the accounts and prepares the users' folders.
     pub fn open(config: Config) -> Result<App> {
-        // Forms whose data come before their key are spooled here.
+        // Forms whose data comes before their key are spooled here.
         spool::remove_leftovers(&config.base).map_err(Error::io("tidying", &config.base))?;
         let accounts = Accounts::open(&config)?;
         let users = Users::open(&config, &accounts.names())?;
         Ok(App { metrics: Metrics::start(), config, accounts, users })
     }
 
-    /// Whether nobody can log in.
+    /// Whether there are no accounts.
     pub fn has_no_accounts(&self) -> bool {
         self.accounts.names().is_empty()
     }
@@ -72,15 +72,16 @@ impl App {
         &self.users
     }
 
-    /// Answers one request; whatever goes wrong ends up in its status and in the log.
+    /// Handles one request. Errors go to its status and to the log.
     pub fn answer(&self, request: Request) {
         let started = Instant::now();
         let address = client_address::of(&request, &self.config);
         let mut log = AccessLog::new(&request, address);
-        let outcome = match self.is_allowed(address) {
-            true => self.dispatch(request, &mut log),
-            // As if there were nothing: 403 would log a device out that is abroad for a day.
-            false => refuse(request, Error::NotFound),
+        let outcome = if self.is_allowed(address) {
+            self.dispatch(request, &mut log)
+        } else {
+            // Respond as if nothing were here. A 403 would log out a device that is abroad for a day.
+            refuse(request, Error::NotFound)
         };
         let took = started.elapsed();
         let (received, sent) = log.bytes();
@@ -145,7 +146,7 @@ impl App {
         }
     }
 
-    /// What the request may store.
+    /// The storage limits of the request.
     fn ration(&self, method: Method, user: Option<&str>) -> Result<Option<Ration>> {
         match user {
             Some(name) => Ration::of(method, &*self.users.by_name(name)?, &self.config),
@@ -153,8 +154,7 @@ impl App {
         }
     }
 
-    /// Takes these accounts in place of those of the settings, if all of them are in order. Returns how many accounts
-    /// there are.
+    /// Replaces the accounts of the settings. On an error the old ones stay. Returns the number of accounts.
     pub fn reload_accounts(&self, settings: Vec<UserSetting>) -> Result<usize> {
         self.accounts.reload(settings)?;
         let names = self.accounts.names();
@@ -162,7 +162,7 @@ impl App {
         Ok(names.len())
     }
 
-    /// Lets `ankipi user` and `ankipi device` take effect.
+    /// Applies changes by `ankipi user` and `ankipi device`.
     fn notice_changed_accounts(&self) {
         if self.accounts.refresh() {
             self.users.keep_only(&self.accounts.names());
@@ -173,7 +173,7 @@ impl App {
         self.users.by_name(call.user.as_deref().unwrap_or_default())
     }
 
-    /// Admits a request and reads its body into a spool.
+    /// Admits a request and spools its body.
     fn receive(&self, method: Method, request: &mut Request, log: &mut AccessLog) -> Result<(Call, Spool)> {
         let (call, mut body) = self.admit(method, request, log)?;
         let (spool, received) = match body.take_spool() {
@@ -193,18 +193,19 @@ impl App {
         Ok((call, spool))
     }
 
-    /// Whether the key is still good when the whole body has come, which may have taken minutes. What is removed or
-    /// revoked meanwhile changes nothing any more, nor does it make a folder that was just deleted.
+    /// Checks the key again after the body has arrived, which may take minutes. Without this a removed account or a
+    /// revoked device could still change data, or create a folder that was just deleted.
     fn confirm(&self, call: &Call) -> Result<()> {
         let Some(user) = &call.user else { return Ok(()) };
         self.notice_changed_accounts();
-        match self.accounts.user_of_key(&call.header.hkey)? == *user {
-            true => Ok(()),
-            false => Err(Error::Forbidden("the host key is somebody else's by now".to_owned())),
+        if self.accounts.user_of_key(&call.header.hkey)? == *user {
+            Ok(())
+        } else {
+            Err(Error::Forbidden("the host key belongs to another user by now".to_owned()))
         }
     }
 
-    /// A spool for what this user sends.
+    /// A spool for a body from this user.
     fn spool(&self, method: Method, user: Option<&str>) -> Result<Spool> {
         Ok(match user.map(|name| self.users.by_name(name)).transpose()? {
             Some(user) if method == Method::UploadChanges => user.media.spool(),
@@ -213,15 +214,15 @@ impl App {
         })
     }
 
-    /// Runs a step and sends its JSON, with signs of life if that takes long.
+    /// Runs a step and sends its JSON, with keep-alive bytes if that takes long.
     fn reply(&self, call: &Call, mut body: Spool, responder: Responder, log: &mut AccessLog) -> Result<()> {
         let waiting = WaitingReply::new(responder, call.packing());
-        let signs: Signs = match call.packing() {
+        let keep_alive: Signs = match call.packing() {
             // JSON may begin with white space.
             Packing::Zstd => |_| Some(b" "),
             Packing::Plain => HEAD_ALONE,
         };
-        let outcome = waiting.while_doing(signs, || self.step(call, &mut body));
+        let outcome = waiting.while_doing(keep_alive, || self.step(call, &mut body));
         drop(body);
         match outcome {
             Ok(mut answer) => {
@@ -250,13 +251,13 @@ impl App {
             Method::UploadChanges => self.upload_changes(call, body),
             Method::MediaSanity => self.media_sanity(call, body),
             Method::Upload | Method::Download | Method::DownloadFiles => {
-                Err(Error::Broken("whole files are no JSON".to_owned()))
+                Err(Error::Broken("this method does not reply with JSON".to_owned()))
             }
         }
     }
 }
 
-/// Old clients take the answer to the letter, so the head is all that can go ahead.
+/// Old clients take the body literally, so only the response head can be sent ahead.
 const HEAD_ALONE: Signs = |_| Some(b"");
 
 fn send(json: &mut Spool, waiting: WaitingReply) -> Result<u64> {
@@ -270,7 +271,7 @@ fn refuse(request: Request, err: Error) -> Result<()> {
     respond_with(request.into_responder(), err)
 }
 
-/// Answers with the status of an error, if none is out already: then a broken reply is what is left to say.
+/// Responds with the status of an error. If another status is already sent, breaks the response off instead.
 fn give_up(waiting: WaitingReply, err: Error) -> Result<()> {
     match waiting.into_responder() {
         Some(responder) => respond_with(responder, err),
@@ -278,7 +279,7 @@ fn give_up(waiting: WaitingReply, err: Error) -> Result<()> {
     }
 }
 
-/// Answers with the status of an error, and passes the error on to the log. Clients never show the text.
+/// Responds with the status of an error, and returns the error for the log. Clients never show the text.
 fn respond_with(responder: Responder, err: Error) -> Result<()> {
     if let Error::MethodNotAllowed(allow) = &err {
         responder.method_not_allowed(allow)?;

@@ -1,7 +1,7 @@
-//! The steps of a normal sync: decode, one call into the session, encode.
+//! The steps of a normal sync: decode, call the session once, encode.
 //!
-//! A body with rows is parsed twice: once to see that it is well-formed, before the session is touched, and once to
-//! apply it row by row. The other way, a savepoint for each step, writes every page that the step touches once more.
+//! A body with rows is parsed twice: first to check that it is well-formed, before the session is touched, then to
+//! apply it row by row. The alternative, a savepoint for each step, would write each changed page once more.
 
 use std::path::Path;
 
@@ -15,11 +15,11 @@ use crate::files::spool::Spool;
 use crate::messages;
 use crate::messages::{SanityReply, SanityRequest, Source, changes, chunk, graves};
 
-/// The JSON of a request, to be parsed once or twice.
+/// The JSON of a request, which is parsed once or twice.
 enum Json<'b> {
-    /// All of it is in memory, and is UTF-8: that was looked at once.
+    /// All of it is in memory. It was checked once to be UTF-8.
     Memory(&'b str),
-    /// A part of it is in a file.
+    /// Part of it is in a file.
     Spooled(&'b mut Spool),
 }
 
@@ -33,7 +33,7 @@ impl<'b> Json<'b> {
         text.map(Json::Memory).map_err(|err| Error::BadRequest(format!("unexpected JSON: {err}")))
     }
 
-    /// For the next parser, from the start.
+    /// A reader that begins at the start.
     fn source(&mut self) -> Result<Source<'_>> {
         match self {
             Json::Memory(text) => Ok(Source::Memory(text)),
@@ -44,7 +44,7 @@ impl<'b> Json<'b> {
     }
 }
 
-/// Parses a body that holds a few keys.
+/// Parses a body of a few keys.
 pub fn parse<T: DeserializeOwned>(body: &mut Spool) -> Result<T> {
     match Json::of(body)?.source()? {
         Source::Memory(json) => serde_json::from_str(json),
@@ -54,7 +54,7 @@ pub fn parse<T: DeserializeOwned>(body: &mut Spool) -> Result<T> {
 }
 
 impl Answer {
-    /// The JSON of a value.
+    /// A reply with the JSON of a value.
     pub fn of(dir: &Path, value: &impl Serialize, did: String) -> Result<Answer> {
         let mut json = Spool::new(dir);
         serde_json::to_writer(&mut json, value)
@@ -62,7 +62,7 @@ impl Answer {
         Ok(Answer { json, did })
     }
 
-    /// `null`, which some clients insist on.
+    /// A reply of `null`, which some clients require.
     fn null(dir: &Path, did: String) -> Result<Answer> {
         Answer::of(dir, &(), did)
     }
@@ -71,7 +71,7 @@ impl Answer {
 impl App {
     pub(super) fn start(&self, call: &Call, body: &mut Spool) -> Result<Answer> {
         let mut sent = Json::of(body)?;
-        // Read to its end before it may take the session of another device.
+        // Checked to its end first, so that a malformed request does not replace the session of another device.
         let request = graves::read_start(sent.source()?, |_, _| Ok(()))?;
         let user = self.user(call)?;
         let mut json = Spool::new(&user.dir);
@@ -100,7 +100,7 @@ impl App {
         let user = self.user(call)?;
         let mut json = Spool::new(&user.dir);
         user.step(&call.header.skey, |session| {
-            // Ours first, as they were before the client's.
+            // Our changes are written first, before those of the client are applied.
             session.collection.write_changes(session.unseen(), !session.client_is_newer, &mut json)?;
             session.shapes.clear();
             session.collection.apply_changes(sent.source()?, session.stamps().usn, self.config.max_row_bytes)
@@ -142,7 +142,7 @@ impl App {
         let client = request.client.counts();
         let reply = SanityReply::new(client, server);
         if !reply.is_ok() {
-            // The client will want a full sync; what it sent must not be half kept.
+            // The client will start a full sync, so its changes are rolled back.
             user.abort(&call.header.skey);
             log::warn!(
                 "{}: sanity check failed, client {client:?}, server {server:?}",
@@ -170,8 +170,5 @@ impl App {
 
 /// Requests without content hold `{}`, `{"_pad":null}` or nothing.
 pub fn check_empty(body: &mut Spool) -> Result<()> {
-    match body.is_empty() {
-        true => Ok(()),
-        false => parse::<serde::de::IgnoredAny>(body).map(drop),
-    }
+    if body.is_empty() { Ok(()) } else { parse::<serde::de::IgnoredAny>(body).map(drop) }
 }

@@ -5,18 +5,18 @@ use std::path::Path;
 use crate::error::{Error, Result};
 use crate::os;
 
-/// Where the reader of the page is, as far as the request tells.
+/// How the reader reached the page, as far as the request tells.
 pub struct Place<'r> {
     /// The header `host`.
     pub host: Option<&'r str>,
     /// Whether a proxy says that the reader came by https.
     pub is_https: bool,
-    /// The path in front, as the reader sees it: SYNC_BASE_PATH, or what a proxy says that it took off.
+    /// The path prefix that the reader uses: SYNC_BASE_PATH, or what a proxy reports to have removed.
     pub prefix: &'r str,
 }
 
-/// The page at `/`: what this is, and what to type into Anki. The script puts the very address there that the reader
-/// came by, of which a request behind a proxy does not tell everything.
+/// The page at `/`: what this is, and what to type into Anki. The script inserts the address in the browser, because
+/// behind a proxy the request does not tell all of it.
 pub fn start(place: &Place<'_>) -> String {
     let is_plain = |c: char| c.is_ascii_alphanumeric() || ".:-_[]".contains(c);
     let host = place.host.filter(|host| host.chars().all(is_plain)).unwrap_or("THIS-SERVER:8080");

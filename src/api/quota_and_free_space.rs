@@ -1,4 +1,4 @@
-//! What a request may store: the user's quota, and what is to stay free on the disk.
+//! Storage limits of a request: the user's quota, and the space to keep free on the disk.
 
 use std::fs;
 use std::io::{self, Write};
@@ -11,34 +11,34 @@ use crate::error::{Error, Result};
 use crate::os;
 use crate::sync::session::User;
 
-/// Let through whatever the limits say: reviews, and the deletions by which a user gets below the quota again.
+/// Always allowed: reviews, and the deletions that bring a user below the quota again.
 const ALWAYS_BYTES: u64 = 64 * 1024;
 
-/// How much is written before the disk is looked at again.
+/// Bytes written between two checks of the free space.
 const STEP_BYTES: u64 = 1024 * 1024;
 
 /// The limits for one request.
 pub struct Ration {
     dir: PathBuf,
     min_free: u64,
-    /// What the user has left, and what it was at first.
+    /// Bytes left of the quota, and the quota.
     quota: Option<(u64, u64)>,
 }
 
 impl Ration {
-    /// What this method may store for the user; none for methods that store next to nothing.
+    /// The limits for this method; None for methods that store almost nothing.
     pub fn of(method: Method, user: &User, config: &Config) -> Result<Option<Ration>> {
         if !matches!(method, Method::Upload | Method::UploadChanges | Method::ApplyChunk) {
             return Ok(None);
         }
         let quota = match config.quota_bytes {
-            Some(quota) => Some((quota.saturating_sub(bytes_beside(method, user)?), quota)),
+            Some(quota) => Some((quota.saturating_sub(other_bytes_of(method, user)?), quota)),
             None => None,
         };
         Ok(Some(Ration { dir: user.dir.clone(), min_free: config.min_free_bytes, quota }))
     }
 
-    /// Refuses to store so many bytes, `written` of which are on the disk already.
+    /// Refuses to store `bytes` bytes, of which `written` are already on the disk.
     pub fn check(&self, bytes: u64, written: u64) -> Result<()> {
         if bytes <= ALWAYS_BYTES {
             return Ok(());
@@ -48,20 +48,22 @@ impl Ration {
                 "this would take the user over the quota of {quota} bytes; SYNC_QUOTA_MEGS raises it"
             )));
         }
-        let free = os::free_bytes(&self.dir).map_err(Error::io("asking for the free space at", &self.dir))?;
-        match free.saturating_add(written) < bytes.saturating_add(self.min_free) {
-            true => Err(Error::DiskFull(format!(
+        let free =
+            os::free_bytes(&self.dir).map_err(Error::io("asking for the free space at", &self.dir))?;
+        if free.saturating_add(written) < bytes.saturating_add(self.min_free) {
+            Err(Error::DiskFull(format!(
                 "only {free} bytes are free at {}, and SYNC_MIN_FREE_MEGS keeps {} of them",
                 self.dir.display(),
                 self.min_free
-            ))),
-            false => Ok(()),
+            )))
+        } else {
+            Ok(())
         }
     }
 }
 
-/// What the user has stored besides what this request replaces. Backups do not count: the server makes them.
-fn bytes_beside(method: Method, user: &User) -> Result<u64> {
+/// Bytes that the user stores, without those that this request replaces. Backups do not count: the server makes them.
+fn other_bytes_of(method: Method, user: &User) -> Result<u64> {
     let media = u64::try_from(user.media.totals()?.bytes).unwrap_or(0);
     let collection = match method {
         Method::Upload => 0,
@@ -70,7 +72,7 @@ fn bytes_beside(method: Method, user: &User) -> Result<u64> {
     Ok(media.saturating_add(collection))
 }
 
-/// A sink that ends with an error where its ration does.
+/// A writer that fails when a limit is exceeded.
 pub struct Rationed<'r, W> {
     inner: W,
     ration: Option<&'r Ration>,
@@ -79,7 +81,7 @@ pub struct Rationed<'r, W> {
 }
 
 impl<'r, W: Write> Rationed<'r, W> {
-    /// Counts what goes to `inner`.
+    /// Counts the bytes written to `inner`.
     pub fn new(inner: W, ration: Option<&'r Ration>) -> Rationed<'r, W> {
         Rationed { inner, ration, written: 0, check_at: STEP_BYTES }
     }
@@ -101,7 +103,7 @@ impl<W: Write> Write for Rationed<'_, W> {
     }
 }
 
-/// For `map_err` on what a `Rationed` sink says: its own errors as they are, those of the sink through `other`.
+/// For `map_err` on errors of a `Rationed` writer: keeps its own errors, and passes those of `inner` through `other`.
 pub fn error_of(other: impl FnOnce(io::Error) -> Error) -> impl FnOnce(io::Error) -> Error {
     |err| err.downcast::<Error>().unwrap_or_else(other)
 }

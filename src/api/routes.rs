@@ -10,7 +10,7 @@ pub enum Route {
     Page(Page),
     /// A step of a collection or media sync.
     Sync(Method),
-    /// Below `/sync` or `/msync`, but no method that we know: 400.
+    /// Below `/sync` or `/msync`, but an unknown method: 400.
     UnknownMethod,
     /// Anything else: 404.
     Unknown,
@@ -32,7 +32,7 @@ pub enum Page {
 pub enum Method {
     /// Login.
     HostKey,
-    /// What kind of sync is there to do?
+    /// Reports the state of the server. The client decides what kind of sync is needed.
     Meta,
     /// Opens a session.
     Start,
@@ -44,7 +44,7 @@ pub enum Method {
     Chunk,
     /// Rows from the client.
     ApplyChunk,
-    /// Do both sides count the same?
+    /// Compares the row counts of both sides.
     SanityCheck,
     /// Commit.
     Finish,
@@ -54,15 +54,15 @@ pub enum Method {
     Upload,
     /// The whole collection to the client.
     Download,
-    /// Is there anything new among the media?
+    /// Reports the last media usn.
     MediaBegin,
-    /// What has happened to media files.
+    /// Lists the changes of media files.
     MediaChanges,
     /// Media files and deletions from the client.
     UploadChanges,
     /// Media files to the client.
     DownloadFiles,
-    /// Do both sides have as many media files?
+    /// Compares the number of media files of both sides.
     MediaSanity,
 }
 
@@ -90,11 +90,11 @@ const MEDIA_METHODS: &[(&str, Method)] = &[
 ];
 
 impl Route {
-    /// Finds the route of a path: repeated and trailing slashes do not count, nor does the base path in front.
+    /// Finds the route of a path. Repeated and trailing slashes are ignored, and so is the base path in front.
     pub fn parse(path: &str, base_path: &str) -> Route {
         let mut segments: Vec<&str> = path.split('/').filter(|segment| !segment.is_empty()).collect();
         let base: Vec<&str> = base_path.split('/').filter(|segment| !segment.is_empty()).collect();
-        // A proxy may have taken the base path off already.
+        // A proxy may have removed the base path already.
         if segments.starts_with(&base) {
             segments.drain(..base.len());
         }
@@ -104,7 +104,7 @@ impl Route {
             ["metrics"] => Route::Page(Page::Metrics),
             ["sync", name] => Route::named(METHODS, name),
             ["msync", name] => Route::named(MEDIA_METHODS, name),
-            // AnkiDroid 2.12 to 2.15 with the bare host as its address for media.
+            // AnkiDroid 2.12 to 2.15 requests these if its media address is the bare host.
             [name] if MEDIA_METHODS.iter().any(|(known, _)| *known == name) => {
                 Route::named(MEDIA_METHODS, name)
             }
@@ -122,18 +122,18 @@ impl Route {
 }
 
 impl Method {
-    /// Whether it takes part in a session, and so needs a session key.
+    /// Whether the method is part of a session, and so needs a session key.
     pub fn is_step(self) -> bool {
         use Method::{ApplyChanges, ApplyChunk, ApplyGraves, Chunk, Finish, SanityCheck, Start};
         matches!(self, Start | ApplyGraves | ApplyChanges | Chunk | ApplyChunk | SanityCheck | Finish)
     }
 
-    /// Whether a client is likely to send another one at once.
+    /// Whether clients usually send several in a row.
     pub fn comes_in_series(self) -> bool {
         matches!(self, Method::ApplyChunk | Method::UploadChanges)
     }
 
-    /// How large its body may be.
+    /// Maximum size of its body.
     pub fn caps(self, config: &Config) -> Caps {
         use Method::{ApplyChanges, ApplyChunk, ApplyGraves, Start, Upload, UploadChanges};
         match self {
@@ -152,20 +152,20 @@ impl Method {
     }
 }
 
-/// Bodies that hold a few keys or nothing.
+/// Maximum size of bodies that hold a few keys or nothing.
 const SMALL_BODY_BYTES: u64 = 64 * 1024;
 
-/// What may be in a media zip beside its last file, which may be as large as the largest payload: 2.5 MiB of other
-/// files, and what holds them together.
+/// Bytes of a media zip besides its last file, which may be as large as the largest payload: 2.5 MiB of other files,
+/// and the structure of the zip.
 const BESIDE_LARGEST_FILE_BYTES: u64 = 4 * 1024 * 1024;
 
-/// Whether a path asks for a transfer that may take minutes. The guard keeps slots free for the others.
+/// Whether a path is for a transfer that may take minutes. The server keeps slots free for other requests.
 pub fn is_bulk(path: &str) -> bool {
     const BULK: [&str; 4] = ["upload", "download", "uploadChanges", "downloadFiles"];
     BULK.contains(&last_segment(path))
 }
 
-/// Whether a path asks for a login. The guard lets few of them in at a time.
+/// Whether a path is for a login. The server limits concurrent logins.
 pub fn is_login(path: &str) -> bool {
     last_segment(path) == "hostKey"
 }

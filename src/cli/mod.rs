@@ -1,6 +1,7 @@
-//! The command line: finds the command that is meant, and hands it what follows.
+//! The command line: finds the command and passes it the remaining arguments.
 //!
-//! Commands are declared in `commands`, each with its help and what runs it; nothing here knows any of them.
+//! Commands are declared in `commands`, each with its help text and its function. This module does not know any of
+//! them.
 
 mod commands;
 mod progress;
@@ -18,27 +19,27 @@ use crate::config::did_you_mean::nearest;
 use crate::config::{Flags, SETTINGS, Settings};
 use crate::error::{Error, Result};
 
-/// A command found something that is not in order, or failed.
+/// Exit code: a command found a problem, or failed.
 pub const FAILED: u8 = 1;
 
-/// The command line itself is wrong.
+/// Exit code: the command line is wrong.
 pub const WRONG_USAGE: u8 = 2;
 
 /// One command, as declared in a module of `commands`.
 pub struct Command {
     /// One word, or two for a family: `check`, `user add`.
     pub name: &'static str,
-    /// What follows the name: `NAME [--yes]`.
+    /// The arguments after the name: `NAME [--yes]`.
     pub arguments: &'static str,
-    /// What it does, for the table of commands: at most 55 characters, no full stop.
+    /// What it does, for the list of commands: at most 55 characters, no full stop.
     pub summary: &'static str,
-    /// The rest of its help: what there is to know, then its options, then an example. Lines of at most 80 characters.
+    /// The rest of its help: explanation, options, example. Lines of at most 80 characters.
     pub help: &'static str,
-    /// Does it. `Error::Usage` ends with 2 and points to the help, any other error with 1.
+    /// Runs it. `Error::Usage` ends with 2 and points to the help, any other error with 1.
     pub run: fn(Invocation) -> Result<ExitCode>,
 }
 
-/// What follows the name of a command. A command takes its options, then what is left.
+/// The arguments after the name of a command. A command takes its options first, then the remaining words.
 pub struct Invocation {
     args: Arguments,
     base: Option<PathBuf>,
@@ -63,7 +64,7 @@ impl Invocation {
             .map_err(|err| Error::Usage(err.to_string()))
     }
 
-    /// Takes what is left once all options are taken: between `least` and `most` words.
+    /// Takes the remaining words, between `least` and `most`. Call it after all options are taken.
     pub fn words(&mut self, least: usize, most: usize) -> Result<Vec<String>> {
         let args = std::mem::replace(&mut self.args, Arguments::from_vec(Vec::new()));
         let mut words = Vec::new();
@@ -75,8 +76,8 @@ impl Invocation {
             words.push(word);
         }
         match words.len() {
-            count if count < least => Err(Error::Usage("something is missing".to_owned())),
-            count if count > most => Err(Error::Usage(format!("{:?} is too much", words[most]))),
+            count if count < least => Err(Error::Usage("an argument is missing".to_owned())),
+            count if count > most => Err(Error::Usage(format!("{:?} is one argument too many", words[most]))),
             _ => Ok(words),
         }
     }
@@ -132,12 +133,12 @@ pub fn run(mut args: Arguments) -> ExitCode {
     }
 }
 
-/// Takes what every command knows, and the words of the command's name.
+/// Takes the options of every command, and the words of the command's name.
 fn take_shared(invocation: &mut Invocation) -> Result<Vec<String>> {
     invocation.base = invocation.path("--base")?;
     invocation.config = invocation.path("--config")?;
     let mut words: Vec<String> = Vec::new();
-    // Other words belong to the command.
+    // Further words are arguments of the command.
     while words.last().is_none_or(|last| last == "help" || family(last).next().is_some()) && words.len() < 3 {
         match invocation.args.subcommand().map_err(|err| Error::Usage(err.to_string()))? {
             Some(word) => words.push(word),
@@ -149,7 +150,7 @@ fn take_shared(invocation: &mut Invocation) -> Result<Vec<String>> {
 
 enum Found {
     Command(&'static Command),
-    /// Words with which the names of several commands begin.
+    /// The words begin the names of several commands.
     Family,
     Nothing,
 }
@@ -159,13 +160,14 @@ fn find(words: &[&str]) -> Found {
     if let Some(command) = COMMANDS.iter().copied().find(|command| command.name == name) {
         return Found::Command(command);
     }
-    match words.first().is_some_and(|first| family(first).next().is_some()) {
-        true => Found::Family,
-        false => Found::Nothing,
+    if words.first().is_some_and(|first| family(first).next().is_some()) {
+        Found::Family
+    } else {
+        Found::Nothing
     }
 }
 
-/// The commands whose names are this word and another one.
+/// The commands whose names are this word and a second one.
 fn family(word: &str) -> impl Iterator<Item = &'static Command> {
     COMMANDS
         .iter()
@@ -194,7 +196,7 @@ fn fail(err: &Error, command: Option<&Command>) -> ExitCode {
     }
 }
 
-/// Writes to standard output, where nobody may be listening any more (`ankipi config | head -1`).
+/// Writes to standard output. Ignores errors: the reader may have ended (`ankipi config | head -1`).
 pub fn say(text: &str) {
     let _ = std::io::stdout().write_all(text.as_bytes());
 }
@@ -204,7 +206,7 @@ fn print(text: &str) -> ExitCode {
     ExitCode::SUCCESS
 }
 
-/// The environment. A variable that is not text is none of ours.
+/// The environment, without variables that are not UTF-8.
 pub fn variables() -> impl Iterator<Item = (String, String)> {
     std::env::vars_os().filter_map(|(key, value)| Some((key.into_string().ok()?, value.into_string().ok()?)))
 }
@@ -272,7 +274,7 @@ fn help(command: &Command) -> String {
     text
 }
 
-/// What `{settings}` in a help text stands for.
+/// The text that replaces `{settings}` in a help text.
 fn settings_table() -> String {
     let mut text = String::new();
     for setting in SETTINGS {

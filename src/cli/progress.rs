@@ -1,24 +1,24 @@
-//! Signs of life on a terminal, for work that takes more than a moment.
+//! Progress on a terminal, for work that takes more than a moment.
 
 use std::io::{IsTerminal, Write, stderr};
 use std::time::{Duration, Instant};
 
-/// Work that is done sooner shows none.
+/// Shorter work shows no progress.
 const AFTER: Duration = Duration::from_secs(2);
 
-/// One line of standard error that is written over and over, if that is a terminal.
+/// A line of standard error that is overwritten with each update. Nothing is shown if that is not a terminal.
 pub struct Progress {
     started: Instant,
     shown: Option<Instant>,
 }
 
 impl Progress {
-    /// The work begins.
+    /// Starts the clock.
     pub fn start() -> Progress {
         Progress { started: Instant::now(), shown: None }
     }
 
-    /// Says how far it is, if that has not been said a moment ago.
+    /// Shows the progress, unless it was shown a moment ago.
     pub fn show(&mut self, what: &str) {
         let is_due = match self.shown {
             Some(last) => last.elapsed() > AFTER / 10,
@@ -29,7 +29,7 @@ impl Progress {
         }
     }
 
-    /// Says it in any case.
+    /// Shows the progress at once.
     pub fn show_at_once(&mut self, what: &str) {
         if stderr().is_terminal() {
             eprint!("\r\x1b[K{what}");
@@ -38,7 +38,7 @@ impl Progress {
         }
     }
 
-    /// Makes room for other text.
+    /// Clears the line for other text.
     pub fn clear(&mut self) {
         if self.shown.take().is_some() {
             eprint!("\r\x1b[K");

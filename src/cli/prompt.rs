@@ -1,4 +1,4 @@
-//! Passwords and answers from whoever runs a command: never from the command line, which everyone on the machine can read.
+//! Reads passwords and answers of the user, never from the command line, which everyone on the machine can read.
 
 use std::io::{self, BufRead, IsTerminal, Write};
 use std::path::Path;
@@ -7,11 +7,11 @@ use crate::config::read_secret;
 use crate::error::{Error, Result};
 use crate::os::EchoOff;
 
-/// What to say to who types a password behind a command.
+/// Error text for a password on the command line.
 pub const NOT_HERE: &str = "a password on the command line would show in the list of processes and in the history of the \
                             shell: leave it out to be asked for it, or pipe it in, or use --password-file FILE";
 
-/// A new password: from the file, from standard input if that is no terminal, or asked for twice.
+/// Reads a new password: from the file, from standard input if that is not a terminal, or by asking twice.
 pub fn new_password(file: Option<&Path>, credentials: Option<&Path>) -> Result<String> {
     let stdin = io::stdin();
     let password = match file {
@@ -25,21 +25,19 @@ pub fn new_password(file: Option<&Path>, credentials: Option<&Path>) -> Result<S
         }
         _ => line()?,
     };
-    match password.is_empty() {
-        true => Err(Error::Broken("the password is empty; nothing was changed".to_owned())),
-        false => Ok(password),
+    if password.is_empty() {
+        Err(Error::Broken("the password is empty; nothing was changed".to_owned()))
+    } else {
+        Ok(password)
     }
 }
 
-/// A password that there is already: from standard input if that is no terminal, or asked for.
+/// Reads an existing password: from standard input if that is not a terminal, or by asking.
 pub fn known_password() -> Result<String> {
-    match io::stdin().is_terminal() {
-        true => hidden_line("Password: "),
-        false => line(),
-    }
+    if io::stdin().is_terminal() { hidden_line("Password: ") } else { line() }
 }
 
-/// Asks a question that only a `y` at a terminal answers with yes.
+/// Asks a question. True only if the user types `y` at a terminal.
 pub fn confirm(question: &str) -> Result<bool> {
     if !io::stdin().is_terminal() {
         return Ok(false);
@@ -49,7 +47,7 @@ pub fn confirm(question: &str) -> Result<bool> {
 }
 
 fn hidden_line(prompt: &str) -> Result<String> {
-    // Before the prompt: what is typed until then is discarded.
+    // Switched off before the prompt, which discards what was typed until then.
     let echo_off =
         EchoOff::on(&io::stdin()).map_err(|err| Error::Broken(format!("switching the echo off: {err}")))?;
     show(prompt);
@@ -64,7 +62,7 @@ fn show(text: &str) {
     let _ = stderr.write_all(text.as_bytes()).and_then(|()| stderr.flush());
 }
 
-/// The next line of standard input, without its end.
+/// Reads the next line of standard input, without its line end.
 fn line() -> Result<String> {
     let mut line = String::new();
     let read = io::stdin().lock().read_line(&mut line);

@@ -1,4 +1,4 @@
-//! The config file: `KEY=VALUE` lines that systemd (EnvironmentFile), shells (OpenRC's conf.d) and we read alike.
+//! The config file: `KEY=VALUE` lines that systemd (EnvironmentFile), shells (OpenRC's conf.d) and ankipi read alike.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -9,7 +9,7 @@ use crate::error::{Error, Result};
 /// One setting.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Line {
-    /// Counted from 1.
+    /// The line number, from 1.
     pub number: usize,
     /// The name in front of the `=`.
     pub key: String,
@@ -24,7 +24,7 @@ pub fn read(path: &Path) -> Result<Vec<Line>> {
         .map_err(|(number, fault)| Error::Broken(format!("{} line {number}: {fault}", path.display())))
 }
 
-/// A warning if others can read passwords in this file.
+/// Warns if other users can read passwords in this file.
 pub fn exposure(path: &Path, holds_passwords: bool) -> Option<String> {
     let mode = fs::metadata(path).ok()?.permissions().mode();
     (holds_passwords && mode & 0o004 != 0).then(|| {
@@ -49,7 +49,7 @@ fn parse(text: &str) -> std::result::Result<Vec<Line>, (usize, String)> {
         if !key.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_') {
             return Err((number, format!("{key:?} is not a name; no blanks around the =")));
         }
-        // OpenRC's own variables are in its conf.d, too.
+        // OpenRC's own variables may be in the same file.
         if !key.bytes().any(|byte| byte.is_ascii_lowercase()) {
             let value = unquoted(value).map_err(|fault| (number, format!("{key}: {fault}")))?;
             lines.push(Line { number, key: key.to_owned(), value });
@@ -58,7 +58,7 @@ fn parse(text: &str) -> std::result::Result<Vec<Line>, (usize, String)> {
     Ok(lines)
 }
 
-/// A value as systemd and a shell take it, where they agree; an error where they do not.
+/// Removes the quotes as systemd and shells do. An error if they would read the value differently.
 fn unquoted(text: &str) -> std::result::Result<String, &'static str> {
     let mut value = String::new();
     let mut quote = None;

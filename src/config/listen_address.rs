@@ -1,16 +1,16 @@
-//! Where to listen.
+//! Listen addresses.
 
 use std::fmt;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::str::FromStr;
 
-/// One place to listen at.
+/// A listen address.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Address {
-    /// On this address, at SYNC_PORT.
+    /// An IP address, with the port SYNC_PORT.
     Ip(IpAddr),
-    /// On this Unix socket.
+    /// A Unix socket.
     Unix(PathBuf),
 }
 

@@ -1,7 +1,7 @@
 //! Settings: defaults < config file < environment < flags, checked once at start and then passed around.
 //!
-//! Those of the official server keep their names and meanings, so that one service file serves both. The table below
-//! declares each setting once: it makes `Config`, what `ankipi serve --help` lists, and what `ankipi config` prints.
+//! Settings of the official server keep their names and meanings, so that one service file works for both. The table
+//! below declares each setting once. `Config`, `ankipi serve --help` and `ankipi config` are made from it.
 
 pub mod did_you_mean;
 mod file;
@@ -24,27 +24,26 @@ use value_kinds::Kind;
 
 const MIB: u64 = 1024 * 1024;
 
-/// What is known of a setting besides its value.
+/// The declaration of a setting.
 pub struct Setting {
     /// The name of the variable.
     pub key: &'static str,
-    /// `--host ADDRESS`, or nothing.
+    /// The option, such as `--host ADDRESS`; empty if there is none.
     pub flag: &'static str,
-    /// As it would be typed; nothing if there is none.
+    /// The default as typed; empty if there is none.
     pub default: &'static str,
-    /// At most 52 characters.
+    /// What it sets, in at most 52 characters.
     pub summary: &'static str,
     check: fn(&Settings) -> Result<()>,
 }
 
 macro_rules! settings {
     ($($(#[doc = $doc:literal])* $field:ident: $type:ty = $key:literal, $flag:literal, $default:literal, $kind:expr, $summary:literal;)*) => {
-        /// Everything the server can be told.
+        /// All settings, checked.
         #[derive(Clone, Debug)]
         pub struct Config {
             $(#[doc = concat!($key, ": ", $summary, ".")] $(#[doc = $doc])* pub $field: $type,)*
-            /// SYNC_USER1, SYNC_USER2, ..., SYNC_USER1_FILE, ...: one account each; a gap in the numbers does not drop
-            /// the rest.
+            /// SYNC_USER1, SYNC_USER2, ..., SYNC_USER1_FILE, ...: one account each. Numbers may be left out.
             pub users: Vec<UserSetting>,
         }
 
@@ -58,7 +57,7 @@ macro_rules! settings {
         },)*];
 
         impl Settings {
-            /// Checks them all.
+            /// Checks all settings.
             pub fn config(&self) -> Result<Config> {
                 Ok(Config { $($field: self.value($key, &$kind)?,)* users: user_settings::accounts(self)? })
             }
@@ -72,33 +71,33 @@ settings! {
     /// 0 picks a free one and says which.
     port: u16 = "SYNC_PORT", "--port PORT", "8080", value_kinds::PORT, "the port to listen on";
     /// Without a slash at either end.
-    base_path: String = "SYNC_BASE_PATH", "", "", value_kinds::URL_PATH, "a path in front of everything, such as /anki";
-    passwords_hashed: bool = "PASSWORDS_HASHED", "", "", value_kinds::ANYTHING, "if set, passwords of SYNC_USERn are PBKDF2 strings";
-    /// The official key is a digest of the stored hash, which then is as good as the password.
-    official_keys: bool = "SYNC_OFFICIAL_KEYS", "", "no", value_kinds::YES_NO, "with PASSWORDS_HASHED, accept official keys, too";
-    /// Bytes, as sent; three times that once decoded.
-    max_payload_bytes: u64 = "MAX_SYNC_PAYLOAD_MEGS", "", "100", value_kinds::MEGS, "largest upload in MiB; three times that unpacked";
+    base_path: String = "SYNC_BASE_PATH", "", "", kind::URL_PATH, "a path in front of everything, such as /anki";
+    passwords_hashed: bool = "PASSWORDS_HASHED", "", "", kind::ANYTHING, "if set, passwords of SYNC_USERn are PBKDF2 strings";
+    /// The official key is a digest of the stored hash. So with this, a stolen hash is as good as the password.
+    official_keys: bool = "SYNC_OFFICIAL_KEYS", "", "no", kind::YES_NO, "with PASSWORDS_HASHED, accept official keys, too";
+    /// Bytes as sent. After decompression, three times that.
+    max_payload_bytes: u64 = "MAX_SYNC_PAYLOAD_MEGS", "", "100", kind::MEGS, "largest upload in MiB; three times that unpacked";
     /// Bytes. Such an object is held in memory.
     max_row_bytes: u64 = "MAX_SYNC_ROW_MEGS", "", "8", value_kinds::MEGS, "largest single note, notetype or deck in MiB";
     /// Bytes.
     quota_bytes: Option<u64> = "SYNC_QUOTA_MEGS", "", "", value_kinds::OPTIONAL_MEGS, "what each user may store, in MiB";
     /// Bytes.
-    min_free_bytes: u64 = "SYNC_MIN_FREE_MEGS", "", "16", value_kinds::MEGS_OR_NONE, "what uploads leave free on the disk, in MiB";
-    session_idle: Duration = "SYNC_SESSION_SECS", "", "300", value_kinds::SECONDS, "a silent sync is given up after so long";
-    idle_exit: Option<Duration> = "SYNC_IDLE_EXIT_SECS", "", "", value_kinds::OPTIONAL_SECONDS, "end after so long without a connection";
-    backups: usize = "SYNC_BACKUPS", "", "3", value_kinds::COUNT, "replaced collections kept for each user";
-    ip_header: Option<String> = "SYNC_IP_HEADER", "", "", value_kinds::IP_HEADER, "where a proxy tells the address: X-Real-IP, ...";
-    trusted_proxies: Vec<Network> = "SYNC_TRUSTED_PROXIES", "", "127.0.0.0/8 ::1", value_kinds::NETWORKS, "proxies that SYNC_IP_HEADER is taken from";
-    /// Everyone, if empty.
-    allow: Vec<Network> = "SYNC_ALLOW", "", "", value_kinds::NETWORKS, "networks that may sync; otherwise all";
-    metrics: bool = "SYNC_METRICS", "", "no", value_kinds::YES_NO, "show numbers for Prometheus at /metrics, to everyone";
-    log_level: log::LevelFilter = "SYNC_LOG", "", "info", value_kinds::LOG_LEVEL, "error, warn, info, debug or trace";
+    min_free_bytes: u64 = "SYNC_MIN_FREE_MEGS", "", "16", kind::MEGS_OR_NONE, "what uploads leave free on the disk, in MiB";
+    session_idle: Duration = "SYNC_SESSION_SECS", "", "300", kind::SECONDS, "a silent sync is given up after so long";
+    idle_exit: Option<Duration> = "SYNC_IDLE_EXIT_SECS", "", "", kind::OPTIONAL_SECONDS, "end after so long without a connection";
+    backups: usize = "SYNC_BACKUPS", "", "3", kind::COUNT, "replaced collections kept for each user";
+    ip_header: Option<String> = "SYNC_IP_HEADER", "", "", kind::IP_HEADER, "where a proxy tells the address: X-Real-IP, ...";
+    trusted_proxies: Vec<Network> = "SYNC_TRUSTED_PROXIES", "", "127.0.0.0/8 ::1", kind::NETWORKS, "proxies that SYNC_IP_HEADER is taken from";
+    /// If empty, everyone.
+    allow: Vec<Network> = "SYNC_ALLOW", "", "", kind::NETWORKS, "networks that may sync; otherwise all";
+    metrics: bool = "SYNC_METRICS", "", "no", kind::YES_NO, "show numbers for Prometheus at /metrics, to everyone";
+    log_level: log::LevelFilter = "SYNC_LOG", "", "info", kind::LOG_LEVEL, "error, warn, info, debug or trace";
 }
 
-/// What the command line sets: keys and values.
+/// Settings of the command line: keys and values.
 pub type Flags = Vec<(&'static str, String)>;
 
-/// All settings as they were typed, with where each came from.
+/// All settings as typed, each with its origin.
 pub struct Settings {
     values: BTreeMap<String, Value>,
     home: Option<String>,
@@ -114,7 +113,7 @@ pub struct Value {
     pub origin: Origin,
 }
 
-/// Where a setting comes from.
+/// The origin of a setting.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Origin {
     /// It was not set.
@@ -139,7 +138,8 @@ impl fmt::Display for Origin {
 }
 
 impl Settings {
-    /// Reads the config file and takes these variables and flags. Only what cannot be read is an error here.
+    /// Reads the config file and adds these variables and flags. Only unreadable text is an error; values are checked
+    /// later.
     pub fn read(
         config_file: Option<&Path>,
         variables: impl Iterator<Item = (String, String)>,
@@ -168,7 +168,7 @@ impl Settings {
         Ok(settings)
     }
 
-    /// An empty value is none, so that a service file may hold `SYNC_USER2=`.
+    /// An empty value counts as not set, so that a service file may hold `SYNC_USER2=`.
     fn take(&mut self, key: String, text: String, origin: Origin) {
         if !is_known(&key) {
             let names = SETTINGS.iter().map(|setting| setting.key).chain(["SYNC_USER1", "SYNC_USER1_FILE"]);
@@ -186,22 +186,22 @@ impl Settings {
         self.values.keys().map(String::as_str)
     }
 
-    /// What looks wrong and does no harm.
+    /// Likely mistakes that do no harm.
     pub fn warnings(&self) -> &[String] {
         &self.warnings
     }
 
-    /// Where systemd put this service's credentials.
+    /// The folder in which systemd puts this service's credentials.
     pub fn credentials(&self) -> Option<&Path> {
         self.credentials.as_deref()
     }
 
-    /// The data folder alone, for commands that need no more.
+    /// Checks the data folder only, for commands that need no other setting.
     pub fn base(&self) -> Result<PathBuf> {
         self.value("SYNC_BASE", &value_kinds::PATH)
     }
 
-    /// All settings as they count, in the order of the table, then the accounts with their passwords masked.
+    /// All effective settings in the order of the table, then the accounts with masked passwords.
     pub fn listing(&self) -> Vec<(String, String, Origin)> {
         let of_setting = |setting: &Setting| {
             let (text, origin) = self.text(setting.key, setting.default);
@@ -210,7 +210,7 @@ impl Settings {
         SETTINGS.iter().map(of_setting).chain(user_settings::listing(self)).collect()
     }
 
-    /// What is wrong with each setting.
+    /// The error of each wrong setting.
     pub fn faults(&self) -> Vec<Error> {
         let settings = SETTINGS.iter().filter_map(|setting| (setting.check)(self).err());
         settings.chain(user_settings::accounts(self).err()).collect()
@@ -234,9 +234,10 @@ impl Settings {
             SETTINGS.iter().find(|setting| setting.key == key).map_or("", |setting| setting.default);
         let (text, origin) = self.text(key, default);
         (kind.parse)(text.trim()).ok_or_else(|| {
-            let fault = match text.starts_with("~/") {
-                true => format!("neither {key} nor HOME is set: say where the data lives with --base DIR"),
-                false => format!("{key}={text} ({origin}) is not {}", kind.expected),
+            let fault = if text.starts_with("~/") {
+                format!("neither {key} nor HOME is set: say where the data lives with --base DIR")
+            } else {
+                format!("{key}={text} ({origin}) is not {}", kind.expected)
             };
             Error::Broken(fault)
         })
@@ -250,7 +251,7 @@ impl Config {
     }
 }
 
-/// Other variables of the environment are none of our business.
+/// Other environment variables are ignored.
 fn is_ours(key: &str) -> bool {
     key.starts_with("SYNC_") || key.starts_with("MAX_SYNC_") || key == "PASSWORDS_HASHED"
 }

@@ -1,4 +1,4 @@
-//! The accounts among the settings: SYNC_USERn and SYNC_USERn_FILE.
+//! The accounts of the settings: SYNC_USERn and SYNC_USERn_FILE.
 
 use std::fs;
 use std::path::Path;
@@ -21,14 +21,14 @@ impl std::fmt::Debug for UserSetting {
     }
 }
 
-/// The number of an account's key, and whether it names a file.
+/// The number of an account's key, and whether its value names a file.
 fn account_number(key: &str) -> Option<(u32, bool)> {
     let rest = key.strip_prefix("SYNC_USER")?;
     let number = rest.strip_suffix("_FILE");
     Some((number.unwrap_or(rest).parse().ok()?, number.is_some()))
 }
 
-/// Whether a key sets an account.
+/// Whether a key declares an account.
 pub fn is_account(key: &str) -> bool {
     account_number(key).is_some()
 }
@@ -41,15 +41,13 @@ fn numbered(settings: &Settings) -> Vec<(&str, bool)> {
     keys.into_iter().map(|((_, is_file), key)| (key, is_file)).collect()
 }
 
-/// All accounts, with what is in files read.
+/// All accounts. Reads the files of SYNC_USERn_FILE.
 pub fn accounts(settings: &Settings) -> Result<Vec<UserSetting>> {
     let mut users: Vec<UserSetting> = Vec::new();
     for (key, is_file) in numbered(settings) {
         let text = &settings.values[key].text;
-        let value = match is_file {
-            true => read_secret(Path::new(text), settings.credentials())?,
-            false => text.clone(),
-        };
+        let value =
+            if is_file { read_secret(Path::new(text), settings.credentials())? } else { text.clone() };
         let Some((name, password)) = value.split_once(':').filter(|(_, password)| !password.is_empty())
         else {
             let place = if is_file { format!("{key}: the file {text}") } else { key.to_owned() };
@@ -64,7 +62,7 @@ pub fn accounts(settings: &Settings) -> Result<Vec<UserSetting>> {
     Ok(users)
 }
 
-/// The accounts without their passwords.
+/// The accounts with masked passwords.
 pub fn listing(settings: &Settings) -> impl Iterator<Item = (String, String, Origin)> {
     numbered(settings).into_iter().map(|(key, is_file)| {
         let value = &settings.values[key];
@@ -77,7 +75,7 @@ pub fn listing(settings: &Settings) -> impl Iterator<Item = (String, String, Ori
     })
 }
 
-/// Names become folder names.
+/// Checks a user name, which becomes the name of a folder.
 pub fn check_user_name(name: &str) -> Result<()> {
     let fits = !name.is_empty() && name.len() <= 128 && !name.starts_with('.');
     let is_ours = [crate::accounts::USERS_FILE].contains(&name) || name.ends_with(".new");
@@ -90,7 +88,7 @@ pub fn check_user_name(name: &str) -> Result<()> {
     )))
 }
 
-/// A secret from a file, without the end of its line. A relative path may be the name of a systemd credential.
+/// Reads a secret from a file, without its line end. A relative path may be the name of a systemd credential.
 pub fn read_secret(path: &Path, credentials: Option<&Path>) -> Result<String> {
     let credential = credentials.map(|dir| dir.join(path)).filter(|path| path.exists());
     let path = credential.as_deref().unwrap_or(path);

@@ -1,4 +1,4 @@
-//! What the values of settings may be: how each kind is read, and how it is asked for.
+//! The kinds of values: how each is parsed, and how error messages name it.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -8,19 +8,19 @@ use crate::config::{Address, MIB};
 
 /// A kind of value.
 pub struct Kind<T> {
-    /// None if the text is not of this kind. An empty text is a setting that is not set.
+    /// Parses a value; None if it is not of this kind. Empty text means that the setting is not set.
     pub parse: fn(&str) -> Option<T>,
-    /// Ends the sentence "KEY=VALUE is not ...".
+    /// Completes the message "KEY=VALUE is not ...".
     pub expected: &'static str,
 }
 
-/// A folder or file.
+/// The path of a folder or file.
 pub const PATH: Kind<PathBuf> = Kind {
     parse: |text| (!text.is_empty() && !text.starts_with("~/")).then(|| text.into()),
     expected: "a path",
 };
 
-/// Where to listen; at least one.
+/// Listen addresses, at least one.
 pub const ADDRESSES: Kind<Vec<Address>> = Kind {
     parse: |text| {
         let names = text.split(',').map(str::trim).filter(|name| !name.is_empty());
@@ -30,7 +30,7 @@ pub const ADDRESSES: Kind<Vec<Address>> = Kind {
     expected: "an address such as 0.0.0.0, 192.168.1.5 or ::, or unix:/path, or several with commas",
 };
 
-/// A time or none.
+/// A duration or none.
 pub const OPTIONAL_SECONDS: Kind<Option<Duration>> = Kind {
     parse: |text| match text {
         "" => Some(None),
@@ -42,14 +42,14 @@ pub const OPTIONAL_SECONDS: Kind<Option<Duration>> = Kind {
 /// A TCP port.
 pub const PORT: Kind<u16> = Kind { parse: |text| text.parse().ok(), expected: "a number up to 65535" };
 
-/// A path of a URL; slashes at the ends are dropped.
+/// A URL path. Slashes at both ends are dropped.
 pub const URL_PATH: Kind<String> =
     Kind { parse: |text| Some(text.trim_matches('/').to_owned()), expected: "a path such as /anki" };
 
 /// Whether there is any text.
 pub const ANYTHING: Kind<bool> = Kind { parse: |text| Some(!text.is_empty()), expected: "a text" };
 
-/// A switch.
+/// Yes or no.
 pub const YES_NO: Kind<bool> = Kind {
     parse: |text| match text.to_ascii_lowercase().as_str() {
         "yes" | "true" | "on" | "1" => Some(true),
@@ -59,16 +59,16 @@ pub const YES_NO: Kind<bool> = Kind {
     expected: "yes or no",
 };
 
-/// A size; bytes.
+/// A size, in bytes.
 pub const MEGS: Kind<u64> = Kind {
     parse: |text| megs(text).filter(|bytes| *bytes > 0),
     expected: "a number of MiB above 0, which would refuse everything",
 };
 
-/// A size that may be 0; bytes.
+/// A size that may be 0, in bytes.
 pub const MEGS_OR_NONE: Kind<u64> = Kind { parse: megs, expected: "a number of MiB" };
 
-/// A size or nothing; bytes.
+/// A size or none, in bytes.
 pub const OPTIONAL_MEGS: Kind<Option<u64>> = Kind {
     parse: |text| match text {
         "" => Some(None),
@@ -81,14 +81,14 @@ fn megs(text: &str) -> Option<u64> {
     text.parse::<u64>().ok().map(|megs| megs.saturating_mul(MIB))
 }
 
-/// A time.
+/// A duration.
 pub const SECONDS: Kind<Duration> = Kind {
-    // Longer ones would overflow the clock.
+    // A longer one would overflow the clock.
     parse: |text| text.parse::<u32>().ok().map(|secs| Duration::from_secs(secs.into())),
     expected: "a number of seconds",
 };
 
-/// How many.
+/// A count.
 pub const COUNT: Kind<usize> = Kind { parse: |text| text.parse().ok(), expected: "a number" };
 
 /// The name of a header.
@@ -100,7 +100,7 @@ pub const IP_HEADER: Kind<Option<String>> = Kind {
     expected: "the name of a header, such as X-Real-IP, or RightmostXForwardedFor",
 };
 
-/// Networks with blanks or commas between them.
+/// Networks, separated by blanks or commas.
 pub const NETWORKS: Kind<Vec<Network>> = Kind {
     parse: |text| {
         let names = text.split([' ', ',']).filter(|name| !name.is_empty());
@@ -109,6 +109,6 @@ pub const NETWORKS: Kind<Vec<Network>> = Kind {
     expected: "a list of networks such as 192.168.1.0/24 or fd00::/8",
 };
 
-/// How much is logged.
+/// The log level.
 pub const LOG_LEVEL: Kind<log::LevelFilter> =
     Kind { parse: |text| text.parse().ok(), expected: "error, warn, info, debug or trace" };

@@ -1,4 +1,4 @@
-//! One line per request: who, from which client, what it did, how long it took. Never keys, passwords or texts of notes.
+//! One log line per request: user, client, what was done, duration. Never keys, passwords or note texts.
 
 use std::fmt::Write;
 use std::net::IpAddr;
@@ -8,7 +8,7 @@ use crate::error::{Error, Result};
 use crate::http::Request;
 use crate::http::body::Received;
 
-/// What is known of a request so far.
+/// What is known of a request so far, for its log line.
 pub struct AccessLog {
     path: String,
     address: IpAddr,
@@ -17,12 +17,12 @@ pub struct AccessLog {
     did: String,
     received: Received,
     sent: u64,
-    /// Monitors ask for `/health` every few seconds.
+    /// Pages are logged at level debug if they succeed: monitors request `/health` every few seconds.
     is_page: bool,
 }
 
 impl AccessLog {
-    /// Notes where a request comes from and where it goes.
+    /// Takes path and client address of a request.
     pub fn new(request: &Request, address: IpAddr) -> AccessLog {
         AccessLog {
             path: printable(request.path()),
@@ -36,12 +36,12 @@ impl AccessLog {
         }
     }
 
-    /// Where the request comes from.
+    /// The client's address.
     pub fn address(&self) -> IpAddr {
         self.address
     }
 
-    /// Notes that it is for a page, which is only of interest if it fails.
+    /// Notes that it is for a page, which is logged at level info or higher only if it fails.
     pub fn page(&mut self) {
         self.is_page = true;
     }
@@ -98,14 +98,14 @@ impl AccessLog {
             Ok(()) if self.is_page => log::debug!(target: "request", "{line}"),
             Ok(()) => log::info!(target: "request", "{line}"),
             Err(err @ Error::Disconnected(_)) => log::info!(target: "request", "{line}: {err}"),
-            // Only 500 is a fault of ours.
+            // Only 500 is an error of the server.
             Err(err) if status != 500 => log::warn!(target: "request", "{line}: {}", shortened(&err)),
             Err(err) => log::error!(target: "request", "{line}: {}", shortened(&err)),
         }
     }
 }
 
-/// Longer than any text of ours; some quote what a client sent, which may be a row of megabytes.
+/// Maximum length of an error text. Some texts quote what a client sent, which may be megabytes.
 const MAX_ERROR_CHARS: usize = 400;
 
 fn shortened(err: &Error) -> String {
@@ -116,7 +116,7 @@ fn shortened(err: &Error) -> String {
     }
 }
 
-/// What a client sent, short and on one line.
+/// Text from a client, shortened and on one line.
 pub fn printable(text: &str) -> String {
     text.chars().take(100).map(|c| if c.is_control() || c.is_whitespace() { '?' } else { c }).collect()
 }

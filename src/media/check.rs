@@ -1,8 +1,8 @@
-//! Do the index and the folder agree? For `ankipi check`; the server is not needed for it, and with `fix` must not run.
+//! Compares the media index with the folder, for `ankipi check`. No server is needed, and with `fix` none may run.
 //!
-//! Every mend is a change under a new usn, so that all clients come to hold the same. What is in the folder counts: a
-//! file that the index does not know is recorded, one with other contents is recorded as it is, and only what is gone
-//! is recorded as deleted. Neither the list of files nor that of records is ever held whole.
+//! Each repair is a change under a new usn, so that all clients get it. The folder decides: a file without a record is
+//! recorded, a file with other contents is recorded as it is, and only a missing file is recorded as deleted. Neither
+//! the list of files nor that of records is held in memory as a whole.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -12,30 +12,30 @@ use crate::media::index::{MediaDb, Recording};
 use crate::media::name::{BadName, MediaName};
 use crate::media::{FOLDER, MAX_FILE_BYTES, file_sha1, pending, recover, remove_staged};
 
-/// How many names are held at a time.
+/// Names read from the index at a time.
 const NAMES_AT_ONCE: u32 = 500;
 
-/// What to do.
+/// What a check does.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Depth {
     /// Read every file and compare it with its checksum, rather than compare lengths.
     pub deep: bool,
-    /// Mend what is found.
+    /// Repair what is found.
     pub fix: bool,
 }
 
-/// Where a check tells what it does.
+/// Receives findings and progress of a check.
 pub trait Listener {
-    /// Something is not in order.
+    /// Something is wrong.
     fn problem(&mut self, what: String);
-    /// Something is worth knowing, and is in order.
+    /// Something is worth knowing, but not wrong.
     fn note(&mut self, what: String);
-    /// Another of so many files has been looked at.
+    /// `done` of `of` files were checked.
     fn progress(&mut self, done: u64, of: u64);
 }
 
-/// Compares the index in a user's folder with the files, and mends what is mendable if told to. Returns what could not
-/// be mended.
+/// Compares the index in a user's folder with the files, and repairs what it can if `fix` is set. Returns the number of
+/// problems that are left.
 pub fn check(dir: &Path, depth: Depth, listener: &mut dyn Listener) -> Result<u64> {
     if depth.fix {
         remove_staged(dir)?;
@@ -45,7 +45,7 @@ pub fn check(dir: &Path, depth: Depth, listener: &mut dyn Listener) -> Result<u6
     if let Some(damage) = db.damage()? {
         listener.problem(format!(
             "media.db is damaged ({damage}). Stop the server, move it away, then run this again with --fix: it is \
-             made anew from the files"
+             created again from the files"
         ));
         return Ok(1);
     }
@@ -63,32 +63,32 @@ pub fn check(dir: &Path, depth: Depth, listener: &mut dyn Listener) -> Result<u6
         deep: depth.deep,
         pending,
         listener,
-        unmended: 0,
+        unrepaired: 0,
     };
     check.records()?;
     check.files()?;
     check.totals()?;
-    let unmended = check.unmended;
+    let unrepaired = check.unrepaired;
     match check.fix {
-        Some(recording) => recording.commit().map(|_| unmended),
-        None => Ok(unmended),
+        Some(recording) => recording.commit().map(|_| unrepaired),
+        None => Ok(unrepaired),
     }
 }
 
 struct Check<'c> {
     folder: PathBuf,
     db: &'c MediaDb,
-    /// The transaction that mends.
+    /// The transaction for repairs; None without `fix`.
     fix: Option<Recording<'c>>,
     deep: bool,
-    /// Names that an interrupted upload had to do with.
+    /// Names of an interrupted upload, which are not checked.
     pending: Vec<MediaName>,
     listener: &'c mut dyn Listener,
-    unmended: u64,
+    unrepaired: u64,
 }
 
 impl Check<'_> {
-    /// Each record: is its file there, and is it that file?
+    /// Checks that each record has its file, with these contents.
     fn records(&mut self) -> Result<()> {
         let (total, mut done) = (self.db.totals()?.files.max(0) as u64, 0);
         let mut last = String::new();
@@ -119,7 +119,7 @@ impl Check<'_> {
             fs::symlink_metadata(&path).ok().filter(fs::Metadata::is_file).map_or(0, |meta| meta.len());
         if bytes == 0 || bytes > MAX_FILE_BYTES {
             let what = format!("{:?} is in the index, and not in the folder", name.as_str());
-            return self.mend(what, "recorded as deleted", |fix| fix.delete(name));
+            return self.repair(what, "recorded as deleted", |fix| fix.delete(name));
         }
         if bytes == record.bytes && !self.deep {
             return Ok(());
@@ -127,19 +127,19 @@ impl Check<'_> {
         match file_sha1(&path)? {
             Some(found) if found != record => {
                 let what = format!("{:?} has other contents than the index says", name.as_str());
-                self.mend(what, "recorded as it is", |fix| fix.put(name, &found))
+                self.repair(what, "recorded with these contents", |fix| fix.put(name, &found))
             }
             _ => Ok(()),
         }
     }
 
     fn unusable_record(&mut self, reason: &str) -> Result<()> {
-        self.unmended += 1;
+        self.unrepaired += 1;
         self.listener.problem(format!("a name in the index {reason}; no client can have that file"));
         Ok(())
     }
 
-    /// Each file: does the index know it?
+    /// Checks that each file has a record.
     fn files(&mut self) -> Result<()> {
         let entries = match fs::read_dir(&self.folder) {
             Ok(entries) => entries,
@@ -175,14 +175,14 @@ impl Check<'_> {
         }
         let what = format!("{:?} is in the folder, and not in the index", name.as_str());
         match file_sha1(&name.path_in(&self.folder))? {
-            Some(found) => self.mend(what, "recorded", |fix| fix.put(name, &found)),
+            Some(found) => self.repair(what, "recorded", |fix| fix.put(name, &found)),
             None => Ok(()),
         }
     }
 
     fn totals(&mut self) -> Result<()> {
         if let Some(fix) = &self.fix {
-            // What was mended so far is not in the table yet.
+            // The repairs so far are not in the table yet.
             fix.store_totals()?;
         }
         let (stored, counted) = (self.db.totals()?, self.db.counted_totals()?);
@@ -193,25 +193,25 @@ impl Check<'_> {
             "the index counts {} files and usn {}, and holds {} files and usn {}",
             stored.files, stored.last_usn, counted.files, counted.last_usn
         );
-        self.mend(what, "counted anew", |fix| {
+        self.repair(what, "counted again", |fix| {
             fix.recount(counted);
             Ok(())
         })
     }
 
-    fn mend(
+    fn repair(
         &mut self,
         what: String,
         how: &str,
-        mend: impl FnOnce(&mut Recording<'_>) -> Result<()>,
+        repair: impl FnOnce(&mut Recording<'_>) -> Result<()>,
     ) -> Result<()> {
         match &mut self.fix {
             Some(fix) => {
-                mend(fix)?;
+                repair(fix)?;
                 self.listener.problem(format!("{what}: {how}"));
             }
             None => {
-                self.unmended += 1;
+                self.unrepaired += 1;
                 self.listener.problem(what);
             }
         }

@@ -1,8 +1,8 @@
 //! A zip of files for a client, streamed from the files themselves.
 //!
-//! The files are opened under the lock; after that they may be replaced or deleted, and what was opened is still what
-//! the index had told. Each is hashed on its way: one that is not what its record says ends the reply in the middle, so
-//! that no client keeps it.
+//! The files are opened under the lock. After that they may be replaced or deleted, but an open file keeps the contents
+//! that the index recorded. Each file is hashed while it is sent. If it differs from its record, the response is cut
+//! off, so that no client keeps the file.
 
 use std::fs::{self, File};
 use std::io::{Read, Write};
@@ -16,10 +16,10 @@ use crate::media::upload::checked_name;
 use crate::media::zip::{META, ZipWriter, zip_bytes};
 use crate::media::{BLOCK_BYTES, MAX_FILES, MediaStore};
 
-/// A zip ends after the file that passes this size, as on the official server; clients ask for the rest.
+/// Maximum size of a zip, as on the official server: the file that exceeds it is the last. Clients request the rest.
 const ENOUGH_BYTES: u64 = 2_621_440;
 
-/// The files of one reply, open.
+/// The open files of one response.
 pub struct Download {
     files: Vec<OpenFile>,
     meta: Vec<u8>,
@@ -32,7 +32,7 @@ struct OpenFile {
 }
 
 impl MediaStore {
-    /// Opens the files that a client asks for, or as many of the first ones as go into one zip.
+    /// Opens the requested files, or as many of the first ones as fit into one zip.
     pub fn download(&self, names: Vec<String>) -> Result<Download> {
         if names.len() > MAX_FILES {
             return Err(Error::bad(format!("{} media files at once", names.len())));
@@ -78,19 +78,19 @@ fn meta_of(files: &[OpenFile]) -> Result<Vec<u8>> {
 }
 
 impl Download {
-    /// How many files.
+    /// The number of files.
     pub fn files(&self) -> usize {
         self.files.len()
     }
 
-    /// The length of the zip.
+    /// The length of the zip in bytes.
     pub fn bytes(&self) -> u64 {
         let files = self.files.iter().enumerate();
         let entries = files.map(|(n, file)| (n.to_string().len(), file.record.bytes));
         zip_bytes(entries.chain([(META.len(), self.meta.len() as u64)]))
     }
 
-    /// Writes the zip. No lock is held.
+    /// Writes the zip. The lock is not held.
     pub fn write_to(mut self, out: &mut impl Write) -> Result<()> {
         let expected = self.bytes();
         let mut zip = ZipWriter::new(out);
@@ -98,9 +98,10 @@ impl Download {
             zip.add(&n.to_string(), open.record.bytes, |sink| open.send(sink))?;
         }
         zip.add(META, self.meta.len() as u64, |sink| sink(&self.meta))?;
-        match zip.finish()? == expected {
-            true => Ok(()),
-            false => Err(Error::Broken("a media zip came out with another length".to_owned())),
+        if zip.finish()? == expected {
+            Ok(())
+        } else {
+            Err(Error::Broken("a media zip came out with another length".to_owned()))
         }
     }
 }
@@ -123,12 +124,11 @@ impl OpenFile {
             sink(&block[..count])?;
             left -= count as u64;
         }
-        match left == 0 && self.record.sha1 == <[u8; 20]>::from(sha1.finalize()) {
-            true => Ok(()),
-            false => {
-                log::debug!("media file {:?} has other contents than its record", self.name.as_str());
-                Err(Error::LostFile("has other contents than it should"))
-            }
+        if left == 0 && self.record.sha1 == <[u8; 20]>::from(sha1.finalize()) {
+            Ok(())
+        } else {
+            log::debug!("media file {:?} has other contents than its record", self.name.as_str());
+            Err(Error::LostFile("has other contents than it should"))
         }
     }
 }

@@ -1,8 +1,7 @@
-//! The index of a user's media files: `media.db` in the official schema 4 (sync-protocol.md 9), so that either server
-//! takes over from the other. Version 3 is upgraded on opening.
+//! The index of a user's media files: `media.db` in the official schema 4 (sync-protocol.md 9), so that ankipi and the
+//! official server can replace each other. Version 3 is upgraded on opening.
 //!
-//! A row stays for ever; size 0 says that the file was deleted, and its checksum stays. `meta` holds the last usn, and
-//! counts what is there.
+//! Rows are never removed. Size 0 marks a deleted file; its checksum stays. `meta` holds the last usn and the totals.
 
 use std::path::Path;
 use std::time::Duration;
@@ -20,7 +19,7 @@ use crate::os::clock;
 /// The name of the index in a user's folder, as on the official server.
 pub const FILE_NAME: &str = "media.db";
 
-/// The schema version that we keep.
+/// The supported schema version.
 const SCHEMA_VERSION: i64 = 4;
 
 /// Rows in one page of `mediaChanges`.
@@ -47,7 +46,7 @@ CREATE TABLE meta (
 INSERT INTO meta VALUES (0, 0, 0);
 PRAGMA user_version = 4;";
 
-/// Version 3 has the same facts under other names; checksums may be text there.
+/// Version 3 holds the same data under other names. Its checksums may be text.
 const UPGRADE_FROM_3: &str = "\
 CREATE TABLE ankipi_media AS
   SELECT fname, CASE typeof(csum) WHEN 'text' THEN coalesce(unhex(csum), x'') ELSE csum END AS csum,
@@ -69,17 +68,17 @@ pub struct MediaDb {
     pub(super) db: Connection,
 }
 
-/// What the index knows of a file.
+/// The record of a file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Record {
-    /// SHA-1 of the contents; of a deleted file, of what it last held.
+    /// SHA-1 of the contents; for a deleted file, of its last contents.
     pub sha1: Sha1Sum,
-    /// Length; 0 if the file was deleted.
+    /// Length in bytes; 0 if the file was deleted.
     pub bytes: u64,
 }
 
 impl Record {
-    /// Whether the file is there, as far as the index knows.
+    /// Whether the file exists, according to the index.
     pub fn is_live(&self) -> bool {
         self.bytes > 0
     }
@@ -91,7 +90,7 @@ pub struct Change {
     pub name: String,
     /// The usn of its last change.
     pub usn: i32,
-    /// SHA-1; none if the file was deleted.
+    /// SHA-1 of the contents; None if the file was deleted.
     pub sha1: Option<Sha1Sum>,
 }
 
@@ -102,7 +101,7 @@ impl Totals {
 }
 
 impl MediaDb {
-    /// Opens for writing, and makes or upgrades the tables.
+    /// Opens for writing, and creates or upgrades the tables.
     pub fn open(dir: &Path) -> Result<MediaDb> {
         files::refuse_link(&dir.join(FILE_NAME))?;
         let db = Connection::open_with_flags(
@@ -112,13 +111,13 @@ impl MediaDb {
                 | OpenFlags::SQLITE_OPEN_NO_MUTEX,
         )?;
         let db = MediaDb::prepare(db)?;
-        // A commit is on disk when it returns, and costs one sync.
+        // A commit is durable when it returns, and costs one fsync.
         db.db.execute_batch("PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL")?;
         db.upgrade()?;
         Ok(db)
     }
 
-    /// Opens for reading, without a trace on the disk. An index that is not there is empty.
+    /// Opens for reading. Writes only to recover a WAL or to upgrade the schema. A missing index is read as empty.
     pub fn open_to_read(dir: &Path) -> Result<MediaDb> {
         let path = dir.join(FILE_NAME);
         files::refuse_link(&path)?;
@@ -128,7 +127,7 @@ impl MediaDb {
             return Ok(db);
         }
         if has_side_files(&path) {
-            // A crash left its WAL behind: the ordinary way, which heals it.
+            // A crash left a WAL behind. Opening for writing recovers it.
             return MediaDb::open(dir);
         }
         let flags =
@@ -141,10 +140,10 @@ impl MediaDb {
     }
 
     fn prepare(db: Connection) -> Result<MediaDb> {
-        // The file may have been restored from anywhere: nothing in it may run.
+        // The file may come from anywhere, so no code in it may run.
         db.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_TRIGGER, false)?;
         db.set_db_config(DbConfig::SQLITE_DBCONFIG_TRUSTED_SCHEMA, false)?;
-        // The owner may be looking at the file with a tool of theirs.
+        // The owner may have the file open in another tool.
         db.busy_timeout(Duration::from_secs(5))?;
         let pragmas =
             format!("PRAGMA mmap_size = 0; PRAGMA temp_store = FILE; PRAGMA cache_size = -{CACHE_KIB}");
@@ -172,14 +171,14 @@ impl MediaDb {
         Ok(transaction.commit()?)
     }
 
-    /// The last usn and the counts.
+    /// The last usn and the totals.
     pub fn totals(&self) -> Result<Totals> {
         let read =
             |row: &Row<'_>| Ok(Totals { last_usn: row.get(0)?, bytes: row.get(1)?, files: row.get(2)? });
         Ok(self.db.query_row("SELECT last_usn, total_bytes, total_nonempty_files FROM meta", [], read)?)
     }
 
-    /// What is known of a file.
+    /// The record of a file, if there is one.
     pub fn record(&self, name: &MediaName) -> Result<Option<Record>> {
         let read =
             |row: &Row<'_>| Ok(Record { sha1: row.get(0)?, bytes: row.get::<_, i64>(1)?.max(0) as u64 });
@@ -199,14 +198,14 @@ impl MediaDb {
         Ok(())
     }
 
-    /// The counts as the rows have them, and the usn that none of them is above.
+    /// The totals as counted from the rows. The usn is at least as high as that of each row.
     pub fn counted_totals(&self) -> Result<Totals> {
         let count = "SELECT max(coalesce(max(usn), 0), (SELECT last_usn FROM meta)),
             coalesce(sum(size), 0), coalesce(sum(size > 0), 0) FROM media";
         Ok(self.db.query_row(count, [], Totals::of_row)?)
     }
 
-    /// Some names of files that are there, in order.
+    /// The next names of existing files after `last`, in order.
     pub fn live_names_after(&self, last: &str, limit: u32) -> Result<Vec<String>> {
         let mut select = self
             .db
@@ -215,13 +214,13 @@ impl MediaDb {
         Ok(names.collect::<rusqlite::Result<_>>()?)
     }
 
-    /// What SQLite finds wrong with the file.
+    /// What SQLite's check finds; None if the file is sound.
     pub fn damage(&self) -> Result<Option<String>> {
         let found: String = self.db.query_row("PRAGMA quick_check(1)", [], |row| row.get(0))?;
         Ok((found != "ok").then_some(found))
     }
 
-    /// Begins the transaction that records what has happened to files.
+    /// Begins the transaction that records changes of files.
     pub fn begin(&self) -> Result<Recording<'_>> {
         Ok(Recording { transaction: self.db.unchecked_transaction()?, totals: self.totals()?, db: self })
     }
@@ -235,12 +234,12 @@ pub struct Recording<'d> {
 }
 
 impl Recording<'_> {
-    /// Records that a file is there with these contents, under the next usn.
+    /// Records that a file has these contents, under the next usn.
     pub fn put(&mut self, name: &MediaName, record: &Record) -> Result<()> {
         self.change(name, record)
     }
 
-    /// Records that a file is gone, under the next usn. The checksum stays.
+    /// Records that a file is deleted, under the next usn. The checksum stays.
     pub fn delete(&mut self, name: &MediaName) -> Result<()> {
         match self.db.record(name)? {
             Some(record) => self.change(name, &Record { bytes: 0, ..record }),
@@ -266,12 +265,12 @@ impl Recording<'_> {
         Ok(())
     }
 
-    /// Takes these counts for the true ones.
+    /// Replaces the totals by these.
     pub fn recount(&mut self, counted: Totals) {
         self.totals = counted;
     }
 
-    /// Brings the counts into the table, where the transaction's own connection sees them.
+    /// Writes the totals to the table, so that this connection reads them.
     pub fn store_totals(&self) -> Result<()> {
         let Totals { last_usn, bytes, files } = self.totals;
         self.transaction.execute(
@@ -281,7 +280,7 @@ impl Recording<'_> {
         Ok(())
     }
 
-    /// Makes it durable; returns the last usn.
+    /// Commits, durably. Returns the last usn.
     pub fn commit(self) -> Result<i32> {
         self.store_totals()?;
         self.transaction.commit()?;

@@ -1,27 +1,26 @@
-//! One user's media: the files in `media/`, and the index `media.db` that tells clients what happened to them
-//! (sync-protocol.md 7). Knows no HTTP and no collection, and has a lock of its own: the client syncs media in the
-//! background while the collection is in use.
+//! One user's media: the files in `media/`, and the index `media.db`, which records their changes for clients
+//! (sync-protocol.md 7). This module knows neither HTTP nor collections. It has its own lock, because clients sync
+//! media in the background while the collection is in use.
 //!
-//! # What holds
+//! # Invariant
 //!
-//! No live record without its file, and no file under a record's name with other contents than the record tells, but
-//! for the moment in which an upload is put in place, and a crash in that moment heals.
+//! Each live record has its file, and no file has other contents than its record says. This does not hold while an
+//! upload is put in place. A crash in that moment is repaired at the next start.
 //!
 //! # How an upload is put in place
 //!
-//! 1. Without the lock (`upload`): each entry goes to a file of its own beside `media/`, which is synced. What the index
-//!    knows already is only read.
-//! 2. Under the lock: the intent, that is the names with the checksum that each is about to have, is written to
-//!    `media.pending` and is durable.
-//! 3. The files are renamed into `media/`; one sync of the folder.
+//! 1. Without the lock (`upload`): each entry is written to a temporary file beside `media/`, which is synced. Contents
+//!    that the index has already are only read.
+//! 2. Under the lock: the journal `media.pending` is written durably. It holds each name with its intended checksum.
+//! 3. The files are renamed into `media/`, followed by one fsync of the folder.
 //! 4. One transaction records all changes under consecutive usns.
-//! 5. Deleted files are removed. A record is gone before its file, so that no record ever lacks one.
+//! 5. Deleted files are removed. This comes after their records, so that no record is ever without its file.
 //! 6. `media.pending` is removed.
 //!
-//! The next start, or the next use after an error, goes through `media.pending` (`recover`): a file with the contents
-//! that were about to come is recorded, as its upload had arrived whole; a file whose record is gone is removed. Both
-//! look at what is there, so doing it twice does no harm, and neither does a `media.pending` of long ago. A client that
-//! was not answered sends its changes again, and what is there already costs nothing.
+//! The next start, or the next use after an error, processes `media.pending` (`recover`). A file with the intended
+//! contents is recorded, because its upload had arrived completely. A file whose record is deleted is removed. Both
+//! look at the current state, so repeating them is harmless, and so is an old `media.pending`. A client that got no
+//! response sends its changes again. Those that are already applied cost nothing.
 
 pub mod check;
 pub mod download;
@@ -52,32 +51,32 @@ pub type Sha1Sum = [u8; 20];
 /// The folder of the files, in the user's folder, as on the official server.
 pub const FOLDER: &str = "media";
 
-/// Files in one zip, either way.
+/// Maximum files in one zip, in both directions.
 pub const MAX_FILES: usize = 25;
 
-/// The largest file, as for clients and for the official server.
+/// Maximum size of a file, as in clients and on the official server.
 pub const MAX_FILE_BYTES: u64 = 100 * 1024 * 1024;
 
 /// Files are read and written in blocks of this size.
 const BLOCK_BYTES: usize = 32 * 1024;
 
-/// What is about to be put in place.
+/// The journal of changes that are being put in place.
 const PENDING: &str = "media.pending";
 
-/// The name under which files arrive.
+/// Prefix of the temporary files of uploads.
 const STAGED_PREFIX: &str = "media.new-";
 
 /// How long the index stays open for writing after the last upload: as long as clients pause between two.
 const IDLE: Duration = Duration::from_secs(20);
 
-/// The counts of a store.
+/// The totals of a store.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Totals {
     /// The usn of the last change.
     pub last_usn: i32,
-    /// All files together.
+    /// The length of all files in bytes.
     pub bytes: i64,
-    /// Files that are there.
+    /// The number of files.
     pub files: i64,
 }
 
@@ -89,42 +88,42 @@ pub struct MediaStore {
 }
 
 struct State {
-    /// Open from the first upload until nothing has come for a while.
+    /// Open from the first upload until the store is idle.
     writer: Option<MediaDb>,
     last_used: Instant,
-    /// Something may have been put in place by half.
+    /// Changes may be half applied.
     needs_recovery: bool,
 }
 
-/// What is about to happen to a file; as stored in `media.pending`.
+/// An intended change of a file, as stored in `media.pending`.
 #[derive(Serialize, Deserialize)]
 struct Intent {
     name: String,
-    /// Hexadecimal; none if the file is being deleted.
+    /// Hexadecimal; None if the file is to be deleted.
     sha1: Option<String>,
 }
 
 impl MediaStore {
-    /// Readies the store in a user's folder and heals what a crash left. That a store is broken must not keep the
-    /// server from starting: its requests tell.
+    /// Opens the store in a user's folder and recovers from a crash. A damaged store is only logged, so that the server
+    /// still starts. Its requests return the error.
     pub fn open(dir: &Path) -> Result<MediaStore> {
         files::create_folder(&dir.join(FOLDER))?;
         remove_staged(dir)?;
         let state = State { writer: None, last_used: Instant::now(), needs_recovery: true };
         let store = MediaStore { dir: dir.to_owned(), staged: AtomicU32::new(0), state: Mutex::new(state) };
-        // The index is not opened: an idle server does without the memory, and without waiting for random bytes.
+        // The index stays closed. This saves an idle server the memory, and the wait for random bytes.
         if let Err(err) = store.lock().map(drop) {
-            log::error!("{}: the media are not in order: {err}", dir.display());
+            log::error!("{}: the media cannot be used: {err}", dir.display());
         }
         Ok(store)
     }
 
-    /// Makes the folder anew for a user whose data was deleted.
+    /// Creates the folder again for a user whose data was deleted.
     pub fn make_folder(&self) -> Result<()> {
         files::create_folder(&self.folder())
     }
 
-    /// The last usn and the counts.
+    /// The last usn and the totals.
     pub fn totals(&self) -> Result<Totals> {
         self.read(MediaDb::totals)
     }
@@ -134,10 +133,9 @@ impl MediaStore {
         self.read(|db| db.changes_after(usn, each))
     }
 
-    /// Closes the index if it has not been used for a while, which folds its WAL into it; returns how long to wait
-    /// before looking again, or none if it is closed.
+    /// Closes the index if it is idle, which checkpoints its WAL. Returns when to look again, or None if it is closed.
     pub fn close_if_idle(&self) -> Option<Duration> {
-        // Who holds the lock is using it.
+        // Whoever holds the lock is using the index.
         let Ok(mut state) = self.state.try_lock() else {
             return Some(IDLE);
         };
@@ -156,10 +154,10 @@ impl MediaStore {
         self.state.lock().unwrap_or_else(PoisonError::into_inner).writer = None;
     }
 
-    /// The state, healed if that is needed.
+    /// Locks the state. Recovers first if that is needed.
     fn lock(&self) -> Result<MutexGuard<'_, State>> {
         let mut state = self.state.lock().unwrap_or_else(|poisoned| {
-            // A panic may have left anything.
+            // A panic may have left the state inconsistent.
             self.state.clear_poison();
             let mut state = poisoned.into_inner();
             state.writer = None;
@@ -201,7 +199,7 @@ impl State {
     }
 }
 
-/// Removes the files of uploads that were not put in place.
+/// Removes the temporary files of unfinished uploads.
 fn remove_staged(dir: &Path) -> Result<()> {
     for entry in fs::read_dir(dir).map_err(Error::io("reading", dir))? {
         let entry = entry.map_err(Error::io("reading", dir))?;
@@ -212,7 +210,7 @@ fn remove_staged(dir: &Path) -> Result<()> {
     Ok(())
 }
 
-/// What an upload had been about to do when the server was interrupted.
+/// The intended changes of an interrupted upload.
 fn pending(dir: &Path) -> Result<Vec<(MediaName, Option<Sha1Sum>)>> {
     let path = dir.join(PENDING);
     let json = match fs::read(&path) {
@@ -221,7 +219,7 @@ fn pending(dir: &Path) -> Result<Vec<(MediaName, Option<Sha1Sum>)>> {
         Err(err) => return Err(Error::Io("reading", path, err)),
     };
     let intents: Vec<Intent> = serde_json::from_slice(&json).unwrap_or_else(|err| {
-        log::error!("{} is not as ankipi wrote it, is the disk failing? {err}", path.display());
+        log::error!("{} is damaged; is the disk failing? {err}", path.display());
         Vec::new()
     });
     Ok(intents
@@ -230,7 +228,7 @@ fn pending(dir: &Path) -> Result<Vec<(MediaName, Option<Sha1Sum>)>> {
         .collect())
 }
 
-/// Brings records and files together where an upload was interrupted.
+/// Finishes an interrupted upload, so that records and files agree.
 fn recover(dir: &Path) -> Result<()> {
     let pending = pending(dir)?;
     if pending.is_empty() {
@@ -252,7 +250,7 @@ fn recover(dir: &Path) -> Result<()> {
             _ => {}
         }
     }
-    // The renames may not be durable yet.
+    // The renames of the upload may not be durable yet.
     files::sync_folder(&folder)?;
     match recorded {
         0 => drop(recording),
@@ -270,7 +268,7 @@ fn recover(dir: &Path) -> Result<()> {
     files::remove_if_there(&dir.join(PENDING))
 }
 
-/// What a record of this file would be; none if there is no such file.
+/// A record of this file as it is now; None if there is no such file.
 fn file_sha1(path: &Path) -> Result<Option<Record>> {
     if !fs::symlink_metadata(path).is_ok_and(|meta| meta.is_file()) {
         return Ok(None);
@@ -294,7 +292,7 @@ pub fn hex(sha1: &Sha1Sum) -> String {
     sha1.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// What `hex` wrote; anything else becomes a sum that no file has.
+/// Reverses `hex`. Any other text becomes a sum that no file has.
 fn unhex(text: &str) -> Sha1Sum {
     let mut sum = Sha1Sum::default();
     for (i, byte) in sum.iter_mut().enumerate() {
@@ -308,7 +306,7 @@ mod tests {
     use super::*;
     use crate::files::spool::Spool;
 
-    /// A zip as a client sends it; no contents is a deletion.
+    /// A zip as a client sends it. No contents mean a deletion.
     fn zip_of(dir: &Path, changes: &[(&str, Option<&str>)]) -> Spool {
         let mut spool = Spool::new(dir);
         let mut zip = zip::ZipWriter::new(&mut spool);
@@ -348,7 +346,7 @@ mod tests {
         fs::write(dir.join(PENDING), serde_json::to_vec(&intents).unwrap()).unwrap();
     }
 
-    /// What the next start makes of it: each name with its usn and contents.
+    /// The state after the next start: each name with its usn and contents.
     fn healed(dir: &Path) -> Vec<(String, i32, Option<Sha1Sum>)> {
         let store = MediaStore::open(dir).unwrap();
         assert!(!dir.join(PENDING).exists());
@@ -416,7 +414,7 @@ mod tests {
     #[test]
     fn a_failure_in_the_middle_heals_without_a_restart() {
         let (dir, store) = store();
-        // A folder in a file's place: the second rename fails.
+        // A folder in place of a file makes the second rename fail.
         fs::create_dir(dir.path().join(FOLDER).join("c")).unwrap();
         let zip = zip_of(dir.path(), &[("a", Some("2")), ("c", Some("3"))]);
         assert_eq!(store.upload(&zip).unwrap_err().status(), 500);

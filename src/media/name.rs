@@ -1,26 +1,26 @@
-//! Names of media files: checked once, and nothing else becomes a path below `media/`.
+//! Names of media files. Only a checked name can become a path below `media/`.
 
 use std::path::{Path, PathBuf};
 
 use rusqlite::types::{ToSql, ToSqlOutput};
 use unicode_normalization::is_nfc;
 
-/// A name that stays in the folder and that every client keeps as it is.
+/// A name that cannot leave the folder and that each client keeps unchanged.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MediaName(String);
 
-/// Why a text is no `MediaName`.
+/// Why a text is not a `MediaName`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BadName(pub &'static str);
 
 impl MediaName {
-    /// What file systems allow, and the official server.
+    /// Maximum length in bytes, as in file systems and on the official server.
     pub const MAX_BYTES: usize = 255;
 
     /// Checks a name.
     ///
-    /// The official server takes `\` and control characters; every client strips both, and on another system the one
-    /// leads out of the folder and the other garbles a terminal.
+    /// Refuses `\` and control characters, which the official server accepts. All clients strip both. On another system
+    /// `\` leads out of the folder; control characters garble a terminal.
     pub fn parse(raw: String) -> Result<MediaName, BadName> {
         if matches!(raw.as_str(), "" | "." | "..") {
             return Err(BadName("is empty or a folder's"));
@@ -45,7 +45,7 @@ impl MediaName {
         &self.0
     }
 
-    /// Its place in the folder.
+    /// Its path in the folder.
     pub fn path_in(&self, folder: &Path) -> PathBuf {
         folder.join(&self.0)
     }

@@ -1,7 +1,7 @@
-//! Media of another server: copied, and recorded as new to every client.
+//! Imports the media of another server: copies the files and records each as new to all clients.
 //!
-//! Usns go on from where the other server was. Clients that were in sync with it ask for everything since, and find that
-//! they hold it all.
+//! Usns continue after those of the other server. Clients that were in sync with it request all changes since then, and
+//! find that they have them already.
 
 use std::fs::{self, File};
 use std::io;
@@ -13,16 +13,16 @@ use crate::media::index::MediaDb;
 use crate::media::name::MediaName;
 use crate::media::{FOLDER, MAX_FILE_BYTES, Totals, file_sha1};
 
-/// What was taken and what was not.
+/// The result of an import.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Taken {
     /// Files that were copied.
     pub files: u64,
-    /// Files whose name or length no client takes.
+    /// Files left out, because no client accepts their name or length.
     pub unusable: u64,
 }
 
-/// Copies the files of `from`, which need not be there, into a user's folder that has no media yet.
+/// Copies the files of `from`, which may be missing, into a user's folder that has no media yet.
 pub fn import(dir: &Path, from: &Path, last_usn: i32) -> Result<Taken> {
     let folder = dir.join(FOLDER);
     create_folder(&folder)?;
@@ -38,7 +38,7 @@ pub fn import(dir: &Path, from: &Path, last_usn: i32) -> Result<Taken> {
     for entry in entries.into_iter().flatten() {
         let entry = entry.map_err(Error::io("reading", from))?;
         let meta = entry.metadata().map_err(Error::io("looking at", &entry.path()))?;
-        // An empty file is none to clients.
+        // Clients treat an empty file as missing.
         if !meta.is_file() || meta.len() == 0 {
             continue;
         }

@@ -1,5 +1,5 @@
-//! A zip of changes from a client: first each file to a place of its own, then all of them into the folder and the
-//! index. The order of the steps and why is in the header of `media`.
+//! A zip of changes from a client. Each file is first written to a temporary file. Then all of them are moved into the
+//! folder and recorded in the index. The header of `media` explains the order of these steps.
 
 use std::fs::{self, File};
 use std::io::Write;
@@ -17,18 +17,18 @@ use crate::media::zip;
 use crate::media::zip::{Entry, META, ZipReader};
 use crate::media::{Intent, MAX_FILES, MediaStore, PENDING, Sha1Sum, State, hex};
 
-/// What an upload did.
+/// The result of an upload.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Outcome {
-    /// Changes in the zip, all of which were handled.
+    /// Changes in the zip. All of them were handled.
     pub processed: usize,
     /// The last usn afterwards.
     pub last_usn: i32,
     /// Files that are new or have new contents.
     pub added: usize,
-    /// Their length.
+    /// Their length in bytes.
     pub added_bytes: u64,
-    /// Files that are gone.
+    /// Files that were deleted.
     pub deleted: usize,
 }
 
@@ -40,16 +40,16 @@ struct Staged {
 
 enum Change {
     Delete,
-    /// These contents, in a file of their own.
+    /// New contents, in a temporary file.
     Put(Record, StagedFile),
-    /// The index and the folder had these contents when it was looked at.
+    /// The index and the folder already had these contents when they were checked.
     Same(Record),
 }
 
-/// A file that exists until this is dropped, unless it was renamed.
+/// A temporary file. Dropping this removes it, unless it was renamed.
 struct StagedFile {
     path: PathBuf,
-    /// None for the file of the spool.
+    /// The file, still to be synced. None for the file of the spool.
     unsynced: Option<File>,
 }
 
@@ -61,18 +61,18 @@ impl Drop for StagedFile {
     }
 }
 
-/// How much of a zip stays in memory: what clients put into one before they stop, so that none but those with a large
-/// file touch the disk before their files do.
+/// How much of a zip stays in memory. Clients stop filling a zip below this size, so only one with a large file is
+/// spooled to disk.
 const SPOOL_BYTES: usize = 3 * 1024 * 1024;
 
 impl MediaStore {
-    /// A spool for a zip of changes. A large stored file goes to the place that it is renamed from, so that it is written
-    /// once.
+    /// A spool for a zip of changes. A large stored file is spooled to the temporary file that is renamed later, so
+    /// that it is written once.
     pub fn spool(&self) -> Spool {
         Spool::with_file(self.next_staged_path(), SPOOL_BYTES, zip::large_contents)
     }
 
-    /// Takes the changes of a zip over: all of them, or on an error none.
+    /// Applies the changes of a zip: all of them, or on an error none.
     pub fn upload(&self, body: &Spool) -> Result<Outcome> {
         let zip = ZipReader::open(body)?;
         let pairs = read_meta(&zip)?;
@@ -92,7 +92,7 @@ impl MediaStore {
         Ok(Outcome { processed, ..outcome })
     }
 
-    /// Brings an entry to a file, unless it is there already.
+    /// Writes an entry to a temporary file, unless the store already has it.
     fn stage(&self, zip: &ZipReader, entry: &Entry, name: &MediaName) -> Result<Change> {
         let known = self.read(|db| db.record(name))?.filter(|record| record.bytes == entry.bytes());
         let known = known.filter(|_| self.has_file(name, entry.bytes()));
@@ -167,7 +167,7 @@ impl MediaStore {
     }
 }
 
-/// Hands the contents of an entry to `sink` and returns their SHA-1.
+/// Passes the contents of an entry to `sink` and returns their SHA-1.
 fn unpack(zip: &ZipReader, entry: &Entry, mut sink: impl FnMut(&[u8]) -> Result<()>) -> Result<Sha1Sum> {
     let mut sha1 = Sha1::new();
     zip.unpack(entry, |block| {
@@ -177,8 +177,8 @@ fn unpack(zip: &ZipReader, entry: &Entry, mut sink: impl FnMut(&[u8]) -> Result<
     Ok(sha1.finalize().into())
 }
 
-/// Makes the staged files durable. One after the other once all are written: the first sync commits for all of them
-/// where the file system has a journal.
+/// Syncs the temporary files, after all are written: on a file system with a journal the first fsync commits all of
+/// them.
 fn sync(staged: &[Staged], body: &Spool) -> Result<()> {
     for Staged { change, .. } in staged {
         if let Change::Put(record, StagedFile { path, unsynced }) = change {
@@ -192,11 +192,11 @@ fn sync(staged: &[Staged], body: &Spool) -> Result<()> {
     Ok(())
 }
 
-/// A change that there is something to do for.
+/// A change that is not applied yet.
 struct Effective<'s> {
     name: &'s MediaName,
     change: &'s Change,
-    /// The record so far, of a file that is there.
+    /// The current record, if the file exists.
     live: Option<Record>,
 }
 
@@ -219,7 +219,7 @@ fn record(db: &MediaDb, changes: &[Effective]) -> Result<Outcome> {
     let mut outcome = Outcome::default();
     for Effective { name, change, live } in changes {
         match change {
-            // The record stood, and its file was missing or damaged.
+            // The record is right already, but its file was missing or damaged.
             Change::Put(record, _) if live.as_ref() == Some(record) => {}
             Change::Put(record, _) => {
                 recording.put(name, record)?;
@@ -238,24 +238,23 @@ fn record(db: &MediaDb, changes: &[Effective]) -> Result<Outcome> {
 
 type Pairs<'z> = Vec<(MediaName, Option<&'z Entry>)>;
 
-/// Reads which entry is which file, and checks all of it before anything is unpacked.
+/// Reads which entry is which file. All of it is checked before anything is unpacked.
 fn read_meta<'z>(zip: &'z ZipReader) -> Result<Pairs<'z>> {
-    let pairs: Vec<(String, Option<String>)> = serde_json::from_slice(&zip.meta()?).map_err(|err| {
-        Error::bad(format!("media zip: _meta at column {} is not as it should be", err.column()))
-    })?;
+    let pairs: Vec<(String, Option<String>)> = serde_json::from_slice(&zip.meta()?)
+        .map_err(|err| Error::bad(format!("media zip: _meta is malformed at column {}", err.column())))?;
     if pairs.len() > MAX_FILES {
         return Err(Error::bad(format!("media zip: {} changes", pairs.len())));
     }
     let mut found: Pairs = Vec::with_capacity(pairs.len());
     for (name, entry) in pairs {
         let name = checked_name(name)?;
-        // Desktop before 2.1.22 and AnkiDroid say "" for a deletion.
+        // Desktop before 2.1.22 and AnkiDroid send "" for a deletion.
         let entry = match entry.as_deref() {
             None | Some("") => None,
             Some(META) => return Err(Error::bad("media zip: _meta is no media file")),
             Some(entry) => Some(
                 zip.entry(entry)
-                    .ok_or_else(|| Error::bad("media zip: _meta speaks of an entry that is not there"))?,
+                    .ok_or_else(|| Error::bad("media zip: _meta names an entry that is missing"))?,
             ),
         };
         if entry.is_some_and(|entry| entry.bytes() == 0) {
@@ -271,7 +270,7 @@ fn read_meta<'z>(zip: &'z ZipReader) -> Result<Pairs<'z>> {
     Ok(found)
 }
 
-/// Checks a name that a client sent. The log gets the reason; the name only where the owner asks for details.
+/// Checks a name that a client sent. The error holds the reason; the name itself is logged at level debug only.
 pub fn checked_name(raw: String) -> Result<MediaName> {
     let shown = raw.chars().take(300).collect::<String>();
     MediaName::parse(raw).map_err(|BadName(reason)| {

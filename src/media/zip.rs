@@ -1,9 +1,9 @@
-//! The zips of media sync (sync-protocol.md 7.3 and 7.4), and no more of the format than they need.
+//! The zips of media sync (sync-protocol.md 7.3 and 7.4). Implements only the part of the format that they use.
 //!
-//! Reading goes by the central directory of a spooled body, since old clients tell sizes nowhere else. Everything the
-//! directory says is checked before the first entry is unpacked: numbers and sizes against bounds, places against each
-//! other, local heads against the directory. What an entry then turns out to be must match its size and checksum.
-//! Writing is of stored entries whose lengths are known beforehand; their checksums follow them, so that each file is
+//! The reader uses the central directory of a spooled body, because old clients write sizes nowhere else. The whole
+//! directory is checked before the first entry is unpacked: numbers and sizes against limits, positions against each
+//! other, local headers against the directory. The unpacked contents must match size and checksum. The writer stores
+//! entries without compression; their lengths are known beforehand. Checksums follow the contents, so that each file is
 //! read once, while it is sent.
 
 use std::io::{self, Write};
@@ -16,22 +16,23 @@ use crate::error::{Error, Result};
 use crate::files::spool::Spool;
 use crate::media::{MAX_FILE_BYTES, MAX_FILES};
 
-/// The entry that tells which file each other entry is.
+/// The entry that maps the other entries to files.
 pub const META: &str = "_meta";
 
-/// The official bound on `_meta`.
+/// Maximum size of `_meta`, as on the official server.
 const MAX_META_BYTES: u64 = 50 * 1024;
 
-/// All entries of a zip, unpacked: clients stop adding files at 2.5 MiB, and the last one may be the largest there is.
+/// Maximum size of all entries, unpacked: clients stop adding files at 2.5 MiB, and the last file may have the maximum
+/// size.
 const MAX_TOTAL_BYTES: u64 = MAX_FILE_BYTES + 4 * 1024 * 1024;
 
-/// Clients of 2.1.22 to 2.1.56 end their zips with `zip-rs`.
+/// Maximum length of the comment behind the directory. Clients of 2.1.22 to 2.1.56 write `zip-rs`.
 const MAX_COMMENT_BYTES: u64 = 64;
 
 /// Entries are read in blocks of this size.
 const BLOCK_BYTES: usize = 32 * 1024;
 
-/// Contents that are better not held in memory while the rest arrives.
+/// Stored contents of at least this size are spooled to a file instead of memory.
 const LARGE_BYTES: usize = 1024 * 1024;
 
 const LOCAL_MAGIC: u32 = 0x0403_4b50;
@@ -46,7 +47,7 @@ const DESCRIPTOR_BYTES: usize = 16;
 
 /// Flag: checksum and sizes follow the data.
 const HAS_DESCRIPTOR: u16 = 1 << 3;
-/// Flags that make an entry unreadable for us: encryption, patches, hidden heads.
+/// Flags of entries that we cannot read: encryption, patches, hidden headers.
 const UNREADABLE: u16 = 1 | 1 << 5 | 1 << 6 | 1 << 13;
 
 /// A file in a zip.
@@ -77,7 +78,7 @@ impl Method {
 }
 
 impl Entry {
-    /// Its length, unpacked.
+    /// Unpacked length in bytes.
     pub fn bytes(&self) -> u64 {
         self.bytes
     }
@@ -87,14 +88,14 @@ fn bad(what: impl std::fmt::Display) -> Error {
     Error::bad(format!("media zip: {what}"))
 }
 
-/// A zip whose directory has been read and is sound.
+/// A zip whose directory was read and checked.
 pub struct ZipReader<'s> {
     spool: &'s Spool,
     entries: Vec<Entry>,
 }
 
 impl<'s> ZipReader<'s> {
-    /// Reads the directory.
+    /// Reads and checks the directory.
     pub fn open(spool: &'s Spool) -> Result<ZipReader<'s>> {
         let entries = read_directory(spool)?;
         let zip = ZipReader { spool, entries };
@@ -102,7 +103,7 @@ impl<'s> ZipReader<'s> {
         Ok(zip)
     }
 
-    /// The entry of that name.
+    /// The entry with this name.
     pub fn entry(&self, name: &str) -> Option<&Entry> {
         self.entries.iter().find(|entry| entry.name == name.as_bytes())
     }
@@ -121,7 +122,8 @@ impl<'s> ZipReader<'s> {
         Ok(meta)
     }
 
-    /// Hands the contents of an entry to `sink`, block by block. Only when this returns without error were they whole.
+    /// Passes the contents of an entry to `sink`, block by block. They are complete only if this returns without an
+    /// error.
     pub fn unpack(&self, entry: &Entry, mut sink: impl FnMut(&[u8]) -> Result<()>) -> Result<()> {
         let mut crc = Crc32::new();
         let mut left = entry.bytes;
@@ -138,10 +140,7 @@ impl<'s> ZipReader<'s> {
         if left != 0 {
             return Err(bad("an entry is shorter than it says"));
         }
-        match crc.finalize() == entry.crc {
-            true => Ok(()),
-            false => Err(bad("an entry does not match its checksum")),
-        }
+        if crc.finalize() == entry.crc { Ok(()) } else { Err(bad("an entry does not match its checksum")) }
     }
 
     /// The file of the spool, if it begins with the contents of this entry.
@@ -182,13 +181,10 @@ impl<'s> ZipReader<'s> {
             Err(None) => Err(bad("an entry cannot be inflated")),
             Err(Some(err)) => Err(err),
         })?;
-        match inflater.is_ended() {
-            true => Ok(()),
-            false => Err(bad("an entry is cut off")),
-        }
+        if inflater.is_ended() { Ok(()) } else { Err(bad("an entry is cut off")) }
     }
 
-    /// Checks each local head against the directory, and that no two entries share a byte.
+    /// Checks each local header against the directory, and that no two entries overlap.
     fn check_places(&self) -> Result<()> {
         let mut places = Vec::with_capacity(self.entries.len());
         for entry in &self.entries {
@@ -210,17 +206,18 @@ impl<'s> ZipReader<'s> {
             places.push((entry.head_at, self.data_at(entry)? + entry.packed_bytes));
         }
         places.sort_unstable();
-        match places.windows(2).any(|pair| pair[0].1 > pair[1].0)
+        if places.windows(2).any(|pair| pair[0].1 > pair[1].0)
             || places.last().is_some_and(|last| last.1 > self.spool.len())
         {
-            true => Err(bad("entries overlap")),
-            false => Ok(()),
+            Err(bad("entries overlap"))
+        } else {
+            Ok(())
         }
     }
 }
 
-/// Given the beginning of a zip, where the contents of its last entry begin, if they are stored, large and not all there
-/// yet. As far as the entries follow each other, and a hint only: everything is read by the directory.
+/// Given the beginning of a zip, returns where the contents of its last entry begin, if they are stored, large and
+/// incomplete. Works only while entries follow each other, and is only a hint: the reader uses the directory.
 pub fn large_contents(zip: &[u8]) -> Option<usize> {
     let mut at = 0;
     loop {
@@ -237,7 +234,7 @@ pub fn large_contents(zip: &[u8]) -> Option<usize> {
     }
 }
 
-/// Finds the record at the end: the last one with a comment behind it that is as long as it says.
+/// Finds the end record: the last one that is followed by a comment of the declared length.
 fn find_end(spool: &Spool) -> Result<(u64, [u8; END_BYTES])> {
     let last_at = spool.len().checked_sub(END_BYTES as u64).ok_or_else(|| bad("it is too short"))?;
     for comment_bytes in 0..=MAX_COMMENT_BYTES.min(last_at) {
@@ -292,7 +289,7 @@ fn read_directory_entry(spool: &Spool, at: u64) -> Result<(Entry, u64)> {
         return Err(bad("an entry is encrypted"));
     }
     let mut name = vec![0; usize::from(u16_at(&head, 28))];
-    // Entries are named by numbers.
+    // Entries have numbers as names.
     if name.len() > 255 {
         return Err(bad("an entry has a long name"));
     }
@@ -337,16 +334,16 @@ fn u32_at(bytes: &[u8], at: usize) -> u32 {
     u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
 }
 
-/// What every entry has that we write: stored, sizes and checksum behind it, 1 January 1980.
+/// Header fields of each written entry: stored, sizes and checksum behind the contents, 1 January 1980.
 const WRITTEN_HEAD: [u8; 10] = [20, 0, HAS_DESCRIPTOR as u8, 8, 0, 0, 0, 0, 0x21, 0];
 
-/// The length of a zip with these entries, given the length of each one's name and contents.
+/// The length of a zip, given the length of the name and of the contents of each entry.
 pub fn zip_bytes(entries: impl Iterator<Item = (usize, u64)>) -> u64 {
     let per_entry = (LOCAL_BYTES + DESCRIPTOR_BYTES + CENTRAL_BYTES) as u64;
     END_BYTES as u64 + entries.map(|(name, bytes)| per_entry + 2 * name as u64 + bytes).sum::<u64>()
 }
 
-/// Writes stored entries one after the other.
+/// Writes a zip of stored entries.
 pub struct ZipWriter<'w, W: Write> {
     out: &'w mut W,
     at: u64,
@@ -360,7 +357,7 @@ impl<'w, W: Write> ZipWriter<'w, W> {
         ZipWriter { out, at: 0, directory: Vec::new(), entries: 0 }
     }
 
-    /// Adds an entry of that many bytes, which `contents` writes; it may fail with an error of its own.
+    /// Adds an entry of `bytes` bytes, which `contents` writes. Errors of `contents` are returned.
     pub fn add(
         &mut self,
         name: &str,
@@ -402,7 +399,7 @@ impl<'w, W: Write> ZipWriter<'w, W> {
         Ok(())
     }
 
-    /// Writes the directory; returns the length of the whole.
+    /// Writes the directory. Returns the length of the zip.
     pub fn finish(mut self) -> Result<u64> {
         let directory = std::mem::take(&mut self.directory);
         let (start, bytes) = (self.small(self.at)?, self.small(directory.len() as u64)?);
@@ -423,7 +420,7 @@ impl<'w, W: Write> ZipWriter<'w, W> {
         Ok(())
     }
 
-    /// Without the large-file extension, which old clients do not read, numbers have 32 bits.
+    /// Numbers have 32 bits: old clients do not read the large-file extension.
     fn small(&self, number: u64) -> Result<u32> {
         u32::try_from(number).map_err(|_| Error::Broken("a media zip would have over 4 GiB".to_owned()))
     }

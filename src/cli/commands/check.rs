@@ -1,4 +1,4 @@
-//! `ankipi check`: looks at what is stored for each user, and says in plain words what is not in order.
+//! `ankipi check`: checks the data of each user and reports problems in plain words.
 
 use std::fs;
 use std::path::Path;
@@ -14,7 +14,7 @@ use crate::media::check as media_check;
 use crate::media::check::{Depth, Listener};
 use crate::{files, logging};
 
-/// A collection that takes longer than that to read, on a small board.
+/// Reading a larger collection takes a while on a small board.
 const LARGE_COLLECTION_BYTES: u64 = 20 * 1024 * 1024;
 
 /// `ankipi check`
@@ -40,15 +40,12 @@ fn run(mut invocation: Invocation) -> Result<ExitCode> {
     logging::start(log::LevelFilter::Warn);
     let depth = Depth { deep: invocation.has("--deep"), fix: invocation.has("--fix") };
     let user = invocation.words(0, 1)?.pop();
-    match check(&invocation.base()?, user, depth)? {
-        true => Ok(ExitCode::SUCCESS),
-        false => Ok(ExitCode::from(FAILED)),
-    }
+    if check(&invocation.base()?, user, depth)? { Ok(ExitCode::SUCCESS) } else { Ok(ExitCode::from(FAILED)) }
 }
 
-/// Checks one user or all of them; returns whether everything is in order now.
+/// Checks one user or all of them. Returns whether no problem is left.
 fn check(base: &Path, user: Option<String>, depth: Depth) -> Result<bool> {
-    // The lock is held until all is done.
+    // Keeps the lock until the check ends.
     let _lock = depth.fix.then(|| files::lock_data_folder(base)).transpose()?;
     if !depth.fix && files::is_in_use(base) {
         println!("A server runs on {}: what it is doing right now may look like a fault.", base.display());
@@ -64,34 +61,35 @@ fn check(base: &Path, user: Option<String>, depth: Depth) -> Result<bool> {
 fn check_user(base: &Path, name: &str, depth: Depth) -> Result<bool> {
     let mut report = Report::new(name);
     let dir = base.join(name);
-    // With --fix the lock is ours.
+    // With --fix, this process holds the lock.
     let beside_server = !depth.fix && files::is_in_use(base);
     let unmended =
         check_collection(&dir, beside_server, &mut report) + media_check::check(&dir, depth, &mut report)?;
     report.progress.clear();
     let verdict = match (report.problems, unmended) {
         (0, _) => "in order".to_owned(),
-        (found, 0) => format!("{found} found, all mended: each device will see it with its next sync"),
+        (found, 0) => format!("{found} found, all repaired: each device gets the repairs with its next sync"),
         (found, left) if depth.fix => format!("{found} found, {left} of them left"),
-        (found, _) => format!("{found} found; `ankipi check --fix` mends what is about media"),
+        (found, _) => format!("{found} found; `ankipi check --fix` repairs those of media"),
     };
     println!("{name}: {verdict}");
     Ok(unmended == 0)
 }
 
-/// Returns how many problems there are; none of them can be mended here.
+/// Returns the number of problems. None of them can be repaired here.
 fn check_collection(dir: &Path, beside_server: bool, report: &mut Report) -> u64 {
     let path = dir.join(collection::FILE_NAME);
     if !path.exists() {
         return 0;
     }
-    // One statement of SQLite, in which there is nothing to show.
+    // The check is one SQL statement, so there is no progress to show during it.
     if fs::metadata(&path).is_ok_and(|meta| meta.len() > LARGE_COLLECTION_BYTES) {
         report.progress.show_at_once(&format!("{}: reading the collection", report.user));
     }
-    let found = match beside_server {
-        true => open_between_syncs(dir, &mut report.progress).and_then(|snapshot| snapshot.damage()),
-        false => Collection::open_to_read(&path).and_then(|collection| collection.damage()),
+    let found = if beside_server {
+        open_between_syncs(dir, &mut report.progress).and_then(|snapshot| snapshot.damage())
+    } else {
+        Collection::open_to_read(&path).and_then(|collection| collection.damage())
     };
     let damage = match found {
         Ok(None) => return 0,
@@ -113,7 +111,7 @@ fn check_collection(dir: &Path, beside_server: bool, report: &mut Report) -> u64
     1
 }
 
-/// What is said to the user: findings to stdout; progress to a terminal.
+/// The output for the user: findings to stdout, progress to a terminal.
 struct Report<'n> {
     user: &'n str,
     problems: u64,

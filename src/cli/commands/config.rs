@@ -1,4 +1,4 @@
-//! `ankipi config`: what the settings are, and where each comes from.
+//! `ankipi config`: prints the settings and the origin of each.
 
 use std::process::ExitCode;
 

@@ -1,4 +1,4 @@
-//! `ankipi device`: which devices are logged in.
+//! `ankipi device`: the devices that are logged in.
 
 use std::path::Path;
 use std::process::ExitCode;
@@ -72,7 +72,7 @@ fn revoke(mut invocation: Invocation) -> Result<ExitCode> {
     let mut ids = invocation.words(1, usize::MAX)?;
     let name = ids.remove(0);
     if all != ids.is_empty() {
-        return Err(Error::Usage("either the numbers of devices or --all".to_owned()));
+        return Err(Error::Usage("give either the IDs of devices or --all".to_owned()));
     }
     let base = invocation.base()?;
     let lock = users_file::lock(&base)?;
@@ -95,7 +95,7 @@ fn revoke(mut invocation: Invocation) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// The keys that are worth something: all of them, where only the server's environment knows the password.
+/// The valid keys. If only the server's environment knows the password, all keys.
 fn keys(base: &Path, hashes: &Hashes, name: &str) -> Result<Keys> {
     check_user_name(name)?;
     let folder = base.join(name);

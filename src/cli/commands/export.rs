@@ -40,11 +40,8 @@ fn run(mut invocation: Invocation) -> Result<ExitCode> {
     if !collection.exists() {
         return Err(Error::Broken(format!("{name} has no collection yet")));
     }
-    // No server starts meanwhile, unless one runs already.
-    let lock = match files::is_in_use(&base) {
-        true => None,
-        false => Some(files::lock_data_folder(&base)?),
-    };
+    // Keeps a server from starting meanwhile, unless one already runs.
+    let lock = if files::is_in_use(&base) { None } else { Some(files::lock_data_folder(&base)?) };
     let mut progress = Progress::start();
     let snapshot = match &lock {
         Some(_) => {

@@ -1,4 +1,4 @@
-//! `ankipi hash-password`, and what all commands that take a new password share.
+//! `ankipi hash-password`, and what all commands share that take a new password.
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -28,7 +28,7 @@ In a file, keep the single quotes: a shell would take the $ for its own.
     run,
 };
 
-/// What `{password options}` in a help text stands for.
+/// The text that replaces `{password options}` in a help text.
 pub const PASSWORD_OPTIONS: &str = "\
 Options:
   --password-file FILE   take the password from this file; - is standard input,
@@ -47,7 +47,7 @@ fn run(mut invocation: Invocation) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// How a new password is hashed, and where it comes from.
+/// How a new password is read and hashed.
 pub struct Hashing {
     file: Option<PathBuf>,
     rounds: Option<u32>,
@@ -73,7 +73,7 @@ impl Hashing {
         Ok(Hashing { file, rounds })
     }
 
-    /// Gets the password and hashes it.
+    /// Reads the password and hashes it.
     pub fn new_hash(&self, credentials: Option<&Path>) -> Result<Hash> {
         let new = prompt::new_password(self.file.as_deref(), credentials)?;
         let rounds = self.rounds.unwrap_or_else(|| {

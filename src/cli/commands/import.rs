@@ -1,4 +1,4 @@
-//! `ankipi import`: takes over the data of another sync server.
+//! `ankipi import`: imports the data of another sync server.
 
 use std::path::Path;
 use std::process::ExitCode;

@@ -16,7 +16,7 @@ mod user_folders;
 use crate::cli::Command;
 pub use hash_password::PASSWORD_OPTIONS;
 
-/// What runs when no command is named.
+/// The command that runs if none is named.
 pub static DEFAULT: &Command = &serve::SERVE;
 
 /// All commands, in the order in which `--help` lists them.

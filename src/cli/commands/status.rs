@@ -1,7 +1,7 @@
-//! `ankipi status`: how the server is, and what is stored of whom.
+//! `ankipi status`: the state of the server, and what is stored for each user.
 //!
-//! Everything is read from the data folder and from /proc, so that it works without asking a server, which may be busy
-//! or stuck, and costs it nothing.
+//! Everything is read from the data folder and /proc. So it works while the server is busy or stuck, and costs the
+//! server nothing.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -58,7 +58,7 @@ fn run(mut invocation: Invocation) -> Result<ExitCode> {
     Ok(ExitCode::from(if runs { 0 } else { FAILED }))
 }
 
-/// What is stored of a user. One thing that cannot be read does not hide the others.
+/// What is stored for a user. An error in one line does not hide the others.
 fn facts(base: &Path, dir: &Path) -> Vec<(&'static str, String)> {
     let collection = || {
         let path = dir.join(FILE_NAME);
@@ -95,7 +95,7 @@ fn facts(base: &Path, dir: &Path) -> Vec<(&'static str, String)> {
     facts
 }
 
-/// What the kernel tells of a running server.
+/// What /proc tells of a running server.
 struct Process {
     pid: u32,
     up_secs: u64,
@@ -103,7 +103,7 @@ struct Process {
 }
 
 impl Process {
-    /// None if the number is not that of an ankipi that we can see: it may be in a container of its own.
+    /// None if no ankipi with this number is visible: the server may run in a container.
     fn read(pid: u32) -> Option<Process> {
         let file = |name: &str| fs::read_to_string(format!("/proc/{pid}/{name}")).ok();
         let status = file("status")?;
@@ -113,12 +113,12 @@ impl Process {
             return None;
         }
         let kib = |key| field(key)?.parse::<u64>().ok();
-        // The name in parentheses may hold anything; the start is the 20th field behind it.
+        // The name in parentheses may hold any character. The start time is the 20th field behind it.
         let stat = file("stat")?;
         let start: u64 = stat.rsplit_once(')')?.1.split_whitespace().nth(19)?.parse().ok()?;
         let uptime = fs::read_to_string("/proc/uptime").ok()?;
         let uptime: u64 = uptime.split('.').next()?.parse().ok()?;
-        /// The unit of /proc on every machine that we run on.
+        /// The unit of times in /proc, the same on all supported machines.
         const TICKS_PER_SEC: u64 = 100;
         Some(Process {
             pid,

@@ -76,12 +76,15 @@ Devices of plain SYNC_USERn accounts cannot be told apart, so none are counted.
 };
 
 fn add(invocation: Invocation) -> Result<ExitCode> {
-    let (name, hash, base) = account(invocation, |hashes, name| match hashes.contains_key(name) {
-        true => Err(Error::Broken(format!("there is an account {name:?} already; see `ankipi user passwd`"))),
-        false => Ok(()),
+    let (name, hash, base) = account(invocation, |hashes, name| {
+        if hashes.contains_key(name) {
+            Err(Error::Broken(format!("there is an account {name:?} already; see `ankipi user passwd`")))
+        } else {
+            Ok(())
+        }
     })?;
     users_file::change(&base, |hashes| Ok(hashes.insert(name.clone(), hash)))?;
-    // So that the folder belongs to the same owner as the data folder, whoever runs this.
+    // Created here, so that the folder has the owner of the data folder, whoever runs this.
     files::create_folder(&base.join(&name))?;
     say(&format!(
         "{name} can log in now; the account is in {}\n",
@@ -91,16 +94,17 @@ fn add(invocation: Invocation) -> Result<ExitCode> {
 }
 
 fn passwd(invocation: Invocation) -> Result<ExitCode> {
-    let (name, hash, base) = account(invocation, |hashes, name| match hashes.contains_key(name) {
-        true => Ok(()),
-        false => Err(unknown(name)),
-    })?;
+    let (name, hash, base) =
+        account(
+            invocation,
+            |hashes, name| if hashes.contains_key(name) { Ok(()) } else { Err(unknown(name)) },
+        )?;
     users_file::change(&base, |hashes| Ok(hashes.insert(name.clone(), hash)))?;
     say(&format!("{name} has a new password; all devices have to log in again\n"));
     Ok(ExitCode::SUCCESS)
 }
 
-/// The account that is meant and its new hash. `check` looks at it before a password is asked for.
+/// The named account and its new hash. `check` runs before the password is asked for.
 fn account(
     mut invocation: Invocation,
     check: impl FnOnce(&Hashes, &str) -> Result<()>,
@@ -133,7 +137,7 @@ fn remove(mut invocation: Invocation) -> Result<ExitCode> {
     let base = invocation.base()?;
     let folder = base.join(&name);
     let is_known = users_file::read(&base, |fault| eprintln!("ankipi: {fault}"))?.contains_key(&name);
-    // The data may be of an account that was removed before.
+    // The account may have been removed earlier, without its data.
     let has_data_to_delete = deletes_data && folder.is_dir();
     if !is_known && !has_data_to_delete {
         return Err(unknown(&name));
@@ -183,7 +187,7 @@ fn list(mut invocation: Invocation) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// How many devices are logged in, and the last day on which one was used.
+/// The number of logged-in devices, and the last day on which one was used.
 fn devices(base: &Path, name: &str, tag: Option<&str>) -> Result<(usize, String)> {
     let devices = Keys::read(&base.join(name), tag)?.devices;
     let last = devices.iter().map(|device| device.last).max();

@@ -1,4 +1,4 @@
-//! What the commands that look at users' data share.
+//! Shared by the commands that read users' data.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -13,10 +13,10 @@ use crate::files;
 use crate::media;
 use crate::media::index;
 
-/// Twice as long as a server waits for a silent device, unless it is told otherwise.
-const LONGEST_SYNC: Duration = Duration::from_secs(600);
+/// Maximum wait for syncs to end: twice the default timeout of a silent sync.
+const MAX_WAIT: Duration = Duration::from_secs(600);
 
-/// The users that something is stored of, by name.
+/// Names of the users with stored data, sorted.
 pub fn users_in(base: &Path) -> Result<Vec<String>> {
     let mut names = Vec::new();
     for entry in fs::read_dir(base).map_err(Error::io("reading", base))? {
@@ -29,7 +29,7 @@ pub fn users_in(base: &Path) -> Result<Vec<String>> {
     Ok(names)
 }
 
-/// One user, who must have stored something, or all of them.
+/// One user, who must have stored data, or all of them.
 pub fn these_users(base: &Path, user: Option<String>) -> Result<Vec<String>> {
     match user {
         Some(name) => folder_of(base, &name).map(|_| vec![name]),
@@ -37,27 +37,28 @@ pub fn these_users(base: &Path, user: Option<String>) -> Result<Vec<String>> {
     }
 }
 
-/// The folder of a user who has stored something.
+/// The folder of a user. An error if nothing is stored for that user.
 pub fn folder_of(base: &Path, name: &str) -> Result<PathBuf> {
     let dir = base.join(name);
-    match !name.contains('/') && !name.starts_with('.') && holds_data(&dir) {
-        true => Ok(dir),
-        false => Err(Error::Broken(format!("there is nothing of a user {name:?} in {}", base.display()))),
+    if !name.contains('/') && !name.starts_with('.') && holds_data(&dir) {
+        Ok(dir)
+    } else {
+        Err(Error::Broken(format!("there is nothing of a user {name:?} in {}", base.display())))
     }
 }
 
-/// Opens the collection in a user's folder for a short look.
+/// Opens a user's collection for a short read.
 pub fn look_into(base: &Path, dir: &Path) -> Result<Collection> {
     let collection = dir.join(FILE_NAME);
     let _in_place = files::keep_in_place(dir);
-    match files::is_in_use(base) {
-        true => Collection::open_beside_server(&collection),
-        false => Collection::open_to_read(&collection),
+    if files::is_in_use(base) {
+        Collection::open_beside_server(&collection)
+    } else {
+        Collection::open_to_read(&collection)
     }
 }
 
-/// Opens the collection in a user's folder for reading all of it while a server runs: waits until no device is in the
-/// middle of a sync.
+/// Opens a user's collection to read all of it while a server runs. Waits until no device is in the middle of a sync.
 pub fn open_between_syncs(dir: &Path, progress: &mut Progress) -> Result<Snapshot> {
     let started = Instant::now();
     loop {
@@ -65,7 +66,7 @@ pub fn open_between_syncs(dir: &Path, progress: &mut Progress) -> Result<Snapsho
         let opened = Snapshot::open_beside_syncs(&dir.join(FILE_NAME), SHORT_PATIENCE);
         drop(in_place);
         match opened {
-            Err(Error::Busy(_)) if started.elapsed() < LONGEST_SYNC => {}
+            Err(Error::Busy(_)) if started.elapsed() < MAX_WAIT => {}
             Err(Error::Busy(_)) => {
                 return Err(Error::Busy(
                     "devices have been syncing for ten minutes; try again later".to_owned(),
@@ -82,7 +83,7 @@ fn holds_data(dir: &Path) -> bool {
     [FILE_NAME, index::FILE_NAME, media::FOLDER].iter().any(|name| dir.join(name).exists())
 }
 
-/// A number of bytes for people: 812 B, 3.4 KB, 120 MB.
+/// Formats a number of bytes for people: 812 B, 3.4 KB, 120 MB.
 pub fn size(bytes: u64) -> String {
     let mut amount = bytes as f64;
     let mut units = ["B", "KB", "MB", "GB", "TB"].into_iter();
@@ -93,10 +94,7 @@ pub fn size(bytes: u64) -> String {
         }
         (amount, unit) = (amount / 1000.0, next);
     }
-    match amount < 9.95 && unit != "B" {
-        true => format!("{amount:.1} {unit}"),
-        false => format!("{amount:.0} {unit}"),
-    }
+    if amount < 9.95 && unit != "B" { format!("{amount:.1} {unit}") } else { format!("{amount:.0} {unit}") }
 }
 
 #[cfg(test)]

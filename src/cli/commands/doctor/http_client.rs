@@ -1,5 +1,5 @@
-//! One HTTP request as a client sends it, for `ankipi doctor`: plain over a socket of ours, https through curl, as there
-//! is no TLS in this program.
+//! One HTTP request as a client sends it, for `ankipi doctor`. http uses a socket of ours. https uses curl, as this
+//! program contains no TLS.
 
 use std::fmt;
 use std::fs;
@@ -9,24 +9,24 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-/// As long as clients wait for an answer.
-const PATIENCE: Duration = Duration::from_secs(30);
+/// The timeout of Anki clients.
+const TIMEOUT: Duration = Duration::from_secs(30);
 
-/// No answer that the doctor wants is longer.
+/// Maximum size of a response. None that the doctor needs is longer.
 const MAX_REPLY_BYTES: u64 = 1 << 20;
 
-/// An address as it is typed into Anki.
+/// A server address as typed into Anki.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Url {
     is_https: bool,
-    /// With the port, if one was given.
+    /// The host, with the port if one was given.
     authority: String,
-    /// With a slash at either end.
+    /// Begins and ends with a slash.
     path: String,
 }
 
 impl Url {
-    /// None if it is not one that Anki takes.
+    /// None if Anki would not accept the address.
     pub fn parse(text: &str) -> Option<Url> {
         let (scheme, rest) = text.split_once("://")?;
         let is_https = match scheme.to_ascii_lowercase().as_str() {
@@ -68,67 +68,65 @@ impl fmt::Display for Url {
     }
 }
 
-/// What to ask for.
+/// A request.
 pub struct Ask<'a> {
     /// `GET` or `POST`.
     pub verb: &'static str,
-    /// Behind the address; without a slash in front, unless two are wanted.
+    /// Appended to the address. No leading slash, unless two are wanted.
     pub path: &'a str,
-    /// Names and values.
+    /// Header names and values.
     pub headers: &'a [(&'a str, &'a str)],
-    /// Sent with its length.
+    /// The body, sent with its length.
     pub body: &'a [u8],
 }
 
-/// What came back.
+/// A response.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Reply {
     /// The HTTP status.
     pub status: u16,
     headers: Vec<(String, String)>,
-    /// Without framing.
+    /// The body without framing.
     pub body: Vec<u8>,
 }
 
 impl Reply {
-    /// The value of a header; its name in lower case.
+    /// The value of a header. `name` is in lower case.
     pub fn header(&self, name: &str) -> Option<&str> {
         self.headers.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_str())
     }
 }
 
-/// Why nothing came back.
+/// Why there was no response.
 #[derive(Debug)]
 pub enum Trouble {
-    /// The name is unknown.
-    Name(String),
-    /// Nobody listens, or a firewall says no.
+    /// The host name is unknown.
+    UnknownHost(String),
+    /// The connection was refused: nothing listens, or a firewall rejects it.
     Refused(String),
-    /// Nothing came for so long.
-    Silence,
-    /// The certificate is not trusted, or does not fit.
+    /// Nothing was received before the timeout.
+    Timeout,
+    /// The certificate is not trusted, or is for another name.
     Certificate(String),
-    /// TLS did not come about.
+    /// The TLS handshake failed.
     Tls(String),
-    /// The connection ended without an answer, or with none of HTTP.
-    NoHttp(String),
-    /// There is no curl.
+    /// The connection ended without a response, or the response is not HTTP.
+    NotHttp(String),
+    /// curl is not installed.
     NoCurl,
 }
 
-/// Sends a request and waits for the answer. Redirections are not followed, as clients do not follow them either.
+/// Sends a request and waits for the response. Redirects are not followed, as clients do not follow them either.
 pub fn fetch(url: &Url, ask: &Ask<'_>) -> Result<Reply, Trouble> {
-    match url.is_https {
-        true => through_curl(url, ask),
-        false => over_socket(url, ask),
-    }
+    if url.is_https { through_curl(url, ask) } else { over_socket(url, ask) }
 }
 
 fn over_socket(url: &Url, ask: &Ask<'_>) -> Result<Reply, Trouble> {
-    let addresses = url.host_and_port().to_socket_addrs().map_err(|err| Trouble::Name(err.to_string()))?;
-    let mut last = Trouble::Name("it has no address".to_owned());
+    let addresses =
+        url.host_and_port().to_socket_addrs().map_err(|err| Trouble::UnknownHost(err.to_string()))?;
+    let mut last = Trouble::UnknownHost("it has no address".to_owned());
     for address in addresses {
-        match TcpStream::connect_timeout(&address, PATIENCE) {
+        match TcpStream::connect_timeout(&address, TIMEOUT) {
             Ok(socket) => return talk(socket, url, ask).map_err(trouble_of),
             Err(err) => last = trouble_of(err),
         }
@@ -138,17 +136,17 @@ fn over_socket(url: &Url, ask: &Ask<'_>) -> Result<Reply, Trouble> {
 
 fn trouble_of(err: io::Error) -> Trouble {
     match err.kind() {
-        io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => Trouble::Silence,
+        io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => Trouble::Timeout,
         io::ErrorKind::ConnectionRefused
         | io::ErrorKind::HostUnreachable
         | io::ErrorKind::NetworkUnreachable => Trouble::Refused(err.to_string()),
-        _ => Trouble::NoHttp(err.to_string()),
+        _ => Trouble::NotHttp(err.to_string()),
     }
 }
 
 fn talk(mut socket: TcpStream, url: &Url, ask: &Ask<'_>) -> io::Result<Reply> {
-    socket.set_read_timeout(Some(PATIENCE))?;
-    socket.set_write_timeout(Some(PATIENCE))?;
+    socket.set_read_timeout(Some(TIMEOUT))?;
+    socket.set_write_timeout(Some(TIMEOUT))?;
     let mut head = format!(
         "{} {}{} HTTP/1.1\r\nhost: {}\r\nconnection: close\r\ncontent-length: {}\r\n",
         ask.verb,
@@ -162,7 +160,8 @@ fn talk(mut socket: TcpStream, url: &Url, ask: &Ask<'_>) -> io::Result<Reply> {
     }
     head.push_str("\r\n");
     socket.write_all(head.as_bytes())?;
-    // Who refuses a body may answer before it has come: what counts is the answer.
+    // A server that refuses the body may respond before all of it is sent. So a failed write matters only without a
+    // response.
     let sent = socket.write_all(ask.body);
     let mut answer = Vec::new();
     let read = socket.take(MAX_REPLY_BYTES).read_to_end(&mut answer);
@@ -171,15 +170,16 @@ fn talk(mut socket: TcpStream, url: &Url, ask: &Ask<'_>) -> io::Result<Reply> {
         None => {
             sent?;
             read?;
-            Err(io::Error::other(match answer.is_empty() {
-                true => "the connection was closed without an answer",
-                false => "the answer is not HTTP; if the port is one for https, type https",
+            Err(io::Error::other(if answer.is_empty() {
+                "the connection was closed without an answer"
+            } else {
+                "the answer is not HTTP; if the port is one for https, type https"
             }))
         }
     }
 }
 
-/// Reads the last head of an answer, and its body; `framed` if chunks are still to be undone.
+/// Parses the final response (after 1xx ones) and its body. `framed`: a chunked body is still to be decoded.
 fn parse_reply(answer: &[u8], framed: bool) -> Option<Reply> {
     let end = answer.windows(4).position(|window| window == b"\r\n\r\n")?;
     let (head, body) = (std::str::from_utf8(&answer[..end]).ok()?, &answer[end + 4..]);
@@ -215,14 +215,14 @@ fn dechunk(mut wire: &[u8]) -> Vec<u8> {
     body
 }
 
-/// curl reads the headers, with a key among them, from a file: arguments show in the list of processes.
+/// curl reads the headers from a file: one holds a key, and arguments show in the process list.
 fn through_curl(url: &Url, ask: &Ask<'_>) -> Result<Reply, Trouble> {
-    let no_http = |err: io::Error| Trouble::NoHttp(err.to_string());
+    let not_http = |err: io::Error| Trouble::NotHttp(err.to_string());
     let config = std::env::temp_dir().join(format!("ankipi-doctor-{}", std::process::id()));
     let mut options = fs::OpenOptions::new();
-    let mut file = options.write(true).create_new(true).mode(0o600).open(&config).map_err(no_http)?;
+    let mut file = options.write(true).create_new(true).mode(0o600).open(&config).map_err(not_http)?;
     let written = write_curl_config(&mut file, url, ask);
-    let outcome = written.map_err(no_http).and_then(|()| run_curl(&config, ask));
+    let outcome = written.map_err(not_http).and_then(|()| run_curl(&config, ask));
     let _ = fs::remove_file(&config);
     outcome
 }
@@ -235,10 +235,10 @@ fn write_curl_config(file: &mut fs::File, url: &Url, ask: &Ask<'_>) -> io::Resul
         writeln!(file, "header = \"{name}: {}\"", quoted(value))?;
     }
     if ask.verb == "POST" {
-        // Standard input.
+        // The body comes from standard input.
         writeln!(file, "data-binary = \"@-\"")?;
     }
-    writeln!(file, "max-time = {}\nmax-filesize = {MAX_REPLY_BYTES}", PATIENCE.as_secs())
+    writeln!(file, "max-time = {}\nmax-filesize = {MAX_REPLY_BYTES}", TIMEOUT.as_secs())
 }
 
 fn run_curl(config: &std::path::Path, ask: &Ask<'_>) -> Result<Reply, Trouble> {
@@ -252,26 +252,26 @@ fn run_curl(config: &std::path::Path, ask: &Ask<'_>) -> Result<Reply, Trouble> {
     let mut curl = match spawned {
         Ok(curl) => curl,
         Err(err) if err.kind() == io::ErrorKind::NotFound => return Err(Trouble::NoCurl),
-        Err(err) => return Err(Trouble::NoHttp(format!("starting curl: {err}"))),
+        Err(err) => return Err(Trouble::NotHttp(format!("starting curl: {err}"))),
     };
     if let Some(mut stdin) = curl.stdin.take() {
-        // curl reads all of it before it connects, and nothing if there is no body.
+        // curl reads all of it before it connects. Without a body it reads nothing.
         let _ = stdin.write_all(ask.body);
     }
     let output =
-        curl.wait_with_output().map_err(|err| Trouble::NoHttp(format!("waiting for curl: {err}")))?;
+        curl.wait_with_output().map_err(|err| Trouble::NotHttp(format!("waiting for curl: {err}")))?;
     if let Some(reply) = parse_reply(&output.stdout, false) {
         return Ok(reply);
     }
     let said = String::from_utf8_lossy(&output.stderr).trim().to_owned();
     // The exit codes of curl(1).
     Err(match output.status.code() {
-        Some(5 | 6) => Trouble::Name(said),
+        Some(5 | 6) => Trouble::UnknownHost(said),
         Some(7) => Trouble::Refused(said),
-        Some(28) => Trouble::Silence,
+        Some(28) => Trouble::Timeout,
         Some(60) => Trouble::Certificate(said),
         Some(35) => Trouble::Tls(said),
-        _ => Trouble::NoHttp(said),
+        _ => Trouble::NotHttp(said),
     })
 }
 

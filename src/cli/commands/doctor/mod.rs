@@ -1,4 +1,4 @@
-//! `ankipi doctor`: tries an address as a client would, and says which hop is broken.
+//! `ankipi doctor`: tries an address as a client would, and reports which hop fails.
 
 mod http_client;
 
@@ -34,13 +34,13 @@ Example:
     run,
 };
 
-/// What the client says it is.
+/// The version that it reports as a client.
 const CLIENT: &str = concat!("ankipi-doctor,", env!("CARGO_PKG_VERSION"));
 
-/// More than the megabyte that proxies let pass unless told otherwise.
+/// A larger body than the megabyte that proxies accept by default.
 const LARGE_BODY_BYTES: usize = 2_000_000;
 
-/// Clients refuse to sync beyond it, in seconds.
+/// Maximum clock difference in seconds. Clients refuse to sync beyond it.
 const MAX_SKEW_SECS: i64 = 300;
 
 fn run(mut invocation: Invocation) -> Result<ExitCode> {
@@ -64,7 +64,7 @@ fn run(mut invocation: Invocation) -> Result<ExitCode> {
     }
     match doctor.wrong {
         0 => say(&format!("All is well. In Anki, type: {}\n", doctor.url)),
-        wrong => say(&format!("{wrong} of these must be mended before Anki can sync.\n")),
+        wrong => say(&format!("{wrong} of these must be fixed before Anki can sync.\n")),
     }
     Ok(ExitCode::from(if doctor.wrong == 0 { 0 } else { FAILED }))
 }
@@ -92,14 +92,14 @@ impl Doctor {
         fetch(&self.url, &Ask { verb: "GET", path, headers: &[], body: &[] })
     }
 
-    /// A method of the protocol, as clients call it since Anki 2.1.57.
+    /// Calls a method of the protocol as clients do since Anki 2.1.57.
     fn call(&self, path: &str, key: &str, body: &[u8]) -> std::result::Result<Reply, Trouble> {
         let header = json!({"v": 11, "k": key, "c": CLIENT, "s": ""}).to_string();
         let headers = [("anki-sync", header.as_str()), ("content-type", "application/octet-stream")];
         fetch(&self.url, &Ask { verb: "POST", path, headers: &headers, body })
     }
 
-    /// Does anything answer, and is it a sync server? The rest makes sense only then.
+    /// Checks that a sync server responds. If not, the other checks are skipped.
     fn health(&mut self) -> bool {
         let reply = match self.get("health") {
             Ok(reply) => reply,
@@ -131,19 +131,20 @@ impl Doctor {
             }
             status => {
                 self.wrong(&format!("/health ends with {status}, {through}"), &explain(&reply));
-                // Not every sync server has that page.
+                // Other sync servers may not have this page.
                 status == 404
             }
         }
     }
 
-    /// Does each kind of request reach the server? Where one does not, the others only say so again.
+    /// Checks that each kind of request reaches the server. Stops at the first that does not: the others would fail
+    /// alike.
     fn methods(&mut self) -> bool {
-        // What clients ask for, and how some of them write it.
+        // Paths as clients request them, with the variants of some clients.
         let paths = [
             ("sync/meta", "the collection's methods are reached"),
             ("msync/begin", "the media's methods are reached (AnkiDroid's media address)"),
-            ("/sync/meta", "slashes too many do no harm"),
+            ("/sync/meta", "extra slashes are accepted"),
         ];
         paths.iter().all(|(path, meaning)| self.expect_refusal(path, &frame(b"{}"), meaning))
     }
@@ -153,7 +154,7 @@ impl Doctor {
         self.expect_refusal("sync/upload", &body, "2 MB pass");
     }
 
-    /// Without a key everything ends with 403, if it gets to the server.
+    /// A request without a key ends with 403 if it reaches the server.
     fn expect_refusal(&mut self, path: &str, body: &[u8], meaning: &str) -> bool {
         let before = self.wrong;
         match self.call(path, "", body) {
@@ -190,20 +191,21 @@ impl Doctor {
             self.note("the server has a message for every client", text);
         }
         let skew = meta["ts"].as_i64().map_or(0, |there| there - clock::now_secs());
-        match skew.abs() <= MAX_SKEW_SECS {
-            true => self.well(&format!("the clocks differ by {} s", skew.abs())),
-            false => self.wrong(
+        if skew.abs() <= MAX_SKEW_SECS {
+            self.well(&format!("the clocks differ by {} s", skew.abs()))
+        } else {
+            self.wrong(
                 &format!(
                     "the server's clock is {} s {}",
                     skew.abs(),
                     if skew > 0 { "ahead" } else { "behind" }
                 ),
                 "Anki refuses beyond 300 s. Does the board get the time from the network (NTP)?",
-            ),
+            )
         }
     }
 
-    /// The JSON that a method answers; none if it was said what is wrong.
+    /// The JSON response of a method; None if a problem was reported.
     fn answer(&mut self, path: &str, key: &str, request: &str) -> Option<Value> {
         let reply = match self.call(path, key, &frame(request.as_bytes())) {
             Ok(reply) => reply,
@@ -234,7 +236,7 @@ impl Doctor {
     }
 }
 
-/// Breaks a text into lines of 80 columns, all but the first behind an indent.
+/// Wraps a text at 80 columns. All lines but the first are indented.
 fn wrapped(text: &str, indent: usize) -> String {
     let (mut lines, mut column) = (String::new(), indent);
     for word in text.split_whitespace() {
@@ -252,7 +254,7 @@ fn wrapped(text: &str, indent: usize) -> String {
     lines
 }
 
-/// A body as clients send it.
+/// A body as clients encode it.
 fn frame(body: &[u8]) -> Vec<u8> {
     let mut encoder = Encoder::new(Vec::new());
     encoder.write_all(body).and_then(|()| encoder.finish()).expect("writing to memory does not fail")
@@ -266,7 +268,7 @@ fn unframe(body: &[u8]) -> Option<Vec<u8>> {
 
 fn explain_trouble(trouble: &Trouble) -> (String, String) {
     let (what, advice) = match trouble {
-        Trouble::Name(text) => (
+        Trouble::UnknownHost(text) => (
             format!("the name is not known here ({text})"),
             "Is it spelled right? A name of the home network may not be known outside; try the number (192.168...).",
         ),
@@ -275,7 +277,7 @@ fn explain_trouble(trouble: &Trouble) -> (String, String) {
             "Is the server running (`ankipi status` on the board), on this port, and does SYNC_HOST let others in? \
              A firewall may be in the way.",
         ),
-        Trouble::Silence => (
+        Trouble::Timeout => (
             "nothing came back for 30 s".to_owned(),
             "A firewall drops the packets, the board is off, or the proxy waits for a server that does not answer.",
         ),
@@ -285,10 +287,10 @@ fn explain_trouble(trouble: &Trouble) -> (String, String) {
              be installed on each device.",
         ),
         Trouble::Tls(text) => (
-            format!("no encrypted connection comes about ({text})"),
+            format!("the TLS handshake fails ({text})"),
             "Is this port one for https? ankipi itself speaks http; https is the work of a proxy in front.",
         ),
-        Trouble::NoHttp(text) => (
+        Trouble::NotHttp(text) => (
             format!("the connection ends without an answer ({text})"),
             "Something that is not a web server listens there, or the proxy cuts the connection: see its log.",
         ),
@@ -300,11 +302,11 @@ fn explain_trouble(trouble: &Trouble) -> (String, String) {
     (what, advice.to_owned())
 }
 
-/// What a status that should not be usually comes from.
+/// The usual cause of an unexpected status.
 fn explain(reply: &Reply) -> String {
     match reply.status {
         301 | 302 | 303 | 307 | 308 => format!(
-            "It sends clients elsewhere, which they do not survive. Type that address into Anki instead: {}",
+            "It redirects clients, which they do not follow. Type that address into Anki instead: {}",
             reply.header("location").unwrap_or("(it does not say which)")
         ),
         400 => "The request arrived changed: does a proxy drop the header anki-sync, or rewrite bodies?"
