@@ -20,7 +20,7 @@ use crate::clock;
 use crate::error::{Error, Result};
 use crate::sys;
 use crate::text::unicase::Unicase;
-use crate::translate::{self, DeckConfigRow, DeckRow, NotetypeRow, names};
+use crate::translate::{self, DeckConfigRow, DeckRow, NotetypeRow, deck_name};
 use crate::wire::Source;
 use crate::wire::map::each_entry;
 
@@ -220,7 +220,7 @@ impl Upgrade<'_> {
         let mut row = DeckRow::from_json(json).map_err(untranslatable)?;
         row.id = id;
         row.name = self.free_name("decks", id, row.name)?;
-        if translate::name_in_json(json) != Some(names::native_to_human(&row.name)) {
+        if translate::name_in_json(json) != Some(deck_name::native_to_human(&row.name)) {
             (row.mtime_secs, row.usn) = (clock::now_secs(), self.usn);
         }
         put_deck(self.db, &row)

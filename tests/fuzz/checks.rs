@@ -13,7 +13,7 @@ use ankipi::media::zip::ZipReader;
 use ankipi::server::guard::probe::probe;
 use ankipi::spool::Spool;
 use ankipi::text::{note, tag, unicase};
-use ankipi::translate::{DeckConfigRow, DeckRow, FieldRow, NotetypeRow, TemplateRow, names};
+use ankipi::translate::{DeckConfigRow, DeckRow, FieldRow, NotetypeRow, TemplateRow, deck_name};
 use rusqlite::{Connection, params};
 
 mod bodies;
@@ -131,8 +131,8 @@ pub fn translate(data: &[u8]) {
         }
     }
     if !has_controls(&text) {
-        let native = names::human_to_native(&text);
-        assert_eq!(names::human_to_native(&names::native_to_human(&native)), native, "{text:?}");
+        let native = deck_name::human_to_native(&text);
+        assert_eq!(deck_name::human_to_native(&deck_name::native_to_human(&native)), native, "{text:?}");
     }
 }
 

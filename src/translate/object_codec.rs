@@ -1,10 +1,10 @@
 //! Reads the tables in both directions: JSON object -> [`Message`] -> blob, and back.
 
 use super::Refused;
-use super::code::Convert;
+use super::converters::Convert;
+use super::field_table::{Emit, Field, OTHER, Otherwise, Pb, Value};
 use super::json::{self, Object, ObjectWriter};
 use super::proto::{self, Payload};
-use super::table::{Emit, Field, OTHER, Otherwise, Pb, Value};
 
 /// The values of one message, or of a part of one: those fields that `table` has.
 #[derive(Debug)]
@@ -73,7 +73,7 @@ impl<'a> Message<'a> {
                 Some(text) => message
                     .read(i, object, text)
                     .or_else(|| message.read_other(i, object, row.invalid))
-                    .ok_or_else(|| Refused(format!("\"{key}\" is not {}", row.code.expects))),
+                    .ok_or_else(|| Refused(format!("\"{key}\" is not {}", row.converter.expects))),
             }?;
         }
         Ok(message)
@@ -81,7 +81,7 @@ impl<'a> Message<'a> {
 
     /// Reads the row at position `i` of the table.
     fn read(&mut self, i: usize, object: &Object<'a>, text: &'a str) -> Option<()> {
-        match self.table[i].code.convert {
+        match self.table[i].converter.convert {
             Convert::One { read, .. } => {
                 self.values[i] = read(text)?;
                 Some(())
@@ -106,7 +106,7 @@ impl<'a> Message<'a> {
                 continue;
             }
             let out = out.key(key);
-            match row.code.convert {
+            match row.converter.convert {
                 Convert::One { write, .. } => write(value, out),
                 Convert::Several { write, .. } => write(self, row, out),
             }
@@ -325,10 +325,12 @@ pub fn write_embedded(table: &'static [Field], form: Form, blob: &[u8], out: &mu
             message.write_json(&mut out);
             out.end();
         }
-        Form::Array => json::put_array(out, message.rows(), |out, (row, value)| match row.code.convert {
-            Convert::One { write, .. } => write(value, out),
-            Convert::Several { write, .. } => write(&message, row, out),
-        }),
+        Form::Array => {
+            json::put_array(out, message.rows(), |out, (row, value)| match row.converter.convert {
+                Convert::One { write, .. } => write(value, out),
+                Convert::Several { write, .. } => write(&message, row, out),
+            })
+        }
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 
-use super::code::Code;
+use super::converters::Converter;
 
 /// Number of the field that keeps unknown JSON keys (spec 3.4).
 pub const OTHER: u32 = 255;
@@ -71,7 +71,7 @@ pub struct Field {
     pub no: u32,
     pub pb: Pb,
     pub key: Option<&'static str>,
-    pub code: Code,
+    pub converter: Converter,
     pub missing: Otherwise,
     pub invalid: Otherwise,
     /// Written to the message whenever it is set, even to 0.
@@ -85,27 +85,42 @@ pub const fn field(
     no: u32,
     pb: Pb,
     key: &'static str,
-    code: Code,
+    converter: Converter,
     missing: Otherwise,
     invalid: Otherwise,
 ) -> Field {
-    Field { no, pb, key: Some(key), code, missing, invalid, presence: false, emit: Emit::Always, clamp: None }
+    Field {
+        no,
+        pb,
+        key: Some(key),
+        converter,
+        missing,
+        invalid,
+        presence: false,
+        emit: Emit::Always,
+        clamp: None,
+    }
 }
 
 /// A field of the message that shares the key of another, or has none.
 pub const fn hidden(no: u32, pb: Pb) -> Field {
-    let row = field(no, pb, "", super::code::ANY, ERR, ERR);
+    let row = field(no, pb, "", super::converters::ANY, ERR, ERR);
     Field { key: None, ..row }
 }
 
 /// A key that is not in the message: a column of the row, or a key that is checked and forgotten.
-pub const fn column(key: &'static str, code: Code, missing: Otherwise, invalid: Otherwise) -> Field {
-    field(0, Pb::Unstored, key, code, missing, invalid)
+pub const fn column(
+    key: &'static str,
+    converter: Converter,
+    missing: Otherwise,
+    invalid: Otherwise,
+) -> Field {
+    field(0, Pb::Unstored, key, converter, missing, invalid)
 }
 
 /// A key whose value other code reads and writes.
 pub const fn nested(key: &'static str, missing: Otherwise) -> Field {
-    column(key, super::code::ANY, missing, ERR).not_emitted()
+    column(key, super::converters::ANY, missing, ERR).not_emitted()
 }
 
 impl Field {
@@ -205,7 +220,7 @@ impl Value<'_> {
 /// object), and every default is one that the code of its row accepts.
 #[cfg(test)]
 pub fn assert_consistent(table: &[Field], others: &[&[Field]]) {
-    use super::code::Convert;
+    use super::converters::Convert;
     use std::collections::HashSet;
 
     let mut numbers = HashSet::new();
@@ -217,7 +232,7 @@ pub fn assert_consistent(table: &[Field], others: &[&[Field]]) {
         let Some(key) = row.key else { continue };
         assert!(keys.insert(key), "{key:?} twice");
         for otherwise in [row.missing, row.invalid] {
-            if let (Otherwise::Use(text), Convert::One { read, .. }) = (otherwise, row.code.convert) {
+            if let (Otherwise::Use(text), Convert::One { read, .. }) = (otherwise, row.converter.convert) {
                 assert!(read(text).is_some(), "{key:?} cannot be {text}");
             }
         }
