@@ -1,53 +1,8 @@
 //! The codes of the tables: which JSON a key accepts, what of it is stored, and how it is written (spec,
 //! collection-format.md 3.2 and the conversion columns of sections 4 to 6).
 
-use super::field_table::{Field, Value};
-use super::json::{self, Object};
-use super::object_codec::Message;
-
-/// Converts between the JSON text of a key and the value of a field.
-#[derive(Debug, Clone, Copy)]
-pub struct Converter {
-    /// For the error text.
-    pub expects: &'static str,
-    pub convert: Convert,
-}
-
-/// Reads one value: `None` if the text is not acceptable.
-type Read = for<'a> fn(&'a str) -> Option<Value<'a>>;
-type Write = fn(&Value<'_>, &mut Vec<u8>);
-/// Reads into the message, with the whole object at hand.
-type ReadSeveral = for<'a> fn(&Object<'a>, &Field, &'a str, &mut Message<'a>) -> Option<()>;
-type WriteSeveral = fn(&Message<'_>, &Field, &mut Vec<u8>);
-
-#[derive(Debug, Clone, Copy)]
-pub enum Convert {
-    /// One key, one field.
-    One { read: Read, write: Write },
-    /// One key that depends on several fields, or one field that depends on several keys.
-    Several { read: ReadSeveral, write: WriteSeveral },
-}
-
-pub const fn one(expects: &'static str, read: Read, write: Write) -> Converter {
-    Converter { expects, convert: Convert::One { read, write } }
-}
-
-pub const fn several(expects: &'static str, read: ReadSeveral, write: WriteSeveral) -> Converter {
-    Converter { expects, convert: Convert::Several { read, write } }
-}
-
-impl Converter {
-    /// The same JSON is accepted, but the value is written in another way.
-    pub const fn written(self, write: Write) -> Converter {
-        match self.convert {
-            Convert::One { read, .. } => one(self.expects, read, write),
-            Convert::Several { .. } => panic!("has no single value to write"),
-        }
-    }
-}
-
-/// Anything, of which nothing is kept.
-pub const ANY: Converter = one("anything", |_| Some(Value::Unset), put_null);
+use super::field_table::{Converter, Value, one};
+use super::json;
 
 pub const U8: Converter = int::<0, 0xff>("an integer of 8 bits");
 pub const U16: Converter = int::<0, 0xffff>("an integer of 16 bits");

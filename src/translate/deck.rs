@@ -1,10 +1,12 @@
 //! Decks (spec, collection-format.md section 4).
 
-use super::converters::{self, Converter, one, several};
+use super::converters;
 use super::deck_name::{human_to_native, native_to_human};
-use super::field_table::{ERR, Field, OTHER, Pb::*, Value, column, field, hidden, nested, or};
+use super::field_table::{
+    Converter, ERR, Field, Message, OTHER, Pb::*, Value, column, field, hidden, nested, one, or, several,
+};
 use super::json::{self, MAX_DEPTH, Object, ObjectWriter};
-use super::object_codec::{self, Form, Message, encode, other, write_unknown};
+use super::object_codec::{self, Form, encode, other, write_unknown};
 use super::proto;
 use super::{Refused, whole};
 

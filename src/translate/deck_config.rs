@@ -1,9 +1,12 @@
 //! Deck options (spec, collection-format.md section 5).
 
-use super::converters::{self, Converter, one, several};
-use super::field_table::{ERR, ERR as SEC, Field, OTHER, Pb::*, Value, column, field, hidden, nested, or};
+use super::converters;
+use super::field_table::{
+    Converter, ERR, ERR as SEC, Field, Message, OTHER, Pb::*, Value, column, field, hidden, nested, one, or,
+    several,
+};
 use super::json::{self, MAX_DEPTH, Object, ObjectWriter};
-use super::object_codec::{Message, encode, other, write_unknown};
+use super::object_codec::{encode, other, write_unknown};
 use super::proto;
 use super::{Refused, whole};
 

@@ -1,11 +1,11 @@
 //! Notetypes, their fields and templates (spec, collection-format.md section 6).
 
-use super::converters::{self, Converter, one};
-use super::field_table::{ERR, Field, OTHER, Pb::*, Value, column, field, hidden, nested, or};
-use super::json::{self, MAX_DEPTH, Object, ObjectWriter};
-use super::object_codec::{
-    Form, Message, encode, other, read_all_embedded, write_all_embedded, write_unknown,
+use super::converters;
+use super::field_table::{
+    Converter, ERR, Field, Message, OTHER, Pb::*, Value, column, field, hidden, nested, one, or,
 };
+use super::json::{self, MAX_DEPTH, Object, ObjectWriter};
+use super::object_codec::{Form, encode, other, read_all_embedded, write_all_embedded, write_unknown};
 use super::{Refused, whole};
 
 /// Row columns and message Config of notetypes (6.1).

@@ -4,10 +4,9 @@ use std::collections::BTreeSet;
 
 use serde_json::Value as Json;
 
-use super::converters::Convert;
-use super::field_table::{Emit, Field, OTHER, Otherwise, Pb, Value};
+use super::field_table::{Convert, Emit, Field, Message, OTHER, Otherwise, Pb, Value};
 use super::json::{MAX_DEPTH, Object};
-use super::object_codec::{Message, encode};
+use super::object_codec::encode;
 use super::{
     DeckConfigRow, DeckRow, FieldRow, NotetypeRow, Refused, TemplateRow, deck, deck_config, notetype, proto,
 };
