@@ -483,16 +483,14 @@ impl Client {
         let after = self.meta()?;
         let expected =
             Stamps { modified: stamp.as_i64().unwrap_or(0), schema: meta.schema, usn: meta.usn + 1 };
-        match after == expected {
-            true => Ok(received),
-            false => Err(format!("after finish meta says {after:?}, and not {expected:?}").into()),
+        if after == expected {
+            Ok(received)
+        } else {
+            Err(format!("after finish meta says {after:?}, and not {expected:?}").into())
         }
     }
 }
 
 fn expect(holds: bool, method: &str, reply: &Value) -> Result<()> {
-    match holds {
-        true => Ok(()),
-        false => Err(format!("{method}: unexpected reply {:.500}", reply.to_string()).into()),
-    }
+    if holds { Ok(()) } else { Err(format!("{method}: unexpected reply {:.500}", reply.to_string()).into()) }
 }

@@ -58,9 +58,10 @@ impl Server {
     pub fn start(command: &str, base: &Path, count_fsyncs: bool) -> Result<Server> {
         let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port();
         let mut words = command.split_whitespace();
-        let mut run = match Path::new(command).exists() {
-            true => Command::new(command),
-            false => Command::new(words.next().ok_or("--server is empty")?),
+        let mut run = if Path::new(command).exists() {
+            Command::new(command)
+        } else {
+            Command::new(words.next().ok_or("--server is empty")?)
         };
         if !Path::new(command).exists() {
             run.args(words);

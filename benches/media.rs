@@ -63,9 +63,10 @@ impl Media {
             fetched += entries.len();
         }
         let verdict = client.call("mediaSanity", &json!({ "local": fetched }).to_string())?;
-        match fetched == self.files.len() && verdict["data"] == "OK" {
-            true => Ok(()),
-            false => Err(format!("{fetched} of {} files came, {verdict}", self.files.len()).into()),
+        if fetched == self.files.len() && verdict["data"] == "OK" {
+            Ok(())
+        } else {
+            Err(format!("{fetched} of {} files came, {verdict}", self.files.len()).into())
         }
     }
 }

@@ -228,9 +228,10 @@ impl Bench {
             at_once(&server, users, |client, _| {
                 client.upload(packed)?;
                 let meta = client.meta()?;
-                match (meta.modified, meta.schema, meta.usn) == expected {
-                    true => Ok(()),
-                    false => Err(format!("meta says {meta:?}, the file {expected:?}").into()),
+                if (meta.modified, meta.schema, meta.usn) == expected {
+                    Ok(())
+                } else {
+                    Err(format!("meta says {meta:?}, the file {expected:?}").into())
                 }
             })
         })?;
@@ -272,9 +273,10 @@ impl Bench {
         let rows = "SELECT ver, (SELECT count(*) FROM cards), (SELECT count(*) FROM notes), (SELECT count(*) FROM revlog) FROM col";
         let rows: [i64; 4] =
             old.query_row(rows, [], |row| Ok([row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?]))?;
-        match rows == [11, self.counts[0], self.counts[1], self.counts[2]] {
-            true => Ok(usage),
-            false => Err(format!("version and rows of the download are {rows:?}").into()),
+        if rows == [11, self.counts[0], self.counts[1], self.counts[2]] {
+            Ok(usage)
+        } else {
+            Err(format!("version and rows of the download are {rows:?}").into())
         }
     }
 
@@ -354,9 +356,10 @@ impl Bench {
         let usage = server.measure(|| {
             at_once(&server, users, |client, _| {
                 let received = client.sync(generate::USN, Some(&config), rows(generate::USN), counts)?;
-                match received == Received::default() {
-                    true => Ok(()),
-                    false => Err(format!("{received:?} came down, and nothing was new").into()),
+                if received == Received::default() {
+                    Ok(())
+                } else {
+                    Err(format!("{received:?} came down, and nothing was new").into())
                 }
             })
         })?;
@@ -383,9 +386,10 @@ impl Bench {
         let usage = server.measure(|| {
             at_once(&server, users, |client, _| {
                 let received = client.sync(generate::USN, None, Rows::default(), counts)?;
-                match received == expected {
-                    true => Ok(()),
-                    false => Err(format!("{received:?} came down instead of {expected:?}").into()),
+                if received == expected {
+                    Ok(())
+                } else {
+                    Err(format!("{received:?} came down instead of {expected:?}").into())
                 }
             })
         })?;

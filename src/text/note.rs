@@ -39,9 +39,10 @@ pub fn clean(fields: &str) -> Cow<'_, str> {
     // Bytes below 128 are no part of other characters. There are few of these, so words of them are passed over at once.
     let (words, rest) = fields.as_bytes().as_chunks();
     let mut suspects = words.iter().filter(|word| has_control(usize::from_ne_bytes(**word)));
-    match suspects.any(|word| word.iter().copied().any(dropped)) || rest.iter().copied().any(dropped) {
-        true => Cow::Owned(fields.replace(|c: char| c.is_ascii() && dropped(c as u8), "")),
-        false => Cow::Borrowed(fields),
+    if suspects.any(|word| word.iter().copied().any(dropped)) || rest.iter().copied().any(dropped) {
+        Cow::Owned(fields.replace(|c: char| c.is_ascii() && dropped(c as u8), ""))
+    } else {
+        Cow::Borrowed(fields)
     }
 }
 

@@ -165,13 +165,10 @@ fn bodies_over_the_limit_are_413_and_the_log_names_the_variable() {
     let peak = server.memory_kib("VmHWM:");
     for method in METHODS {
         let path = format!("/sync/{method}");
-        let (sent, unpacked) = match LARGE.contains(&method) {
-            true => {
-                ("as sent is over the limit of 1048576 bytes", "unpacked is over the limit of 3145728 bytes")
-            }
-            false => {
-                ("as sent is over the limit of 65536 bytes", "unpacked is over the limit of 65536 bytes")
-            }
+        let (sent, unpacked) = if LARGE.contains(&method) {
+            ("as sent is over the limit of 1048576 bytes", "unpacked is over the limit of 3145728 bytes")
+        } else {
+            ("as sent is over the limit of 65536 bytes", "unpacked is over the limit of 65536 bytes")
         };
         let check = |what: &str| {
             let line = server.wait_for_refusal(&path, 413);

@@ -459,10 +459,7 @@ fn answered(reply: Reply) -> io::Result<Vec<u8>> {
 
 fn said(reply: Reply, text: &str) -> io::Result<()> {
     let body = answered(reply)?;
-    match body == text.as_bytes() {
-        true => Ok(()),
-        false => Err(io::Error::other(String::from_utf8_lossy(&body))),
-    }
+    if body == text.as_bytes() { Ok(()) } else { Err(io::Error::other(String::from_utf8_lossy(&body))) }
 }
 
 fn row(id: i64, note: &(i64, String)) -> Value {

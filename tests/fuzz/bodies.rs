@@ -125,10 +125,7 @@ fn unpack(data: &[u8], piece: usize) -> Option<Vec<u8>> {
     for piece in data.chunks(piece.min(data.len()).max(1)) {
         let taken = decoder.push(piece, &mut |block| {
             plain.extend_from_slice(block);
-            match plain.len() as u64 <= CAPS.decoded {
-                true => Ok(()),
-                false => Err(()),
-            }
+            if plain.len() as u64 <= CAPS.decoded { Ok(()) } else { Err(()) }
         });
         taken.ok()?;
     }
@@ -229,12 +226,11 @@ fn read_form(form: &[u8], boundary: &str, choice: usize) -> Option<Contents> {
 fn read_spooled(wire: &mut dyn Read, boundary: &str) -> Option<Contents> {
     let mut fields = Fields::default();
     let mut form = WireForm::new(wire, boundary, CAPS);
-    let plain = match form.read_fields(&mut fields).ok()? {
-        true => {
-            let body = form.into_spooled_body(&mut fields, Spool::new(&std::env::temp_dir())).ok()?;
-            Some(read(body)?)
-        }
-        false => None,
+    let plain = if form.read_fields(&mut fields).ok()? {
+        let body = form.into_spooled_body(&mut fields, Spool::new(&std::env::temp_dir())).ok()?;
+        Some(read(body)?)
+    } else {
+        None
     };
     let Fields { hkey, skey, client, is_gzip } = fields;
     Some(Contents { texts: [hkey, skey, client], is_gzip, plain })
@@ -244,9 +240,10 @@ fn read_spooled(wire: &mut dyn Read, boundary: &str) -> Option<Contents> {
 fn read_streamed(wire: &mut dyn Read, boundary: &str) -> Option<Option<Vec<u8>>> {
     let mut fields = Fields::default();
     let mut form = WireForm::new(wire, boundary, CAPS);
-    match form.read_fields(&mut fields).ok()? {
-        true => Some(Some(read(form.into_body(fields.is_gzip?))?)),
-        false => Some(None),
+    if form.read_fields(&mut fields).ok()? {
+        Some(Some(read(form.into_body(fields.is_gzip?))?))
+    } else {
+        Some(None)
     }
 }
 

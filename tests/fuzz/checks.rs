@@ -14,6 +14,10 @@ use ankipi::files::spool::Spool;
 use ankipi::media::zip::ZipReader;
 use ankipi::server::connections::fuzz_entry::probe;
 use ankipi::text::{note, tag, unicase};
+<<<<<<< HEAD
+=======
+use ankipi::translate::{DeckConfigRow, DeckRow, FieldRow, NotetypeRow, TemplateRow, deck_name};
+>>>>>>> h/s4
 use rusqlite::{Connection, params};
 
 mod bodies;
@@ -131,8 +135,8 @@ pub fn translate(data: &[u8]) {
         }
     }
     if !has_controls(&text) {
-        let native = names::human_to_native(&text);
-        assert_eq!(names::human_to_native(&names::native_to_human(&native)), native, "{text:?}");
+        let native = deck_name::human_to_native(&text);
+        assert_eq!(deck_name::human_to_native(&deck_name::native_to_human(&native)), native, "{text:?}");
     }
 }
 

@@ -152,20 +152,19 @@ impl World {
         };
         // What fits into the buffers of the socket needs no threads.
         let is_large = request.len() > 60_000 || asked.method.starts_with("download");
-        let reply = match is_large {
-            true => thread::scope(|scope| {
+        let reply = if is_large {
+            thread::scope(|scope| {
                 let talk = scope.spawn(|| {
                     send(&socket);
                     receive(&socket)
                 });
                 answer();
                 talk.join().unwrap()
-            }),
-            false => {
-                send(&socket);
-                answer();
-                receive(&socket)
-            }
+            })
+        } else {
+            send(&socket);
+            answer();
+            receive(&socket)
         };
         Reply::parse(&reply.expect("it is stuck"))
     }
@@ -188,9 +187,10 @@ fn files_in(dir: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
     let mut files = BTreeMap::new();
     for entry in fs::read_dir(dir).unwrap() {
         let path = entry.unwrap().path();
-        match path.is_dir() {
-            true => files.extend(files_in(&path)),
-            false => drop(files.insert(path.clone(), fs::read(path).unwrap())),
+        if path.is_dir() {
+            files.extend(files_in(&path))
+        } else {
+            drop(files.insert(path.clone(), fs::read(path).unwrap()))
         }
     }
     files
@@ -270,10 +270,8 @@ impl<'w> Story<'w> {
             return;
         }
         assert!(!asked.user.is_empty() || asked.method == "hostKey", "{}", why());
-        let body = match asked.is_form {
-            true => reply.body.clone(),
-            false => zstd::decode_all(&reply.body[..]).unwrap(),
-        };
+        let body =
+            if asked.is_form { reply.body.clone() } else { zstd::decode_all(&reply.body[..]).unwrap() };
         let is_ok = match asked.method {
             "upload" => {
                 let text = String::from_utf8_lossy(&body);
@@ -445,8 +443,5 @@ impl Listener for Problems {
 
 /// A body as its protocol packs it.
 fn packed(body: &[u8], is_form: bool) -> Vec<u8> {
-    match is_form {
-        true => gzipped(body),
-        false => zstd::encode_all(body, 1).unwrap(),
-    }
+    if is_form { gzipped(body) } else { zstd::encode_all(body, 1).unwrap() }
 }

@@ -158,10 +158,7 @@ fn singles(value: Value) -> Value {
     match value {
         Value::Number(number) if number.as_i64().is_none() => {
             let single = number.as_f64().unwrap() as f32;
-            match single.fract() == 0.0 {
-                true => json!(single as i64),
-                false => json!(single.to_string()),
-            }
+            if single.fract() == 0.0 { json!(single as i64) } else { json!(single.to_string()) }
         }
         Value::Array(values) => values.into_iter().map(singles).collect(),
         Value::Object(object) => object.into_iter().map(|(key, value)| (key, singles(value))).collect(),

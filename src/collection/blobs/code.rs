@@ -1,111 +1,68 @@
 //! The codes of the tables: which JSON a key accepts, what of it is stored, and how it is written (spec,
 //! collection-format.md 3.2 and the conversion columns of sections 4 to 6).
 
-use crate::collection::blobs::engine::Message;
+<use crate::collection::blobs::engine::Message;
 use crate::collection::blobs::json;
 use crate::collection::blobs::json::Object;
 use crate::collection::blobs::table::{Field, Value};
-
-/// Converts between the JSON text of a key and the value of a field.
-#[derive(Debug, Clone, Copy)]
-pub struct Code {
-    /// For the error text.
-    pub expects: &'static str,
-    pub convert: Convert,
-}
-
-/// Reads one value: `None` if the text is not acceptable.
-type Read = for<'a> fn(&'a str) -> Option<Value<'a>>;
-type Write = fn(&Value<'_>, &mut Vec<u8>);
-/// Reads into the message, with the whole object at hand.
-type ReadSeveral = for<'a> fn(&Object<'a>, &Field, &'a str, &mut Message<'a>) -> Option<()>;
-type WriteSeveral = fn(&Message<'_>, &Field, &mut Vec<u8>);
-
-#[derive(Debug, Clone, Copy)]
-pub enum Convert {
-    /// One key, one field.
-    One { read: Read, write: Write },
-    /// One key that depends on several fields, or one field that depends on several keys.
-    Several { read: ReadSeveral, write: WriteSeveral },
-}
-
-pub const fn one(expects: &'static str, read: Read, write: Write) -> Code {
-    Code { expects, convert: Convert::One { read, write } }
-}
-
-pub const fn several(expects: &'static str, read: ReadSeveral, write: WriteSeveral) -> Code {
-    Code { expects, convert: Convert::Several { read, write } }
-}
-
-impl Code {
-    /// The same JSON is accepted, but the value is written in another way.
-    pub const fn written(self, write: Write) -> Code {
-        match self.convert {
-            Convert::One { read, .. } => one(self.expects, read, write),
-            Convert::Several { .. } => panic!("has no single value to write"),
-        }
-    }
-}
-
-/// Anything, of which nothing is kept.
-pub const ANY: Code = one("anything", |_| Some(Value::Unset), put_null);
-
-pub const U8: Code = int::<0, 0xff>("an integer of 8 bits");
-pub const U16: Code = int::<0, 0xffff>("an integer of 16 bits");
-pub const U32: Code = int::<0, 0xffff_ffff>("an unsigned integer of 32 bits");
-pub const I32: Code = int::<{ i32::MIN as i64 }, { i32::MAX as i64 }>("an integer of 32 bits");
-pub const I64: Code = int::<{ i64::MIN }, { i64::MAX }>("an integer");
+>
+pub const U8: Converter = int::<0, 0xff>("an integer of 8 bits");
+pub const U16: Converter = int::<0, 0xffff>("an integer of 16 bits");
+pub const U32: Converter = int::<0, 0xffff_ffff>("an unsigned integer of 32 bits");
+pub const I32: Converter = int::<{ i32::MIN as i64 }, { i32::MAX as i64 }>("an integer of 32 bits");
+pub const I64: Converter = int::<{ i64::MIN }, { i64::MAX }>("an integer");
 /// A number, or a string that holds one, as clients before 2.1 wrote ids.
-pub const I64S: Code =
+pub const I64S: Converter =
     one("an integer, perhaps as a string", read_int_or_digits, write_int::<{ i64::MIN }, { i64::MAX }>);
-pub const OPT_U16: Code = opt_int::<0, 0xffff>("an integer of 16 bits, or null");
-pub const OPT_U32: Code = opt_int::<0, 0xffff_ffff>("an unsigned integer of 32 bits, or null");
-pub const OPT_I64: Code = opt_int::<{ i64::MIN }, { i64::MAX }>("an integer, or null");
-pub const BOOL: Code = one("true or false", read_bool, |v, out| json::put_bool(out, v.int() != 0));
-pub const ANY_BOOL: Code =
+pub const OPT_U16: Converter = opt_int::<0, 0xffff>("an integer of 16 bits, or null");
+pub const OPT_U32: Converter = opt_int::<0, 0xffff_ffff>("an unsigned integer of 32 bits, or null");
+pub const OPT_I64: Converter = opt_int::<{ i64::MIN }, { i64::MAX }>("an integer, or null");
+pub const BOOL: Converter = one("true or false", read_bool, |v, out| json::put_bool(out, v.int() != 0));
+pub const ANY_BOOL: Converter =
     one("true, false, 1 or 0", read_any_bool, |v, out| json::put_bool(out, v.int() != 0));
-pub const F32: Code = one("a number", read_f32, |v, out| json::put_f32(out, v.float()));
-pub const STR: Code = one("a string", read_text, |v, out| json::put_string(out, v.text()));
-pub const F32S: Code = one("numbers", read_floats, write_floats);
+pub const F32: Converter = one("a number", read_f32, |v, out| json::put_f32(out, v.float()));
+pub const STR: Converter = one("a string", read_text, |v, out| json::put_string(out, v.text()));
+pub const F32S: Converter = one("numbers", read_floats, write_floats);
 /// `null` or anything else that is no array of numbers means none; none is written as `null`.
-pub const OPT_F32S: Code = one("numbers, or null", read_opt_floats, write_opt_floats);
+pub const OPT_F32S: Converter = one("numbers, or null", read_opt_floats, write_opt_floats);
 
 /// A `true` that is stored as false, and the reverse.
-pub const NOT: Code = one("true or false", read_not, |v, out| json::put_bool(out, v.int() == 0));
+pub const NOT: Converter = one("true or false", read_not, |v, out| json::put_bool(out, v.int() == 0));
 /// A bool that JSON has as 0 or 1.
-pub const FLAG: Code = one("an integer of 8 bits", read_flag, |v, out| json::put_int(out, v.int().min(1)));
+pub const FLAG: Converter =
+    one("an integer of 8 bits", read_flag, |v, out| json::put_int(out, v.int().min(1)));
 /// A signed number in JSON, an unsigned one in the message; negative means 0.
-pub const COUNT: Code =
+pub const COUNT: Converter =
     one("an integer of 32 bits", read_count, write_int::<{ i32::MIN as i64 }, { i32::MAX as i64 }>);
 /// The same, perhaps as a string.
-pub const COUNT_S: Code = one(
+pub const COUNT_S: Converter = one(
     "an integer of 32 bits, perhaps as a string",
     read_count_or_digits,
     write_int::<{ i32::MIN as i64 }, { i32::MAX as i64 }>,
 );
 /// Thousandths in JSON, a factor in the message.
-pub const PERMILLE: Code = one("an integer of 16 bits", read_permille, write_permille);
+pub const PERMILLE: Converter = one("an integer of 16 bits", read_permille, write_permille);
 /// Whole percents in JSON, a fraction in the message.
-pub const OPT_PERCENT: Code = one("an integer of 32 bits, or null", read_opt_percent, write_opt_percent);
+pub const OPT_PERCENT: Converter = one("an integer of 32 bits, or null", read_opt_percent, write_opt_percent);
 
 /// An enum of two values.
-pub const ENUM_2: Code = up_to::<1>("0 or 1");
+pub const ENUM_2: Converter = up_to::<1>("0 or 1");
 /// An enum of five values.
-pub const ENUM_5: Code = up_to::<4>("an integer from 0 to 4");
+pub const ENUM_5: Converter = up_to::<4>("an integer from 0 to 4");
 
 /// Values above `MAX` come out as 0.
-const fn up_to<const MAX: i64>(expects: &'static str) -> Code {
+const fn up_to<const MAX: i64>(expects: &'static str) -> Converter {
     one(expects, read_int::<0, MAX>, |v, out| {
         let value = v.int();
         json::put_int(out, if (0..=MAX).contains(&value) { value } else { 0 })
     })
 }
 
-const fn int<const MIN: i64, const MAX: i64>(expects: &'static str) -> Code {
+const fn int<const MIN: i64, const MAX: i64>(expects: &'static str) -> Converter {
     one(expects, read_int::<MIN, MAX>, write_int::<MIN, MAX>)
 }
 
-const fn opt_int<const MIN: i64, const MAX: i64>(expects: &'static str) -> Code {
+const fn opt_int<const MIN: i64, const MAX: i64>(expects: &'static str) -> Converter {
     one(expects, read_opt_int::<MIN, MAX>, |value, out| match value {
         Value::Unset => put_null(value, out),
         _ => write_int::<MIN, MAX>(value, out),

@@ -11,22 +11,25 @@ use crate::collection::blobs::proto;
 use crate::collection::blobs::table::Pb::*;
 use crate::collection::blobs::table::{ERR, Field, OTHER, Value, column, field, hidden, nested, or};
 use crate::collection::blobs::{Refused, whole};
+use super::field_table::{
+    Converter, ERR, Field, Message, OTHER, Pb::*, Value, column, field, hidden, nested, one, or, several,
+};
 
 /// Row columns (4.2) and message Common (4.3).
 #[rustfmt::skip]
 pub(super) const COMMON: &[Field] = &[
-    column("id", code::I64S, ERR, ERR),
-    column("mod", code::I64S, or("0"), ERR),
+    column("id", converters::I64S, ERR, ERR),
+    column("mod", converters::I64S, or("0"), ERR),
     column("name", NAME, ERR, ERR),
-    column("usn", code::I32, ERR, ERR),
+    column("usn", converters::I32, ERR, ERR),
     column("dyn", DYN, ERR, ERR),
-    field(   1, Bool, "collapsed",        code::BOOL, ERR,         ERR),
-    field(   2, Bool, "browserCollapsed", code::BOOL, or("false"), ERR),
+    field(   1, Bool, "collapsed",        converters::BOOL, ERR,         ERR),
+    field(   2, Bool, "browserCollapsed", converters::BOOL, or("false"), ERR),
     hidden(DAY, U32),
-    field(   4, I32,  "newToday",         TODAY,      ERR,         ERR),
-    field(   5, I32,  "revToday",         TODAY,      ERR,         ERR),
-    field(   6, I32,  "lrnToday",         TODAY,      ERR,         ERR),
-    field(TIME, I32,  "timeToday",        TODAY,      ERR,         ERR),
+    field(   4, I32,  "newToday",         TODAY,            ERR,         ERR),
+    field(   5, I32,  "revToday",         TODAY,            ERR,         ERR),
+    field(   6, I32,  "lrnToday",         TODAY,            ERR,         ERR),
+    field(TIME, I32,  "timeToday",        TODAY,            ERR,         ERR),
     // Discarded on input, never written.
     nested("return", or("null")),
     hidden(OTHER, Bytes),
@@ -35,45 +38,45 @@ pub(super) const COMMON: &[Field] = &[
 /// Message Normal (4.4).
 #[rustfmt::skip]
 pub(super) const NORMAL: &[Field] = &[
-    field(CONFIG_ID, I64,          "conf",             code::I64S,        ERR,         ERR),
-    field( 2, U32,                 "extendNew",        code::COUNT,       or("0"),     or("0")),
-    field( 3, U32,                 "extendRev",        code::COUNT,       or("0"),     or("0")),
-    field( 4, Str,                 "desc",             code::STR,         or("\"\""),  ERR),
-    field( 5, Bool,                "md",               code::BOOL,        or("false"), ERR).emit_if_set(),
-    field( 6, U32,                 "reviewLimit",      code::OPT_U32,     or("null"),  or("null")).presence(),
-    field( 7, U32,                 "newLimit",         code::OPT_U32,     or("null"),  or("null")).presence(),
-    field( 8, Embedded(DAY_LIMIT), "reviewLimitToday", OPT_DAY_LIMIT,     or("null"),  or("null")).presence(),
-    field( 9, Embedded(DAY_LIMIT), "newLimitToday",    OPT_DAY_LIMIT,     or("null"),  or("null")).presence(),
-    field(10, F32,                 "desiredRetention", code::OPT_PERCENT, or("null"),  or("null")).presence(),
+    field(CONFIG_ID, I64,          "conf",             converters::I64S,        ERR,         ERR),
+    field( 2, U32,                 "extendNew",        converters::COUNT,       or("0"),     or("0")),
+    field( 3, U32,                 "extendRev",        converters::COUNT,       or("0"),     or("0")),
+    field( 4, Str,                 "desc",             converters::STR,         or("\"\""),  ERR),
+    field( 5, Bool,                "md",               converters::BOOL,        or("false"), ERR).emit_if_set(),
+    field( 6, U32,                 "reviewLimit",      converters::OPT_U32,     or("null"),  or("null")).presence(),
+    field( 7, U32,                 "newLimit",         converters::OPT_U32,     or("null"),  or("null")).presence(),
+    field( 8, Embedded(DAY_LIMIT), "reviewLimitToday", OPT_DAY_LIMIT,           or("null"),  or("null")).presence(),
+    field( 9, Embedded(DAY_LIMIT), "newLimitToday",    OPT_DAY_LIMIT,           or("null"),  or("null")).presence(),
+    field(10, F32,                 "desiredRetention", converters::OPT_PERCENT, or("null"),  or("null")).presence(),
 ];
 
 /// Message Filtered (4.5).
 #[rustfmt::skip]
 pub(super) const FILTERED: &[Field] = &[
-    field(1, Bool,                  "resched",          code::ANY_BOOL, ERR,        ERR),
-    field(2, Repeated(SEARCH_TERM), "terms",            TERMS,          ERR,        ERR),
+    field(1, Bool,                  "resched",          converters::ANY_BOOL, ERR,        ERR),
+    field(2, Repeated(SEARCH_TERM), "terms",            TERMS,                ERR,        ERR),
     column("separate", SEPARATE, or("true"), ERR),
-    field(3, F32s,                  "delays",           code::OPT_F32S, or("null"), or("null")),
-    field(4, U32,                   "previewDelay",     code::U32,      or("0"),    ERR),
-    field(7, U32,                   "previewAgainSecs", code::U32,      or("0"),    ERR),
-    field(5, U32,                   "previewHardSecs",  code::U32,      or("0"),    ERR),
-    field(6, U32,                   "previewGoodSecs",  code::U32,      or("0"),    ERR),
+    field(3, F32s,                  "delays",           converters::OPT_F32S, or("null"), or("null")),
+    field(4, U32,                   "previewDelay",     converters::U32,      or("0"),    ERR),
+    field(7, U32,                   "previewAgainSecs", converters::U32,      or("0"),    ERR),
+    field(5, U32,                   "previewHardSecs",  converters::U32,      or("0"),    ERR),
+    field(6, U32,                   "previewGoodSecs",  converters::U32,      or("0"),    ERR),
     // Checked but not stored, so that "" comes out.
-    column("desc", code::STR, or("\"\""), ERR),
-    column("md", code::BOOL, or("false"), ERR).not_emitted(),
+    column("desc", converters::STR, or("\"\""), ERR),
+    column("md", converters::BOOL, or("false"), ERR).not_emitted(),
 ];
 
 #[rustfmt::skip]
 pub(super) const DAY_LIMIT: &[Field] = &[
-    field(1, U32, "limit", code::U32, ERR, ERR),
-    field(2, U32, "today", code::U32, ERR, ERR),
+    field(1, U32, "limit", converters::U32, ERR, ERR),
+    field(2, U32, "today", converters::U32, ERR, ERR),
 ];
 
 #[rustfmt::skip]
 pub(super) const SEARCH_TERM: &[Field] = &[
-    field(1, Str, "search", code::STR,     ERR, ERR),
-    field(2, U32, "limit",  code::COUNT_S, ERR, ERR),
-    field(3, I32, "order",  code::I32,     ERR, ERR),
+    field(1, Str, "search", converters::STR,     ERR, ERR),
+    field(2, U32, "limit",  converters::COUNT_S, ERR, ERR),
+    field(3, I32, "order",  converters::I32,     ERR, ERR),
 ];
 
 /// Number of last_day_studied.
@@ -87,14 +90,14 @@ const TIME: u32 = 7;
 const KIND_NORMAL: u32 = 1;
 const KIND_FILTERED: u32 = 2;
 
-const NAME: Code = one(
+const NAME: Converter = one(
     "a string",
     |text| Some(Value::Text(human_to_native(&json::string(text)?).into())),
     |value, out| json::put_string(out, &native_to_human(value.text())),
 );
 
 /// 1 is a filtered deck, anything else a normal one; comes out as 0 or 1.
-const DYN: Code = one(
+const DYN: Converter = one(
     "true, false or an integer of 8 bits",
     |text| match text {
         "true" | "1" => Some(Value::Int(1)),
@@ -106,7 +109,7 @@ const DYN: Code = one(
 
 /// `[day, amount]`. The day is stored once for all four, so the amounts of another day than the last are dropped
 /// (4.3): not so the time, which is kept whatever its day, and only three of the four days count.
-const TODAY: Code = several(
+const TODAY: Converter = several(
     "an array",
     |object, row, text, message| {
         let (day, amount) = today(text)?;
@@ -134,26 +137,26 @@ fn today(text: &str) -> Option<(i32, i32)> {
     Some(last_two)
 }
 
-const OPT_DAY_LIMIT: Code = one(
+const OPT_DAY_LIMIT: Converter = one(
     "{\"limit\":integer,\"today\":integer} or null",
     |text| match text {
         "null" => Some(Value::Unset),
-        _ => Some(Value::Bytes(engine::read_embedded(DAY_LIMIT, text)?.into())),
+        _ => Some(Value::Bytes(object_codec::read_embedded(DAY_LIMIT, text)?.into())),
     },
     |value, out| match value {
-        Value::Bytes(blob) => engine::write_embedded(DAY_LIMIT, Form::Object, blob, out),
-        _ => code::put_null(value, out),
+        Value::Bytes(blob) => object_codec::write_embedded(DAY_LIMIT, Form::Object, blob, out),
+        _ => converters::put_null(value, out),
     },
 );
 
-const TERMS: Code = one(
+const TERMS: Converter = one(
     "an array of [search, limit, order]",
-    |text| engine::read_all_embedded(SEARCH_TERM, text),
-    |value, out| engine::write_all_embedded(SEARCH_TERM, Form::Array, value, out),
+    |text| object_codec::read_all_embedded(SEARCH_TERM, text),
+    |value, out| object_codec::write_all_embedded(SEARCH_TERM, Form::Array, value, out),
 );
 
 /// An option that is gone: always on.
-const SEPARATE: Code = code::BOOL.written(|_, out| json::put_bool(out, true));
+const SEPARATE: Converter = converters::BOOL.written(|_, out| json::put_bool(out, true));
 
 /// A row of `decks` (spec section 4).
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -248,6 +251,7 @@ fn of_kind(container: &[u8]) -> Result<(u32, &[u8]), Refused> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::field_table::assert_consistent;
     use super::*;
     use crate::collection::blobs::table::assert_consistent;
 

@@ -7,82 +7,83 @@ use crate::collection::blobs::json;
 use crate::collection::blobs::json::{MAX_DEPTH, Object, ObjectWriter};
 use crate::collection::blobs::proto;
 use crate::collection::blobs::table::Pb::*;
-use crate::collection::blobs::table::{
-    ERR, ERR as SEC, Field, OTHER, Value, column, field, hidden, nested, or,
-};
 use crate::collection::blobs::{Refused, whole};
+use super::field_table::{
+    Converter, ERR, ERR as SEC, Field, Message, OTHER, Pb::*, Value, column, field, hidden, nested, one, or,
+    several,
+};
 
 /// Row columns and top-level keys (5.1), ranges from 5.3.
 #[rustfmt::skip]
 pub(super) const CONFIG: &[Field] = &[
-    column("id", code::I64S, ERR, ERR),
-    column("mod", code::I64S, ERR, ERR),
-    column("name", code::STR, ERR, ERR),
-    column("usn", code::I32, ERR, ERR),
-    field(24, U32,  "maxTaken",                code::COUNT,  ERR,         ERR).clamp(60.0, 1.0, 9999.0),
-    field(23, Bool, "autoplay",                code::NOT,    ERR,         ERR),
-    field(25, Bool, "timer",                   code::FLAG,   ERR,         or("0")),
-    field(26, Bool, "replayq",                 code::NOT,    or("false"), ERR),
+    column("id", converters::I64S, ERR, ERR),
+    column("mod", converters::I64S, ERR, ERR),
+    column("name", converters::STR, ERR, ERR),
+    column("usn", converters::I32, ERR, ERR),
+    field(24, U32,  "maxTaken",                converters::COUNT,  ERR,         ERR).clamp(60.0, 1.0, 9999.0),
+    field(23, Bool, "autoplay",                converters::NOT,    ERR,         ERR),
+    field(25, Bool, "timer",                   converters::FLAG,   ERR,         or("0")),
+    field(26, Bool, "replayq",                 converters::NOT,    or("false"), ERR),
     nested("new", ERR),
     nested("rev", ERR),
     nested("lapse", ERR),
     // Always false on the way out: nothing ever sets it.
-    column("dyn", code::BOOL, or("false"), or("false")),
-    field(30, I32,  "newMix",                  code::I32,    or("0"),     ERR),
-    field(35, U32,  "newPerDayMinimum",        code::U32,    or("0"),     ERR).clamp(0.0, 0.0, 9999.0),
-    field(31, I32,  "interdayLearningMix",     code::I32,    or("0"),     ERR),
-    field(33, I32,  "reviewOrder",             code::I32,    or("0"),     ERR),
-    field(32, I32,  "newSortOrder",            code::I32,    or("0"),     ERR),
-    field(34, I32,  "newGatherPriority",       code::I32,    or("0"),     ERR),
-    field(29, Bool, "buryInterdayLearning",    code::BOOL,   or("false"), ERR),
-    field( 3, F32s, "fsrsWeights",             code::F32S,   or("[]"),    ERR),
-    field( 5, F32s, "fsrsParams5",             code::F32S,   or("[]"),    ERR),
-    field( 6, F32s, "fsrsParams6",             code::F32S,   or("[]"),    ERR),
-    field(37, F32,  "desiredRetention",        code::F32,    or("0"),     ERR).clamp(0.9, 0.7, 0.99),
-    field(46, Str,  "ignoreRevlogsBeforeDate", code::STR,    or("\"\""),  ERR),
-    field( 4, F32s, "easyDaysPercentages",     code::F32S,   or("[]"),    ERR),
-    field(38, Bool, "stopTimerOnAnswer",       code::BOOL,   or("false"), ERR),
-    field(41, F32,  "secondsToShowQuestion",   code::F32,    or("0"),     ERR),
-    field(42, F32,  "secondsToShowAnswer",     code::F32,    or("0"),     ERR),
-    field(36, I32,  "questionAction",          code::ENUM_2, or("0"),     ERR),
-    field(43, I32,  "answerAction",            code::ENUM_5, or("0"),     ERR),
-    field(44, Bool, "waitForAudio",            code::BOOL,   or("true"),  ERR),
-    field(40, F32,  "sm2Retention",            code::F32,    or("0"),     ERR).clamp(0.9, 0.7, 0.97),
-    field(45, Str,  "weightSearch",            code::STR,    or("\"\""),  ERR),
+    column("dyn", converters::BOOL, or("false"), or("false")),
+    field(30, I32,  "newMix",                  converters::I32,    or("0"),     ERR),
+    field(35, U32,  "newPerDayMinimum",        converters::U32,    or("0"),     ERR).clamp(0.0, 0.0, 9999.0),
+    field(31, I32,  "interdayLearningMix",     converters::I32,    or("0"),     ERR),
+    field(33, I32,  "reviewOrder",             converters::I32,    or("0"),     ERR),
+    field(32, I32,  "newSortOrder",            converters::I32,    or("0"),     ERR),
+    field(34, I32,  "newGatherPriority",       converters::I32,    or("0"),     ERR),
+    field(29, Bool, "buryInterdayLearning",    converters::BOOL,   or("false"), ERR),
+    field( 3, F32s, "fsrsWeights",             converters::F32S,   or("[]"),    ERR),
+    field( 5, F32s, "fsrsParams5",             converters::F32S,   or("[]"),    ERR),
+    field( 6, F32s, "fsrsParams6",             converters::F32S,   or("[]"),    ERR),
+    field(37, F32,  "desiredRetention",        converters::F32,    or("0"),     ERR).clamp(0.9, 0.7, 0.99),
+    field(46, Str,  "ignoreRevlogsBeforeDate", converters::STR,    or("\"\""),  ERR),
+    field( 4, F32s, "easyDaysPercentages",     converters::F32S,   or("[]"),    ERR),
+    field(38, Bool, "stopTimerOnAnswer",       converters::BOOL,   or("false"), ERR),
+    field(41, F32,  "secondsToShowQuestion",   converters::F32,    or("0"),     ERR),
+    field(42, F32,  "secondsToShowAnswer",     converters::F32,    or("0"),     ERR),
+    field(36, I32,  "questionAction",          converters::ENUM_2, or("0"),     ERR),
+    field(43, I32,  "answerAction",            converters::ENUM_5, or("0"),     ERR),
+    field(44, Bool, "waitForAudio",            converters::BOOL,   or("true"),  ERR),
+    field(40, F32,  "sm2Retention",            converters::F32,    or("0"),     ERR).clamp(0.9, 0.7, 0.97),
+    field(45, Str,  "weightSearch",            converters::STR,    or("\"\""),  ERR),
     hidden(OTHER, Bytes),
 ];
 
 /// Section `new` (5.2).
 #[rustfmt::skip]
 pub(super) const NEW: &[Field] = &[
-    field(  27, Bool, "bury",          code::BOOL,           or("false"), SEC),
-    field(   1, F32s, "delays",        code::F32S,           SEC,         or("[]")),
-    field(EASE, F32,  "initialFactor", code::PERMILLE,       SEC,         SEC).clamp(2.5, 1.31, 5.0),
+    field(  27, Bool, "bury",          converters::BOOL,     or("false"), SEC),
+    field(   1, F32s, "delays",        converters::F32S,     SEC,         or("[]")),
+    field(EASE, F32,  "initialFactor", converters::PERMILLE, SEC,         SEC).clamp(2.5, 1.31, 5.0),
     field(GOOD, U32,  "ints",          GRADUATING_INTERVALS, SEC,         or("[1,4]")).clamp(1.0, 1.0, 36500.0),
     hidden(EASY, U32).clamp(4.0, 1.0, 36500.0),
     field(  20, I32,  "order",         INSERT_ORDER,         SEC,         or("1")),
-    field(   9, U32,  "perDay",        code::U32,            SEC,         or("0")).clamp(20.0, 0.0, 9999.0),
+    field(   9, U32,  "perDay",        converters::U32,      SEC,         or("0")).clamp(20.0, 0.0, 9999.0),
 ];
 
 /// Section `rev` (5.2).
 #[rustfmt::skip]
 pub(super) const REV: &[Field] = &[
-    field(28, Bool, "bury",       code::BOOL, or("false"), SEC),
-    field(12, F32,  "ease4",      code::F32,  SEC,         SEC).clamp(1.3, 1.0, 5.0),
-    field(15, F32,  "ivlFct",     code::F32,  SEC,         SEC).clamp(1.0, 0.5, 2.0),
-    field(16, U32,  "maxIvl",     code::U32,  SEC,         SEC).clamp(36500.0, 1.0, 36500.0),
-    field(10, U32,  "perDay",     code::U32,  SEC,         or("0")).clamp(200.0, 0.0, 9999.0),
-    field(13, F32,  "hardFactor", code::F32,  or("1.2"),   SEC).clamp(1.2, 0.5, 1.3),
+    field(28, Bool, "bury",       converters::BOOL, or("false"), SEC),
+    field(12, F32,  "ease4",      converters::F32,  SEC,         SEC).clamp(1.3, 1.0, 5.0),
+    field(15, F32,  "ivlFct",     converters::F32,  SEC,         SEC).clamp(1.0, 0.5, 2.0),
+    field(16, U32,  "maxIvl",     converters::U32,  SEC,         SEC).clamp(36500.0, 1.0, 36500.0),
+    field(10, U32,  "perDay",     converters::U32,  SEC,         or("0")).clamp(200.0, 0.0, 9999.0),
+    field(13, F32,  "hardFactor", converters::F32,  or("1.2"),   SEC).clamp(1.2, 0.5, 1.3),
 ];
 
 /// Section `lapse` (5.2).
 #[rustfmt::skip]
 pub(super) const LAPSE: &[Field] = &[
-    field( 2, F32s, "delays",      code::F32S,   SEC, or("[]")),
-    field(21, I32,  "leechAction", code::ENUM_2, SEC, or("1")),
-    field(22, U32,  "leechFails",  code::U32,    SEC, SEC).clamp(8.0, 1.0, 9999.0),
-    field(17, U32,  "minInt",      code::U32,    SEC, SEC).clamp(1.0, 1.0, 36500.0),
-    field(14, F32,  "mult",        code::F32,    SEC, SEC).clamp(0.0, 0.0, 1.0),
+    field( 2, F32s, "delays",      converters::F32S,   SEC, or("[]")),
+    field(21, I32,  "leechAction", converters::ENUM_2, SEC, or("1")),
+    field(22, U32,  "leechFails",  converters::U32,    SEC, SEC).clamp(8.0, 1.0, 9999.0),
+    field(17, U32,  "minInt",      converters::U32,    SEC, SEC).clamp(1.0, 1.0, 36500.0),
+    field(14, F32,  "mult",        converters::F32,    SEC, SEC).clamp(0.0, 0.0, 1.0),
 ];
 
 /// An object inside the object, in the same message. One invalid key (SEC) replaces all of it by its default (5.2).
@@ -118,7 +119,7 @@ const GOOD: u32 = 18;
 const EASY: u32 = 19;
 
 /// `[good, easy, unused]`.
-const GRADUATING_INTERVALS: Code = several(
+const GRADUATING_INTERVALS: Converter = several(
     "at least two integers of 16 bits",
     |_, _, text, message| {
         let (mut first_two, mut count) = ([0, 0], 0);
@@ -144,7 +145,7 @@ const GRADUATING_INTERVALS: Code = several(
 );
 
 /// JSON has 0 for random and 1 for due, the message the reverse.
-const INSERT_ORDER: Code = one(
+const INSERT_ORDER: Converter = one(
     "0 or 1",
     |text| match text {
         "0" => Some(Value::Int(1)),
@@ -271,6 +272,7 @@ impl DeckConfigRow {
 
 #[cfg(test)]
 mod tests {
+    use super::super::field_table::assert_consistent;
     use super::*;
     use crate::collection::blobs::table::assert_consistent;
 

@@ -1,68 +1,14 @@
 //! Reads the tables in both directions: JSON object -> [`Message`] -> blob, and back.
 
-use crate::collection::blobs::Refused;
+<use crate::collection::blobs::Refused;
 use crate::collection::blobs::code::Convert;
 use crate::collection::blobs::json;
 use crate::collection::blobs::json::{Object, ObjectWriter};
 use crate::collection::blobs::proto;
 use crate::collection::blobs::proto::Payload;
 use crate::collection::blobs::table::{Emit, Field, OTHER, Otherwise, Pb, Value};
-
-/// The values of one message, or of a part of one: those fields that `table` has.
-#[derive(Debug)]
-pub struct Message<'a> {
-    table: &'static [Field],
-    /// In the order of the table.
-    values: Vec<Value<'a>>,
-}
-
+>
 impl<'a> Message<'a> {
-    pub fn new(table: &'static [Field]) -> Message<'a> {
-        Message { table, values: vec![Value::Unset; table.len()] }
-    }
-
-    /// The value of the field with this number.
-    pub fn at(&self, no: u32) -> &Value<'a> {
-        &self.values[self.position(no)]
-    }
-
-    pub fn set(&mut self, no: u32, value: Value<'a>) {
-        let position = self.position(no);
-        self.values[position] = value;
-    }
-
-    /// The value of the row with this key: for columns, which have no number.
-    pub fn column(&self, key: &str) -> &Value<'a> {
-        &self.values[self.position_of(key)]
-    }
-
-    pub fn set_column(&mut self, key: &str, value: Value<'a>) {
-        let position = self.position_of(key);
-        self.values[position] = value;
-    }
-
-    /// Sets the columns that every row has.
-    pub fn set_columns(&mut self, id: i64, name: &'a str, mtime_secs: i64, usn: i32) {
-        self.set_column("id", Value::Int(id));
-        self.set_column("name", Value::Text(name.into()));
-        self.set_column("mod", Value::Int(mtime_secs));
-        self.set_column("usn", Value::Int(usn.into()));
-    }
-
-    fn position(&self, no: u32) -> usize {
-        let row = self.table.iter().position(|row| row.no == no && row.stored());
-        row.expect("numbers are constants, of rows in the same file as the table")
-    }
-
-    fn position_of(&self, key: &str) -> usize {
-        let row = self.table.iter().position(|row| row.key == Some(key));
-        row.expect("keys are constants, of rows in the same file as the table")
-    }
-
-    fn rows(&self) -> impl Iterator<Item = (&'static Field, &Value<'a>)> {
-        self.table.iter().zip(&self.values)
-    }
-
     /// Reads the keys of a table from an object.
     pub fn from_json(table: &'static [Field], object: &Object<'a>) -> Result<Message<'a>, Refused> {
         let mut message = Message::new(table);
@@ -75,7 +21,7 @@ impl<'a> Message<'a> {
                 Some(text) => message
                     .read(i, object, text)
                     .or_else(|| message.read_other(i, object, row.invalid))
-                    .ok_or_else(|| Refused(format!("\"{key}\" is not {}", row.code.expects))),
+                    .ok_or_else(|| Refused(format!("\"{key}\" is not {}", row.converter.expects))),
             }?;
         }
         Ok(message)
@@ -83,7 +29,7 @@ impl<'a> Message<'a> {
 
     /// Reads the row at position `i` of the table.
     fn read(&mut self, i: usize, object: &Object<'a>, text: &'a str) -> Option<()> {
-        match self.table[i].code.convert {
+        match self.table[i].converter.convert {
             Convert::One { read, .. } => {
                 self.values[i] = read(text)?;
                 Some(())
@@ -108,7 +54,7 @@ impl<'a> Message<'a> {
                 continue;
             }
             let out = out.key(key);
-            match row.code.convert {
+            match row.converter.convert {
                 Convert::One { write, .. } => write(value, out),
                 Convert::Several { write, .. } => write(self, row, out),
             }
@@ -327,10 +273,12 @@ pub fn write_embedded(table: &'static [Field], form: Form, blob: &[u8], out: &mu
             message.write_json(&mut out);
             out.end();
         }
-        Form::Array => json::put_array(out, message.rows(), |out, (row, value)| match row.code.convert {
-            Convert::One { write, .. } => write(value, out),
-            Convert::Several { write, .. } => write(&message, row, out),
-        }),
+        Form::Array => {
+            json::put_array(out, message.rows(), |out, (row, value)| match row.converter.convert {
+                Convert::One { write, .. } => write(value, out),
+                Convert::Several { write, .. } => write(&message, row, out),
+            })
+        }
     }
 }
 

@@ -5,19 +5,19 @@
 //! of the spec, one row per field:
 //!
 //! ```text
-//! field(24, U32, "maxTaken", code::COUNT, ERR, ERR).clamp(60.0, 1.0, 9999.0),
+//! field(24, U32, "maxTaken", converters::COUNT, ERR, ERR).clamp(60.0, 1.0, 9999.0),
 //!       |   |    |           |            |    |    `- on output: default, minimum, maximum
 //!       |   |    |           |            |    `- key present with a value that the code does not accept
 //!       |   |    |           |            `- key missing
-//!       |   |    |           `- what JSON is accepted, and how it is converted both ways (`code.rs`)
+//!       |   |    |           `- what JSON is accepted, and how it is converted both ways (`converters.rs`)
 //!       |   |    `- JSON key
 //!       |   `- protobuf type
 //!       `- protobuf field number
 //! ```
 //!
-//! `ERR` refuses the object; `or("...")` goes on as if the key had that JSON text. One engine (`engine.rs`) reads the
+//! `ERR` refuses the object; `or("...")` goes on as if the key had that JSON text. One engine (`object_codec.rs`) reads the
 //! tables in both directions. **When Anki grows a field**, add its row to the table of its message; if no code
-//! converts it as Anki does, add one to `code.rs` (or beside the table, if only that object needs it).
+//! converts it as Anki does, add one to `converters.rs` (or beside the table, if only that object needs it).
 //!
 //! What no table knows survives: unknown JSON keys are kept, as the text in which they arrived, in field 255 of the
 //! message and come out again (spec 3.4), except where a table has a row of that name, so that no key is ever
@@ -27,17 +27,17 @@
 //! (`json.rs`), and then read in place: no tree of it is ever built. Nothing here does I/O, and nothing creates ids or
 //! times. Deliberately absent: refusing id 0, unique names, merging. They belong to the collection.
 
-mod code;
+mod converters;
 mod deck;
 mod deck_config;
-mod engine;
+pub mod deck_name;
+mod field_table;
 mod json;
-pub mod names;
 mod notetype;
-#[cfg(test)]
-mod properties;
+mod object_codec;
 pub(crate) mod proto;
-mod table;
+#[cfg(test)]
+mod table_properties;
 
 use std::fmt;
 

@@ -2,76 +2,76 @@
 
 use crate::collection::blobs::code;
 use crate::collection::blobs::code::{Code, one};
-use crate::collection::blobs::engine::{
-    Form, Message, encode, other, read_all_embedded, write_all_embedded, write_unknown,
-};
 use crate::collection::blobs::json;
 use crate::collection::blobs::json::{MAX_DEPTH, Object, ObjectWriter};
 use crate::collection::blobs::table::Pb::*;
 use crate::collection::blobs::table::{ERR, Field, OTHER, Value, column, field, hidden, nested, or};
 use crate::collection::blobs::{Refused, whole};
+use super::field_table::{
+    Converter, ERR, Field, Message, OTHER, Pb::*, Value, column, field, hidden, nested, one, or,
+};
 
 /// Row columns and message Config of notetypes (6.1).
 #[rustfmt::skip]
 pub(super) const NOTETYPE: &[Field] = &[
-    column("id", code::I64S, ERR, ERR),
-    column("name", code::STR, ERR, ERR),
-    field(   1, I32,                   "type",              code::ENUM_2,  ERR,         ERR),
-    column("mod", code::I64, ERR, ERR),
-    column("usn", code::I32, ERR, ERR),
-    field(SORT, U32,                   "sortf",             code::U16,     ERR,         ERR),
-    field(   4, I64,                   "did",               OPT_ID,        ERR,         or("null")),
+    column("id", converters::I64S, ERR, ERR),
+    column("name", converters::STR, ERR, ERR),
+    field(   1, I32,                   "type",              converters::ENUM_2,  ERR,         ERR),
+    column("mod", converters::I64, ERR, ERR),
+    column("usn", converters::I32, ERR, ERR),
+    field(SORT, U32,                   "sortf",             converters::U16,     ERR,         ERR),
+    field(   4, I64,                   "did",               OPT_ID,              ERR,         or("null")),
     nested("tmpls", ERR),
     nested("flds", ERR),
-    field(   3, Str,                   "css",               code::STR,     ERR,         or("\"\"")),
-    field(   5, Str,                   "latexPre",          code::STR,     or("\"\""),  ERR),
-    field(   6, Str,                   "latexPost",         code::STR,     or("\"\""),  ERR),
-    field(   7, Bool,                  "latexsvg",          code::BOOL,    or("false"), or("false")),
-    field(   8, Repeated(REQUIREMENT), "req",               REQUIREMENTS,  or("[]"),    or("[]")),
-    field(   9, I32,                   "originalStockKind", code::I32,     or("0"),     ERR).emit_if_set(),
-    field(  10, I64,                   "originalId",        code::OPT_I64, or("null"),  ERR).presence().emit_if_set(),
+    field(   3, Str,                   "css",               converters::STR,     ERR,         or("\"\"")),
+    field(   5, Str,                   "latexPre",          converters::STR,     or("\"\""),  ERR),
+    field(   6, Str,                   "latexPost",         converters::STR,     or("\"\""),  ERR),
+    field(   7, Bool,                  "latexsvg",          converters::BOOL,    or("false"), or("false")),
+    field(   8, Repeated(REQUIREMENT), "req",               REQUIREMENTS,        or("[]"),    or("[]")),
+    field(   9, I32,                   "originalStockKind", converters::I32,     or("0"),     ERR).emit_if_set(),
+    field(  10, I64,                   "originalId",        converters::OPT_I64, or("null"),  ERR).presence().emit_if_set(),
     hidden(OTHER, Bytes),
 ];
 
 /// Row columns and message Config of fields (6.2).
 #[rustfmt::skip]
 pub(super) const FIELD: &[Field] = &[
-    column("name", code::STR, ERR, ERR),
+    column("name", converters::STR, ERR, ERR),
     // The position in the array counts, not what is sent.
-    column("ord", code::OPT_U16, or("null"), ERR),
-    field( 1, Bool, "sticky",            code::ANY_BOOL, ERR,         ERR),
-    field( 2, Bool, "rtl",               code::ANY_BOOL, ERR,         ERR),
-    field( 3, Str,  "font",              code::STR,      ERR,         ERR),
-    field( 4, U32,  "size",              code::U16,      ERR,         ERR),
-    field( 5, Str,  "description",       code::STR,      or("\"\""),  or("\"\"")),
-    field( 6, Bool, "plainText",         code::BOOL,     or("false"), or("false")),
-    field( 7, Bool, "collapsed",         code::BOOL,     or("false"), or("false")),
-    field( 8, Bool, "excludeFromSearch", code::BOOL,     or("false"), or("false")),
-    field( 9, I64,  "id",                code::OPT_I64,  or("null"),  or("null")).presence(),
-    field(10, U32,  "tag",               code::OPT_U32,  or("null"),  or("null")).presence(),
-    field(11, Bool, "preventDeletion",   code::BOOL,     or("false"), or("false")),
+    column("ord", converters::OPT_U16, or("null"), ERR),
+    field( 1, Bool, "sticky",            converters::ANY_BOOL, ERR,         ERR),
+    field( 2, Bool, "rtl",               converters::ANY_BOOL, ERR,         ERR),
+    field( 3, Str,  "font",              converters::STR,      ERR,         ERR),
+    field( 4, U32,  "size",              converters::U16,      ERR,         ERR),
+    field( 5, Str,  "description",       converters::STR,      or("\"\""),  or("\"\"")),
+    field( 6, Bool, "plainText",         converters::BOOL,     or("false"), or("false")),
+    field( 7, Bool, "collapsed",         converters::BOOL,     or("false"), or("false")),
+    field( 8, Bool, "excludeFromSearch", converters::BOOL,     or("false"), or("false")),
+    field( 9, I64,  "id",                converters::OPT_I64,  or("null"),  or("null")).presence(),
+    field(10, U32,  "tag",               converters::OPT_U32,  or("null"),  or("null")).presence(),
+    field(11, Bool, "preventDeletion",   converters::BOOL,     or("false"), or("false")),
     hidden(OTHER, Bytes),
 ];
 
 /// Row columns and message Config of templates (6.3).
 #[rustfmt::skip]
 pub(super) const TEMPLATE: &[Field] = &[
-    column("name", code::STR, ERR, ERR),
-    column("ord", code::OPT_U16, or("null"), ERR),
-    field(1, Str, "qfmt",  code::STR,     ERR,        ERR),
-    field(2, Str, "afmt",  code::STR,     or("\"\""), ERR),
-    field(3, Str, "bqfmt", code::STR,     or("\"\""), ERR),
-    field(4, Str, "bafmt", code::STR,     or("\"\""), ERR),
-    field(5, I64, "did",   OPT_DECK,      or("null"), or("null")),
-    field(6, Str, "bfont", code::STR,     or("\"\""), or("\"\"")),
-    field(7, U32, "bsize", code::U8,      or("0"),    or("0")),
-    field(8, I64, "id",    code::OPT_I64, or("null"), or("null")).presence(),
+    column("name", converters::STR, ERR, ERR),
+    column("ord", converters::OPT_U16, or("null"), ERR),
+    field(1, Str, "qfmt",  converters::STR,     ERR,        ERR),
+    field(2, Str, "afmt",  converters::STR,     or("\"\""), ERR),
+    field(3, Str, "bqfmt", converters::STR,     or("\"\""), ERR),
+    field(4, Str, "bafmt", converters::STR,     or("\"\""), ERR),
+    field(5, I64, "did",   OPT_DECK,            or("null"), or("null")),
+    field(6, Str, "bfont", converters::STR,     or("\"\""), or("\"\"")),
+    field(7, U32, "bsize", converters::U8,      or("0"),    or("0")),
+    field(8, I64, "id",    converters::OPT_I64, or("null"), or("null")).presence(),
     hidden(OTHER, Bytes),
 ];
 
 #[rustfmt::skip]
 pub(super) const REQUIREMENT: &[Field] = &[
-    field(1, U32,  "card_ord",   code::U16,        ERR, ERR),
+    field(1, U32,  "card_ord",   converters::U16,  ERR, ERR),
     field(2, I32,  "kind",       REQUIREMENT_KIND, ERR, ERR),
     field(3, U32s, "field_ords", U16S,             ERR, ERR),
 ];
@@ -80,25 +80,25 @@ pub(super) const REQUIREMENT: &[Field] = &[
 const SORT: u32 = 2;
 
 /// No deck is `null` in JSON and 0 in the message.
-const OPT_ID: Code = code::OPT_I64.written(|value, out| match value.int() {
-    0 => code::put_null(value, out),
+const OPT_ID: Converter = converters::OPT_I64.written(|value, out| match value.int() {
+    0 => converters::put_null(value, out),
     id => json::put_int(out, id),
 });
 
 /// As above, but what cannot be the id of a deck is no deck either.
-const OPT_DECK: Code = code::OPT_I64.written(|value, out| match value.int() {
+const OPT_DECK: Converter = converters::OPT_I64.written(|value, out| match value.int() {
     id if id > 0 => json::put_int(out, id),
-    _ => code::put_null(value, out),
+    _ => converters::put_null(value, out),
 });
 
 /// Which fields must be filled for a card to exist. Only old clients use it; a server stores what it gets.
-const REQUIREMENTS: Code = one(
+const REQUIREMENTS: Converter = one(
     "an array of [card, kind, fields]",
     |text| read_all_embedded(REQUIREMENT, text),
     |value, out| write_all_embedded(REQUIREMENT, Form::Array, value, out),
 );
 
-const REQUIREMENT_KIND: Code = one(
+const REQUIREMENT_KIND: Converter = one(
     "\"none\", \"any\" or \"all\"",
     |text| {
         Some(Value::Int(KINDS.iter().position(|kind| json::string(text).as_deref() == Some(kind))? as i64))
@@ -111,7 +111,7 @@ const REQUIREMENT_KIND: Code = one(
 
 const KINDS: [&str; 3] = ["none", "any", "all"];
 
-const U16S: Code = one(
+const U16S: Converter = one(
     "integers of 16 bits",
     |text| {
         let mut values = Vec::new();
@@ -287,6 +287,7 @@ fn write_part(
 
 #[cfg(test)]
 mod tests {
+    use super::super::field_table::assert_consistent;
     use super::*;
     use crate::collection::blobs::table::assert_consistent;
 

@@ -4,12 +4,12 @@ use std::collections::BTreeSet;
 
 use serde_json::Value as Json;
 
-use crate::collection::blobs::code::Convert;
+<use crate::collection::blobs::code::Convert;
 use crate::collection::blobs::engine::{Message, encode};
 use crate::collection::blobs::json::{MAX_DEPTH, Object};
 use crate::collection::blobs::table::{Emit, Field, OTHER, Otherwise, Pb, Value};
-use crate::collection::blobs::{
-    DeckConfigRow, DeckRow, FieldRow, NotetypeRow, Refused, TemplateRow, deck, deck_config, notetype, proto,
+use super::{
+>    DeckConfigRow, DeckRow, FieldRow, NotetypeRow, Refused, TemplateRow, deck, deck_config, notetype, proto,
 };
 
 /// Tables by what they are in, and where in the objects of `tolerance_matrix.json` their keys stand.
@@ -115,7 +115,7 @@ impl Random {
         match row.pb {
             Pb::Bool => Value::Int(self.below(2) as i64),
             // Signed in JSON: no client makes it larger (3.2).
-            Pb::U32 if row.code.expects.starts_with("an integer of 32 bits") => {
+            Pb::U32 if row.converter.expects.starts_with("an integer of 32 bits") => {
                 Value::Int(self.bits() as i64 & 0x7fff_ffff)
             }
             Pb::U32 => Value::Int(i64::from(self.bits() as u32)),
@@ -236,7 +236,7 @@ fn a_missing_or_invalid_key_counts_as_its_default() {
                 "[\"x\"]",
                 "{}",
             ] {
-                let Convert::One { read, .. } = row.code.convert else { continue };
+                let Convert::One { read, .. } = row.converter.convert else { continue };
                 if read(odd).is_some() {
                     continue;
                 }
@@ -262,7 +262,7 @@ fn every_row_gives_back_what_it_wrote() {
     let mut values = 0;
     for (_, _, table) in TABLES {
         for row in table.iter().filter(|row| row.stored()) {
-            let Convert::One { read, write } = row.code.convert else { continue };
+            let Convert::One { read, write } = row.converter.convert else { continue };
             let Some(key) = row.key else { continue };
             for _ in 0..rounds() {
                 let stored = random.value(row);

@@ -2,8 +2,8 @@
 
 use std::borrow::Cow;
 
-use crate::collection::blobs::code::Code;
-
+<use crate::collection::blobs::code::Code;
+>
 /// Number of the field that keeps unknown JSON keys (spec 3.4).
 pub const OTHER: u32 = 255;
 
@@ -71,7 +71,7 @@ pub struct Field {
     pub no: u32,
     pub pb: Pb,
     pub key: Option<&'static str>,
-    pub code: Code,
+    pub converter: Converter,
     pub missing: Otherwise,
     pub invalid: Otherwise,
     /// Written to the message whenever it is set, even to 0.
@@ -85,27 +85,42 @@ pub const fn field(
     no: u32,
     pb: Pb,
     key: &'static str,
-    code: Code,
+    converter: Converter,
     missing: Otherwise,
     invalid: Otherwise,
 ) -> Field {
-    Field { no, pb, key: Some(key), code, missing, invalid, presence: false, emit: Emit::Always, clamp: None }
+    Field {
+        no,
+        pb,
+        key: Some(key),
+        converter,
+        missing,
+        invalid,
+        presence: false,
+        emit: Emit::Always,
+        clamp: None,
+    }
 }
 
 /// A field of the message that shares the key of another, or has none.
 pub const fn hidden(no: u32, pb: Pb) -> Field {
-    let row = field(no, pb, "", super::code::ANY, ERR, ERR);
+    let row = field(no, pb, "", ANY, ERR, ERR);
     Field { key: None, ..row }
 }
 
 /// A key that is not in the message: a column of the row, or a key that is checked and forgotten.
-pub const fn column(key: &'static str, code: Code, missing: Otherwise, invalid: Otherwise) -> Field {
-    field(0, Pb::Unstored, key, code, missing, invalid)
+pub const fn column(
+    key: &'static str,
+    converter: Converter,
+    missing: Otherwise,
+    invalid: Otherwise,
+) -> Field {
+    field(0, Pb::Unstored, key, converter, missing, invalid)
 }
 
 /// A key whose value other code reads and writes.
 pub const fn nested(key: &'static str, missing: Otherwise) -> Field {
-    column(key, super::code::ANY, missing, ERR).not_emitted()
+    column(key, ANY, missing, ERR).not_emitted()
 }
 
 impl Field {
@@ -201,11 +216,111 @@ impl Value<'_> {
     }
 }
 
+/// Converts between the JSON text of a key and the value of a field.
+#[derive(Debug, Clone, Copy)]
+pub struct Converter {
+    /// For the error text.
+    pub expects: &'static str,
+    pub convert: Convert,
+}
+
+/// Reads one value: `None` if the text is not acceptable.
+type Read = for<'a> fn(&'a str) -> Option<Value<'a>>;
+type Write = fn(&Value<'_>, &mut Vec<u8>);
+/// Reads into the message, with the whole object at hand.
+type ReadSeveral = for<'a> fn(&Object<'a>, &Field, &'a str, &mut Message<'a>) -> Option<()>;
+type WriteSeveral = fn(&Message<'_>, &Field, &mut Vec<u8>);
+
+#[derive(Debug, Clone, Copy)]
+pub enum Convert {
+    /// One key, one field.
+    One { read: Read, write: Write },
+    /// One key that depends on several fields, or one field that depends on several keys.
+    Several { read: ReadSeveral, write: WriteSeveral },
+}
+
+pub const fn one(expects: &'static str, read: Read, write: Write) -> Converter {
+    Converter { expects, convert: Convert::One { read, write } }
+}
+
+pub const fn several(expects: &'static str, read: ReadSeveral, write: WriteSeveral) -> Converter {
+    Converter { expects, convert: Convert::Several { read, write } }
+}
+
+impl Converter {
+    /// The same JSON is accepted, but the value is written in another way.
+    pub const fn written(self, write: Write) -> Converter {
+        match self.convert {
+            Convert::One { read, .. } => one(self.expects, read, write),
+            Convert::Several { .. } => panic!("has no single value to write"),
+        }
+    }
+}
+
+/// Anything, of which nothing is kept.
+const ANY: Converter = one("anything", |_| Some(Value::Unset), |_, out| out.extend_from_slice(b"null"));
+
+/// The values of one message, or of a part of one: those fields that `table` has.
+#[derive(Debug)]
+pub struct Message<'a> {
+    pub(super) table: &'static [Field],
+    /// In the order of the table.
+    pub(super) values: Vec<Value<'a>>,
+}
+
+impl<'a> Message<'a> {
+    pub fn new(table: &'static [Field]) -> Message<'a> {
+        Message { table, values: vec![Value::Unset; table.len()] }
+    }
+
+    /// The value of the field with this number.
+    pub fn at(&self, no: u32) -> &Value<'a> {
+        &self.values[self.position(no)]
+    }
+
+    pub fn set(&mut self, no: u32, value: Value<'a>) {
+        let position = self.position(no);
+        self.values[position] = value;
+    }
+
+    /// The value of the row with this key: for columns, which have no number.
+    pub fn column(&self, key: &str) -> &Value<'a> {
+        &self.values[self.position_of(key)]
+    }
+
+    pub fn set_column(&mut self, key: &str, value: Value<'a>) {
+        let position = self.position_of(key);
+        self.values[position] = value;
+    }
+
+    /// Sets the columns that every row has.
+    pub fn set_columns(&mut self, id: i64, name: &'a str, mtime_secs: i64, usn: i32) {
+        self.set_column("id", Value::Int(id));
+        self.set_column("name", Value::Text(name.into()));
+        self.set_column("mod", Value::Int(mtime_secs));
+        self.set_column("usn", Value::Int(usn.into()));
+    }
+
+    fn position(&self, no: u32) -> usize {
+        let row = self.table.iter().position(|row| row.no == no && row.stored());
+        row.expect("numbers are constants, of rows in the same file as the table")
+    }
+
+    fn position_of(&self, key: &str) -> usize {
+        let row = self.table.iter().position(|row| row.key == Some(key));
+        row.expect("keys are constants, of rows in the same file as the table")
+    }
+
+    /// The rows of the table with their values.
+    pub fn rows(&self) -> impl Iterator<Item = (&'static Field, &Value<'a>)> {
+        self.table.iter().zip(&self.values)
+    }
+}
+
 /// What must hold for a table: its numbers are unique, its keys too (also among those of `others`, which share the
 /// object), and every default is one that the code of its row accepts.
 #[cfg(test)]
 pub fn assert_consistent(table: &[Field], others: &[&[Field]]) {
-    use super::code::Convert;
     use std::collections::HashSet;
 
     let mut numbers = HashSet::new();
@@ -217,7 +332,7 @@ pub fn assert_consistent(table: &[Field], others: &[&[Field]]) {
         let Some(key) = row.key else { continue };
         assert!(keys.insert(key), "{key:?} twice");
         for otherwise in [row.missing, row.invalid] {
-            if let (Otherwise::Use(text), Convert::One { read, .. }) = (otherwise, row.code.convert) {
+            if let (Otherwise::Use(text), Convert::One { read, .. }) = (otherwise, row.converter.convert) {
                 assert!(read(text).is_some(), "{key:?} cannot be {text}");
             }
         }

@@ -25,6 +25,9 @@ use crate::os;
 use crate::os::clock;
 use crate::sync::objects::{put_deck, put_deck_config, put_notetype};
 use crate::text::unicase::Unicase;
+use crate::translate::{self, DeckConfigRow, DeckRow, NotetypeRow, deck_name};
+use crate::wire::Source;
+use crate::wire::map::each_entry;
 
 /// How often a name may be lengthened until it is free. No client lets two names be equal, so this many equal ones are
 /// not from a client, and each would lengthen the next.
@@ -222,7 +225,7 @@ impl Upgrade<'_> {
         let mut row = DeckRow::from_json(json).map_err(untranslatable)?;
         row.id = id;
         row.name = self.free_name("decks", id, row.name)?;
-        if blobs::name_in_json(json) != Some(names::native_to_human(&row.name)) {
+        if translate::name_in_json(json) != Some(deck_name::native_to_human(&row.name)) {
             (row.mtime_secs, row.usn) = (clock::now_secs(), self.usn);
         }
         put_deck(self.db, &row)
