@@ -71,27 +71,27 @@ settings! {
     /// 0 picks a free one and says which.
     port: u16 = "SYNC_PORT", "--port PORT", "8080", value_kinds::PORT, "the port to listen on";
     /// Without a slash at either end.
-    base_path: String = "SYNC_BASE_PATH", "", "", kind::URL_PATH, "a path in front of everything, such as /anki";
-    passwords_hashed: bool = "PASSWORDS_HASHED", "", "", kind::ANYTHING, "if set, passwords of SYNC_USERn are PBKDF2 strings";
+    base_path: String = "SYNC_BASE_PATH", "", "", value_kinds::URL_PATH, "a path in front of everything, such as /anki";
+    passwords_hashed: bool = "PASSWORDS_HASHED", "", "", value_kinds::ANYTHING, "if set, passwords of SYNC_USERn are PBKDF2 strings";
     /// The official key is a digest of the stored hash. So with this, a stolen hash is as good as the password.
-    official_keys: bool = "SYNC_OFFICIAL_KEYS", "", "no", kind::YES_NO, "with PASSWORDS_HASHED, accept official keys, too";
+    official_keys: bool = "SYNC_OFFICIAL_KEYS", "", "no", value_kinds::YES_NO, "with PASSWORDS_HASHED, accept official keys, too";
     /// Bytes as sent. After decompression, three times that.
-    max_payload_bytes: u64 = "MAX_SYNC_PAYLOAD_MEGS", "", "100", kind::MEGS, "largest upload in MiB; three times that unpacked";
+    max_payload_bytes: u64 = "MAX_SYNC_PAYLOAD_MEGS", "", "100", value_kinds::MEGS, "largest upload in MiB; three times that unpacked";
     /// Bytes. Such an object is held in memory.
     max_row_bytes: u64 = "MAX_SYNC_ROW_MEGS", "", "8", value_kinds::MEGS, "largest single note, notetype or deck in MiB";
     /// Bytes.
     quota_bytes: Option<u64> = "SYNC_QUOTA_MEGS", "", "", value_kinds::OPTIONAL_MEGS, "what each user may store, in MiB";
     /// Bytes.
-    min_free_bytes: u64 = "SYNC_MIN_FREE_MEGS", "", "16", kind::MEGS_OR_NONE, "what uploads leave free on the disk, in MiB";
-    session_idle: Duration = "SYNC_SESSION_SECS", "", "300", kind::SECONDS, "a silent sync is given up after so long";
-    idle_exit: Option<Duration> = "SYNC_IDLE_EXIT_SECS", "", "", kind::OPTIONAL_SECONDS, "end after so long without a connection";
-    backups: usize = "SYNC_BACKUPS", "", "3", kind::COUNT, "replaced collections kept for each user";
-    ip_header: Option<String> = "SYNC_IP_HEADER", "", "", kind::IP_HEADER, "where a proxy tells the address: X-Real-IP, ...";
-    trusted_proxies: Vec<Network> = "SYNC_TRUSTED_PROXIES", "", "127.0.0.0/8 ::1", kind::NETWORKS, "proxies that SYNC_IP_HEADER is taken from";
+    min_free_bytes: u64 = "SYNC_MIN_FREE_MEGS", "", "16", value_kinds::MEGS_OR_NONE, "what uploads leave free on the disk, in MiB";
+    session_idle: Duration = "SYNC_SESSION_SECS", "", "300", value_kinds::SECONDS, "a silent sync is given up after so long";
+    idle_exit: Option<Duration> = "SYNC_IDLE_EXIT_SECS", "", "", value_kinds::OPTIONAL_SECONDS, "end after so long without a connection";
+    backups: usize = "SYNC_BACKUPS", "", "3", value_kinds::COUNT, "replaced collections kept for each user";
+    ip_header: Option<String> = "SYNC_IP_HEADER", "", "", value_kinds::IP_HEADER, "where a proxy tells the address: X-Real-IP, ...";
+    trusted_proxies: Vec<Network> = "SYNC_TRUSTED_PROXIES", "", "127.0.0.0/8 ::1", value_kinds::NETWORKS, "proxies that SYNC_IP_HEADER is taken from";
     /// If empty, everyone.
-    allow: Vec<Network> = "SYNC_ALLOW", "", "", kind::NETWORKS, "networks that may sync; otherwise all";
-    metrics: bool = "SYNC_METRICS", "", "no", kind::YES_NO, "show numbers for Prometheus at /metrics, to everyone";
-    log_level: log::LevelFilter = "SYNC_LOG", "", "info", kind::LOG_LEVEL, "error, warn, info, debug or trace";
+    allow: Vec<Network> = "SYNC_ALLOW", "", "", value_kinds::NETWORKS, "networks that may sync; otherwise all";
+    metrics: bool = "SYNC_METRICS", "", "no", value_kinds::YES_NO, "show numbers for Prometheus at /metrics, to everyone";
+    log_level: log::LevelFilter = "SYNC_LOG", "", "info", value_kinds::LOG_LEVEL, "error, warn, info, debug or trace";
 }
 
 /// Settings of the command line: keys and values.

@@ -7,17 +7,13 @@ use std::io::Write;
 use std::path::Path;
 use std::sync::OnceLock;
 
-use ankipi::collection::blobs::{DeckConfigRow, DeckRow, FieldRow, NotetypeRow, TemplateRow, names};
+use ankipi::collection::blobs::{DeckConfigRow, DeckRow, FieldRow, NotetypeRow, TemplateRow, deck_name};
 use ankipi::collection::schema::upgrade;
 use ankipi::error::Result;
 use ankipi::files::spool::Spool;
 use ankipi::media::zip::ZipReader;
 use ankipi::server::connections::fuzz_entry::probe;
 use ankipi::text::{note, tag, unicase};
-<<<<<<< HEAD
-=======
-use ankipi::translate::{DeckConfigRow, DeckRow, FieldRow, NotetypeRow, TemplateRow, deck_name};
->>>>>>> h/s4
 use rusqlite::{Connection, params};
 
 mod bodies;

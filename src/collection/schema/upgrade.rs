@@ -14,7 +14,7 @@ use rusqlite::{Connection, params};
 use unicode_normalization::UnicodeNormalization;
 
 use crate::collection::blobs;
-use crate::collection::blobs::{DeckConfigRow, DeckRow, NotetypeRow, names};
+use crate::collection::blobs::{DeckConfigRow, DeckRow, NotetypeRow, deck_name};
 use crate::collection::schema;
 use crate::collection::schema::INDEXES;
 use crate::collection::{SCHEMA_VERSION, untranslatable};
@@ -25,9 +25,6 @@ use crate::os;
 use crate::os::clock;
 use crate::sync::objects::{put_deck, put_deck_config, put_notetype};
 use crate::text::unicase::Unicase;
-use crate::translate::{self, DeckConfigRow, DeckRow, NotetypeRow, deck_name};
-use crate::wire::Source;
-use crate::wire::map::each_entry;
 
 /// How often a name may be lengthened until it is free. No client lets two names be equal, so this many equal ones are
 /// not from a client, and each would lengthen the next.
