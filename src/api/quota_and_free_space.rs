@@ -48,8 +48,7 @@ impl Ration {
                 "this would take the user over the quota of {quota} bytes; SYNC_QUOTA_MEGS raises it"
             )));
         }
-        let free =
-            os::free_bytes(&self.dir).map_err(Error::io("asking for the free space at", &self.dir))?;
+        let free = os::free_bytes(&self.dir).map_err(Error::io("asking for the free space at", &self.dir))?;
         if free.saturating_add(written) < bytes.saturating_add(self.min_free) {
             Err(Error::DiskFull(format!(
                 "only {free} bytes are free at {}, and SYNC_MIN_FREE_MEGS keeps {} of them",

@@ -1,15 +1,15 @@
 //! One user's `collection.anki2`, schema 18 (collection-format.md).
 //!
-//! A `Collection` is an open file. It knows SQL and merge rules, and neither users nor sessions nor HTTP. The steps of
-//! a sync are in a file each: `start`, `graves`, `changes`, `chunk`, `sanity` (with finish); full syncs are `upload`
-//! and `download`.
+//! A `Collection` is an open file. It knows SQL and merge rules, but not users, sessions or HTTP. Each step of a sync
+//! has its own file: `start`, `graves`, `changes`, `chunk`, `sanity` (with finish). Full syncs are `upload` and
+//! `download`.
 //!
-//! Journal: a sync writes into the file itself, what the changed pages held before being in a rollback journal, so that
-//! new rows are written once. While somebody reads the file, a sync writes to a WAL instead, which is folded into the
-//! file when nobody does any more. Either way a commit is on disk when it returns.
+//! Journal: a sync normally uses a rollback journal, so that new rows are written once, into the file itself. While a
+//! download reads the file, a sync writes to a WAL instead; the WAL is checkpointed when the last download has ended.
+//! In both modes a commit is on disk when it returns.
 //!
-//! While a sync is open, the process must not open the file but through SQLite: POSIX drops all locks of a process on
-//! a file when one of its descriptors is closed, and another program could take the journal for that of a crash.
+//! While a sync is open, this process must open the file through SQLite only. Closing any other descriptor of the file
+//! would drop all POSIX locks of the process, and another program could then take the journal for that of a crash.
 
 pub mod blobs;
 pub mod full;
@@ -36,23 +36,23 @@ pub use full::upload::upgraded_copy;
 /// The name of the collection in a user's folder, as on the official server.
 pub const FILE_NAME: &str = "collection.anki2";
 
-/// The schema version we keep and send.
+/// The schema version that the server stores and sends.
 pub const SCHEMA_VERSION: i64 = 18;
 
 /// Page cache of a connection that writes, in KiB. One MiB holds the upper levels of the indexes of a 300 MB
 /// collection, so that inserting 10 000 notes rewrites few pages.
 const CACHE_KIB: i64 = 1024;
 
-/// Page cache of a connection that reads from end to end, in KiB: nothing is read twice.
+/// Page cache of a connection that reads from end to end, in KiB. It is small because no page is read twice.
 pub(crate) const SCAN_CACHE_KIB: i64 = 256;
 
-/// How long we wait for the owner, who may be looking at the file with a tool of theirs.
+/// How long the server waits for a lock. Only another program can hold it, such as the owner's SQLite tool.
 pub const PATIENCE: Duration = Duration::from_secs(5);
 
-/// How long who looks beside a server waits for a commit. A sync takes longer.
+/// How long a command waits for a lock of a running server: enough for a commit, not for a sync.
 pub const SHORT_PATIENCE: Duration = Duration::from_millis(200);
 
-/// What SQLite counts of a row beside its texts and blobs. Also the least that it can work with.
+/// Added to each row limit for what SQLite counts besides texts and blobs. Also the lowest limit that it works with.
 const ROW_OVERHEAD_BYTES: u64 = 64 * 1024;
 
 /// An open collection file.
@@ -60,20 +60,20 @@ pub struct Collection {
     pub(crate) db: Connection,
 }
 
-/// Whether the SQLite in this binary can do what downloads need. Its build settings come from `.cargo/config.toml`,
-/// which a variable of the same name in the environment of the build overrides.
+/// Checks that the SQLite in this binary has the `sqlite_dbpage` table, which downloads need. Its build options come
+/// from `.cargo/config.toml`, but an environment variable of the same name at build time overrides them.
 pub fn check_sqlite() -> Result<()> {
-    match os::sqlite_has(c"ENABLE_DBPAGE_VTAB") {
-        true => Ok(()),
-        false => Err(Error::Broken(
-            "this binary was built with another LIBSQLITE3_FLAGS than that of .cargo/config.toml, and could not serve \
-             downloads: build it again without that variable"
-                .to_owned(),
-        )),
+    if os::sqlite_has(c"ENABLE_DBPAGE_VTAB") {
+        return Ok(());
     }
+    Err(Error::Broken(
+        "this binary was built with another LIBSQLITE3_FLAGS than that of .cargo/config.toml, so it cannot serve \
+         downloads: unset that variable and build again"
+            .to_owned(),
+    ))
 }
 
-/// The stamps that decide what kind of sync there is to do (sync-protocol.md 6.2).
+/// The stamps that decide which kind of sync is needed (sync-protocol.md 6.2).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Stamps {
     /// `col.mod`, ms.
@@ -84,12 +84,12 @@ pub struct Stamps {
     pub usn: i32,
 }
 
-/// What `meta` tells of a collection.
+/// What the reply to `meta` says about a collection.
 #[derive(Clone, Copy, Debug)]
 pub struct Meta {
-    /// The stamps.
+    /// Modified, schema and usn.
     pub stamps: Stamps,
-    /// Whether there is no card.
+    /// Whether the collection has no cards.
     pub is_empty: bool,
     /// Whether the config names the v2 scheduler, which clients before protocol 9 would damage.
     pub needs_v2_scheduler: bool,
@@ -97,12 +97,12 @@ pub struct Meta {
     pub needs_timezones: bool,
 }
 
-/// How two usns bound what a client has not seen.
+/// The usns of the rows that a client has not seen, both ends included.
 #[derive(Clone, Copy, Debug)]
 pub struct Range {
-    /// The first usn of interest.
+    /// The first unseen usn.
     pub from: i32,
-    /// The last one.
+    /// The last unseen usn.
     pub to: i32,
 }
 
@@ -117,11 +117,11 @@ impl Collection {
     /// Opens for a sync session.
     pub fn open(path: &Path) -> Result<Collection> {
         let collection = Collection::connect(path, CACHE_KIB)?;
-        // A device's acknowledged sync must survive the power: what FULL does, and the folder is synced when the
-        // rollback journal has been removed from it.
+        // An acknowledged sync must survive a power cut. EXTRA is FULL, and also syncs the folder after the rollback
+        // journal was deleted from it.
         collection.db.execute_batch("PRAGMA synchronous = EXTRA")?;
         match collection.db.execute_batch("PRAGMA journal_mode = DELETE").map_err(Error::from) {
-            // Somebody reads beside a WAL: it stays.
+            // A download reads the file: the sync stays in WAL mode.
             Err(Error::Busy(_)) => {}
             set => set?,
         }
@@ -129,21 +129,21 @@ impl Collection {
         Ok(collection)
     }
 
-    /// Keeps the close of this connection from bringing a WAL into the file.
-    fn leave_file_alone(&self) -> Result<()> {
+    /// Closing this connection will not checkpoint the WAL.
+    fn disable_checkpoint_on_close(&self) -> Result<()> {
         self.db.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
         Ok(())
     }
 
-    /// Brings the collection into one file: what a WAL holds into it, as far as no other program reads the state before,
-    /// and out of it what was not committed. Nobody here may have it open. A failure is told to the log alone: what is
-    /// asked for next will fail of it, too, unless it replaces the collection.
+    /// Brings the collection into one file: checkpoints a WAL, unless another program reads an older state, and rolls
+    /// back what was not committed. Call only while no connection of this process is open. Errors are logged, not
+    /// returned: the next operation would hit the same error, unless it replaces the file.
     pub fn fold(path: &Path) {
         if has_side_files(path)
             && path.exists()
             && let Err(err) = Collection::fold_side_files(path)
         {
-            log::warn!("{}: its side files are kept as they are: {err}", path.display());
+            log::warn!("{}: checkpoint or rollback failed, keeping the journal files: {err}", path.display());
         }
     }
 
@@ -152,13 +152,13 @@ impl Collection {
         collection.db.execute_batch("PRAGMA synchronous = EXTRA; PRAGMA schema_version")?;
         collection.db.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_| Ok(()))?;
         if has_rollback_journal(path) {
-            // One that a power cut left empty means nothing to SQLite; it goes with the mode.
+            // SQLite ignores a journal that a power cut left empty. Changing the journal mode deletes it.
             collection.db.execute_batch("PRAGMA journal_mode = PERSIST; PRAGMA journal_mode = DELETE")?;
         }
         Ok(())
     }
 
-    /// Opens for reading the last committed state, while nobody writes.
+    /// Opens the last committed state for reading. Call only while no sync is open.
     pub fn open_to_read(path: &Path) -> Result<Collection> {
         let collection = Collection::connect_to_read(path)?;
         collection.check_schema()?;
@@ -169,14 +169,14 @@ impl Collection {
         if !has_side_files(path) {
             return Collection::connect_immutable(path);
         }
-        // A crash left its journal behind, or a download makes syncs write to a WAL: the ordinary way, which minds it.
+        // There is the journal of a crash, or the WAL of a sync beside a download. Only a normal open reads them.
         let collection = Collection::connect(path, SCAN_CACHE_KIB)?;
-        collection.leave_file_alone()?;
+        collection.disable_checkpoint_on_close()?;
         Ok(collection)
     }
 
-    /// Opens for a short look at the last committed state, while a server in another process may write. `Busy` if what
-    /// it has not committed is in the file.
+    /// Opens the last committed state for a short read while a server in another process may write. `Busy` if that
+    /// server has written uncommitted pages to the file.
     pub fn open_beside_server(path: &Path) -> Result<Collection> {
         let collection = Collection::connect_waiting(path, SCAN_CACHE_KIB, SHORT_PATIENCE)?;
         collection.db.execute_batch("BEGIN")?;
@@ -184,7 +184,7 @@ impl Collection {
         Ok(collection)
     }
 
-    /// What SQLite finds wrong with the file.
+    /// The first damage that SQLite's `quick_check` finds, or none.
     pub fn damage(&self) -> Result<Option<String>> {
         let found: String = self.db.query_row("PRAGMA quick_check(1)", [], |row| row.get(0))?;
         Ok((found != "ok").then_some(found))
@@ -200,7 +200,7 @@ impl Collection {
         Collection::prepare(Connection::open_with_flags(path, flags)?, cache_kib, patience)
     }
 
-    /// Opens a file to which nobody writes: it leaves no trace on the SD card, not even the side files of a reader.
+    /// Opens a file that nobody writes to. Nothing is written to the SD card, not even the side files of a WAL reader.
     pub(crate) fn connect_immutable(path: &Path) -> Result<Collection> {
         files::refuse_link(path)?;
         let flags =
@@ -210,14 +210,14 @@ impl Collection {
         Collection::prepare(db, SCAN_CACHE_KIB, PATIENCE)
     }
 
-    /// The settings that every connection shares; each says why.
+    /// Applies the settings that all connections share.
     pub(crate) fn prepare(db: Connection, cache_kib: i64, patience: Duration) -> Result<Collection> {
         db.create_collation("unicase", unicase::compare)?;
-        // The file came from a client: nothing in it may run.
+        // The file came from a client: no trigger or function in it may run.
         db.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_TRIGGER, false)?;
         db.set_db_config(DbConfig::SQLITE_DBCONFIG_TRUSTED_SCHEMA, false)?;
         db.busy_timeout(patience)?;
-        // Mapped pages count as our memory; sorting goes to a file for the same reason.
+        // Saves memory: mapped pages count as memory of the process, and sorting goes to a file.
         let pragmas = format!(
             "PRAGMA mmap_size = 0; PRAGMA temp_store = FILE; PRAGMA cache_size = -{cache_kib}; PRAGMA foreign_keys = OFF"
         );
@@ -225,13 +225,13 @@ impl Collection {
         Ok(Collection { db })
     }
 
-    /// Refuses to read or write rows that are longer than what a client may send of one, whatever the file holds.
+    /// Limits the rows that are read or written to the longest row that a client may send.
     pub fn limit_rows(&self, max_row_bytes: u64) -> Result<()> {
-        // The row of a note holds its sort field twice.
+        // A note stores its sort field twice: in `flds` and in `sfld`.
         self.limit_values(max_row_bytes.saturating_mul(2))
     }
 
-    /// Refuses to read values that are longer, and to write rows that are.
+    /// Limits the values that are read and the rows that are written to `max_bytes`.
     pub(crate) fn limit_values(&self, max_bytes: u64) -> Result<()> {
         let max = i32::try_from(max_bytes.saturating_add(ROW_OVERHEAD_BYTES)).unwrap_or(i32::MAX);
         self.db.set_limit(Limit::SQLITE_LIMIT_LENGTH, max)?;
@@ -248,20 +248,20 @@ impl Collection {
         }
     }
 
-    /// The stamps of the collection.
+    /// Reads the stamps of the collection.
     pub fn stamps(&self) -> Result<Stamps> {
         let read =
             |row: &Row<'_>| Ok(Stamps { modified: row.get(0)?, schema: row.get(1)?, usn: row.get(2)? });
         Ok(self.db.query_row("SELECT mod, scm, usn FROM col", [], read)?)
     }
 
-    /// How many notes and cards there are.
+    /// The number of notes and of cards.
     pub fn counts(&self) -> Result<(u64, u64)> {
         let read = |row: &Row<'_>| Ok((row.get::<_, i64>(0)? as u64, row.get::<_, i64>(1)? as u64));
         Ok(self.db.query_row("SELECT (SELECT count() FROM notes), (SELECT count() FROM cards)", [], read)?)
     }
 
-    /// What `meta` tells (collection-format.md 12.1).
+    /// What the reply to `meta` says (collection-format.md 12.1).
     pub fn meta(&self) -> Result<Meta> {
         Ok(Meta {
             stamps: self.stamps()?,
@@ -273,7 +273,7 @@ impl Collection {
         })
     }
 
-    /// A config value, or none if it is missing or of another type.
+    /// A config value; none if the key is missing or its value has another type.
     pub(crate) fn config<T: serde::de::DeserializeOwned>(&self, key: &str) -> Result<Option<T>> {
         let value: Option<Option<T>> = self
             .db
@@ -284,18 +284,18 @@ impl Collection {
         Ok(value.flatten())
     }
 
-    /// Starts the one transaction of a sync session.
+    /// Begins the transaction of a sync session.
     pub fn begin(&self) -> Result<()> {
         Ok(self.db.execute_batch("BEGIN IMMEDIATE")?)
     }
 
-    /// Makes the transaction durable.
+    /// Commits the transaction. It is on disk when this returns.
     pub fn commit(&self) -> Result<()> {
         Ok(self.db.execute_batch("COMMIT")?)
     }
 }
 
-/// An object that cannot be translated: the reason says which.
+/// The error for an object that cannot be translated. The reason names the object.
 pub(crate) fn untranslatable(Refused(reason): Refused) -> Error {
     Error::Refused(reason)
 }
@@ -314,7 +314,7 @@ mod tests {
             .unwrap()
     }
 
-    /// Adds a key, and more than the page cache holds.
+    /// Adds a key with a value larger than the page cache, so that SQLite writes pages before the commit.
     fn change(collection: &Collection, key: &str) {
         collection.begin().unwrap();
         let row = rusqlite::params![key, vec![b' '; 4 << 20]];
@@ -328,7 +328,7 @@ mod tests {
         let path = dir.path().join(FILE_NAME);
         let side_file = |suffix: &str| dir.path().join(format!("{FILE_NAME}{suffix}")).exists();
 
-        // As another server leaves it.
+        // Another server may leave the file in WAL mode.
         drop(Snapshot::open_beside_syncs(&path, SHORT_PATIENCE).unwrap());
         let collection = Collection::open(&path).unwrap();
         change(&collection, "test 1");

@@ -1,9 +1,10 @@
-//! Collection packages (`.colpkg`), as Anki exports and imports them: a zip with the collection and its media.
+//! Writes collection packages (`.colpkg`), which Anki imports: a zip with the collection and its media.
 //!
-//! `meta` tells the version; `collection.anki21b` is the collection, `0`, `1` and so on are the media files, and `media` is
-//! the list of their names, lengths and checksums. All but `meta` are zstd frames. Everything is streamed: neither the
-//! collection, nor a file, nor the list of files is ever held whole. Packages may pass 4 GiB and 65 535 files, so numbers
-//! have 64 bits where needed; the lengths of an entry are filled in behind it.
+//! Entries: `meta` is the version, `collection.anki21b` the collection, `0`, `1` and so on the media files, and `media`
+//! the list of their names, lengths and checksums. All but `meta` are zstd frames. Everything is streamed: the
+//! collection, the files and the list are never in memory as a whole. A package may exceed 4 GiB and 65 535 files, so
+//! zip64 numbers are used where needed. The lengths of an entry are patched into its header after its contents were
+//! written.
 
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
@@ -25,16 +26,17 @@ const META: [u8; 2] = [0x08, 3];
 
 const BLOCK_BYTES: usize = 64 * 1024;
 
-/// What went into a package.
+/// The size of a written package.
 pub struct Packed {
-    /// Media files.
+    /// Number of media files.
     pub files: u64,
-    /// Bytes of the package.
+    /// Size of the package file.
     pub bytes: u64,
 }
 
-/// Writes a package to `path`, which must not exist; it appears there when it is whole and on the disk. `media` is the
-/// folder of media files, and need not be there. `progress` is told how many of them are packed.
+/// Writes a package to `path`, which must not exist. The file appears there when it is complete and synced. `media` is
+/// the folder of media files and may be missing. `progress` is called after each media file, with the number of files
+/// so far.
 pub fn write(
     snapshot: &Snapshot,
     media: &Path,
@@ -58,7 +60,7 @@ pub fn write(
         let _ = fs::remove_file(&unfinished);
     }
     written.map_err(|err| match err {
-        // All that these writers know of is a client that went away.
+        // The writers report every write error as a closed connection. Here it is an error of the file.
         Error::Disconnected(err) => Error::Io("writing", path.to_owned(), err),
         other => other,
     })
@@ -87,7 +89,7 @@ fn write_entries(
     };
     for entry in entries.into_iter().flatten() {
         let entry = entry.map_err(Error::io("reading", media))?;
-        // Other names no client can hold.
+        // Skips files whose names no client accepts.
         let Some(name) = entry.file_name().into_string().ok().and_then(|name| MediaName::parse(name).ok())
         else {
             continue;
@@ -96,7 +98,7 @@ fn write_entries(
         let file = match File::open(&path) {
             Ok(file) if file.metadata().is_ok_and(|meta| meta.is_file() && meta.len() > 0) => file,
             Ok(_) => continue,
-            // Deleted by a sync meanwhile.
+            // A sync deleted the file after the folder was read.
             Err(err) if err.kind() == io::ErrorKind::NotFound => continue,
             Err(err) => return Err(Error::Io("opening", path, err)),
         };
@@ -115,7 +117,7 @@ fn write_entries(
     Ok(Packed { files, bytes })
 }
 
-/// Adds a media file, and returns what the list says of it.
+/// Adds a media file; returns its length and SHA-1 for the list.
 fn add_file(archive: &mut Archive, number: u64, mut file: File, path: &Path) -> Result<(u64, [u8; 20])> {
     let (mut bytes, mut sha1) = (0, Sha1::new());
     archive.add(&number.to_string(), |sink| {
@@ -135,7 +137,7 @@ fn add_file(archive: &mut Archive, number: u64, mut file: File, path: &Path) -> 
     Ok((bytes, sha1.finalize().into()))
 }
 
-/// One entry of `MediaEntries`: name, size, sha1.
+/// One entry of `MediaEntries` in protobuf: name, size, SHA-1.
 fn list_entry(name: &str, bytes: u64, sha1: &[u8]) -> Vec<u8> {
     let mut entry = Vec::new();
     put_bytes(&mut entry, 1, name.as_bytes());
@@ -147,7 +149,7 @@ fn list_entry(name: &str, bytes: u64, sha1: &[u8]) -> Vec<u8> {
     framed
 }
 
-/// A zip of stored entries, with 64-bit numbers where they are needed.
+/// A zip of uncompressed entries, with zip64 numbers where needed.
 struct Archive {
     file: GentleFile,
     at: u64,
@@ -155,13 +157,14 @@ struct Archive {
     entries: u64,
 }
 
-/// 4.5: the version that knows 64-bit numbers.
+/// Zip version 4.5, the first with zip64.
 const VERSION: [u8; 2] = [45, 0];
-/// 1980-01-01: a day that every reader takes.
+/// 1980-01-01, the earliest date of the format. Every reader accepts it.
 const DATE_AND_TIME: [u8; 4] = [0, 0, 0x21, 0];
-/// "See the 64-bit number."
-const ELSEWHERE: [u8; 4] = [0xff; 4];
-const BIG_NUMBERS: [u8; 2] = [1, 0];
+/// The value that means "see the zip64 extra field".
+const SEE_ZIP64: [u8; 4] = [0xff; 4];
+/// Id of the zip64 extra field.
+const ZIP64_ID: [u8; 2] = [1, 0];
 
 impl Archive {
     fn add(&mut self, name: &str, contents: impl FnOnce(&mut Sink<'_>) -> Result<()>) -> Result<()> {
@@ -172,11 +175,11 @@ impl Archive {
         head.extend_from_slice(&DATE_AND_TIME);
         let crc_at = head_at + head.len() as u64;
         head.extend_from_slice(&[0; 4]);
-        [ELSEWHERE; 2].iter().for_each(|size| head.extend_from_slice(size));
+        [SEE_ZIP64; 2].iter().for_each(|size| head.extend_from_slice(size));
         head.extend_from_slice(&(name.len() as u16).to_le_bytes());
         head.extend_from_slice(&20u16.to_le_bytes());
         head.extend_from_slice(name.as_bytes());
-        head.extend_from_slice(&BIG_NUMBERS);
+        head.extend_from_slice(&ZIP64_ID);
         head.extend_from_slice(&16u16.to_le_bytes());
         let sizes_at = head_at + head.len() as u64;
         head.extend_from_slice(&[0; 16]);
@@ -192,11 +195,11 @@ impl Archive {
         self.list(name, crc, bytes, head_at)
     }
 
-    /// Writes the entry's line of the directory, for `finish`.
+    /// Adds the entry to the central directory, which `finish` writes.
     fn list(&mut self, name: &str, crc: [u8; 4], bytes: u64, head_at: u64) -> Result<()> {
         let mut extra = Vec::new();
-        let mut size = ELSEWHERE;
-        let mut place = ELSEWHERE;
+        let mut size = SEE_ZIP64;
+        let mut place = SEE_ZIP64;
         match u32::try_from(bytes) {
             Ok(small) if small < u32::MAX => size = small.to_le_bytes(),
             _ => [bytes; 2].iter().for_each(|bytes| extra.extend_from_slice(&bytes.to_le_bytes())),
@@ -206,7 +209,7 @@ impl Archive {
             _ => extra.extend_from_slice(&head_at.to_le_bytes()),
         }
         if !extra.is_empty() {
-            let head = [BIG_NUMBERS, (extra.len() as u16).to_le_bytes()].concat();
+            let head = [ZIP64_ID, (extra.len() as u16).to_le_bytes()].concat();
             extra.splice(..0, head);
         }
         let mut line = b"PK\x01\x02".to_vec();
@@ -224,7 +227,7 @@ impl Archive {
         self.directory.write_all(&line).map_err(Error::Disconnected)
     }
 
-    /// Writes the directory; returns the length of the whole, which is on the disk then.
+    /// Writes the central directory and syncs the file; returns the length of the package.
     fn finish(mut self, scratch: &Path) -> Result<u64> {
         let (start, bytes) = (self.at, self.directory.len());
         let mut directory = std::mem::replace(&mut self.directory, Spool::new(scratch));
@@ -262,7 +265,7 @@ impl Archive {
     }
 }
 
-/// Where the contents of one entry go.
+/// Writer for the contents of one entry.
 struct Sink<'a> {
     archive: &'a mut Archive,
     crc: Crc32,
@@ -300,10 +303,10 @@ mod tests {
         let (small, large) = (7, (5 << 30) + 1);
         assert_eq!(line(small, small), ([[7, 0, 0, 0]; 2].concat(), vec![7, 0, 0, 0], vec![]));
         let (sizes, place, extra) = line(large, large + 1);
-        assert_eq!((sizes, place), ([ELSEWHERE; 2].concat(), ELSEWHERE.to_vec()));
+        assert_eq!((sizes, place), ([SEE_ZIP64; 2].concat(), SEE_ZIP64.to_vec()));
         let numbers = [large.to_le_bytes(), large.to_le_bytes(), (large + 1).to_le_bytes()].concat();
         assert_eq!(extra, [&[1, 0, 24, 0], numbers.as_slice()].concat());
         let (.., extra) = line(u32::MAX.into(), small);
-        assert_eq!(extra.len(), 4 + 16, "all ones says that the number is elsewhere");
+        assert_eq!(extra.len(), 4 + 16, "all ones means that the number is in the zip64 field");
     }
 }

@@ -1,7 +1,8 @@
-//! Data of other sync servers: where they keep what, and how it comes here.
+//! Imports the data of other sync servers.
 //!
-//! ankisyncd (Python) and anki-sync-server-rs share one layout: `auth.db` with names and salted hashes, and for each user
-//! `collections/NAME/` with collection.anki2, collection.media/ and collection.media.server.db. The source is only read.
+//! ankisyncd (Python) and anki-sync-server-rs have the same layout: `auth.db` with names and salted hashes, and for
+//! each user `collections/NAME/` with collection.anki2, collection.media/ and collection.media.server.db. The source is
+//! never changed.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -16,43 +17,43 @@ use crate::files;
 use crate::files::sqlite_files::{has_side_files, immutable_uri};
 use crate::media::take_over::{Taken, import as import_media};
 
-/// What a folder is.
+/// Which server a data folder belongs to.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Source {
-    /// A data folder of Anki's own server, or of ours.
+    /// Anki's own server, or ankipi.
     Official,
-    /// Of ankisyncd or anki-sync-server-rs.
+    /// ankisyncd or anki-sync-server-rs.
     Ankisyncd,
 }
 
-/// Tells what a folder is; an error says what was looked for.
+/// Recognises a data folder. The error names the files that were looked for.
 pub fn recognise(source: &Path) -> Result<Source> {
     if source.join(COLLECTIONS).is_dir() {
         return Ok(Source::Ankisyncd);
     }
     let mut folders = fs::read_dir(source).map_err(Error::io("reading", source))?.flatten();
-    match folders.any(|folder| folder.path().join(FILE_NAME).exists()) {
-        true => Ok(Source::Official),
-        false => Err(Error::Broken(format!(
-            "{dir} is not the folder of a sync server that is known here: neither {dir}/{COLLECTIONS}/ (ankisyncd, \
-             anki-sync-server-rs) nor {dir}/NAME/{FILE_NAME} (Anki's own server)",
-            dir = source.display()
-        ))),
+    if folders.any(|folder| folder.path().join(FILE_NAME).exists()) {
+        return Ok(Source::Official);
     }
+    Err(Error::Broken(format!(
+        "{dir} is not the data folder of a known sync server: it has neither {dir}/{COLLECTIONS}/ (ankisyncd, \
+         anki-sync-server-rs) nor {dir}/NAME/{FILE_NAME} (Anki's own server)",
+        dir = source.display()
+    )))
 }
 
 const COLLECTIONS: &str = "collections";
 
 /// One user of ankisyncd.
 pub struct User {
-    /// Checked by nobody yet.
+    /// The name as found. Not checked to be a valid user name.
     pub name: String,
     folder: PathBuf,
-    /// None if `auth.db` does not know the user.
+    /// None if `auth.db` has no usable hash of the user.
     pub hash: Option<Hash>,
 }
 
-/// The users that have a folder, by name.
+/// The users that have a folder with a collection, sorted by name.
 pub fn users(source: &Path) -> Result<Vec<User>> {
     let auth = source.join("auth.db");
     let auth = auth.exists().then(|| open_to_read(&auth)).transpose()?;
@@ -79,17 +80,13 @@ pub fn users(source: &Path) -> Result<Vec<User>> {
     Ok(users)
 }
 
-/// Brings a user's collection and media into the data folder, whole or not at all. No server may run.
+/// Copies a user's collection and media into the data folder, all or nothing. Call only while no server runs.
 pub fn import(user: &User, base: &Path, max_row_bytes: u64) -> Result<Taken> {
     let (dir, unfinished) = (base.join(&user.name), base.join(format!("{}.new", user.name)));
     if dir.exists() {
-        return Err(Error::Broken(format!(
-            "there is something of {} in {} already",
-            user.name,
-            base.display()
-        )));
+        return Err(Error::Broken(format!("{} exists already", dir.display())));
     }
-    // Of an attempt that was interrupted.
+    // Left over from an interrupted import.
     if unfinished.exists() {
         fs::remove_dir_all(&unfinished).map_err(Error::io("deleting", &unfinished))?;
     }
@@ -111,9 +108,9 @@ pub fn import(user: &User, base: &Path, max_row_bytes: u64) -> Result<Taken> {
     Ok(taken)
 }
 
-/// Where the usns of the other server have come to; 0 if it does not tell, which costs clients a comparison of all files.
+/// The last media usn of the other server. 0 if it cannot be read; then clients compare all their media files once.
 fn last_media_usn(path: &Path) -> i32 {
-    // ankisyncd and versions of anki-sync-server-rs name it differently.
+    // The column's name differs between ankisyncd and versions of anki-sync-server-rs.
     let ask = |db: &Connection, column: &str| -> Option<i32> {
         db.query_row(&format!("SELECT {column} FROM meta"), [], |row| row.get(0)).ok()
     };
@@ -121,12 +118,13 @@ fn last_media_usn(path: &Path) -> i32 {
     found.filter(|usn| (0..i32::MAX / 2).contains(usn)).unwrap_or(0)
 }
 
-/// Opens a database without a trace beside it, unless a crash left something there that must be read, too.
+/// Opens a database without creating side files. If a crash left a journal, it is opened normally, to read that too.
 fn open_to_read(path: &Path) -> Result<Connection> {
     let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-    let opened = match has_side_files(path) {
-        true => Connection::open_with_flags(path, flags),
-        false => Connection::open_with_flags(immutable_uri(path), flags | OpenFlags::SQLITE_OPEN_URI),
+    let opened = if has_side_files(path) {
+        Connection::open_with_flags(path, flags)
+    } else {
+        Connection::open_with_flags(immutable_uri(path), flags | OpenFlags::SQLITE_OPEN_URI)
     };
     opened.map_err(|err| Error::Broken(format!("opening {}: {err}", path.display())))
 }

@@ -1,7 +1,7 @@
-//! Unchunked changes on the wire (sync-protocol.md 6.5):
+//! JSON of unchunked changes (sync-protocol.md 6.5):
 //! `{"changes":{"models":[..],"decks":[[decks],[options]],"tags":[..],"conf":{..},"crt":n}}`.
 //!
-//! Objects are handed on as JSON text; `translate` knows what is inside.
+//! Objects are passed on as JSON text; `translate` parses them.
 
 use std::fmt;
 
@@ -12,17 +12,17 @@ use crate::error::Result;
 use crate::messages::integers::Int;
 use crate::messages::json_stream::{Context, Envelope, Keys, List, Object, Source, end_of_row, parse};
 
-/// Takes the changes as they are parsed.
+/// Receives the changes as they are parsed.
 pub trait ChangeSink {
-    /// A notetype in schema-11 JSON.
+    /// A notetype, in schema-11 JSON.
     fn notetype(&mut self, json: &str) -> Result<()>;
-    /// A deck in schema-11 JSON.
+    /// A deck, in schema-11 JSON.
     fn deck(&mut self, json: &str) -> Result<()>;
-    /// Deck options in schema-11 JSON.
+    /// Deck options, in schema-11 JSON.
     fn deck_config(&mut self, json: &str) -> Result<()>;
-    /// A tag's name.
+    /// The name of a tag.
     fn tag(&mut self, name: &str) -> Result<()>;
-    /// The client's config follows, whole.
+    /// The client's complete config follows: delete the stored one.
     fn replace_config(&mut self) -> Result<()>;
     /// An entry of the client's config.
     fn config_entry(&mut self, key: &str, json: &str) -> Result<()>;
@@ -30,7 +30,7 @@ pub trait ChangeSink {
     fn created(&mut self, stamp: i64) -> Result<()>;
 }
 
-/// Takes the changes nowhere.
+/// Discards the changes.
 impl ChangeSink for () {
     fn notetype(&mut self, _: &str) -> Result<()> {
         Ok(())
@@ -61,7 +61,7 @@ impl ChangeSink for () {
     }
 }
 
-/// Checks that `read` will not fail.
+/// Checks that `read` will accept this body.
 pub fn check<'s>(input: impl Into<Source<'s>>, max_object_bytes: u64) -> Result<()> {
     read(input, max_object_bytes, &mut ())
 }
@@ -220,7 +220,7 @@ mod tests {
     }
 
     #[test]
-    fn objects_are_handed_on_as_the_text_they_came_in() {
+    fn objects_are_passed_on_as_the_received_text() {
         let body = r#"{"changes":{"models":[{"id":1.50}],"decks":[[{"a":1}],[{"b":2}]],"tags":["x::y"],
             "conf":{"k":[1,2.50],"n":null},"crt":7,"new":1}}"#;
         let expected = [

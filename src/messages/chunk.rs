@@ -1,4 +1,4 @@
-//! Rows of cards, notes and reviews on the wire (collection-format.md 11): positional arrays in
+//! JSON of cards, notes and reviews (collection-format.md 11): positional arrays in
 //! `{"done":bool,"revlog":[..],"cards":[..],"notes":[..]}`.
 
 use std::fmt;
@@ -12,10 +12,10 @@ use crate::messages::json_stream::{
     Context, Envelope, Keys, Source, end_of_row, parse, required, required_seed,
 };
 
-/// The integer columns of a card, in the order of the wire and of the table.
+/// The number of integer columns of a card. Their order is the same in JSON and in the table.
 pub const CARD_INTS: usize = 17;
 
-/// The longest is -9223372036854775808.
+/// Characters of the longest integer, -9223372036854775808.
 const I64_CHARS: usize = 20;
 
 /// A row of `cards`: 17 integers (id, nid, did, ord, mod, usn, type, queue, due, ivl, factor, reps, lapses, left,
@@ -24,7 +24,7 @@ const I64_CHARS: usize = 20;
 pub struct Card {
     /// The integer columns.
     pub ints: [i64; CARD_INTS],
-    /// The `data` column, kept as it came.
+    /// The `data` column, unchanged.
     pub data: String,
 }
 
@@ -36,8 +36,8 @@ impl Card {
     /// Position of `usn` in `ints`.
     pub const USN: usize = 5;
 
-    /// Brings numbers that clients could not read into their range, as the official server does where it accepts
-    /// them (due dates keep their low 32 bits) and by the nearest value where it refuses.
+    /// Changes numbers that are out of range for clients. Where the official server accepts such a number, the result
+    /// is the same (due dates keep their low 32 bits). Where it refuses, the nearest valid number is used.
     pub fn fit(ints: [i64; CARD_INTS]) -> [i64; CARD_INTS] {
         let [
             id,
@@ -91,7 +91,7 @@ impl Revlog {
     /// Position of `usn` in `ints`.
     pub const USN: usize = 2;
 
-    /// As `Card::fit`.
+    /// Like `Card::fit`.
     pub fn fit(ints: [i64; 9]) -> [i64; 9] {
         let [id, cid, usn, ease, ivl, last_ivl, factor, time, kind] = ints;
         [
@@ -143,7 +143,7 @@ fn low_u32(value: i64) -> i64 {
     i64::from(value.max(0) as u32)
 }
 
-/// Takes the rows of a chunk as they are parsed, in whatever order the client sent them.
+/// Receives the rows of a chunk as they are parsed, in the order of the client.
 pub trait RowSink {
     /// A review.
     fn revlog(&mut self, row: &Revlog) -> Result<()>;
@@ -153,7 +153,7 @@ pub trait RowSink {
     fn note(&mut self, row: &Note) -> Result<()>;
 }
 
-/// Takes the rows nowhere.
+/// Discards the rows.
 impl RowSink for () {
     fn revlog(&mut self, _: &Revlog) -> Result<()> {
         Ok(())
@@ -168,7 +168,7 @@ impl RowSink for () {
     }
 }
 
-/// Checks that `read` will not fail.
+/// Checks that `read` will accept this body.
 pub fn check<'s>(input: impl Into<Source<'s>>, max_row_bytes: u64) -> Result<()> {
     read(input, max_row_bytes, &mut ())
 }
@@ -202,7 +202,7 @@ impl<S: RowSink> Keys for Chunk<'_, S> {
     }
 }
 
-/// A list of rows. All are read into the same one, so that their texts do not take memory and free it each.
+/// A list of rows. All are read into one buffer, so that each row does not allocate and free its texts.
 struct Rows<'c, R, F> {
     context: &'c Context,
     row: R,
@@ -244,7 +244,7 @@ impl<'de, R: Row, F: FnMut(&R) -> Result<()>> Visitor<'de> for Rows<'_, R, F> {
     }
 }
 
-/// What a row holds is read in place of what the one before held.
+/// A row type that can be read into the buffer of the row before.
 trait Row: Default {
     const WHAT: &'static str;
 
@@ -321,7 +321,8 @@ impl Row for Note {
     }
 }
 
-/// Writes numbers in brackets, and before the last bracket a text. In one piece: each is short for a spool.
+/// Writes a JSON list of numbers, with a text as last element if there is one. The numbers are formatted in a buffer
+/// and written at once, because many short writes to a spool are slow.
 fn write_ints(out: &mut impl Write, ints: &[i64], text: Option<&str>) -> io::Result<()> {
     let mut line = [0; 2 + CARD_INTS * (I64_CHARS + 1)];
     let mut rest = &mut line[..];
@@ -347,7 +348,7 @@ pub fn write_revlog(out: &mut impl Write, row: &Revlog) -> io::Result<()> {
     write_ints(out, &row.ints, None)
 }
 
-/// Writes a note's row; sort field and checksum are always sent empty.
+/// Writes a note's row. Sort field and checksum are always sent empty.
 pub fn write_note(
     out: &mut impl Write,
     [id, notetype_id, modified, usn]: [i64; 4],

@@ -1,4 +1,4 @@
-//! Deletions on the wire: `{"cards":[id],"notes":[id],"decks":[id]}` (collection-format.md 11).
+//! JSON of deletions: `{"cards":[id],"notes":[id],"decks":[id]}` (collection-format.md 11).
 
 use serde::de::{Error as _, MapAccess};
 
@@ -7,7 +7,7 @@ use crate::messages::StartRequest;
 use crate::messages::integers::Int;
 use crate::messages::json_stream::{Context, Envelope, Keys, List, Object, Source, parse};
 
-/// What was deleted; the numbers are those of the `graves` table.
+/// The kind of a deleted object, with its number in the `graves` table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum GraveKind {
     /// A card.
@@ -19,7 +19,7 @@ pub enum GraveKind {
 }
 
 impl GraveKind {
-    /// The kinds with their keys.
+    /// All kinds with their JSON keys.
     pub const ALL: [(GraveKind, &'static str); 3] =
         [(GraveKind::Card, "cards"), (GraveKind::Note, "notes"), (GraveKind::Deck, "decks")];
 
@@ -28,10 +28,10 @@ impl GraveKind {
     }
 }
 
-/// A list of deletions is short for each element; the bound only has to stop endless numbers.
+/// Limit of one element. Elements are short integers; the limit is there to refuse endless ones.
 const MAX_ELEMENT_BYTES: u64 = 64 * 1024;
 
-/// Checks that `read_chunk` will not fail.
+/// Checks that `read_chunk` will accept this body.
 pub fn check_chunk<'s>(input: impl Into<Source<'s>>) -> Result<()> {
     read_chunk(input, |_, _| Ok(()))
 }
@@ -44,7 +44,7 @@ pub fn read_chunk<'s>(
     parse(input, MAX_ELEMENT_BYTES, &mut Envelope::new("chunk", &mut Graves::<_, false>::new(each)))
 }
 
-/// Reads the body of `start`. Old clients put their graves there; they may be missing or null.
+/// Reads the body of `start`. Old clients send their graves in it; other clients omit them or send null.
 pub fn read_start<'s>(
     input: impl Into<Source<'s>>,
     each: impl FnMut(GraveKind, i64) -> Result<()>,
@@ -86,7 +86,7 @@ impl<F: FnMut(GraveKind, i64) -> Result<()>> Keys for Start<F> {
     }
 }
 
-/// The three lists; `null` may stand for them where `NULLABLE`.
+/// The object of three lists. It may be `null` if `NULLABLE`.
 struct Graves<F, const NULLABLE: bool> {
     each: F,
     missing: Vec<&'static str>,

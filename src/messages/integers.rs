@@ -1,11 +1,11 @@
-//! Numbers and texts as clients really send them: old ones copy REAL and NULL straight from SQLite, and write ids as
-//! strings (sync-protocol.md 6.3, 6.7). What was meant is clear, so it is taken.
+//! Tolerant parsing of numbers and texts. Old clients send REAL and NULL values from SQLite unchanged, and ids as
+//! strings (sync-protocol.md 6.3, 6.7). These are accepted, because their meaning is clear.
 
 use std::fmt;
 
 use serde::de::{Deserialize, DeserializeSeed, Deserializer, Error, Visitor};
 
-/// An integer; fractions are cut off, `null` is 0, decimal strings are read.
+/// An integer. Fractions are truncated, `null` is 0, and decimal strings are parsed.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Int(pub i64);
 
@@ -44,25 +44,25 @@ impl Visitor<'_> for IntVisitor {
         let whole = text.parse().ok();
         let number = whole
             .or_else(|| text.parse::<f64>().ok().filter(|float| float.is_finite()).map(|float| float as i64));
-        number.map(Int).ok_or_else(|| E::custom("a text where a number is due"))
+        number.map(Int).ok_or_else(|| E::custom("a string that is not a number"))
     }
 }
 
-/// For fields of other types: an integer, where less than 0 is 0.
+/// `deserialize_with` for `u64` fields: an `Int`; negative numbers become 0.
 pub fn not_negative<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error> {
     Int::deserialize(deserializer).map(|int| u64::try_from(int.0).unwrap_or_default())
 }
 
-/// For fields of other types: an integer.
+/// `deserialize_with` for `i64` fields: an `Int`.
 pub fn any<'de, D: Deserializer<'de>>(deserializer: D) -> Result<i64, D::Error> {
     Int::deserialize(deserializer).map(|int| int.0)
 }
 
-/// The seed for a string that is read into a buffer; `null` is the empty one.
+/// The seed that reads a string into a reused buffer; `null` is an empty string.
 pub struct Text<'b>(pub &'b mut String);
 
 impl Text<'_> {
-    /// A buffer that has grown beyond this is not kept for the next text.
+    /// A buffer that has grown beyond this size is shrunk before the next text.
     const KEPT_BYTES: usize = 64 * 1024;
 }
 

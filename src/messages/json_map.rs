@@ -1,4 +1,4 @@
-//! JSON objects that are maps: the columns of schema 11, where each key is an id or a name and each value an object.
+//! JSON objects that are maps: the JSON columns of schema 11, from ids or names to values.
 
 use serde::de::MapAccess;
 use serde_json::value::RawValue;
@@ -6,7 +6,7 @@ use serde_json::value::RawValue;
 use crate::error::Result;
 use crate::messages::json_stream::{Context, Keys, Source, parse};
 
-/// Hands each key with the text of its value to `each`. One entry at a time is in memory, of at most
+/// Passes each key, with the JSON text of its value, to `each`. One entry at a time is in memory, of at most
 /// `max_entry_bytes`. Errors as those of `stream::parse`.
 pub fn each_entry<'s>(
     input: impl Into<Source<'s>>,

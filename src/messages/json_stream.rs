@@ -1,4 +1,4 @@
-//! Parsing without collecting: list elements go to a closure one by one, and no element may grow beyond a bound.
+//! Streaming JSON parser: list elements are passed to a closure one by one, and each element has a size limit.
 
 use std::cell::Cell;
 use std::fmt;
@@ -13,8 +13,8 @@ use serde::de::{
 
 use crate::error::{Error, Result};
 
-/// What the seeds of one parse share: the bound on a single element, which is the one thing that is held in memory,
-/// and a place where an error of ours waits while serde unwinds with one of its own.
+/// Shared by the seeds of one parse: the size limit of one element (only one element is in memory), and the error of a
+/// sink, which is kept here while serde returns an error of its own type.
 #[derive(Clone)]
 pub struct Context {
     left: Rc<Cell<u64>>,
@@ -23,12 +23,12 @@ pub struct Context {
 }
 
 impl Context {
-    /// An element is done with: the next one may be as long again.
+    /// Ends an element: resets the limit for the next one.
     pub fn element_done(&self) {
         self.left.set(self.max_element_bytes);
     }
 
-    /// Stops the parser if applying an element failed.
+    /// Stops the parser with the error of a sink, if there is one.
     pub fn check<T, E: serde::de::Error>(&self, result: Result<T>) -> std::result::Result<T, E> {
         result.map_err(|err| {
             let text = err.to_string();
@@ -38,12 +38,12 @@ impl Context {
     }
 }
 
-struct BudgetReader<R> {
+struct LimitedReader<R> {
     inner: R,
     left: Rc<Cell<u64>>,
 }
 
-impl<R: Read> Read for BudgetReader<R> {
+impl<R: Read> Read for LimitedReader<R> {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
         let count = self.inner.read(buf)?;
         let left = self.left.get().checked_sub(count as u64).ok_or(io::ErrorKind::FileTooLarge)?;
@@ -52,11 +52,11 @@ impl<R: Read> Read for BudgetReader<R> {
     }
 }
 
-/// Where JSON is parsed from.
+/// The input of the parser.
 pub enum Source<'s> {
-    /// All of it is in memory. Several times faster than the other, where serde_json looks at byte after byte.
+    /// The whole JSON in memory. Several times faster than `Stream`, which serde_json reads byte by byte.
     Memory(&'s str),
-    /// It comes block by block.
+    /// JSON that is read in blocks.
     Stream(Box<dyn Read + 's>),
 }
 
@@ -68,14 +68,14 @@ impl<'s> From<&'s str> for Source<'s> {
 
 /// Parses all of `input`, one JSON object.
 ///
-/// Errors: `BadRequest` for JSON of another shape, `TooLarge` for an element over the bound, and whatever a sink
-/// reported.
+/// Errors: `BadRequest` for JSON of another shape, `TooLarge` for an element over the limit, and the errors of the
+/// sink.
 pub fn parse<'s>(input: impl Into<Source<'s>>, max_element_bytes: u64, keys: &mut impl Keys) -> Result<()> {
     let left = Rc::new(Cell::new(max_element_bytes));
     let context = Context { left: left.clone(), max_element_bytes, error: Rc::default() };
     let object = Object::new(&context, keys);
     let parsed = match input.into() {
-        // None of its elements is longer than the whole.
+        // The whole text is within the limit, so each of its elements is.
         Source::Memory(text) if text.len() as u64 <= max_element_bytes => {
             let mut json = serde_json::Deserializer::from_str(text);
             object.deserialize(&mut json).and_then(|()| json.end())
@@ -85,7 +85,7 @@ pub fn parse<'s>(input: impl Into<Source<'s>>, max_element_bytes: u64, keys: &mu
                 Source::Memory(text) => Box::new(text.as_bytes()),
                 Source::Stream(reader) => reader,
             };
-            let reader = BufReader::new(BudgetReader { inner, left });
+            let reader = BufReader::new(LimitedReader { inner, left });
             let mut json = serde_json::Deserializer::from_reader(reader);
             object.deserialize(&mut json).and_then(|()| json.end())
         }
@@ -100,12 +100,12 @@ pub fn parse<'s>(input: impl Into<Source<'s>>, max_element_bytes: u64, keys: &mu
     })
 }
 
-/// What an object's keys mean. Keys that are not known are skipped.
+/// Reads the values of an object by key. Unknown keys are skipped.
 pub trait Keys {
-    /// What to call the object in errors.
+    /// The object's description in errors.
     const WHAT: &'static str;
 
-    /// Whether `null` may stand for the object.
+    /// Whether the object may be `null`.
     const NULLABLE: bool = false;
 
     /// Called before the first key.
@@ -113,7 +113,7 @@ pub trait Keys {
         Ok(())
     }
 
-    /// Reads the value of this key from the map, or returns false.
+    /// Reads the value of this key from the map. Returns false, without reading, for an unknown key.
     fn value<'de, A: MapAccess<'de>>(
         &mut self,
         context: &Context,
@@ -121,7 +121,7 @@ pub trait Keys {
         map: &mut A,
     ) -> std::result::Result<bool, A::Error>;
 
-    /// A key that should have been there, after the last one.
+    /// Called after the last key: a required key that was missing.
     fn missing(&self) -> Option<&'static str> {
         None
     }
@@ -134,7 +134,7 @@ pub struct Object<'c, 'k, K> {
 }
 
 impl<'c, 'k, K> Object<'c, 'k, K> {
-    /// An object whose keys go to `keys`.
+    /// An object whose values are read by `keys`.
     pub fn new(context: &'c Context, keys: &'k mut K) -> Object<'c, 'k, K> {
         Object { context, keys }
     }
@@ -156,10 +156,7 @@ impl<'de, K: Keys> Visitor<'de> for Object<'_, '_, K> {
     }
 
     fn visit_unit<E: serde::de::Error>(self) -> std::result::Result<(), E> {
-        match K::NULLABLE {
-            true => Ok(()),
-            false => Err(E::invalid_type(Unexpected::Unit, &self)),
-        }
+        if K::NULLABLE { Ok(()) } else { Err(E::invalid_type(Unexpected::Unit, &self)) }
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> std::result::Result<(), A::Error> {
@@ -174,7 +171,7 @@ impl<'de, K: Keys> Visitor<'de> for Object<'_, '_, K> {
     }
 }
 
-/// An object with one key of interest, which holds an object.
+/// An object with one required key, whose value is an object. Other keys are skipped.
 pub struct Envelope<'k, K> {
     key: &'static str,
     found: bool,
@@ -210,7 +207,7 @@ impl<K: Keys> Keys for Envelope<'_, K> {
     }
 }
 
-/// A list whose elements, of type T, go to `each`. `null` counts as an empty list.
+/// A list whose elements, of type T, are passed to `each`. `null` counts as an empty list.
 pub struct List<'c, T, F> {
     context: &'c Context,
     each: F,
@@ -252,14 +249,14 @@ impl<'de, T: DeserializeOwned, F: FnMut(T) -> Result<()>> Visitor<'de> for List<
     }
 }
 
-/// The next element of a row, which must be there.
+/// Reads the next element of a row, or fails if there is none.
 pub fn required<'de, T: serde::Deserialize<'de>, A: SeqAccess<'de>>(
     row: &mut A,
 ) -> std::result::Result<T, A::Error> {
     required_seed(row, PhantomData)
 }
 
-/// The next element of a row, which must be there, by its seed.
+/// Like `required`, with a seed.
 pub fn required_seed<'de, S: DeserializeSeed<'de>, A: SeqAccess<'de>>(
     row: &mut A,
     seed: S,
@@ -267,7 +264,7 @@ pub fn required_seed<'de, S: DeserializeSeed<'de>, A: SeqAccess<'de>>(
     row.next_element_seed(seed)?.ok_or_else(|| A::Error::custom("too few elements in a row"))
 }
 
-/// Fails if the row goes on.
+/// Fails if the row has more elements.
 pub fn end_of_row<'de, A: SeqAccess<'de>>(row: &mut A) -> std::result::Result<(), A::Error> {
     match row.next_element::<IgnoredAny>()? {
         None => Ok(()),

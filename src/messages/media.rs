@@ -1,10 +1,10 @@
-//! The shapes of media sync (sync-protocol.md 7).
+//! The JSON shapes of media sync (sync-protocol.md 7).
 
 use serde::{Deserialize, Serialize};
 
 use crate::messages::integers;
 
-/// Every media reply in JSON. `err` is a text for the user; clients before 2.1.57 insist on it.
+/// The envelope of every JSON media reply. `err` is an error text for the user; clients before 2.1.57 require the key.
 #[derive(Serialize)]
 pub struct Wrapped<'d, T> {
     data: &'d T,
@@ -12,7 +12,7 @@ pub struct Wrapped<'d, T> {
 }
 
 impl<'d, T> Wrapped<'d, T> {
-    /// A reply without a complaint.
+    /// A reply without an error.
     pub fn new(data: &'d T) -> Wrapped<'d, T> {
         Wrapped { data, err: "" }
     }
@@ -31,7 +31,7 @@ pub struct BeginRequest {
 pub struct BeginReply<'k> {
     /// The usn of the last change.
     pub usn: i32,
-    /// What clients before 2.1.57 authenticate with from here on; the others want it to be there.
+    /// Clients before 2.1.57 authenticate the following media requests with it. The others only require the key.
     #[serde(rename = "sk")]
     pub media_key: &'k str,
 }
@@ -51,20 +51,20 @@ pub struct ChangeRow<'c>(pub &'c str, pub i32, pub &'c str);
 /// `downloadFiles` request.
 #[derive(Deserialize)]
 pub struct FilesRequest {
-    /// The names, of which a prefix is answered.
+    /// The requested names. The reply may hold only the first of them; clients ask again for the rest.
     pub files: Vec<String>,
 }
 
 /// `mediaSanity` request.
 #[derive(Deserialize)]
 pub struct SanityRequest {
-    /// How many files the client has.
+    /// The number of files of the client.
     #[serde(rename = "local", deserialize_with = "integers::any")]
     pub files: i64,
 }
 
-/// `mediaSanity`: both sides have as many files.
+/// `mediaSanity` reply: both sides have the same number of files.
 pub const SANITY_OK: &str = "OK";
 
-/// `mediaSanity`: they have not.
+/// `mediaSanity` reply: the numbers differ.
 pub const SANITY_FAILED: &str = "mediaSanity";

@@ -1,7 +1,7 @@
-//! The JSON shapes of the protocol, and nothing else: no I/O of its own, no SQL, no HTTP.
+//! The JSON shapes of the protocol. No SQL, no HTTP and no file access here.
 //!
-//! Lists whose length a client chooses are never collected: the readers here hand each element to a sink as it is
-//! parsed. Shapes follow spec sync-protocol.md 6 and collection-format.md 11.
+//! Lists whose length a client chooses are never held in memory: each element is passed to a sink as soon as it is
+//! parsed. The shapes follow spec sync-protocol.md 6 and collection-format.md 11.
 
 pub mod changes;
 pub mod chunk;
@@ -19,8 +19,8 @@ pub use json_stream::Source;
 use crate::error::Error;
 use integers::Int;
 
-/// The error for JSON of another shape. serde quotes what it found, which may be a password or the text of a note, and
-/// neither may reach the log: only what kind of thing it was is kept.
+/// The error for JSON of another shape. serde's message quotes the value, which may be a password or the text of a note
+/// and must not reach the log. Only the type of the value is kept.
 pub fn shape_error(err: &serde_json::Error) -> Error {
     let text = err.to_string();
     let kind_only = ["invalid type: ", "invalid value: "].into_iter().find_map(|prefix| {
@@ -70,7 +70,7 @@ pub struct LoginReply {
 /// `meta` request.
 #[derive(Deserialize)]
 pub struct MetaRequest {
-    /// Sync version of the client.
+    /// The client's sync version.
     #[serde(rename = "v", deserialize_with = "integers::not_negative")]
     pub sync_version: u64,
     /// Client version, long form.
@@ -87,7 +87,7 @@ pub struct MetaReply {
     /// Schema stamp, ms.
     #[serde(rename = "scm")]
     pub schema: i64,
-    /// The usn that objects of the coming sync will carry.
+    /// The usn that objects of the next sync will get.
     pub usn: i32,
     /// Server clock, seconds; clients refuse more than 300 s of difference.
     #[serde(rename = "ts")]
@@ -95,7 +95,7 @@ pub struct MetaReply {
     /// A text for the user.
     #[serde(rename = "msg")]
     pub message: &'static str,
-    /// Whether the client may go on.
+    /// Whether the client may continue.
     #[serde(rename = "cont")]
     pub go_on: bool,
     /// AnkiWeb's host number; must be 0 elsewhere.
@@ -110,13 +110,13 @@ pub struct MetaReply {
 /// `start` request (`minUsn`, `lnewer`) without its graves, which `graves::read_start` streams.
 #[derive(Debug)]
 pub struct StartRequest {
-    /// Everything on the server from this usn on is news to the client.
+    /// The client has not seen the server's rows from this usn on.
     pub client_usn: i32,
-    /// Whether the client's collection was modified last; then its config wins.
+    /// Whether the client's collection was modified later than the server's. If so, its config wins.
     pub client_is_newer: bool,
 }
 
-/// `sanityCheck2` request. The list is kept as it came: old clients send a text when their own check failed.
+/// `sanityCheck2` request. Old clients send a text instead of the counts when their own check failed.
 #[derive(Deserialize)]
 pub struct SanityRequest {
     /// `[[new, lrn, rev], cards, notes, revlog, graves, notetypes, decks, options]`
@@ -127,9 +127,9 @@ pub struct SanityRequest {
 #[derive(Deserialize)]
 #[serde(untagged)]
 pub enum SanitySide {
-    /// Counts; the due counts and the graves are not compared.
+    /// Counts. The due counts and the graves are not compared.
     Counts((IgnoredAny, Int, Int, Int, IgnoredAny, Int, Int, Int)),
-    /// What the client itself found wrong.
+    /// The error that the client's own check found.
     Complaint(String),
 }
 
@@ -151,7 +151,7 @@ pub struct SanityCounts {
 }
 
 impl SanitySide {
-    /// The counts that are compared, if the client sent any.
+    /// The counts to compare. None if the client sent a text or an invalid count.
     pub fn counts(&self) -> Option<SanityCounts> {
         let SanitySide::Counts((_, cards, notes, revlog, _, notetypes, decks, deck_configs)) = self else {
             return None;
@@ -181,7 +181,7 @@ pub struct SanityReply {
 type SanityList = ([u32; 3], u32, u32, u32, u32, u32, u32, u32);
 
 impl SanityReply {
-    /// `ok` if both sides counted the same; `server` is none where its rows are not in order.
+    /// `ok` if the counts are equal. `server` is none if the server's own rows are invalid.
     pub fn new(client: Option<SanityCounts>, server: Option<SanityCounts>) -> SanityReply {
         let list =
             |c: SanityCounts| ([0; 3], c.cards, c.notes, c.revlog, 0, c.notetypes, c.decks, c.deck_configs);
@@ -204,7 +204,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn counts_come_as_floats_and_a_complaint_as_a_text() {
+    fn counts_may_be_floats_and_a_client_error_is_a_text() {
         let counts = |json: &str| serde_json::from_str::<SanityRequest>(json).unwrap().client.counts();
         let expected = counts(r#"{"client":[[0,0,0],1,2,3,4,5,6,7]}"#).unwrap();
         assert_eq!((expected.cards, expected.revlog, expected.deck_configs), (1, 3, 7));

@@ -9,32 +9,32 @@ use crate::messages::graves;
 use crate::messages::graves::GraveKind;
 
 impl Collection {
-    /// Applies the body of `applyGraves`; returns how many.
+    /// Applies the body of `applyGraves`; returns the number of deletions.
     pub fn apply_graves<'b>(&self, body: impl Into<Source<'b>>, server_usn: i32) -> Result<usize> {
-        let mut undertaker = Undertaker::new(self, server_usn)?;
-        graves::read_chunk(body, |kind, id| undertaker.bury(kind, id))?;
-        Ok(undertaker.buried)
+        let mut deleter = Deleter::new(self, server_usn)?;
+        graves::read_chunk(body, |kind, id| deleter.delete_row(kind, id))?;
+        Ok(deleter.deleted)
     }
 
     /// Applies the graves that an old client sends inside `start`.
     pub fn apply_graves_in_start<'b>(&self, body: impl Into<Source<'b>>, server_usn: i32) -> Result<usize> {
-        let mut undertaker = Undertaker::new(self, server_usn)?;
-        graves::read_start(body, |kind, id| undertaker.bury(kind, id))?;
-        Ok(undertaker.buried)
+        let mut deleter = Deleter::new(self, server_usn)?;
+        graves::read_start(body, |kind, id| deleter.delete_row(kind, id))?;
+        Ok(deleter.deleted)
     }
 }
 
-struct Undertaker<'c> {
+struct Deleter<'c> {
     delete: [Statement<'c>; 3],
     grave: Statement<'c>,
     server_usn: i32,
-    buried: usize,
+    deleted: usize,
 }
 
-impl<'c> Undertaker<'c> {
-    fn new(collection: &'c Collection, server_usn: i32) -> Result<Undertaker<'c>> {
+impl<'c> Deleter<'c> {
+    fn new(collection: &'c Collection, server_usn: i32) -> Result<Deleter<'c>> {
         let db = &collection.db;
-        Ok(Undertaker {
+        Ok(Deleter {
             delete: [
                 db.prepare("DELETE FROM cards WHERE id = ?1")?,
                 db.prepare("DELETE FROM notes WHERE id = ?1")?,
@@ -43,16 +43,16 @@ impl<'c> Undertaker<'c> {
             // An existing grave keeps its usn.
             grave: db.prepare("INSERT OR IGNORE INTO graves (oid, type, usn) VALUES (?1, ?2, ?3)")?,
             server_usn,
-            buried: 0,
+            deleted: 0,
         })
     }
 
-    /// Deletes this row only: clients list a note's cards and a deck's children themselves. Unknown ids get a grave
-    /// too, for the devices that may still have them.
-    fn bury(&mut self, kind: GraveKind, id: i64) -> Result<()> {
+    /// Deletes one row and records a grave. A note's cards and a deck's children stay: clients list those themselves.
+    /// Unknown ids get a grave too, because other devices may still have them.
+    fn delete_row(&mut self, kind: GraveKind, id: i64) -> Result<()> {
         self.delete[kind as usize].execute([id])?;
         self.grave.execute(params![id, kind as i64, self.server_usn])?;
-        self.buried += 1;
+        self.deleted += 1;
         Ok(())
     }
 }

@@ -1,7 +1,7 @@
-//! The collection of an account that has none: what a device gets that downloads before anything was uploaded.
+//! The empty collection of a new account. A device gets it if it downloads before anything was uploaded.
 //!
-//! As the official server's new collection it has modified stamp 0 and usn 0. Its scheduler is version 1 without a
-//! creation offset, so that clients of every protocol may start with it (sync-protocol.md 6.2).
+//! It has modified stamp 0 and usn 0, as on the official server. Its scheduler is version 1 without a creation offset,
+//! so that clients of every protocol version accept it (sync-protocol.md 6.2).
 
 use std::fs::{self, File};
 use std::path::Path;
@@ -13,10 +13,10 @@ use crate::error::{Error, Result};
 use crate::files;
 use crate::os::clock;
 
-/// Seconds from midnight to four in the morning, when a collection's day begins.
+/// Seconds from midnight to 4:00, when a collection's day begins.
 const FOUR_O_CLOCK: i64 = 4 * 3600;
 
-/// The first objects, as a client would send them.
+/// The initial objects, as the body of an `applyChanges` request.
 const CONTENTS: &str = r#"{"changes":{
 "conf":{"activeDecks":[1],"addToCur":true,"collapseTime":1200,"curDeck":1,"curModel":1600000000000,
   "dayLearnFirst":false,"dueCounts":true,"estTimes":true,"newSpread":0,"nextPos":1,"schedVer":1,"sortBackwards":false,
@@ -39,7 +39,7 @@ const CONTENTS: &str = r#"{"changes":{
     "desiredRetention":0.9,"sm2Retention":0.9,"easyDaysPercentages":[1,1,1,1,1,1,1]}]]
 }}"#;
 
-/// Creates an empty collection in this folder, whole or not at all.
+/// Creates an empty collection in this folder, atomically (temporary file, sync, rename).
 pub fn create(dir: &Path) -> Result<()> {
     let temporary = dir.join(format!("{FILE_NAME}.empty"));
     files::remove_if_there(&temporary)?;

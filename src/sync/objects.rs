@@ -16,12 +16,13 @@ use crate::sync::rows::int;
 use crate::sync::start::spooling;
 use crate::text::tag;
 
-/// A device must hear that a name is free before it hears who has it now, or it renames the newcomer.
+/// Sends renamed objects before the objects that now have their old names. In the other order the device would find the
+/// name taken and rename the second object.
 const RENAMED_FIRST: &str = "ORDER BY name LIKE '%+' DESC, length(name) DESC, id";
 
 impl Collection {
-    /// Writes what the client has not seen, and the config if the server's is the newer one. Must run before the
-    /// client's own changes are applied.
+    /// Writes the changes that the client has not seen, and the config if `with_config` (the server's is newer). Must
+    /// run before the client's own changes are applied.
     pub fn write_changes(&self, unseen: Range, with_config: bool, out: &mut impl Write) -> Result<()> {
         let mut objects = ObjectWriter::list(out);
         objects.raw("{\"models\":[")?;
@@ -133,7 +134,7 @@ impl Collection {
         changes::read(body, max_object_bytes, &mut Merge { db: &self.db, server_usn })
     }
 
-    /// Stamps what `free_name` renamed in this session.
+    /// Sets the modified stamp of the objects that `free_name` renamed in this session.
     pub(crate) fn stamp_renamed(&self, server_usn: i32) -> Result<()> {
         for named in [Named::Decks, Named::Notetypes] {
             let stamp = format!("UPDATE {} SET mtime_secs = ?1 WHERE usn = ?2", named.table());
@@ -142,7 +143,7 @@ impl Collection {
         Ok(())
     }
 
-    /// Reads every object as a sync would send it, so that an upload that no device could read is refused at once.
+    /// Translates every object as a sync would. An upload with an object that no device could read is refused here.
     pub(crate) fn check_objects(&self) -> Result<()> {
         let mut nowhere = ObjectWriter::list(std::io::sink());
         let everything = Range { from: i32::MIN, to: i32::MAX };
@@ -166,7 +167,7 @@ enum WriteError {
     Spool(Error),
 }
 
-/// Writes a list of objects, or a map of them by id, through a buffer that holds one of them.
+/// Writes objects as a JSON list, or as a JSON map by id. One object at a time is held in memory.
 pub(crate) struct ObjectWriter<W> {
     out: W,
     json: Vec<u8>,
@@ -174,12 +175,12 @@ pub(crate) struct ObjectWriter<W> {
 }
 
 impl<W: Write> ObjectWriter<W> {
-    /// As on the wire: objects in a list, and names of tags.
+    /// As in the sync protocol: lists of objects and of tag names.
     pub(crate) fn list(out: W) -> ObjectWriter<W> {
         ObjectWriter { out, json: Vec::new(), is_map: false }
     }
 
-    /// As in the columns of schema 11: each object behind its id, and each tag before its usn.
+    /// As in the columns of schema 11: maps from id to object, and from tag to usn.
     pub(crate) fn map(out: W) -> ObjectWriter<W> {
         ObjectWriter { is_map: true, ..ObjectWriter::list(out) }
     }
@@ -189,10 +190,7 @@ impl<W: Write> ObjectWriter<W> {
     }
 
     fn separate(&mut self, first: &mut bool) -> Result<()> {
-        match std::mem::replace(first, false) {
-            true => Ok(()),
-            false => self.raw(","),
-        }
+        if std::mem::replace(first, false) { Ok(()) } else { self.raw(",") }
     }
 
     fn object(
@@ -232,7 +230,7 @@ fn deck_config_row(row: &Row<'_>) -> Result<DeckConfigRow> {
     })
 }
 
-/// The statements that read what belongs to one notetype.
+/// The statements that read the fields and templates of one notetype.
 struct NotetypeChildren<'c> {
     fields: Statement<'c>,
     templates: Statement<'c>,
@@ -277,7 +275,7 @@ impl<'c> NotetypeChildren<'c> {
     }
 }
 
-/// The two tables whose names must differ within the collection.
+/// The two tables in which each name must be unique.
 #[derive(Clone, Copy)]
 enum Named {
     Decks,
@@ -300,8 +298,8 @@ struct Merge<'c> {
 }
 
 impl Merge<'_> {
-    /// Whether an object that was modified then replaces ours: also on a tie, as on the official server.
-    fn is_news(&self, table: &'static str, id: i64, modified: i64) -> Result<bool> {
+    /// Whether an incoming object replaces the stored one: if it is newer or as old, as on the official server.
+    fn replaces_ours(&self, table: &'static str, id: i64, modified: i64) -> Result<bool> {
         let ours: Option<i64> = self
             .db
             .query_row(&format!("SELECT mtime_secs FROM {table} WHERE id = ?1"), [id], |row| row.get(0))
@@ -309,14 +307,14 @@ impl Merge<'_> {
         Ok(ours.is_none_or(|ours| ours <= modified))
     }
 
-    /// Frees a name for the object that brings it: a row of another id that has it gets `+` appended until nobody has
-    /// the result.
+    /// Frees a name for an incoming object: the stored object of another id that has this name gets `+` appended until
+    /// its name is unique.
     ///
-    /// The official server renames the newcomer. The client that sent it does the same to what it gets from us, so each
-    /// side would keep its own object under the old name for ever (seen with 26.9.3). This way both rename the same
-    /// one. It gets the next session's usn, so that the device that caused this hears of it again, and its modified
-    /// stamp at `finish`, when that device has stamped its own copy; until then a newer version of it may still come in
-    /// this request, as when two names are swapped.
+    /// The official server renames the incoming object instead. The client does the same with what the server sends, so
+    /// each side would keep its own object under the name for ever (seen with 26.9.3). Here both sides rename the same
+    /// object. It gets the usn of the next session, so that this client receives it in the next sync. Its modified
+    /// stamp is set at `finish`, after the client has stamped its own copy: until then this request may still contain a
+    /// newer version of the object, as when two names are swapped.
     fn free_name(&self, named: Named, id: i64, name: &str) -> Result<()> {
         let table = named.table();
         let holder: Option<(i64, String)> = self
@@ -358,7 +356,7 @@ impl Merge<'_> {
         )))
     }
 
-    /// The spelling that an existing tag above this one asks for, or the name as it is.
+    /// The name, with its parent spelled as the nearest existing parent tag.
     fn under_existing_parent(&self, name: String) -> Result<String> {
         let mut parent = name.as_str();
         while let Some((above, _)) = parent.rsplit_once("::") {
@@ -425,7 +423,7 @@ impl ChangeSink for Merge<'_> {
     fn notetype(&mut self, json: &str) -> Result<()> {
         let mut row = NotetypeRow::from_json(json).map_err(untranslatable)?;
         check_id("notetype", row.id)?;
-        if !self.is_news("notetypes", row.id, row.mtime_secs)? {
+        if !self.replaces_ours("notetypes", row.id, row.mtime_secs)? {
             return Ok(());
         }
         self.check_same_shape(&row)?;
@@ -437,7 +435,7 @@ impl ChangeSink for Merge<'_> {
     fn deck(&mut self, json: &str) -> Result<()> {
         let mut row = DeckRow::from_json(json).map_err(untranslatable)?;
         check_id("deck", row.id)?;
-        if !self.is_news("decks", row.id, row.mtime_secs)? {
+        if !self.replaces_ours("decks", row.id, row.mtime_secs)? {
             return Ok(());
         }
         self.free_name(Named::Decks, row.id, &row.name)?;
@@ -448,7 +446,7 @@ impl ChangeSink for Merge<'_> {
     fn deck_config(&mut self, json: &str) -> Result<()> {
         let mut row = DeckConfigRow::from_json(json).map_err(untranslatable)?;
         check_id("deck options", row.id)?;
-        if !self.is_news("deck_config", row.id, row.mtime_secs)? {
+        if !self.replaces_ours("deck_config", row.id, row.mtime_secs)? {
             return Ok(());
         }
         row.usn = self.server_usn;
@@ -494,7 +492,7 @@ fn check_id(what: &str, id: i64) -> Result<()> {
     }
 }
 
-/// Two fields or two templates of one notetype with the same name: the client's fault, not the database's.
+/// Turns a constraint violation into a client error: two fields or two templates of the notetype have the same name.
 fn clash(err: Error) -> Error {
     match err {
         Error::Db(rusqlite::Error::SqliteFailure(code, text))

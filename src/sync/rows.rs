@@ -1,4 +1,4 @@
-//! Cards, notes and reviews in chunks, both ways (collection-format.md 12.5, 12.6).
+//! Cards, notes and reviews in chunks, sent and received (collection-format.md 12.5, 12.6).
 
 use std::collections::HashMap;
 use std::io::Write;
@@ -15,23 +15,23 @@ use crate::messages::chunk::{CARD_INTS, Card, Note, Revlog, RowSink};
 use crate::sync::start::spooling;
 use crate::text::note;
 
-/// Rows of one chunk, as clients and the official server have it.
+/// Maximum rows of one chunk, as in clients and in the official server.
 const CHUNK_ROWS: usize = 250;
 
-/// A chunk is closed early once it is so long, which keeps it in the memory part of its spool. Clients take any size.
+/// A chunk ends early at this size, so that its spool stays in memory. Clients accept chunks of any size.
 const CHUNK_BYTES: u64 = 384 * 1024;
 
-/// How far the chunks of a session have come: the last row sent of each table, in (usn, id) order.
+/// Progress of the chunks of a session: the last row sent of each table, in (usn, id) order.
 ///
-/// The official server remembers the ids of all rows at the first call, 1.6 MB for 200 000 reviews. The order of the
-/// usn index needs no list: rows change only through this same session, which sends its own after it has read all.
+/// The official server keeps a list of all row ids, 1.6 MB for 200 000 reviews. The order of the usn index makes that
+/// list unnecessary: only this session changes rows, and its client sends rows after it has received all.
 #[derive(Default)]
 pub struct ChunkCursor {
     position: [Option<(i64, i64)>; 3],
     finished: [bool; 3],
 }
 
-/// What a note needs to know of its notetype, by id: the number of fields and which one sorts. Kept for one session.
+/// Cache of notetypes by id: the number of fields and the sort field, which each note needs. Kept for one session.
 pub type NotetypeShapes = HashMap<i64, NotetypeShape>;
 
 /// See `NotetypeShapes`.
@@ -64,7 +64,7 @@ impl RowCounts {
     }
 }
 
-/// A sink that knows how much it has been given.
+/// A writer that counts its bytes.
 pub trait CountedWrite: Write {
     /// Bytes written so far.
     fn written(&self) -> u64;
@@ -104,9 +104,9 @@ impl Table {
             Table::Notes => "id, guid, mid, mod, usn, tags, flds",
         };
         let table = self.key();
-        // The rest of one usn, then the later ones: as one condition SQLite would walk the first usn from its start
-        // for every chunk. The index is named because the statistics that
-        // clients leave in their uploads make SQLite read the whole table instead.
+        // First the rest of one usn, then the later usns. With one condition for both, SQLite would scan the first usn
+        // from its start for every chunk. The index is named because the statistics that clients leave in their uploads
+        // would make SQLite scan the whole table.
         format!(
             "SELECT {columns} FROM {table} INDEXED BY ix_{table}_usn WHERE usn = ?1 AND id > ?3
              UNION ALL SELECT {columns} FROM {table} INDEXED BY ix_{table}_usn WHERE usn > ?1 AND usn <= ?2 ORDER BY usn, id"
@@ -123,7 +123,7 @@ impl Table {
 }
 
 impl Collection {
-    /// Writes the next chunk of what the client has not seen.
+    /// Writes the next chunk of rows that the client has not seen.
     pub fn write_chunk(
         &self,
         unseen: Range,
@@ -174,10 +174,7 @@ impl Collection {
                 Table::Notes => counts.notes += 1,
             }
         }
-        match opening == separator {
-            true => out.write_all(b"],").map_err(spooling),
-            false => Ok(()),
-        }
+        if opening == separator { out.write_all(b"],").map_err(spooling) } else { Ok(()) }
     }
 
     /// Applies the body of `applyChunk`.
@@ -212,7 +209,8 @@ fn write_row(table: Table, row: &Row<'_>, out: &mut impl Write) -> Result<()> {
     .map_err(spooling)
 }
 
-/// A number as clients of every age left it in the file: REAL is cut, anything else is 0 (collection-format.md 15).
+/// An integer from a column that old clients may have filled with another type: REAL is truncated, other types are 0
+/// (collection-format.md 15).
 pub(crate) fn int(row: &Row<'_>, column: usize) -> rusqlite::Result<i64> {
     Ok(match row.get_ref(column)? {
         ValueRef::Integer(value) => value,
@@ -238,15 +236,15 @@ fn text<'r>(row: &'r Row<'_>, column: usize) -> Result<&'r str> {
     }
 }
 
-/// The last column of cards: what is not text counts as empty (collection-format.md 15).
+/// The last column of cards, `data`; empty if it is not text (collection-format.md 15).
 fn card_data<'r>(row: &'r Row<'_>) -> &'r str {
     text(row, CARD_INTS).unwrap_or_default()
 }
 
 /// Merges a client's rows.
 ///
-/// New rows are inserted and known ones updated. `INSERT OR REPLACE` would do for both, but SQLite copies every page that
-/// such a statement touches to a file, to be able to take it back.
+/// New rows are inserted and known rows updated. `INSERT OR REPLACE` could do both, but SQLite copies every page that
+/// such a statement changes to a file, in order to undo the statement.
 struct Merge<'c, 's> {
     db: &'c Connection,
     client_usn: i32,
@@ -262,7 +260,8 @@ struct Merge<'c, 's> {
     counts: RowCounts,
 }
 
-/// A statement that is prepared when it is first used: most chunks have rows of one table, all new or all known.
+/// A statement that is prepared on first use. Most chunks need few of them: their rows are of one table, all new or all
+/// known.
 struct Lazy<'c> {
     db: &'c Connection,
     sql: &'static str,
@@ -336,25 +335,25 @@ impl<'c, 's> Merge<'c, 's> {
     }
 }
 
-/// What an incoming row is to ours of the same id.
+/// How an incoming row compares with the stored row of the same id.
 enum Incoming {
-    /// We have none.
+    /// There is no stored row: insert.
     New,
-    /// It takes the place of ours.
-    News,
-    /// Ours stays.
-    Old,
+    /// It replaces the stored row: update.
+    Replaces,
+    /// The stored row stays.
+    Outdated,
 }
 
-/// An incoming row replaces ours always if ours did not change since the client's last sync, else only if it is newer. On
-/// a tie ours stays.
+/// Compares an incoming row with the stored one. If the stored row did not change since the client's last sync, the
+/// incoming row replaces it. Otherwise the newer row wins; with equal stamps the stored row stays.
 fn incoming(ours: &mut Statement<'_>, id: i64, modified: i64, client_usn: i32) -> Result<Incoming> {
     let ours = ours.query_row([id], |row| Ok((int(row, 0)?, int(row, 1)?))).optional()?;
     Ok(match ours {
         None => Incoming::New,
         Some((usn, ours_modified)) => {
             let changed_since = if client_usn == -1 { usn == -1 } else { usn >= client_usn.into() };
-            if !changed_since || ours_modified < modified { Incoming::News } else { Incoming::Old }
+            if !changed_since || ours_modified < modified { Incoming::Replaces } else { Incoming::Outdated }
         }
     })
 }
@@ -373,8 +372,8 @@ impl RowSink for Merge<'_, '_> {
         let (id, modified) = (row.ints[Card::ID], row.ints[Card::MODIFIED]);
         let put = match incoming(self.our_card.get()?, id, modified, self.client_usn)? {
             Incoming::New => self.add_card.get()?,
-            Incoming::News => self.update_card.get()?,
-            Incoming::Old => return Ok(()),
+            Incoming::Replaces => self.update_card.get()?,
+            Incoming::Outdated => return Ok(()),
         };
         let mut ints = row.ints;
         ints[Card::USN] = self.server_usn.into();
@@ -397,8 +396,8 @@ impl RowSink for Merge<'_, '_> {
         })?;
         let put = match incoming(self.our_note.get()?, row.id, row.modified, self.client_usn)? {
             Incoming::New => self.add_note.get()?,
-            Incoming::News => self.update_note.get()?,
-            Incoming::Old => return Ok(()),
+            Incoming::Replaces => self.update_note.get()?,
+            Incoming::Outdated => return Ok(()),
         };
         put.execute(params![
             row.id,

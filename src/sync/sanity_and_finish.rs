@@ -9,8 +9,8 @@ use crate::messages::SanityCounts;
 use crate::os::clock;
 
 impl Collection {
-    /// The counts to compare with the client's, or none if a row is still marked as pending, which a server's never
-    /// may be.
+    /// The row counts to compare with the client's. None if a row has usn -1 ("pending"), which no row on a server may
+    /// have.
     pub fn sanity_counts(&self) -> Result<Option<SanityCounts>> {
         for table in TABLES_WITH_USN.iter().filter(|table| !["config", "templates"].contains(table)) {
             let pending = format!("SELECT 1 FROM {table} WHERE usn = -1 LIMIT 1");
@@ -32,9 +32,9 @@ impl Collection {
         }))
     }
 
-    /// Stamps the collection and commits; returns the stamp, ms.
+    /// Sets the collection's stamps and commits; returns the new modified stamp, ms.
     pub fn finish(&self, before: Stamps) -> Result<i64> {
-        // A board without a clock battery may live in the past; the stamp must still be another one.
+        // The clock of a board without an RTC may be behind. The new stamp must still be later than the old one.
         let stamp = clock::now_millis().max(before.modified.saturating_add(1));
         self.db.execute("UPDATE col SET ls = ?1, mod = ?1, usn = ?2", params![stamp, before.usn + 1])?;
         self.stamp_renamed(before.usn)?;

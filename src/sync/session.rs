@@ -1,8 +1,8 @@
-//! What the server remembers of each user between requests: the open sync session, and who reads the collection.
+//! State of each user between requests: the open sync session and the running downloads.
 //!
-//! One lock per user, held for the length of one step and never while a socket is read or written. A session is one
-//! SQLite transaction from `start` to `finish`; dropping it rolls back. The newest `start` wins: the device that had
-//! the session before gets 409 at its next step.
+//! One lock per user, held during one step and never while a socket is read or written. A session is one SQLite
+//! transaction from `start` to `finish`; dropping it rolls back. A new `start` ends the open session: the device that
+//! had it gets 409 at its next step.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -20,7 +20,7 @@ use crate::error::{Error, Result};
 use crate::files;
 use crate::media::MediaStore;
 
-/// All users, by name. They come and go while the server runs.
+/// All users, by name. Accounts are added and removed while the server runs.
 pub struct Users {
     base: PathBuf,
     backups: usize,
@@ -34,23 +34,23 @@ pub struct User {
     name: String,
     /// The user's folder.
     pub dir: PathBuf,
-    /// The user's media, under a lock of their own.
+    /// The user's media. It has its own lock.
     pub media: MediaStore,
     backups: usize,
     max_row_bytes: u64,
-    /// Numbers the files that are made beside the collection.
+    /// Number of the next temporary file beside the collection.
     files_made: AtomicU32,
     /// The account was removed.
-    has_left: AtomicBool,
+    is_removed: AtomicBool,
     state: Mutex<State>,
 }
 
 #[derive(Default)]
 struct State {
     session: Option<Session>,
-    /// How many downloads read the collection that is in place; it is counted under this lock.
+    /// How many downloads read the current collection. Changed only while the lock is held.
     readers: Arc<AtomicUsize>,
-    /// Keeps the file as they read it: while this is there, syncs write to a WAL.
+    /// Snapshot held for running downloads. While it is held, syncs write to the WAL.
     keeper: Option<Snapshot>,
 }
 
@@ -60,38 +60,38 @@ impl State {
     }
 }
 
-/// What lies between `start` and `finish`.
+/// An open sync session, from `start` to `finish`.
 pub struct Session {
     skey: String,
-    /// The collection, in a transaction.
+    /// The collection, with an open transaction.
     pub collection: Collection,
-    /// What was committed when it began, for others that ask.
+    /// The committed state at `start`, with which `meta` answers other devices.
     meta: Meta,
-    /// Everything from this usn on is news to the client.
+    /// The client has not seen rows from this usn on.
     pub client_usn: i32,
     /// Whether the client's config wins.
     pub client_is_newer: bool,
-    /// How far the chunks to the client have come.
+    /// Progress of the chunks sent to the client.
     pub cursor: ChunkCursor,
-    /// What was looked up of notetypes.
+    /// Cache of the notetypes looked up so far.
     pub shapes: NotetypeShapes,
     last_step: Instant,
 }
 
 impl Session {
-    /// The stamps at the start. Everything the client sends gets their usn.
+    /// The stamps at `start`. Rows from the client get their usn.
     pub fn stamps(&self) -> Stamps {
         self.meta.stamps
     }
 
-    /// What the client has not seen.
+    /// The usns of the rows that the client has not seen.
     pub fn unseen(&self) -> Range {
         Range::unseen_by(self.client_usn)
     }
 }
 
 impl Users {
-    /// Makes the users' folders where they are missing and tidies up after a crash.
+    /// Creates the users' missing folders and recovers after a crash.
     pub fn open(config: &Config, names: &[String]) -> Result<Users> {
         let users = Users {
             base: config.base.clone(),
@@ -101,17 +101,17 @@ impl Users {
             users: Mutex::default(),
         };
         names.iter().try_for_each(|name| users.by_name(name).map(drop))?;
-        // Folders that a server had made which was killed before it could do this.
+        // A killed server may have created folders without syncing their parent.
         files::sync_folder(&config.base)?;
         Ok(users)
     }
 
-    /// The user of that name, who must have an account. The folder of a new one is made now.
+    /// The user of that name, who must have an account. Creates the folder of a new user.
     pub fn by_name(&self, name: &str) -> Result<Arc<User>> {
         let mut users = self.lock();
         if let Some(user) = users.get(name) {
-            if user.has_left.swap(false, Ordering::Relaxed) {
-                // The folder may have been deleted meanwhile.
+            if user.is_removed.swap(false, Ordering::Relaxed) {
+                // The folder may have been deleted while the account was removed.
                 user.media.make_folder()?;
             }
             return Ok(user.clone());
@@ -121,19 +121,19 @@ impl Users {
         Ok(user)
     }
 
-    /// Rolls back the sessions of users that have no account any more. Their locks stay: the account may come back while
-    /// a request of before is still under way.
+    /// Rolls back the sessions of users whose account was removed. Their entries stay, because the account may be added
+    /// again while an older request still runs, and both must use the same lock.
     pub fn keep_only(&self, names: &[String]) {
         for user in self.all().into_iter().filter(|user| !names.contains(&user.name)) {
-            if !user.has_left.swap(true, Ordering::Relaxed) {
+            if !user.is_removed.swap(true, Ordering::Relaxed) {
                 log::info!("{:?} has no account any more", user.name);
                 user.end();
             }
         }
     }
 
-    /// Rolls back sessions that have been silent for too long, and closes media stores that are not in use; returns how
-    /// long to wait before looking again, or none if nothing is open.
+    /// Rolls back sessions that had no request for too long, and closes unused media stores. Returns the time until the
+    /// next check, or none if nothing is open.
     pub fn expire_sessions(&self) -> Option<Duration> {
         let users = self.all();
         let sessions = users.iter().filter_map(|user| user.expire(self.session_idle));
@@ -149,7 +149,7 @@ impl Users {
         self.lock().values().cloned().collect()
     }
 
-    /// Held to look a user up or to add one, and while no other lock is taken.
+    /// Locks the map of users, to look one up or add one. Do not take another lock while holding it.
     fn lock(&self) -> MutexGuard<'_, BTreeMap<String, Arc<User>>> {
         self.users.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -165,7 +165,7 @@ impl User {
             name: name.to_owned(),
             media: MediaStore::open(&dir)?,
             dir,
-            has_left: AtomicBool::new(false),
+            is_removed: AtomicBool::new(false),
             backups,
             max_row_bytes,
             files_made: AtomicU32::new(0),
@@ -182,18 +182,18 @@ impl User {
     /// Rolls back the session if there is one.
     fn end_session(&self, state: &mut State) {
         state.session = None;
-        self.fold(state);
+        self.checkpoint_if_unused(state);
     }
 
-    /// Brings the collection into one file again, unless somebody needs it to be in two.
-    fn fold(&self, state: &mut State) {
+    /// Checkpoints the WAL into the collection, unless a session or a download is open.
+    fn checkpoint_if_unused(&self, state: &mut State) {
         if state.session.is_none() && !state.is_read() {
             state.keeper = None;
             Collection::fold(&self.collection_path());
         }
     }
 
-    /// A panic in the middle of a step may have left a session half-way: it goes.
+    /// Locks the user. If a step has panicked, its session may be half applied and is rolled back.
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(|poisoned: PoisonError<_>| {
             self.state.clear_poison();
@@ -208,7 +208,7 @@ impl User {
     }
 
     fn expire(&self, idle: Duration) -> Option<Duration> {
-        // Who holds the lock is busy with the session; one user must not wait for another here.
+        // The user is busy if the lock is held. Do not wait, because the other users are checked next.
         let Ok(mut state) = self.state.try_lock() else {
             return Some(idle);
         };
@@ -221,20 +221,20 @@ impl User {
         None
     }
 
-    /// What `meta` tells: the last committed state, also while a session is open. None before the first upload.
+    /// The last committed state, for `meta`, also while a session is open. None before the first upload.
     pub fn meta(&self) -> Result<Option<Meta>> {
         let mut state = self.lock();
         if let Some(session) = &state.session {
             return Ok(Some(session.meta));
         }
-        self.fold(&mut state);
-        match replace::settle(&self.dir)? {
-            true => self.open_with(&mut state, Collection::open_to_read)?.meta().map(Some),
-            false => Ok(None),
+        self.checkpoint_if_unused(&mut state);
+        if !replace::recover(&self.dir)? {
+            return Ok(None);
         }
+        self.open_with(&mut state, Collection::open_to_read)?.meta().map(Some)
     }
 
-    /// Opens a session in place of any other and runs its first step.
+    /// Ends any open session, opens a new one and runs its first step.
     pub fn start<T>(
         &self,
         skey: &str,
@@ -252,7 +252,7 @@ impl User {
                 Ok(outcome)
             }
             Err(err) => {
-                self.fold(&mut state);
+                self.checkpoint_if_unused(&mut state);
                 Err(err)
             }
         }
@@ -283,8 +283,8 @@ impl User {
         })
     }
 
-    /// Runs a step of the session with this key. A failure ends the session: the step may have changed something. So
-    /// requests are checked to be well-formed before they come here; a bad one leaves the session as it was.
+    /// Runs a step of the session with this key. An error ends the session, because the step may be half applied. So
+    /// callers must check before that the request is well-formed: a malformed request must not end the session.
     pub fn step<T>(&self, skey: &str, work: impl FnOnce(&mut Session) -> Result<T>) -> Result<T> {
         let mut state = self.lock();
         let mut session = match state.session.take() {
@@ -300,7 +300,7 @@ impl User {
             state.session = Some(session);
         } else {
             drop(session);
-            self.fold(&mut state);
+            self.checkpoint_if_unused(&mut state);
         }
         outcome
     }
@@ -311,7 +311,7 @@ impl User {
         match state.session.take() {
             Some(session) if session.skey == skey => {
                 let outcome = work(session);
-                self.fold(&mut state);
+                self.checkpoint_if_unused(&mut state);
                 outcome
             }
             other => {
@@ -321,8 +321,8 @@ impl User {
         }
     }
 
-    /// Rolls back the session with this key. Of another key it is left alone: a device whose session was taken over
-    /// says `abort` too.
+    /// Rolls back the session with this key. A session with another key stays: a device whose session was replaced
+    /// sends `abort` too.
     pub fn abort(&self, skey: &str) {
         let mut state = self.lock();
         if state.session.as_ref().is_some_and(|session| session.skey == skey) {
@@ -330,10 +330,10 @@ impl User {
         }
     }
 
-    /// Opens the collection, which is made now if there is none, and upgraded if another server left an old schema.
+    /// Opens the collection. Creates it if it is missing, and upgrades it if another server left an old schema.
     fn open_with<T>(&self, state: &mut State, open: impl Fn(&Path) -> Result<T>) -> Result<T> {
         let path = self.collection_path();
-        if !replace::settle(&self.dir)? {
+        if !replace::recover(&self.dir)? {
             collection::create_new(&self.dir)?;
         }
         match open(&path) {
@@ -346,11 +346,11 @@ impl User {
         }
     }
 
-    /// Puts an upgraded copy of the collection in its place: the old file goes to the backups as it was,
-    /// but for its journal mode.
+    /// Replaces the collection by an upgraded copy. The old file goes to the backups; only its journal mode is changed.
     ///
-    /// No request of ours leaves such a file, but the official server does when a client of an old protocol downloads
-    /// and no other request follows. So it is found when the data folder is taken over, also while we run.
+    /// This server never leaves a file of an old schema. The official server does if a client of an old protocol
+    /// downloads and no other request follows. So such a file may be copied into the data folder, also while this
+    /// server runs.
     fn upgrade_in_place(&self, state: &mut State) -> Result<()> {
         let copy = self.next_upload_path();
         let made = collection::upgraded_copy(&self.collection_path(), &copy, self.max_row_bytes)
@@ -363,8 +363,8 @@ impl User {
         made
     }
 
-    /// Begins a full download of the last committed state. An open session is rolled back, as on the official server;
-    /// the next one may run while the download goes on.
+    /// Begins a full download of the last committed state. An open session is rolled back, as on the official server.
+    /// New sessions may run during the download.
     pub fn download(self: &Arc<User>) -> Result<Download> {
         let mut state = self.lock();
         self.end_session(&mut state);
@@ -374,26 +374,27 @@ impl User {
         Ok(Download { user: self.clone(), snapshot: Some(snapshot), old_copy: None, readers })
     }
 
-    /// A full download in schema 11, for clients of protocol 8 to 10. It is made here and now, on the side.
+    /// A full download in schema 11, for clients of protocol 8 to 10. The copy is made before this returns, without
+    /// holding the user's lock.
     pub fn download_for_old_clients(self: &Arc<User>) -> Result<Download> {
         let mut download = self.download()?;
         if let Some(snapshot) = &download.snapshot {
             let number = self.files_made.fetch_add(1, Ordering::Relaxed);
             let scratch = Scratch::copy(snapshot, &replace::old_copy_path(&self.dir, number))?;
-            // The rest needs it no more, and the next upload or sync would have to mind it.
+            // The snapshot is no longer needed. While it is open, a sync would have to use a WAL.
             download.end_snapshot();
             download.old_copy = Some(scratch.downgrade()?);
         }
         Ok(download)
     }
 
-    /// Where the next upload goes.
+    /// The path for the next upload.
     pub fn next_upload_path(&self) -> PathBuf {
         replace::upload_path(&self.dir, self.files_made.fetch_add(1, Ordering::Relaxed))
     }
 
-    /// Puts a checked upload in place. Downloads of the old collection go on: they have its file open, which moves to
-    /// the backups under them.
+    /// Replaces the collection by a checked upload. Running downloads go on: they have the old file open, which only
+    /// moves to the backups.
     pub fn replace_collection(&self, checked: &Path) -> Result<()> {
         self.replace(&mut self.lock(), checked)
     }
@@ -402,21 +403,21 @@ impl User {
         self.end_session(state);
         let replaced = replace::replace(&self.dir, checked, self.backups);
         if matches!(replaced, Ok(()) | Err(Error::Unconfirmed(_))) {
-            // Downloads of the old one go on: nobody writes to it any more.
+            // Downloads of the old collection need no held snapshot any more: nobody writes to its file.
             (state.readers, state.keeper) = Default::default();
         }
         replaced
     }
 }
 
-/// A full download under way.
+/// A running full download.
 pub struct Download {
     user: Arc<User>,
-    /// Taken when the download ends.
+    /// None after the download has ended.
     snapshot: Option<Snapshot>,
-    /// What is sent in place of the snapshot.
+    /// The schema 11 copy that is sent instead of the snapshot.
     old_copy: Option<OldCopy>,
-    /// The readers of its collection.
+    /// The count of readers of the collection that it reads.
     readers: Arc<AtomicUsize>,
 }
 
@@ -441,7 +442,7 @@ impl Download {
         let mut state = self.user.lock();
         if self.snapshot.take().is_some() {
             self.readers.fetch_sub(1, Ordering::Relaxed);
-            self.user.fold(&mut state);
+            self.user.checkpoint_if_unused(&mut state);
         }
     }
 }

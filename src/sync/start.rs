@@ -13,14 +13,14 @@ use crate::sync::rows::int;
 const SECS_PER_DAY: i64 = 86_400;
 
 impl Collection {
-    /// Unburies cards if a day has begun since that was last done, as every client and the official server do.
+    /// Unburies cards if a new day has begun since the last unburying, as clients and the official server do.
     pub fn begin_day(&self, server_usn: i32) -> Result<()> {
         let day = self.day_number(server_usn)?;
         let last: i64 = self.config::<u32>("lastUnburied")?.unwrap_or(0).into();
         if last >= day && last <= day + 7 {
             return Ok(());
         }
-        // Learning cards are due at a moment or on a day: moments are large numbers.
+        // `due` of a learning card is a timestamp (queue 1) or a day number (queue 3). Timestamps are large.
         self.db.execute(
             "UPDATE cards SET queue = CASE type WHEN 0 THEN 0 WHEN 2 THEN 2 ELSE iif(due > 1000000000, 1, 3) END
              WHERE queue IN (-2, -3)",
@@ -48,7 +48,7 @@ impl Collection {
         out.write_all(b"}").map_err(spooling)
     }
 
-    /// Days since the collection's first day, as far as scheduling is concerned.
+    /// The scheduler's day number: days since the collection's first day.
     fn day_number(&self, server_usn: i32) -> Result<i64> {
         let created: i64 = self.db.query_row("SELECT crt FROM col", [], |row| row.get(0))?;
         let now = clock::now_secs();
@@ -68,7 +68,7 @@ impl Collection {
         Ok(day_number_v2(now, created, rollover, zone("localOffset")?.unwrap_or(0), zone("creationOffset")?))
     }
 
-    /// Sets one config value as the server's own change.
+    /// Sets one config value, with this usn, as a change made by the server.
     pub(crate) fn set_config(&self, key: &str, json: &str, usn: i32) -> Result<()> {
         let mut put = self
             .db
@@ -78,7 +78,8 @@ impl Collection {
     }
 }
 
-/// The day number of the v2 scheduler. Zones are minutes west of UTC. `created` is whatever a client says.
+/// The day number of the v2 scheduler. Zones are minutes west of UTC. `created` comes from a client and may be any
+/// number.
 fn day_number_v2(
     now: i64,
     created: i64,
@@ -103,7 +104,7 @@ fn day_number_v2(
     }
 }
 
-/// A reply is built in a spool file; that it cannot be written is the server's trouble.
+/// The error for a failed write to the spool in which a reply is built: a fault of the server, not of the client.
 pub(crate) fn spooling(err: std::io::Error) -> Error {
     Error::Io("spooling", "a reply".into(), err)
 }
@@ -134,7 +135,7 @@ mod tests {
         }
     }
 
-    /// Found by fuzzing: an upload whose graves hold other things than numbers was taken, and no sync began any more.
+    /// Found by fuzzing: an upload with non-integer grave ids was accepted, and then no sync could start.
     #[test]
     fn graves_of_any_type_are_sent() {
         let dir = tempfile::tempdir().unwrap();

@@ -1,10 +1,11 @@
 //! Full download: the pages of one snapshot, read through SQL.
 //!
-//! A snapshot sees one committed state however long it lasts, and the sync of another device goes on beside it in a WAL.
-//! `sqlite_dbpage` (a build option, see .cargo/config.toml) hands out that state page by page.
+//! A snapshot reads one committed state for as long as it is open. Meanwhile another device may sync: it writes to a
+//! WAL. The table `sqlite_dbpage` (a build option, see .cargo/config.toml) returns that state page by page.
 //!
-//! A snapshot that nobody has begun to write beside leaves no trace on the disk: it takes no locks. Before somebody
-//! does, a second one that makes the WAL and does take locks must be opened; `session` does so.
+//! While no sync is open, `Snapshot::open` takes no locks and writes nothing to the disk, so a sync could change the
+//! file under it. Before a sync starts, `session` opens a second snapshot with `open_beside_syncs`, which switches to a
+//! WAL and holds a lock.
 
 use std::io::{self, Write};
 use std::path::Path;
@@ -14,39 +15,39 @@ use std::time::{Duration, Instant};
 use crate::collection::{Collection, SCAN_CACHE_KIB};
 use crate::error::{Error, Result};
 
-/// Where the header says how the file is journalled (two bytes).
+/// The two bytes of the file header that tell the journal mode: 1 for a rollback journal, 2 for a WAL.
 pub(crate) const JOURNAL_BYTES: std::ops::Range<usize> = 18..20;
 
-/// How long to leave others alone who have the file locked.
+/// Pause between two attempts while the file is locked.
 const RETRY: Duration = Duration::from_millis(20);
 
-/// A collection at one moment.
+/// An open collection, in the state that was committed when it was opened.
 pub struct Snapshot {
     collection: Collection,
     bytes: u64,
 }
 
 impl Snapshot {
-    /// Opens a snapshot of the last committed state. While there is one, nothing may be written unless there is one
-    /// beside syncs, too.
+    /// Opens a snapshot of the last committed state. While it is open, nothing may be written to the file,
+    /// unless a snapshot from `open_beside_syncs` is open too.
     pub fn open(path: &Path) -> Result<Snapshot> {
         let snapshot = Snapshot::open_any(path)?;
         snapshot.collection.check_schema()?;
         Ok(snapshot)
     }
 
-    /// Opens a snapshot of a file that may be of an old schema.
+    /// Like `open`, but also accepts old schemas.
     pub(crate) fn open_any(path: &Path) -> Result<Snapshot> {
         Snapshot::begin(Collection::connect_to_read(path)?)
     }
 
-    /// Opens a snapshot which makes syncs write to a WAL, and keeps that from being brought into the file. `Busy` if a
-    /// sync is open that does not, or if somebody else reads the file for longer than `patience`.
+    /// Opens a snapshot that makes syncs write to a WAL and prevents its checkpoint. `Busy` if a sync with a rollback
+    /// journal is open, or if another program keeps the file locked for longer than `patience`.
     pub fn open_beside_syncs(path: &Path, patience: Duration) -> Result<Snapshot> {
         let started = Instant::now();
         loop {
             match Snapshot::try_beside_syncs(path, patience) {
-                // SQLite does not wait for others with the change to a WAL.
+                // SQLite's busy timeout does not cover the switch to a WAL.
                 Err(Error::Busy(_)) if started.elapsed() < patience => thread::sleep(RETRY),
                 opened => return opened,
             }
@@ -55,26 +56,28 @@ impl Snapshot {
 
     fn try_beside_syncs(path: &Path, patience: Duration) -> Result<Snapshot> {
         let collection = Collection::connect_waiting(path, SCAN_CACHE_KIB, patience)?;
-        // It may be the last one to close, while an older snapshot still reads the file.
-        collection.leave_file_alone()?;
+        // If this is the last connection to close, SQLite would checkpoint, while an older snapshot still reads the
+        // file.
+        collection.disable_checkpoint_on_close()?;
         collection.db.execute_batch("PRAGMA journal_mode = WAL")?;
         let snapshot = Snapshot::begin(collection)?;
         let mode: String = snapshot.collection.db.query_row("PRAGMA journal_mode", [], |row| row.get(0))?;
         if mode != "wal" {
-            // A sync that does without has come in between.
+            // A sync with a rollback journal started in between.
             return Err(Error::Busy("a device syncs; try again".to_owned()));
         }
         snapshot.collection.check_schema()?;
         Ok(snapshot)
     }
 
-    /// What SQLite finds wrong with the file.
+    /// The first damage that SQLite's `quick_check` finds, or none.
     pub fn damage(&self) -> Result<Option<String>> {
         self.collection.damage()
     }
 
     fn begin(collection: Collection) -> Result<Snapshot> {
-        // Holds the first page, which changes when a sync begins a WAL.
+        // The reads below start the read transaction. It keeps the first page, which changes when a sync switches to a
+        // WAL.
         collection.db.execute_batch("BEGIN")?;
         let pragma =
             |name: &str| collection.db.query_row(&format!("PRAGMA {name}"), [], |row| row.get::<_, i64>(0));
@@ -87,12 +90,13 @@ impl Snapshot {
         self.bytes
     }
 
-    /// Never: a collection has at least one page.
+    /// Always false: a collection has at least one page.
     pub fn is_empty(&self) -> bool {
         self.bytes == 0
     }
 
-    /// Writes the file: in rollback mode, so that no client looks for side files (collection-format.md 1.4).
+    /// Writes the file. Its header says rollback journal, so that no client looks for side files (collection-format.md
+    /// 1.4).
     pub fn write_to(&self, out: &mut impl Write) -> Result<()> {
         let mut select = self.collection.db.prepare("SELECT data FROM sqlite_dbpage ORDER BY pgno")?;
         let mut pages = select.query([])?;
@@ -104,15 +108,15 @@ impl Snapshot {
             written += page.len() as u64;
             write_page(out, page, first).map_err(Error::Disconnected)?;
         }
-        match written == self.bytes {
-            true => Ok(()),
-            false => Err(Error::Broken(format!("read {written} of {} bytes of the collection", self.bytes))),
+        if written == self.bytes {
+            return Ok(());
         }
+        Err(Error::Broken(format!("read {written} of {} bytes of the collection", self.bytes)))
     }
 }
 
 impl Snapshot {
-    /// Writes the file to another one, of this path.
+    /// Copies the file to `out`, which is the file at `path`.
     pub(crate) fn copy_to(&self, out: &mut impl Write, path: &Path) -> Result<()> {
         self.write_to(out).map_err(|err| match err {
             Error::Disconnected(err) => Error::Io("writing", path.to_owned(), err),

@@ -2,47 +2,48 @@
 
 use crate::error::Error;
 
-/// Longer reasons are cut: some name what is in the file.
+/// Longer reasons are truncated. They may contain names from the file, which have any length.
 const MAX_REASON_CHARS: usize = 300;
 
 /// Why a file is refused.
 #[derive(Debug)]
 pub struct Unfit {
-    /// The end of a sentence that begins with what happened to it. Safe to log.
+    /// Follows "refused this upload: ", such as "it is empty". Safe to log.
     pub reason: String,
     /// What to do, in sentences.
     pub advice: &'static str,
 }
 
-/// What the check of a file ends with; the outer errors are the server's own.
+/// The result of a check. Errors of the server itself are in the `Result` around it.
 pub type Verdict = std::result::Result<(), Unfit>;
 
-/// For damage that the client can mend.
+/// For damage that the client can repair.
 pub const MEND: &str = "On this device, please use Check Database in the Tools menu, then upload again.";
-/// For what arrived in another state than it was sent in.
+/// For files that were damaged in transit.
 pub const TRY_AGAIN: &str = "Please upload again.";
-/// For files that are no collections.
+/// For files that are not collections.
 pub const WHOLE_COLLECTION: &str =
     "Please open the collection in Anki on this device, and upload again from there.";
-/// For files from the future.
+/// For files of a schema newer than the server's.
 pub const UPDATE_SERVER: &str = "Please ask whoever runs the server to update ankipi.";
-/// For files from the distant past.
+/// For files of a schema too old to upgrade.
 pub const UPDATE_CLIENT: &str =
     "Please open the collection in Anki 2.1.25 or newer, then upload again from there.";
-/// For what add-ons leave in a file.
+/// For tables, views and triggers that an add-on may have created.
 pub const REMOVE_IT: &str = "An add-on may have put it there. Please export your collection with scheduling, import it into a new profile \
      and upload that.";
 /// For rows over the limit.
 pub const SHORTEN: &str = "Please shorten it on this device and upload again, or ask whoever runs the server to raise MAX_SYNC_ROW_MEGS.";
 
 impl Unfit {
-    /// Names and texts from the file may be part of the reason: what is in them must not break a line of the log.
+    /// Escapes control characters in the reason: it may contain names from the file, which must not break a log line.
     pub fn new(reason: &str, advice: &'static str) -> Unfit {
         let mut shown = String::new();
         for c in reason.chars().take(MAX_REASON_CHARS) {
-            match c.is_control() {
-                true => shown.extend(c.escape_default()),
-                false => shown.push(c),
+            if c.is_control() {
+                shown.extend(c.escape_default());
+            } else {
+                shown.push(c);
             }
         }
         if reason.chars().nth(MAX_REASON_CHARS).is_some() {
@@ -52,11 +53,11 @@ impl Unfit {
     }
 }
 
-/// What stops a check: something about the file, or an error of ours.
+/// Why a check stopped: the file is refused, or the check had an error.
 pub enum Failure {
     /// The file is refused.
     Unfit(Unfit),
-    /// The check itself failed, perhaps because of the file.
+    /// The check had an error. `into_verdict` decides whether the file caused it.
     Ours(Error),
 }
 
@@ -66,7 +67,7 @@ impl<E: Into<Error>> From<E> for Failure {
     }
 }
 
-/// Shorthand for the steps of a check.
+/// The result of one step of a check.
 pub type Checked<T = ()> = std::result::Result<T, Failure>;
 
 /// Refuses the file.
@@ -75,7 +76,8 @@ pub fn refuse<T>(reason: impl AsRef<str>, advice: &'static str) -> Checked<T> {
 }
 
 impl Failure {
-    /// Errors that SQLite has with a file are the file's fault, unless they are about the disk or memory.
+    /// Refuses the file for errors that it caused: all SQLite errors, except those about the disk or memory, and errors
+    /// about its contents. Other errors are returned as they are.
     pub fn into_verdict(self) -> crate::error::Result<Verdict> {
         use rusqlite::ErrorCode::{
             CannotOpen, DiskFull, OutOfMemory, PermissionDenied, ReadOnly, SystemIoFailure,

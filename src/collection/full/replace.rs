@@ -1,7 +1,7 @@
-//! Putting a checked upload in the place of the old collection, and tidying up after a crash.
+//! Replaces the collection by a checked upload, keeps the old one as a backup, and recovers after a crash.
 //!
-//! At any moment one of `collection.anki2` and `collection.anki2.new` is a whole collection that was checked. The old
-//! one becomes the newest file in `backups/` by a rename; nothing is copied.
+//! At any moment `collection.anki2` or `collection.anki2.new` is a complete, checked collection. The old collection
+//! becomes the newest file in `backups/` by a rename; nothing is copied.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -12,39 +12,39 @@ use crate::files::spool;
 use crate::files::sqlite_files::has_side_files;
 use crate::files::{create_folder, refuse_link, remove_if_there, sync_folder, wait_to_replace};
 
-/// Where replaced collections go, in the user's folder.
+/// The folder for replaced collections, in the user's folder.
 const BACKUPS: &str = "backups";
 
-/// The name under which uploads arrive, before they are checked.
+/// Name prefix of uploads that are being received or checked.
 const UPLOAD_PREFIX: &str = "collection.anki2.upload-";
 
-/// The name under which a copy for an old client is made.
+/// Name prefix of copies for old clients.
 const OLD_COPY_PREFIX: &str = "collection.anki2.schema11-";
 
-/// A checked upload on its way into place.
+/// Name of a checked upload that is about to become the collection.
 const CHECKED: &str = "collection.anki2.new";
 
-/// What the journal of a collection that is gone belongs to.
+/// Name prefix of journal files whose collection is missing.
 const ORPHANED: &str = "collection.anki2.orphaned";
 
 /// Files that SQLite keeps beside a collection while it is open or after a crash.
 pub(crate) const SIDE_SUFFIXES: [&str; 3] = ["-wal", "-shm", "-journal"];
 
-/// Where the upload of this number goes.
+/// The path of the upload with this number.
 pub fn upload_path(dir: &Path, number: u32) -> PathBuf {
     dir.join(format!("{UPLOAD_PREFIX}{number}"))
 }
 
-/// Where the copy of this number for an old client is made.
+/// The path of the copy for an old client with this number.
 pub fn old_copy_path(dir: &Path, number: u32) -> PathBuf {
     dir.join(format!("{OLD_COPY_PREFIX}{number}"))
 }
 
-/// Replaces the collection in `dir` by a checked and synced file, and keeps the newest `keep` of those it replaced.
-/// Only snapshots may have the old one open; they go on reading it where it goes. If it is in two files because of them,
-/// or because it is beyond reading, both go there.
+/// Replaces the collection in `dir` by a checked and synced file, and keeps the newest `keep` backups. Only snapshots
+/// may have the old collection open; they go on reading it in the backups. Its journal files move with it, if a
+/// snapshot or damage prevents their checkpoint.
 ///
-/// An error means that the old collection is in place, but for `Unconfirmed`.
+/// After an error the old collection is still in place, except after `Unconfirmed`.
 pub fn replace(dir: &Path, checked: &Path, keep: usize) -> Result<()> {
     let (current, next) = (dir.join(FILE_NAME), dir.join(CHECKED));
     let _lock = wait_to_replace(dir, PATIENCE);
@@ -57,34 +57,34 @@ pub fn replace(dir: &Path, checked: &Path, keep: usize) -> Result<()> {
                 return Err(err);
             }
         };
-        let put = move_whole(&current, &backup)
+        let put = move_with_side_files(&current, &backup)
             .and_then(|()| sync_folder(&dir.join(BACKUPS)))
             .and_then(|()| fs::rename(&next, &current).map_err(Error::io("renaming", &next)));
         if let Err(err) = put {
-            return Err(take_back(&backup, dir, err));
+            return Err(undo_replacement(&backup, dir, err));
         }
     } else {
         sync_folder(dir)?;
         fs::rename(&next, &current).map_err(Error::io("renaming", &next))?;
     }
     sync_folder(dir).map_err(|err| Error::Unconfirmed(err.to_string()))?;
-    // The new one is in place and safe, and it would be wrong to tell the client otherwise.
-    if let Err(err) = forget_old_backups(dir, keep) {
+    // The new collection is in place and synced, so the upload succeeded: only log the error.
+    if let Err(err) = delete_old_backups(dir, keep) {
         log::error!("the new collection is in place, but {err}");
     }
     Ok(())
 }
 
-/// Undoes a replacement that failed. If that fails too, there is no collection in its place, and `settle` puts the
-/// new one there as soon as the disk lets it.
-fn take_back(backup: &Path, dir: &Path, err: Error) -> Error {
+/// Undoes a replacement that failed. If that fails too, there is no collection, and `recover` puts the new one in place
+/// once the disk works again.
+fn undo_replacement(backup: &Path, dir: &Path, err: Error) -> Error {
     let current = dir.join(FILE_NAME);
     if !current.exists() {
-        // The file last: without it `settle` knows whose the side files are.
+        // The file last: as long as it is missing, `recover` knows that the side files belong to the backup.
         let back = move_side_files(backup, &current)
             .and_then(|()| fs::rename(backup, &current).map_err(Error::io("renaming", backup)));
         if let Err(second) = back {
-            return Error::Unconfirmed(format!("{err}; and then {second}"));
+            return Error::Unconfirmed(format!("{err}; restoring the old collection failed too: {second}"));
         }
     }
     let _ = fs::remove_file(dir.join(CHECKED));
@@ -97,15 +97,15 @@ pub(crate) fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
     name.into()
 }
 
-/// The folder of the backups, which may not be there. A link is none: what is behind it is on another disk, to which
-/// nothing can be renamed, or is somebody else's.
+/// The folder of the backups, which may not exist. A symbolic link is refused: its target may be on another disk, where
+/// a rename fails, or belong to another user.
 fn backups_folder(dir: &Path) -> Result<PathBuf> {
     let backups = dir.join(BACKUPS);
     refuse_link(&backups)?;
     Ok(backups)
 }
 
-/// The numbers of the backups that there are, oldest first.
+/// The numbers of the existing backups, oldest first.
 fn backup_numbers(backups: &Path) -> Result<Vec<u32>> {
     let mut numbers = Vec::new();
     for entry in fs::read_dir(backups).map_err(Error::io("reading", backups))? {
@@ -119,16 +119,16 @@ fn backup_numbers(backups: &Path) -> Result<Vec<u32>> {
     Ok(numbers)
 }
 
-/// Numbers and not dates: many boards do not know the date.
+/// Backups have numbers instead of dates, because many boards do not know the date.
 fn backup_path(backups: &Path, number: u32) -> PathBuf {
     backups.join(format!("collection-{number:05}.anki2"))
 }
 
-/// A collection that was replaced.
+/// A replaced collection.
 pub struct Backup {
-    /// The higher, the newer.
+    /// Higher numbers are newer.
     pub number: u32,
-    /// Where it is.
+    /// Path of the file.
     pub path: PathBuf,
 }
 
@@ -142,7 +142,7 @@ pub fn backups(dir: &Path) -> Result<Vec<Backup>> {
     Ok(backup_numbers(&backups)?.into_iter().map(of_number).collect())
 }
 
-/// Where the next collection that is replaced goes; its folder is made if need be.
+/// The path of the next backup. Creates the folder of the backups if it is missing.
 fn next_backup_path(dir: &Path) -> Result<PathBuf> {
     let backups = backups_folder(dir)?;
     create_folder(&backups)?;
@@ -150,9 +150,10 @@ fn next_backup_path(dir: &Path) -> Result<PathBuf> {
     Ok(backup_path(&backups, number))
 }
 
-/// Moves a collection with the side files that could not be folded. The file first: side files without one beside them
-/// are those of the newest backup, but a file without its WAL would lack commits and not tell.
-fn move_whole(from: &Path, to: &Path) -> Result<()> {
+/// Moves a collection and the side files that could not be checkpointed. The file moves first: after a crash in
+/// between, `recover` moves the remaining side files to the newest backup. In the other order, the collection would
+/// silently lack the commits in its WAL.
+fn move_with_side_files(from: &Path, to: &Path) -> Result<()> {
     fs::rename(from, to).map_err(Error::io("renaming", from))?;
     move_side_files(from, to)
 }
@@ -167,7 +168,7 @@ fn move_side_files(from: &Path, to: &Path) -> Result<()> {
     Ok(())
 }
 
-fn forget_old_backups(dir: &Path, keep: usize) -> Result<()> {
+fn delete_old_backups(dir: &Path, keep: usize) -> Result<()> {
     let backups = backups_folder(dir)?;
     if !backups.exists() {
         return Ok(());
@@ -183,23 +184,26 @@ fn forget_old_backups(dir: &Path, keep: usize) -> Result<()> {
     Ok(())
 }
 
-/// Whether there is a collection in `dir`, after finishing a replacement that was interrupted between its renames: the
-/// upload was whole, checked and synced.
-pub fn settle(dir: &Path) -> Result<bool> {
+/// Finishes a replacement that was interrupted between its renames: its upload is complete, checked and synced. Returns
+/// whether `dir` has a collection then.
+pub fn recover(dir: &Path) -> Result<bool> {
     let (current, next) = (dir.join(FILE_NAME), dir.join(CHECKED));
     let is_there = |path: &Path| path.try_exists().map_err(Error::io("looking for", path));
     if is_there(&current)? {
         return Ok(true);
     }
     if !is_there(&next)? {
-        // Those of a collection that somebody took away would be applied to the next one.
+        // The owner removed the collection, but not its journal. SQLite would apply that to the next collection.
         if has_side_files(&current) {
-            log::warn!("{}: there is a journal and no collection; it is put aside", current.display());
+            log::warn!(
+                "{}: missing, but its journal exists; renaming that to {ORPHANED}-*",
+                current.display()
+            );
             move_side_files(&current, &dir.join(ORPHANED))?;
         }
         return Ok(false);
     }
-    // What is left in its place belongs to the collection that had gone to the backups.
+    // The remaining side files belong to the old collection, which was moved to the backups.
     match backups(dir)?.last() {
         Some(newest) => move_side_files(&current, &newest.path)?,
         None => {
@@ -208,15 +212,16 @@ pub fn settle(dir: &Path) -> Result<bool> {
     }
     fs::rename(&next, &current).map_err(Error::io("renaming", &next))?;
     sync_folder(dir)?;
-    log::warn!("{}: put a checked upload in place that had been interrupted", dir.display());
+    log::warn!("{}: finished an upload that was interrupted after its check", dir.display());
     Ok(true)
 }
 
-/// Finishes or removes what an interrupted request left in a user's folder. Runs before the first request.
+/// Finishes an interrupted replacement, rolls back an interrupted sync and deletes temporary files in a user's folder.
+/// Runs before the first request.
 pub fn clean_up(dir: &Path) -> Result<()> {
     let current = dir.join(FILE_NAME);
-    if settle(dir)? && has_side_files(&current) {
-        log::warn!("{}: finishing or taking back a sync that was interrupted", current.display());
+    if recover(dir)? && has_side_files(&current) {
+        log::warn!("{}: a sync was interrupted; recovering from its journal", current.display());
         Collection::fold(&current);
     }
     for entry in fs::read_dir(dir).map_err(Error::io("reading", dir))? {
@@ -275,14 +280,15 @@ mod tests {
         crashed
     }
 
-    /// A collection whose crt was 1 before the sync, in which much is written that is not committed.
+    /// A collection as a crash during a sync leaves it. Its crt was 1 before the sync; uncommitted pages are in the
+    /// file.
     fn crashed_while_syncing() -> tempfile::TempDir {
         let dir = tempfile::tempdir().unwrap();
         let current = collection(dir.path(), FILE_NAME, 1);
         let open = Collection::open(&current).unwrap();
         open.begin().unwrap();
         open.db.execute("UPDATE col SET crt = 2", []).unwrap();
-        // More than the page cache holds.
+        // Larger than the page cache, so that SQLite writes pages before the commit.
         open.db.execute("INSERT INTO tags VALUES (?1, 0, 0, NULL)", ["x".repeat(4 << 20)]).unwrap();
         let crashed = as_a_crash_leaves(&current, "-journal");
         assert!(fs::metadata(crashed.path().join(FILE_NAME)).unwrap().len() > 2 << 20, "nothing was spilled");
@@ -312,7 +318,7 @@ mod tests {
         thread::scope(|scope| {
             let replacing = scope.spawn(|| replace(dir.path(), &upload, 3));
             thread::sleep(Duration::from_millis(100));
-            assert_eq!(created(&current), 1, "replaced in the midst of it");
+            assert_eq!(created(&current), 1, "replaced while the command had it open");
             drop(in_place);
             replacing.join().unwrap().unwrap();
         });
@@ -322,7 +328,7 @@ mod tests {
     #[test]
     fn a_backup_that_cannot_go_does_not_undo_the_upload() {
         let dir = tempfile::tempdir().unwrap();
-        // A folder is not deleted as a file is.
+        // A folder in place of a backup: deleting it as a file fails.
         fs::create_dir_all(backup_path(&dir.path().join(BACKUPS), 1)).unwrap();
         for n in 1..=2 {
             let upload = collection(dir.path(), "collection.anki2.upload-7", n);
@@ -393,7 +399,7 @@ mod tests {
         collection(dir.path(), "backups/collection-00004.anki2", 1);
         collection(dir.path(), CHECKED, 2);
         fs::write(dir.path().join("collection.anki2-wal"), "commits of the old one").unwrap();
-        assert!(settle(dir.path()).unwrap());
+        assert!(recover(dir.path()).unwrap());
         assert_eq!(created(&dir.path().join(FILE_NAME)), 2);
         let wal = fs::read(dir.path().join("backups/collection-00004.anki2-wal")).unwrap();
         assert_eq!(wal, b"commits of the old one");

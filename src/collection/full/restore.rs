@@ -1,7 +1,8 @@
-//! Going back to a backup, in a way that every device notices.
+//! Restores a backup in a way that every device notices.
 //!
-//! A collection that merely went back in time would take part in the next normal sync as if nothing had happened. With
-//! a schema stamp of its own it asks each device for a full sync, in which the user chooses.
+//! If the old file were only copied back, the next normal sync would not notice, and device and server would differ
+//! for good. So the restored collection gets a new schema stamp: each device must do a full sync, and its user chooses
+//! the direction.
 
 use std::fs::File;
 use std::path::Path;
@@ -16,24 +17,25 @@ use crate::error::{Error, Result};
 use crate::files::{GentleFile, give_all, remove_if_there};
 use crate::os::clock;
 
-/// Puts a copy of `backup` in the place of the collection in `dir`, which becomes the newest backup. No server may run.
+/// Replaces the collection in `dir` by a copy of `backup`. The old collection becomes the newest backup. Call only
+/// while no server runs.
 pub fn restore(dir: &Path, backup: &Path, keep: usize, max_row_bytes: u64) -> Result<()> {
     replace::clean_up(dir)?;
     let copy = replace::upload_path(dir, 0);
     copy_checked(backup, &copy, max_row_bytes)?;
-    if let Err(err) = make_new(dir, &copy) {
+    if let Err(err) = set_new_stamps(dir, &copy) {
         remove_with_side_files(&copy)?;
         return Err(err);
     }
-    // What is replaced is kept, whatever the settings say: this command is for second thoughts.
+    // Keeps the replaced collection even if backups are turned off, so that the restore can be undone.
     replace::replace(dir, &copy, keep.max(1))?;
     give_all(dir, dir)
 }
 
-/// Makes a copy of a collection that is not in use, checked as an upload is and brought to our schema. It is on the disk
+/// Copies a collection that is not in use; the copy is checked like an upload and upgraded to schema 18. It is on disk
 /// when this returns.
 pub fn copy_checked(from: &Path, to: &Path, max_row_bytes: u64) -> Result<()> {
-    let made = copy_whole(from, to).and_then(|()| fold_and_check(from, to, max_row_bytes));
+    let made = copy_with_side_files(from, to).and_then(|()| fold_and_check(from, to, max_row_bytes));
     if made.is_err() {
         remove_with_side_files(to)?;
     }
@@ -44,8 +46,8 @@ fn remove_with_side_files(path: &Path) -> Result<()> {
     SIDE_SUFFIXES.iter().chain([&""]).try_for_each(|suffix| remove_if_there(&with_suffix(path, suffix)))
 }
 
-/// With the side files, which hold the newest commits of a collection that could not be folded.
-fn copy_whole(from: &Path, to: &Path) -> Result<()> {
+/// Copies the file and its journal files, which may hold commits that are not in the file yet.
+fn copy_with_side_files(from: &Path, to: &Path) -> Result<()> {
     for suffix in SIDE_SUFFIXES.iter().copied().filter(|suffix| *suffix != "-shm").chain([""]) {
         let (from, to) = (with_suffix(from, suffix), with_suffix(to, suffix));
         if !from.exists() {
@@ -66,13 +68,13 @@ fn fold_and_check(from: &Path, copy: &Path, max_row_bytes: u64) -> Result<()> {
         .map_err(|unfit| Error::Broken(format!("{} cannot be used: {}", from.display(), unfit.reason)))
 }
 
-/// Gives the copy stamps that no device holds.
-fn make_new(dir: &Path, copy: &Path) -> Result<()> {
+/// Gives the copy new stamps, later than those of the backup and of the current collection, so that no device has them.
+fn set_new_stamps(dir: &Path, copy: &Path) -> Result<()> {
     let current = dir.join(FILE_NAME);
-    // Also where the clock of the board is wrong.
+    // Not the clock alone: it may be behind.
     let now = match current.exists().then(|| Collection::open_to_read(&current)?.stamps()) {
         Some(Ok(stamps)) => clock::now_millis().max(stamps.schema + 1).max(stamps.modified + 1),
-        // A damaged collection is a reason to be here.
+        // A damaged collection is ignored: it may be the reason for the restore.
         Some(Err(_)) | None => clock::now_millis(),
     };
     let restored = Collection::open(copy)?;

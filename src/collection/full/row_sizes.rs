@@ -1,5 +1,4 @@
-//! Rows that are longer than what the server holds in memory at once. SQLite tells how long they are without reading
-//! them.
+//! Refuses rows that are too long to hold in memory. SQLite reports the length of a value without reading the value.
 
 use rusqlite::{Connection, OptionalExtension};
 
@@ -7,8 +6,8 @@ use crate::collection::full::refusal::{Checked, SHORTEN, refuse};
 use crate::collection::full::upload::columns_of;
 use crate::collection::schema::{LARGE_TABLES, TABLES, tables_of};
 
-/// Looks at the rows of the small tables. Those of the large ones are looked at as they are read, and `col` is never
-/// read whole.
+/// Refuses a long row in the small tables. Rows of the large tables are checked when they are read; `col` is not
+/// checked, because it is never read whole.
 pub fn check_small_tables(db: &Connection, version: i64, max_row_bytes: u64) -> Checked {
     for (table, columns) in tables_of(version).filter(|(table, _)| *table != "col") {
         if !LARGE_TABLES.contains(&table) {
@@ -18,10 +17,10 @@ pub fn check_small_tables(db: &Connection, version: i64, max_row_bytes: u64) -> 
     Ok(())
 }
 
-/// Asks SQLite how long a value is, which it knows without reading it.
+/// The SQL expression for the bytes of this column that count.
 pub fn bytes_of(column: &str) -> String {
     match column {
-        // A part of the fields, stored once more: only what goes beyond them counts.
+        // A copy of one of the fields: only bytes beyond the length of `flds` count.
         "sfld" => "max(ifnull(octet_length(sfld), 0) - ifnull(octet_length(flds), 0), 0)".to_owned(),
         column => format!("ifnull(octet_length({column}), 0)"),
     }
@@ -30,7 +29,7 @@ pub fn bytes_of(column: &str) -> String {
 fn refuse_long_row(db: &Connection, table: &str, columns: &[&str], max_row_bytes: u64) -> Checked {
     let bytes: Vec<String> = columns.iter().map(|column| bytes_of(column)).collect();
     let bytes = bytes.join(" + ");
-    // What names a row: its id or name, or its notetype in `fields` and `templates`.
+    // The first column identifies the row: its id or name, or in `fields` and `templates` its notetype.
     let sql = format!(
         "SELECT CAST(substr({}, 1, 40) AS TEXT), {bytes} FROM {table} WHERE {bytes} > ?1",
         columns[0]
@@ -50,7 +49,7 @@ fn refuse_long_row(db: &Connection, table: &str, columns: &[&str], max_row_bytes
     }
 }
 
-/// Refuses the file by its first row over the limit, in whatever state its tables are.
+/// Refuses the first row over the limit. Tables that lack a column are skipped, because the file may be damaged.
 pub fn refuse_long_rows(db: &Connection, max_row_bytes: u64) -> Checked {
     for (table, columns) in TABLES.iter().filter(|(table, _)| *table != "col") {
         let found = columns_of(db, table)?;

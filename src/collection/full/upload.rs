@@ -1,9 +1,10 @@
-//! Full upload: is this file a collection that every device can live with? (collection-format.md 13)
+//! Full upload: checks that a file is a collection that every device can use (collection-format.md 13)
 //!
-//! `PRAGMA integrity_check` looks each row up in each index and takes minutes on a board. This asks the same in one
-//! pass over each table and index: `quick_check` for the structure, sums over tables and indexes for their agreement,
-//! and the full check for the small tables, whose indexes depend on the collation. Then every object is read as a sync
-//! would send it. What is wrong is said in a sentence for the user, who can mend it in the client.
+//! `PRAGMA integrity_check` looks up each row in each index and takes minutes on a board. This module finds the same
+//! damage in one pass over each table and index: `quick_check` for the structure, checksums to compare large tables
+//! with their indexes, and `integrity_check` for the small tables, whose indexes depend on the collation. Then every
+//! object is translated as a sync would. A refusal has a sentence for the user, who can repair the collection in the
+//! client.
 
 use std::fs::{File, OpenOptions};
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -25,26 +26,25 @@ use crate::collection::{Collection, SCAN_CACHE_KIB, SCHEMA_VERSION};
 use crate::error::{Error, Result};
 use crate::files::GentleFile;
 
-/// The 16 bytes every SQLite 3 file begins with.
+/// The first 16 bytes of every SQLite 3 file.
 const MAGIC: &[u8; 16] = b"SQLite format 3\0";
 
 /// Bytes of the file header.
 const HEADER_BYTES: usize = 100;
 
-/// What the header says of the encoding of texts in every collection.
+/// The header's text encoding: UTF-8 in every collection.
 const UTF_8: [u8; 4] = [0, 0, 0, 1];
 
 pub use crate::collection::full::refusal::{Unfit, Verdict};
 
-/// Checks an uploaded file and readies it for use: old schemas are upgraded, missing indexes are made, rows with a
-/// usn that no server gave get 0. The file is on disk when this returns. No row or object may be longer than
-/// `max_row_bytes`.
+/// Checks an uploaded file and prepares it for use: upgrades old schemas, creates missing indexes, and sets invalid
+/// usns to 0. The file is on disk when this returns. Rows and objects over `max_row_bytes` are refused.
 pub fn check(path: &Path, max_row_bytes: u64) -> Result<Verdict> {
     let file = OpenOptions::new().read(true).write(true).open(path).map_err(Error::io("opening", path))?;
     if let Err(unfit) = check_header(&file).map_err(Error::io("reading", path))? {
         return Ok(Err(unfit));
     }
-    // In rollback mode, in which no side files are made while it is checked; it stays so.
+    // Switches to a rollback journal for good: in WAL mode the check would create side files.
     set_journal_bytes(&file, [1, 1]).map_err(Error::io("writing", path))?;
     if let Err(failure) = check_contents(path, max_row_bytes) {
         return failure.into_verdict();
@@ -53,7 +53,7 @@ pub fn check(path: &Path, max_row_bytes: u64) -> Result<Verdict> {
     Ok(Ok(()))
 }
 
-/// Makes a checked copy in our schema of a collection that was found with an old one.
+/// Copies a collection of an old schema, then checks and upgrades the copy.
 pub fn upgraded_copy(path: &Path, copy: &Path, max_row_bytes: u64) -> Result<()> {
     let mut file = GentleFile::create(copy)?;
     Snapshot::open_any(path)?.copy_to(&mut file, copy)?;
@@ -99,7 +99,7 @@ fn check_contents(path: &Path, max_row_bytes: u64) -> Checked {
     let collection = Collection::connect(path, SCAN_CACHE_KIB)?;
     collection.limit_values(max_row_bytes)?;
     read_contents(&collection, max_row_bytes).or_else(|failure| match failure {
-        // SQLite gives up on a value over the limit without telling where it is.
+        // SQLite does not say which value is over the limit: find its row.
         Failure::Ours(Error::TooLarge(_)) => {
             row_sizes::refuse_long_rows(&collection.db, max_row_bytes)?;
             Err(failure)
@@ -110,15 +110,15 @@ fn check_contents(path: &Path, max_row_bytes: u64) -> Checked {
 
 fn read_contents(collection: &Collection, max_row_bytes: u64) -> Checked {
     let db = &collection.db;
-    // If the power goes, the file is thrown away.
+    // No journal: after a crash or power cut the file is deleted.
     db.execute_batch("PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF; PRAGMA locking_mode = EXCLUSIVE")?;
-    check_nothing_runs(db)?;
+    refuse_executable_schema(db)?;
     let version = check_version(db)?;
     check_tables(db, version)?;
     check_structure(db, "PRAGMA quick_check(1)")?;
     check_col(db)?;
     if version < SCHEMA_VERSION {
-        // Before anything is read that could be too long for the upgrade.
+        // Before the upgrade, which holds whole rows in memory.
         row_sizes::check_small_tables(db, version, max_row_bytes)?;
         upgrade::upgrade(db, version, max_row_bytes)?;
     }
@@ -133,28 +133,30 @@ fn read_contents(collection: &Collection, max_row_bytes: u64) -> Checked {
         check_rows(db, table, max_row_bytes)?;
     }
     collection.check_objects()?;
-    // What follows writes whole rows, which were found to be within bounds.
+    // Updates write whole rows, which may hold the sort field twice. All rows were checked above.
     collection.limit_rows(max_row_bytes)?;
-    settle_usns(db)
+    reset_invalid_usns(db)
 }
 
-/// Whoever gets rows by downloading this file has seen them. One that is marked as pending would fail every sanity check
-/// to come, one beyond 32 bits would never be sent, and one between two numbers without end.
-fn settle_usns(db: &Connection) -> Checked {
-    let is_odd = "typeof(usn) != 'integer' OR usn NOT BETWEEN 0 AND 2147483647";
+/// Sets invalid usns to 0, which is safe because every device gets these rows by downloading the file. Kept as they
+/// are, a row marked as pending (-1) would fail every later sanity check, a usn over 32 bits would never be sent, and a
+/// fractional usn would be sent again and again.
+fn reset_invalid_usns(db: &Connection) -> Checked {
+    let is_invalid = "typeof(usn) != 'integer' OR usn NOT BETWEEN 0 AND 2147483647";
     for table in TABLES_WITH_USN {
-        let rows = match LARGE_TABLES.contains(table) {
-            // The index is much shorter than the table.
-            true => format!("id IN (SELECT id FROM {table} INDEXED BY ix_{table}_usn WHERE {is_odd})"),
-            false => is_odd.to_owned(),
+        let rows = if LARGE_TABLES.contains(table) {
+            // The index is much smaller than the table.
+            format!("id IN (SELECT id FROM {table} INDEXED BY ix_{table}_usn WHERE {is_invalid})")
+        } else {
+            is_invalid.to_owned()
         };
         db.execute(&format!("UPDATE {table} SET usn = 0 WHERE {rows}"), [])?;
     }
     Ok(())
 }
 
-/// Triggers, views and virtual tables would run inside our process.
-fn check_nothing_runs(db: &Connection) -> Checked {
+/// Refuses triggers, views and virtual tables: they would run code or queries of the file in this process.
+fn refuse_executable_schema(db: &Connection) -> Checked {
     let mut select = db.prepare("SELECT type, name, ifnull(sql, '') FROM sqlite_schema")?;
     let mut rows = select.query([])?;
     while let Some(row) = rows.next()? {
@@ -173,7 +175,7 @@ pub(crate) fn columns_of(db: &Connection, table: &str) -> rusqlite::Result<Vec<S
     select.query_map([table], |row| row.get(0))?.collect()
 }
 
-/// The schema version, if we know a way from it to ours.
+/// The schema version; refuses versions that cannot be upgraded.
 fn check_version(db: &Connection) -> Checked<i64> {
     if columns_of(db, "col")?.is_empty() {
         return refuse("it is not an Anki collection (no table 'col')", WHOLE_COLLECTION);
@@ -224,19 +226,19 @@ fn check_col(db: &Connection) -> Checked {
     }
 }
 
-/// How an index and its table are compared: how many entries, and a sum over them in which the order has no weight.
+/// Checksum for comparing an index with its table: the number of entries and the sum of their hashes, in any order.
 #[derive(Clone, Copy, Default, PartialEq, Eq)]
-struct Tally {
+struct Checksum {
     entries: u64,
     sum: u64,
 }
 
-impl Tally {
+impl Checksum {
     fn add<'r>(
         &mut self,
         entry: impl Iterator<Item = rusqlite::Result<ValueRef<'r>>>,
     ) -> rusqlite::Result<()> {
-        // Keys are fixed: whoever builds a file to deceive this only harms their own collection.
+        // The hash is not keyed: a user who forges a collision damages only their own collection.
         let mut hasher = DefaultHasher::new();
         for value in entry {
             match value? {
@@ -252,7 +254,7 @@ impl Tally {
     }
 }
 
-/// Reads each row of a large table once: its texts must be texts, and its indexes must hold what it holds.
+/// Reads each row of a large table once. Checks its length, that its texts are UTF-8, and that the indexes match.
 fn check_rows(db: &Connection, table: &str, max_row_bytes: u64) -> Checked {
     let indexes: Vec<&Index> = INDEXES.iter().filter(|index| index.table == table).collect();
     let (texts, others): (&[&str], _) = match table {
@@ -263,14 +265,14 @@ fn check_rows(db: &Connection, table: &str, max_row_bytes: u64) -> Checked {
         "cards" => (&[], row_sizes::bytes_of("data")),
         _ => (&[], "0".to_owned()),
     };
-    // id, bytes of what is not read here, the texts, then for each index its condition and its columns.
+    // Columns: id, bytes of the values that are not read, the texts, then for each index its condition and columns.
     let mut columns = vec!["id", &others];
     columns.extend(texts);
     for index in &indexes {
         columns.push(index.only_if.unwrap_or("1"));
         columns.extend(index.columns);
     }
-    let mut tallies = vec![Tally::default(); indexes.len()];
+    let mut checksums = vec![Checksum::default(); indexes.len()];
     let mut select = db.prepare(&format!("SELECT {} FROM {table} NOT INDEXED", columns.join(", ")))?;
     let mut rows = select.query([])?;
     while let Some(row) = rows.next()? {
@@ -280,23 +282,23 @@ fn check_rows(db: &Connection, table: &str, max_row_bytes: u64) -> Checked {
             return Err(Error::TooLarge(format!("a row has {bytes} bytes")).into());
         }
         let mut column = texts_end;
-        for (index, tally) in indexes.iter().zip(&mut tallies) {
+        for (index, checksum) in indexes.iter().zip(&mut checksums) {
             let (condition, from) = (row.get_ref(column)?, column + 1);
             column = from + index.columns.len();
             if condition == ValueRef::Integer(1) {
-                tally.add((from..column).chain([0]).map(|column| row.get_ref(column)))?;
+                checksum.add((from..column).chain([0]).map(|column| row.get_ref(column)))?;
             }
         }
     }
-    for (index, expected) in indexes.iter().zip(tallies) {
-        if tally_of_index(db, index)? != expected {
+    for (index, expected) in indexes.iter().zip(checksums) {
+        if checksum_of_index(db, index)? != expected {
             return refuse(format!("it is damaged: index {} does not match table {table}", index.name), MEND);
         }
     }
     Ok(())
 }
 
-/// Returns how many bytes the texts have.
+/// Checks that these columns are UTF-8 texts; returns their bytes.
 fn check_texts(table: &str, row: &Row<'_>, columns: std::ops::Range<usize>) -> Checked<u64> {
     let mut bytes = 0;
     for column in columns {
@@ -311,8 +313,8 @@ fn check_texts(table: &str, row: &Row<'_>, columns: std::ops::Range<usize>) -> C
     Ok(bytes)
 }
 
-fn tally_of_index(db: &Connection, index: &Index) -> Checked<Tally> {
-    let mut tally = Tally::default();
+fn checksum_of_index(db: &Connection, index: &Index) -> Checked<Checksum> {
+    let mut checksum = Checksum::default();
     let condition = index.only_if.unwrap_or("1");
     let sql = format!(
         "SELECT {}, id FROM {} INDEXED BY {} WHERE {condition} ORDER BY {}",
@@ -324,9 +326,9 @@ fn tally_of_index(db: &Connection, index: &Index) -> Checked<Tally> {
     let mut select = db.prepare(&sql)?;
     let mut rows = select.query([])?;
     while let Some(row) = rows.next()? {
-        tally.add((0..=index.columns.len()).map(|column| row.get_ref(column)))?;
+        checksum.add((0..=index.columns.len()).map(|column| row.get_ref(column)))?;
     }
-    Ok(tally)
+    Ok(checksum)
 }
 
 #[cfg(test)]
@@ -339,7 +341,7 @@ mod tests {
 
     type Damage = Box<dyn FnOnce(&Path, &Connection)>;
 
-    /// A fresh collection with some notes and cards, and what to do to it.
+    /// Checks a new collection with some notes and cards, after `damage` has changed it.
     fn verdict_after(damage: impl FnOnce(&Path, &Connection)) -> Verdict {
         let dir = tempfile::tempdir().unwrap();
         crate::collection::create_new(dir.path()).unwrap();
@@ -419,7 +421,7 @@ mod tests {
 
     #[test]
     fn a_long_sort_field_counts_once() {
-        // Each 6 MB: the row is longer than the limit, and what a sync sends of it is not.
+        // Fields and sort field have 6 MB each: together over the limit, but a sync sends only the fields.
         let fill = "UPDATE notes SET flds = hex(zeroblob(3000000)), sfld = 'x' || hex(zeroblob(2999999)), usn = -1 WHERE id = 5";
         verdict_after(sql(fill)).unwrap();
         let alone = "UPDATE notes SET sfld = 'x' || hex(zeroblob(5000000)) WHERE id = 5";
@@ -430,7 +432,7 @@ mod tests {
     #[test]
     fn an_index_that_lacks_a_row_is_found() {
         let Unfit { reason, .. } = verdict_after(|_, db| {
-            // The table without its index, as a client's crash could leave it.
+            // Deletes a row while the index is hidden from SQLite, so that the index keeps the row's entry.
             db.execute_batch(
                 "PRAGMA writable_schema = ON;
                  CREATE TABLE copy AS SELECT * FROM sqlite_schema WHERE name = 'ix_cards_nid';

@@ -1,9 +1,10 @@
 //! A copy of the collection in schema 11, for clients of protocol 8 to 10 (collection-format.md 8).
 //!
-//! The live file is never touched: the pages of a snapshot go to a scratch file, and that is changed. What schema 11
-//! keeps as JSON in five columns of one row may be many megabytes. SQLite would hold such a text in memory, twice; as a
-//! blob it reserves the space in the file (`zeroblob`) and takes the content piece by piece. So the columns are written
-//! as blobs, and then made texts by the bit in the row's header that is the difference (sqlite.org/fileformat.html 2.1).
+//! The live file is never changed: a snapshot is copied to a scratch file, and the scratch file is downgraded. Schema
+//! 11 keeps JSON of up to many megabytes in five columns of one row. SQLite would hold such a text in memory twice. A
+//! blob needs little memory: SQLite reserves its space in the file (`zeroblob`) and accepts its content piece by piece.
+//! So the columns are written as blobs and then turned into texts, by one bit in the row's header
+//! (sqlite.org/fileformat.html 2.1).
 
 use std::fs::File;
 use std::io::{self, BufWriter, Write};
@@ -25,18 +26,18 @@ use crate::sync::rows::int;
 /// The schema version of the copy.
 const VERSION: i64 = 11;
 
-/// The columns of `col` that hold JSON: the last ones, in their order.
+/// The columns of `col` that hold JSON: its last five, in table order.
 const JSON_COLUMNS: [&str; 5] = ["conf", "models", "decks", "dconf", "tags"];
 
-/// Blocks of the copy.
+/// Size of the blocks in which the copy is written and read.
 const BLOCK_BYTES: usize = 64 * 1024;
 
-/// A copy of a collection that is not done yet; its file goes when this is dropped.
+/// A copy that is not downgraded yet. Dropping it deletes the file.
 pub struct Scratch {
     path: PathBuf,
 }
 
-/// A collection in schema 11, in a file without a name.
+/// A collection in schema 11, in an open file that was deleted from its folder.
 pub struct OldCopy {
     file: File,
     bytes: u64,
@@ -47,14 +48,14 @@ impl Scratch {
     pub fn copy(snapshot: &Snapshot, path: &Path) -> Result<Scratch> {
         let file = File::create_new(path).map_err(Error::io("creating", path))?;
         let scratch = Scratch { path: path.to_owned() };
-        // Not synced: if the power goes, so does the file.
+        // Not synced: after a power cut the file is deleted anyway.
         let mut out = BufWriter::with_capacity(BLOCK_BYTES, file);
         snapshot.copy_to(&mut out, path)?;
         out.flush().map_err(Error::io("writing", path))?;
         Ok(scratch)
     }
 
-    /// Brings the copy into schema 11.
+    /// Downgrades the copy to schema 11.
     ///
     /// Errors: `Refused` if an object cannot be read.
     pub fn downgrade(self) -> Result<OldCopy> {
@@ -64,10 +65,10 @@ impl Scratch {
             .write(true)
             .open(&self.path)
             .map_err(Error::io("opening", &self.path))?;
-        make_texts(&file, root).map_err(Error::io("changing", &self.path))?;
+        turn_blobs_into_texts(&file, root).map_err(Error::io("changing", &self.path))?;
         check_texts(&self.path)?;
         let bytes = file.metadata().map_err(Error::io("reading", &self.path))?.len();
-        // Dropping this takes its name.
+        // Dropping `self` deletes the file's name; the open file stays readable.
         Ok(OldCopy { file, bytes })
     }
 }
@@ -86,7 +87,7 @@ impl OldCopy {
         self.bytes
     }
 
-    /// Never: a collection has at least one page.
+    /// Always false: a collection has at least one page.
     pub fn is_empty(&self) -> bool {
         self.bytes == 0
     }
@@ -112,13 +113,13 @@ impl OldCopy {
     }
 }
 
-/// Where in the file a page is.
+/// The position and size of a page in the file.
 struct Page {
     at: u64,
     bytes: usize,
 }
 
-/// Changes tables and indexes; returns the page that holds the row of `col`, whose JSON columns are blobs still.
+/// Changes tables and indexes. Returns the page with the row of `col`; its JSON columns are still blobs.
 fn downgrade(path: &Path) -> Result<Page> {
     let collection = Collection::connect(path, SCAN_CACHE_KIB)?;
     let db = &collection.db;
@@ -133,9 +134,10 @@ fn downgrade(path: &Path) -> Result<Page> {
         db.execute_batch(&format!("DROP TABLE {table}"))?;
     }
     for index in INDEXES.iter().filter(|index| TABLES_SINCE_11.contains(&index.table)) {
-        match INDEXES_SINCE_15.contains(&index.name) {
-            true => db.execute_batch(&format!("DROP INDEX IF EXISTS {}", index.name))?,
-            false => db.execute_batch(&index.create_sql())?,
+        if INDEXES_SINCE_15.contains(&index.name) {
+            db.execute_batch(&format!("DROP INDEX IF EXISTS {}", index.name))?;
+        } else {
+            db.execute_batch(&index.create_sql())?;
         }
     }
     db.execute_batch("COMMIT")?;
@@ -155,7 +157,7 @@ fn rebuild_graves(db: &Connection) -> Result<()> {
     ))?)
 }
 
-/// Creates `col` anew, so that its row is the only thing on its page whatever the table has been through.
+/// Drops and creates `col`, so that its page holds this one row and no remains of earlier changes.
 fn rebuild_col(collection: &Collection) -> Result<()> {
     let db = &collection.db;
     let mut bytes = [0; JSON_COLUMNS.len()];
@@ -190,7 +192,7 @@ fn rebuild_col(collection: &Collection) -> Result<()> {
     Ok(())
 }
 
-/// Writes the JSON object that this column is in schema 11.
+/// Writes the JSON object that schema 11 has in this column.
 fn write_column(collection: &Collection, column: &str, out: &mut impl Write) -> Result<()> {
     let everything = Range { from: i32::MIN, to: i32::MAX };
     let mut map = ObjectWriter::map(out);
@@ -205,7 +207,7 @@ fn write_column(collection: &Collection, column: &str, out: &mut impl Write) -> 
     map.raw("}")
 }
 
-/// Counts what is written.
+/// A writer that only counts bytes.
 struct Counter(u64);
 
 impl Write for Counter {
@@ -219,8 +221,8 @@ impl Write for Counter {
     }
 }
 
-/// Makes the JSON columns texts: a value of n bytes has the type 2n + 12 as a blob and 2n + 13 as a text.
-fn make_texts(file: &File, page: Page) -> io::Result<()> {
+/// Turns the JSON columns into texts. A value of n bytes has the type 2n + 12 as a blob and 2n + 13 as a text.
+fn turn_blobs_into_texts(file: &File, page: Page) -> io::Result<()> {
     let mut bytes = vec![0; page.bytes];
     file.read_exact_at(&mut bytes, page.at)?;
     let unexpected = || io::Error::other("table col does not look as it was written");
@@ -242,7 +244,7 @@ fn last_bytes_of_types(page: &[u8]) -> Option<[usize; JSON_COLUMNS.len()]> {
         return None;
     }
     let mut at = usize::from(u16::from_be_bytes([page[8], page[9]]));
-    // Bytes of the row, then its id, bytes of the header, and the types of the columns.
+    // The cell: row length, row id, header length, then the type of each column.
     skip_varint(page, &mut at)?;
     skip_varint(page, &mut at)?;
     skip_varint(page, &mut at)?;
@@ -267,12 +269,12 @@ fn skip_varint(page: &[u8], at: &mut usize) -> Option<()> {
     Some(())
 }
 
-/// Asks SQLite what it makes of the columns. It answers from the row's header alone.
+/// Checks with SQLite that the columns are texts now. SQLite reads only the row's header for this.
 fn check_texts(path: &Path) -> Result<()> {
     let db = Collection::connect(path, SCAN_CACHE_KIB)?.db;
     let types = JSON_COLUMNS.map(|column| format!("typeof({column}) = 'text'")).join(" AND ");
-    match db.query_row(&format!("SELECT ver = {VERSION} AND {types} FROM col"), [], |row| row.get(0))? {
-        true => Ok(()),
-        false => Err(Error::Broken("the copy for an old client is not in schema 11".to_owned())),
+    if db.query_row(&format!("SELECT ver = {VERSION} AND {types} FROM col"), [], |row| row.get(0))? {
+        return Ok(());
     }
+    Err(Error::Broken("the copy for an old client is not in schema 11".to_owned()))
 }

@@ -13,7 +13,7 @@ pub struct Index {
     pub columns: &'static [&'static str],
     /// The condition of a partial index.
     pub only_if: Option<&'static str>,
-    /// Whether two rows may not be equal.
+    /// Whether the index is unique.
     pub unique: bool,
 }
 
@@ -46,7 +46,7 @@ pub const INDEXES: &[Index] = &[
 ];
 
 impl Index {
-    /// The statement that creates it where it is missing.
+    /// The statement that creates the index if it is missing.
     pub fn create_sql(&self) -> String {
         let unique = if self.unique { "UNIQUE " } else { "" };
         let only_if = self.only_if.map(|condition| format!(" WHERE {condition}")).unwrap_or_default();
@@ -55,7 +55,7 @@ impl Index {
     }
 }
 
-/// Tables that can be large; the others hold a few hundred rows.
+/// Tables that can be large. The others have a few hundred rows.
 pub const LARGE_TABLES: &[&str] = &["notes", "cards", "revlog"];
 
 /// Every table with its columns in order.
@@ -172,20 +172,20 @@ const CREATE_TABLES: &[(&str, &str)] = &[
     ),
 ];
 
-/// Tables that schema 11 has as well, in the same form.
+/// Tables that are the same in schema 11.
 pub const TABLES_SINCE_11: &[&str] = &["col", "notes", "cards", "revlog"];
 
-/// Indexes that schema 18 has on tables of schema 11, and schema 11 has not.
+/// Indexes on those tables that schema 11 lacks.
 pub const INDEXES_SINCE_15: &[&str] = &["idx_notes_mid", "idx_cards_odid"];
 
 /// Columns of `graves` before schema 18.
 pub const OLD_GRAVES: &[&str] = &["usn", "oid", "type"];
 
-/// Creates `graves` as it was before schema 18: neither key nor index, so that a row may be there twice.
+/// Creates `graves` as before schema 18: without key or index, so that it may hold duplicate rows.
 pub const CREATE_OLD_GRAVES: &str =
     "CREATE TABLE graves (usn integer NOT NULL, oid integer NOT NULL, type integer NOT NULL)";
 
-/// Columns of `tags` in schema 14 to 16.
+/// Columns of `tags` in schemas 14 to 16.
 pub const OLD_TAGS: &[&str] = &["tag", "usn"];
 
 /// Every table of a collection of this schema version, with its columns in order.
@@ -204,7 +204,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_table_is_created_with_the_columns_that_are_expected_of_it() {
+    fn every_table_is_created_with_the_expected_columns() {
         let db = rusqlite::Connection::open_in_memory().unwrap();
         db.create_collation("unicase", crate::text::unicase::compare).unwrap();
         for (table, columns) in TABLES {

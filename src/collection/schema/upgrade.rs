@@ -1,12 +1,13 @@
-//! Collections of older clients: from schema 11, or one of the transient schemas 14 to 17, to 18 (collection-format.md 7).
+//! Upgrades collections of older clients from schema 11, or from one of the transient schemas 14 to 17, to 18
+//! (collection-format.md 7).
 //!
-//! The steps are those of clients, each from the schema before to the one it is named after. The file is a copy that is
-//! thrown away if one fails, so nothing here can be undone. The JSON columns of schema 11 may be large: they are read
-//! as they lie in the file, and one object at a time is in memory.
+//! The steps are those of clients; each is named after the schema that it upgrades to. The file is a copy that is
+//! deleted if a step fails, so nothing is rolled back here. The JSON columns of schema 11 may be large: they are
+//! streamed from the file, and one object at a time is in memory.
 //!
-//! Where this differs from the official server on purpose (collection-format.md 16): what is renamed gets the usn of the
-//! collection instead of -1, and the keys of the maps are the ids, also where an object says otherwise. Notes and
-//! cards of such a file refer to the keys: they are what its client looks objects up by.
+//! Two deliberate differences from the official server (collection-format.md 16). Renamed objects get the usn of the
+//! collection instead of -1. The id of an object is its key in the map, even if its own `id` differs: notes and cards
+//! of such a file refer to the key, because its client looks objects up by key.
 
 use std::collections::BTreeSet;
 
@@ -14,7 +15,7 @@ use rusqlite::{Connection, params};
 use unicode_normalization::UnicodeNormalization;
 
 use crate::collection::blobs;
-use crate::collection::blobs::{DeckConfigRow, DeckRow, NotetypeRow, deck_name};
+use crate::collection::blobs::{self, DeckConfigRow, DeckRow, NotetypeRow, deck_name};
 use crate::collection::schema;
 use crate::collection::schema::INDEXES;
 use crate::collection::{SCHEMA_VERSION, untranslatable};
@@ -26,22 +27,22 @@ use crate::os::clock;
 use crate::sync::objects::{put_deck, put_deck_config, put_notetype};
 use crate::text::unicase::Unicase;
 
-/// How often a name may be lengthened until it is free. No client lets two names be equal, so this many equal ones are
-/// not from a client, and each would lengthen the next.
+/// How many characters may be appended to a name to make it unique. Clients do not write equal names, so a file with
+/// more of them is refused: each duplicate would need a longer name than the one before.
 const MAX_SUFFIXES: usize = 100;
 
-/// New cards of options with this ease or less begin with `DEFAULT_EASE`: a fault of old clients.
+/// Options with this initial ease or less get `DEFAULT_EASE`: old clients wrote such values by mistake.
 const LOW_EASE: f32 = 1.3;
 const DEFAULT_EASE: f32 = 2.5;
 
-/// Whether there is a way from this schema version to ours.
+/// Whether this schema version can be upgraded.
 pub fn is_old(version: i64) -> bool {
     version == 11 || (14..SCHEMA_VERSION).contains(&version)
 }
 
-/// Upgrades a file of an old schema whose tables were checked. Objects may have up to `max_object_bytes`.
+/// Upgrades a file of an old schema. Its tables must have been checked. Objects may have up to `max_object_bytes`.
 ///
-/// Errors: `Refused` for what no client could have written, `TooLarge` for an object over the bound.
+/// Errors: `Refused` for contents that no client writes, `TooLarge` for an object over the limit.
 pub fn upgrade(db: &Connection, version: i64, max_object_bytes: u64) -> Result<()> {
     let (row, usn) = db.query_row("SELECT rowid, usn FROM col", [], |row| Ok((row.get(0)?, row.get(1)?)))?;
     let upgrade = Upgrade { db, row, usn, max_object_bytes };
@@ -59,7 +60,7 @@ pub fn upgrade(db: &Connection, version: i64, max_object_bytes: u64) -> Result<(
         upgrade.rebuild("tags", "tag, usn, 1, NULL")?;
     }
     upgrade.rebuild("graves", "oid, type, usn")?;
-    // All at once: to write the row SQLite reads what is to stay of it, and that must not be a column of JSON.
+    // All columns in one statement: SQLite reads the unchanged columns into memory, and JSON columns may be large.
     db.execute(
         "UPDATE col SET ver = ?1, conf = '', models = '', decks = '', dconf = '', tags = ''",
         [SCHEMA_VERSION],
@@ -71,13 +72,13 @@ struct Upgrade<'c> {
     db: &'c Connection,
     /// The row of `col`.
     row: i64,
-    /// `col.usn`: what is changed here is news from then on.
+    /// `col.usn`, which changed rows get, so that devices receive them in their next sync.
     usn: i32,
     max_object_bytes: u64,
 }
 
 impl Upgrade<'_> {
-    /// Deck options, tags and config get tables; the options are JSON still.
+    /// Moves deck options, tags and config to tables. The options stay JSON.
     fn to_14(&self) -> Result<()> {
         self.create_tables(&["deck_config", "config", "tags"])?;
         self.each_in_column("dconf", "deck options", |key, json| {
@@ -101,7 +102,7 @@ impl Upgrade<'_> {
         })
     }
 
-    /// Notetypes and decks get tables; deck options become blobs, with the ease in percent.
+    /// Moves notetypes and decks to tables. Deck options become blobs, with the ease in percent.
     fn to_15(&self) -> Result<()> {
         self.create_tables(&["notetypes", "fields", "templates", "decks"])?;
         self.each_in_column("models", "notetypes", |key, json| self.add_notetype(id(key)?, json))?;
@@ -116,7 +117,8 @@ impl Upgrade<'_> {
         })
     }
 
-    /// The ease of deck options becomes a factor, and one that is too low the default, also on cards that have it.
+    /// Converts the ease of deck options from percent to a factor. An ease that is too low becomes the default, also on
+    /// cards with a low ease in decks with these options.
     fn to_16(&self) -> Result<()> {
         self.db.execute_batch(
             "CREATE TEMP TABLE low_options (id INTEGER PRIMARY KEY); CREATE TEMP TABLE low_decks (id INTEGER PRIMARY KEY)",
@@ -154,7 +156,7 @@ impl Upgrade<'_> {
         Ok(self.db.execute_batch("DROP TABLE temp.low_options; DROP TABLE temp.low_decks")?)
     }
 
-    /// Creates a table anew with these values of its old rows; of rows with the same key the first one stays.
+    /// Creates a table again, from these columns of its old rows. Of rows with the same key the first one is kept.
     fn rebuild(&self, table: &str, values: &str) -> Result<()> {
         let create_sql = schema::create_table_sql(table);
         Ok(self.db.execute_batch(&format!(
@@ -173,7 +175,7 @@ impl Upgrade<'_> {
         Ok(())
     }
 
-    /// Hands the entries of a JSON column of `col` to `each`.
+    /// Passes each entry of a JSON column of `col` to `each`.
     fn each_in_column(
         &self,
         column: &str,
@@ -190,7 +192,7 @@ impl Upgrade<'_> {
         })
     }
 
-    /// Hands id and blob of each row to `each`, which may update that row.
+    /// Passes id and blob of each row to `each`, which may update that row.
     fn each_row(
         &self,
         table: &str,
@@ -210,8 +212,8 @@ impl Upgrade<'_> {
         let mut row = NotetypeRow::from_json(json).map_err(untranslatable)?;
         row.id = if id == 0 { random_id()? } else { id };
         row.name = self.free_name("notetypes", row.id, row.name.nfc().collect())?;
-        tell_apart(row.fields.iter_mut().map(|field| &mut field.name))?;
-        tell_apart(row.templates.iter_mut().map(|template| &mut template.name))?;
+        make_unique(row.fields.iter_mut().map(|field| &mut field.name))?;
+        make_unique(row.templates.iter_mut().map(|template| &mut template.name))?;
         put_notetype(self.db, &row)
     }
 
@@ -222,13 +224,13 @@ impl Upgrade<'_> {
         let mut row = DeckRow::from_json(json).map_err(untranslatable)?;
         row.id = id;
         row.name = self.free_name("decks", id, row.name)?;
-        if translate::name_in_json(json) != Some(deck_name::native_to_human(&row.name)) {
+        if blobs::name_in_json(json) != Some(deck_name::native_to_human(&row.name)) {
             (row.mtime_secs, row.usn) = (clock::now_secs(), self.usn);
         }
         put_deck(self.db, &row)
     }
 
-    /// The name, lengthened by `_` until no other row has it.
+    /// Appends `_` to the name until no other row has it.
     fn free_name(&self, table: &str, id: i64, mut name: String) -> Result<String> {
         let mut taken = self.db.prepare(&format!("SELECT 1 FROM {table} WHERE name = ?1 AND id != ?2"))?;
         let longest = name.len() + MAX_SUFFIXES;
@@ -240,20 +242,20 @@ impl Upgrade<'_> {
     }
 }
 
-/// The id that the key of a map is.
+/// Parses the key of a map, which is an id.
 fn id(key: &str) -> Result<i64> {
     key.parse().map_err(|_| Error::Refused("an id that is no number".to_owned()))
 }
 
-/// An id for the notetype that has none.
+/// A random id for a notetype whose id is 0.
 fn random_id() -> Result<i64> {
     let mut bytes = [0; 4];
     os::random(&mut bytes).map_err(|err| Error::Broken(format!("no random numbers: {err}")))?;
     Ok(i64::from(u32::from_le_bytes(bytes).max(1)))
 }
 
-/// Normalises names, and lengthens each by `+` until it differs from all before it.
-fn tell_apart<'n>(names: impl Iterator<Item = &'n mut String>) -> Result<()> {
+/// Normalises names (NFC), and appends `+` to each until it differs from all before it.
+fn make_unique<'n>(names: impl Iterator<Item = &'n mut String>) -> Result<()> {
     let mut seen = BTreeSet::new();
     for name in names {
         let mut free: String = name.nfc().collect();
@@ -268,8 +270,8 @@ fn tell_apart<'n>(names: impl Iterator<Item = &'n mut String>) -> Result<()> {
 }
 
 fn check_length(name: &str, longest: usize) -> Result<()> {
-    match name.len() <= longest {
-        true => Ok(()),
-        false => Err(Error::Refused(format!("more than {MAX_SUFFIXES} of the same name"))),
+    if name.len() <= longest {
+        return Ok(());
     }
+    Err(Error::Refused(format!("more than {MAX_SUFFIXES} of the same name")))
 }

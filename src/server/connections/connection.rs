@@ -171,7 +171,8 @@ impl Conn {
     fn begin(&mut self, start: usize, end: usize, shared: &mut Shared) -> Result<(), Refusal> {
         let rest = self.link.input.split_off(end);
         let head = std::mem::take(&mut self.link.input);
-        let request = request_head::parse_request(&head[start..], self.link.peer, shared.limits.max_body_bytes)?;
+        let request =
+            request_head::parse_request(&head[start..], self.link.peer, shared.limits.max_body_bytes)?;
         // A client that has sent a part of its body does not wait for `100 Continue`.
         let must_send_continue = request.expects_continue && rest.is_empty() && !request.body.is_done();
         let mut exchange = Box::new(Exchange::new(request, shared));
