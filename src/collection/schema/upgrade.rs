@@ -14,7 +14,6 @@ use std::collections::BTreeSet;
 use rusqlite::{Connection, params};
 use unicode_normalization::UnicodeNormalization;
 
-use crate::collection::blobs;
 use crate::collection::blobs::{self, DeckConfigRow, DeckRow, NotetypeRow, deck_name};
 use crate::collection::schema;
 use crate::collection::schema::INDEXES;
