@@ -9,7 +9,7 @@
 #   CROSS_TOOLS   where the tools go (cross/.tools; 1.4 GB with Debian's compiler)
 #   CROSS_TARGET  where the builds go (target/cross); each ends as CROSS_TARGET/TARGET/ankipi
 set -euo pipefail
-repo=$(cd "$(dirname "$0")/.." && pwd)
+repo=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 tools=${CROSS_TOOLS:-$repo/cross/.tools}
 out=${CROSS_TARGET:-$repo/target/cross}
 max_bytes=3000000
@@ -18,8 +18,8 @@ max_bytes=3000000
 zig_version=0.15.2
 zig_packages="ziglang==$zig_version cargo-zigbuild==0.24.0"
 
-# shellcheck source=cross/say.sh
-source "$repo/cross/say.sh"
+# shellcheck source=cross/shared/say.sh
+source "$repo/cross/shared/say.sh"
 
 usage() {
     sed -n '2,11s/^# \?//p' "$0"
@@ -120,7 +120,7 @@ prepare_tools() {
 # Sets the flags of both compilers for target $1.
 prepare_target() {
     # zig brings the start-up objects, so rustc must not look for its own.
-    local rust=-Clink-self-contained=no order=cross/order.ld
+    local rust=-Clink-self-contained=no order=cross/build/order.ld
     # No panic passes through SQLite, so nobody would read its tables for unwinding: 55 KB.
     local c="-fno-asynchronous-unwind-tables -fno-unwind-tables"
     case $1 in
@@ -134,7 +134,7 @@ prepare_target() {
             local llvm="-disable-mips-df-succbb-search=false -disable-machine-licm"
             c+=" -fno-pic -Xclang -Oz ${llvm//-disable/-mllvm -disable}"
             rust+=" -Cllvm-args=${llvm/ / -Cllvm-args=}"
-            order=cross/mipsel.ld
+            order=cross/build/mipsel.ld
             ;;
         # Dynamic by default.
         riscv64gc-*) rust+=" -Ctarget-feature=+crt-static -Crelocation-model=static" ;;
@@ -167,7 +167,7 @@ build() {
     prepare_target "$target"
     # cargo does not know the linker's scripts.
     find "$out/$target/release" "$out/$target/release/deps" -maxdepth 1 -type f -name 'ankipi*' \
-        ! -newer cross/order.ld -delete 2>/dev/null || true
+        ! -newer cross/build/order.ld -delete 2>/dev/null || true
     zigbuild build "$target" --release --bin ankipi
     deliver "$target" ankipi "$out/$target/release/ankipi"
     check_binary "$target" "$out/$target/ankipi"

@@ -10,8 +10,8 @@ set -euo pipefail
 cross=$(dirname "$0")
 # shellcheck source=cross/build.sh
 source "$cross/build.sh"
-# shellcheck source=cross/emulate.sh
-source "$cross/emulate.sh"
+# shellcheck source=cross/shared/emulate.sh
+source "$cross/shared/emulate.sh"
 cd "$repo"
 
 # Figures of the process are those of the emulator here: its memory is measured on real boards and in whole emulated ones.

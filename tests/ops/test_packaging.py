@@ -22,10 +22,12 @@ def test_the_man_page_is_in_step_with_the_help():
 
 
 @pytest.mark.parametrize("shell, scripts", [
-    ("sh", ["init/openrc/ankipi", "init/sysvinit/ankipi", "boot/init", "boot/rcS", "install.sh", "deb/postinst", "deb/prerm", "deb/postrm",
-            "ipk/postinst", "ipk/prerm"]),
-    ("dash", ["init/openwrt/ankipi.init", "boot/commands", "../tests/ops/openwrt/functions.sh", "../tests/ops/openwrt/rc.common"]),
-    ("bash", ["completion/ankipi.bash", "man/make", *sorted(path.name for path in CROSS.glob("*.sh") if path.name != "install.sh")])])
+    ("sh", ["init/openrc/ankipi", "init/sysvinit/ankipi", "boards/init", "boards/rcS", "packages/install.sh",
+            *(f"packages/deb/{name}" for name in ("postinst", "prerm", "postrm")), "packages/ipk/postinst", "packages/ipk/prerm"]),
+    ("dash", ["init/openwrt/ankipi.init", "boards/commands", "../tests/ops/openwrt/functions.sh", "../tests/ops/openwrt/rc.common"]),
+    ("bash", ["completion/ankipi.bash", "man/make",
+              *sorted(str(path.relative_to(CROSS)) for path in CROSS.rglob("*.sh")
+                      if path.name != "install.sh" and ".tools" not in path.parts)])])
 def test_the_scripts_pass_shellcheck(shell, scripts):
     checker = [program("shellcheck", "shellcheck"), "--external-sources", "--shell", shell]
     checked = subprocess.run([*checker, *(CROSS / script for script in scripts)], cwd=REPO, capture_output=True, text=True)
@@ -111,8 +113,7 @@ def test_the_sysvinit_script_starts_reloads_and_stops(tools, tmp_path):
 def test_the_archive_installs_what_the_init_system_there_needs(init, marks, files, tmp_path):
     archive, root = tmp_path / "archive", tmp_path / "root"
     shutil.copytree(CROSS / "init", archive / "init")
-    for name in ("install.sh", "ankipi.conf"):
-        shutil.copy(CROSS / name, archive)
+    shutil.copy(CROSS / "packages/install.sh", archive)
     shutil.copy(command(official=False)[0], archive / "ankipi")
     for mark in marks:
         (root / mark).mkdir(parents=True)

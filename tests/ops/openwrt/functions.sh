@@ -1,5 +1,5 @@
 # shellcheck shell=dash
-# Stands for /lib/functions.sh of a router in cross/check-openwrt.sh and test_packaging.py: what OpenWrt documents of the
+# Stands for /lib/functions.sh of a router in cross/checks/openwrt.sh and test_packaging.py: what OpenWrt documents of the
 # functions that our scripts call, for one package and one section of settings, and no more.
 
 config_load() {

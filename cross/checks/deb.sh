@@ -1,17 +1,17 @@
 #!/usr/bin/env bash
-# Installs, upgrades, removes and purges a package in a fresh Debian, and starts what it installs: cross/check-deb.sh DEB
+# Installs, upgrades, removes and purges a package in a fresh Debian, and starts what it installs: cross/checks/deb.sh DEB
 #
 # As root on Debian; what it needs it installs (debootstrap, and qemu-user-static for another architecture). The Debian of
 # the first run is kept, so that later ones are quick: CROSS_CHROOT (/var/tmp/ankipi-ARCH; 250 MB), DEBIAN_MIRROR to fetch
 # it from.
 set -euo pipefail
-repo=$(cd "$(dirname "$0")/.." && pwd)
-# shellcheck source=cross/say.sh
-source "$repo/cross/say.sh"
-# shellcheck source=cross/emulate.sh
-source "$repo/cross/emulate.sh"
+repo=$(cd "$(dirname "$0")/../.." && pwd)
+# shellcheck source=cross/shared/say.sh
+source "$repo/cross/shared/say.sh"
+# shellcheck source=cross/shared/emulate.sh
+source "$repo/cross/shared/emulate.sh"
 
-[[ $# == 1 && -f $1 ]] || die "name a package; cross/deb.sh makes one"
+[[ $# == 1 && -f $1 ]] || die "name a package; cross/packages/deb.sh makes one"
 deb=$1
 version=$(dpkg-deb -f "$deb" Version)
 arch=$(dpkg-deb -f "$deb" Architecture)

@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Makes Debian packages, without Docker: cross/deb.sh ARCH...   (arm64, armhf or amd64; CROSS_TARGET/ankipi_*.deb)
+# Makes Debian packages, without Docker: cross/packages/deb.sh ARCH...   (arm64, armhf or amd64; CROSS_TARGET/ankipi_*.deb)
 #
 # armhf is for ARMv6 with hard float, as Raspberry Pi OS means it, and so runs on every Pi. Builds the program and
 # its benchmark first (cross/build.sh). Needs dpkg-deb; lintian checks the package where it is installed.
 set -euo pipefail
-# shellcheck source=cross/package.sh
-source "$(dirname "$0")/package.sh"
+# shellcheck source=cross/packages/common.sh
+source "$(dirname "$0")/common.sh"
 
 target_of() {
     case $1 in
@@ -64,7 +64,7 @@ service() { sed '1,2d; s/^DynamicUser=yes$/User=ankipi/' cross/init/systemd/anki
 fill() {
     local root=$2 doc=$2/usr/share/doc/ankipi
     install -D -m 755 -t "$root/usr/bin" "$out/$(target_of "$1")"/ankipi{,-bench}
-    install -D -m 644 cross/ankipi.conf "$root/etc/ankipi.conf"
+    install -D -m 644 cross/init/ankipi.conf "$root/etc/ankipi.conf"
     service >"$work/ankipi.service"
     install -D -m 644 "$work/ankipi.service" "$root/lib/systemd/system/ankipi.service"
     install -d "$root/usr/share/man/man1"
@@ -78,7 +78,7 @@ fill() {
     chmod 644 "$doc"/*
     control "$1" "$(du -sk "$root" | cut -f1)" >"$root/DEBIAN/control"
     echo /etc/ankipi.conf >"$root/DEBIAN/conffiles"
-    install -m 755 cross/deb/postinst cross/deb/prerm cross/deb/postrm "$root/DEBIAN"
+    install -m 755 cross/packages/deb/{postinst,prerm,postrm} "$root/DEBIAN"
 }
 
 package() {

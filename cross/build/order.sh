@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# Makes cross/order.ld anew: which functions the linker puts side by side, for cross/build.sh: cross/order.sh
+# Makes cross/build/order.ld anew: which functions the linker puts side by side, for cross/build.sh: cross/build/order.sh
 #
 # The kernel maps a program 64 KB at a time. With the functions in the order in which they were compiled, an idle server
 # touches nearly all of 2 MB of code; with those that it runs in one place, it maps 0.3 MB of them. First come the functions
 # of an idle server, then those that syncs run, as valgrind sees them while the benchmark makes its syncs. A function that
 # has another name by now stays where it was: the list may grow old, and costs memory alone. Takes ten minutes.
 set -euo pipefail
-cross=$(dirname "$0")
+cross=$(dirname "$0")/..
 # shellcheck source=cross/build.sh
 source "$cross/build.sh"
 cd "$repo"
@@ -48,7 +48,7 @@ say "watching syncs"
 chmod +x "$scratch/watched"
 cargo bench --locked --bench sync -- --quick --server "$scratch/watched" "${jobs[@]}" >&2
 
-python3 - "$scratch" "$server" <<'END' >cross/order.ld
+python3 - "$scratch" "$server" <<'END' >cross/build/order.ld
 import glob, re, subprocess, sys
 
 scratch, server = sys.argv[1:]
@@ -76,7 +76,7 @@ def section(name):
 
 idle = sorted({section(name) for name in ran("idle.*")})
 syncs = sorted({section(name) for name in ran("sync.*")} - set(idle))
-print("/* Made by cross/order.sh. */")
+print("/* Made by cross/build/order.sh. */")
 print("SECTIONS {\n  .text.ankipi : {")
 # The C library's, of which little is linked, and what runs before main, whose names valgrind does not tell.
 print("    *(.text .text..L* .text*.__libc_start_main .text*.static_init_tls .text*.dummy)")
@@ -86,4 +86,4 @@ print("    /* Syncs. */")
 print("\n".join(f"    *({section})" for section in syncs))
 print("  }\n}\nINSERT BEFORE .text;")
 END
-say "cross/order.ld names $(grep -c '\.text' cross/order.ld) functions"
+say "cross/build/order.ld names $(grep -c '\.text' cross/build/order.ld) functions"

@@ -107,7 +107,7 @@ put_settings() {
     case $init in
         openwrt) sed "s/option user 'root'/option user 'ankipi'/" init/openwrt/ankipi.config >"$settings" ;;
         openrc) cp init/openrc/ankipi.confd "$settings" ;;
-        *) cp ankipi.conf "$settings" ;;
+        *) cp init/ankipi.conf "$settings" ;;
     esac
     # The router's may hold passwords, and its init script reads it as root.
     if [ $init = openwrt ]; then chmod 600 "$settings"; else chmod 644 "$settings"; fi

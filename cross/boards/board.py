@@ -1,7 +1,7 @@
-"""Boots an emulated board and uses the ankipi on it as people would; cross/boot.sh prepares what it is given.
+"""Boots an emulated board and uses the ankipi on it as people would; cross/boards/boot.sh prepares what it is given.
 
 Real Anki clients sync with it through the emulator's network; what only the board knows (memory, uptime) comes over its
-serial line, on which cross/boot/commands listens.
+serial line, on which cross/boards/commands listens.
 """
 
 import argparse

@@ -1,17 +1,17 @@
 #!/usr/bin/env bash
 # Installs a package or an archive as on an OpenWrt router, starts what it installs, and removes it:
-# cross/check-openwrt.sh IPK|ARCHIVE
+# cross/checks/openwrt.sh IPK|ARCHIVE
 #
 # As root on Debian. The functions that a router's own files have (init scripts, settings, procd) are stood for by
 # tests/ops/openwrt, and opkg by this script.
 set -euo pipefail
-repo=$(cd "$(dirname "$0")/.." && pwd)
-# shellcheck source=cross/say.sh
-source "$repo/cross/say.sh"
-# shellcheck source=cross/emulate.sh
-source "$repo/cross/emulate.sh"
+repo=$(cd "$(dirname "$0")/../.." && pwd)
+# shellcheck source=cross/shared/say.sh
+source "$repo/cross/shared/say.sh"
+# shellcheck source=cross/shared/emulate.sh
+source "$repo/cross/shared/emulate.sh"
 
-[[ $# == 1 && -f $1 ]] || die "name a package or an archive; cross/ipk.sh and cross/tarball.sh make them"
+[[ $# == 1 && -f $1 ]] || die "name a package or an archive; cross/packages/ipk.sh and cross/packages/tarball.sh make them"
 file=$1
 need busybox busybox-static
 work=$(mktemp -d)

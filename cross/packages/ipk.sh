@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# Makes packages for OpenWrt up to 24.10, without Docker: cross/ipk.sh ARCH...   (CROSS_TARGET/ankipi_*.ipk)
+# Makes packages for OpenWrt up to 24.10, without Docker: cross/packages/ipk.sh ARCH...   (CROSS_TARGET/ankipi_*.ipk)
 #
 # ARCH is what the router calls itself: the name that `opkg print-architecture` prints last, such as aarch64_cortex-a53,
 # arm_arm1176jzf-s_vfp, arm_cortex-a7_neon-vfpv4, mipsel_24kc, riscv64_riscv64 or x86_64. OpenWrt 25.12 and later install
-# .apk files, which only their own build system makes: cross/tarball.sh has an install.sh for those. Builds the program first
-# (cross/build.sh).
+# .apk files, which only their own build system makes: cross/packages/tarball.sh has an install.sh for those. Builds the
+# program first (cross/build.sh).
 set -euo pipefail
-# shellcheck source=cross/package.sh
-source "$(dirname "$0")/package.sh"
+# shellcheck source=cross/packages/common.sh
+source "$(dirname "$0")/common.sh"
 
 target_of() {
     case $1 in
@@ -56,7 +56,7 @@ package() {
     fill "$1" "$work/data"
     control "$1" "$(du -sb "$work/data" | cut -f1)" >"$work/control/control"
     echo /etc/config/ankipi >"$work/control/conffiles"
-    install -m 755 cross/ipk/postinst cross/ipk/prerm "$work/control"
+    install -m 755 cross/packages/ipk/postinst cross/packages/ipk/prerm "$work/control"
     chmod 644 "$work/control/control" "$work/control/conffiles"
     echo 2.0 >"$work/debian-binary"
     pack "$work/data" . >"$work/data.tar.gz"

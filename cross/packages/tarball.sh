@@ -1,18 +1,19 @@
 #!/usr/bin/env bash
-# Makes an archive with program, benchmark, settings, services and install.sh for each target: cross/tarball.sh TARGET...
+# Makes an archive with program, benchmark, settings, services and install.sh for each target: cross/packages/tarball.sh TARGET...
 #
 # cross/build.sh --help lists the targets; the archive is CROSS_TARGET/ankipi-VERSION-TARGET.tar.gz, the same bytes for
 # the same commit and tools.
 set -euo pipefail
-# shellcheck source=cross/package.sh
-source "$(dirname "$0")/package.sh"
+# shellcheck source=cross/packages/common.sh
+source "$(dirname "$0")/common.sh"
 
 archive() {
     local name work
     name=ankipi-$(version)-$1
     work=$(mktemp -d)
     mkdir "$work/$name"
-    cp -r "$out/$1"/ankipi{,-bench} cross/install.sh cross/ankipi.conf cross/init cross/man/ankipi.1 README.md CHANGELOG.md LICENSE-* "$work/$name"
+    cp -r "$out/$1"/ankipi{,-bench} cross/packages/install.sh cross/init cross/man/ankipi.1 "$work/$name"
+    cp README.md CHANGELOG.md LICENSE-* "$work/$name"
     chmod -R u=rwX,go=rX "$work/$name"
     pack "$work" "$name" >"$out/$name.tar.gz.new"
     rm -r "$work"

@@ -1,7 +1,7 @@
 # shellcheck shell=bash
-# What cross/deb.sh, cross/ipk.sh and cross/tarball.sh share; sourced.
+# What the scripts that make packages share; sourced.
 # shellcheck source=cross/build.sh
-source "$(dirname "${BASH_SOURCE[0]}")/build.sh"
+source "$(dirname "${BASH_SOURCE[0]}")/../build.sh"
 cd "$repo"
 
 # Packages tell which commit they are of, and are the same bytes for the same commit and tools.

