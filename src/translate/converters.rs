@@ -1,4 +1,4 @@
-//! The codes of the tables: which JSON a key accepts, what of it is stored, and how it is written (spec,
+//! The converters that the tables name: which JSON a key accepts, what is stored for it, and how it is written (spec,
 //! collection-format.md 3.2 and the conversion columns of sections 4 to 6).
 
 use super::field_table::{Converter, Value, one};
@@ -21,18 +21,18 @@ pub const ANY_BOOL: Converter =
 pub const F32: Converter = one("a number", read_f32, |v, out| json::put_f32(out, v.float()));
 pub const STR: Converter = one("a string", read_text, |v, out| json::put_string(out, v.text()));
 pub const F32S: Converter = one("numbers", read_floats, write_floats);
-/// `null` or anything else that is no array of numbers means none; none is written as `null`.
+/// On reading, `null` and everything that is not an array of numbers is an empty list. An empty list is written as `null`.
 pub const OPT_F32S: Converter = one("numbers, or null", read_opt_floats, write_opt_floats);
 
-/// A `true` that is stored as false, and the reverse.
+/// A bool that is stored negated: JSON `true` is false in the message.
 pub const NOT: Converter = one("true or false", read_not, |v, out| json::put_bool(out, v.int() == 0));
-/// A bool that JSON has as 0 or 1.
+/// A bool that is 0 or 1 in JSON.
 pub const FLAG: Converter =
     one("an integer of 8 bits", read_flag, |v, out| json::put_int(out, v.int().min(1)));
 /// A signed number in JSON, an unsigned one in the message; negative means 0.
 pub const COUNT: Converter =
     one("an integer of 32 bits", read_count, write_int::<{ i32::MIN as i64 }, { i32::MAX as i64 }>);
-/// The same, perhaps as a string.
+/// As `COUNT`, also accepted as a string of digits.
 pub const COUNT_S: Converter = one(
     "an integer of 32 bits, perhaps as a string",
     read_count_or_digits,
@@ -48,7 +48,7 @@ pub const ENUM_2: Converter = up_to::<1>("0 or 1");
 /// An enum of five values.
 pub const ENUM_5: Converter = up_to::<4>("an integer from 0 to 4");
 
-/// Values above `MAX` come out as 0.
+/// An integer from 0 to `MAX`. A stored value outside that range is written as 0.
 const fn up_to<const MAX: i64>(expects: &'static str) -> Converter {
     one(expects, read_int::<0, MAX>, |v, out| {
         let value = v.int();
@@ -68,7 +68,7 @@ const fn opt_int<const MIN: i64, const MAX: i64>(expects: &'static str) -> Conve
 }
 
 fn number(text: &str) -> Option<i64> {
-    // A text with fraction or exponent does not parse, and a JSON text never has the `+` that would.
+    // `parse` refuses fractions and exponents. It would accept a leading `+`, which JSON does not have.
     text.parse().ok()
 }
 
@@ -84,7 +84,7 @@ fn read_opt_int<const MIN: i64, const MAX: i64>(text: &str) -> Option<Value<'_>>
     if text == "null" { Some(Value::Unset) } else { read_int::<MIN, MAX>(text) }
 }
 
-/// A stored value beyond the range loses its upper bits.
+/// A stored value outside the range is truncated: its upper bits are dropped.
 fn write_int<const MIN: i64, const MAX: i64>(value: &Value<'_>, out: &mut Vec<u8>) {
     let value = value.int();
     json::put_int(
@@ -149,7 +149,7 @@ fn read_any_bool(text: &str) -> Option<Value<'_>> {
 }
 
 fn float(text: &str) -> Option<f32> {
-    // Rust also parses words such as "inf"; no JSON number begins with a letter.
+    // Rust also parses words such as "inf", which are not JSON numbers: only a digit or `-` may come first.
     text.starts_with(|c: char| c == '-' || c.is_ascii_digit()).then_some(())?;
     text.parse::<f64>().ok().map(|value| value as f32)
 }
@@ -171,7 +171,8 @@ fn read_floats(text: &str) -> Option<Value<'_>> {
     Some(Value::Floats(values))
 }
 
-/// Clients fail on `null` inside; a list that holds no number at some place means nothing without it.
+/// Clients fail on `null` in the list, and the list is useless if elements are left out: with a NaN or infinity in it,
+/// an empty list is written.
 fn write_floats(value: &Value<'_>, out: &mut Vec<u8>) {
     json::put_array(out, finite(value), |out, value| json::put_f32(out, *value));
 }

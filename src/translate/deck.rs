@@ -25,7 +25,7 @@ pub(super) const COMMON: &[Field] = &[
     field(   5, I32,  "revToday",         TODAY,            ERR,         ERR),
     field(   6, I32,  "lrnToday",         TODAY,            ERR,         ERR),
     field(TIME, I32,  "timeToday",        TODAY,            ERR,         ERR),
-    // Discarded on input, never written.
+    // Accepted, discarded, never written.
     nested("return", or("null")),
     hidden(OTHER, Bytes),
 ];
@@ -56,7 +56,7 @@ pub(super) const FILTERED: &[Field] = &[
     field(7, U32,                   "previewAgainSecs", converters::U32,      or("0"),    ERR),
     field(5, U32,                   "previewHardSecs",  converters::U32,      or("0"),    ERR),
     field(6, U32,                   "previewGoodSecs",  converters::U32,      or("0"),    ERR),
-    // Checked but not stored, so that "" comes out.
+    // Checked but not stored: always written as "".
     column("desc", converters::STR, or("\"\""), ERR),
     column("md", converters::BOOL, or("false"), ERR).not_emitted(),
 ];
@@ -91,7 +91,7 @@ const NAME: Converter = one(
     |value, out| json::put_string(out, &native_to_human(value.text())),
 );
 
-/// 1 is a filtered deck, anything else a normal one; comes out as 0 or 1.
+/// 1 is a filtered deck, any other value a normal one. Written as 0 or 1.
 const DYN: Converter = one(
     "true, false or an integer of 8 bits",
     |text| match text {
@@ -102,8 +102,8 @@ const DYN: Converter = one(
     |value, out| json::put_int(out, value.int()),
 );
 
-/// `[day, amount]`. The day is stored once for all four, so the amounts of another day than the last are dropped
-/// (4.3): not so the time, which is kept whatever its day, and only three of the four days count.
+/// `[day, amount]`. The message has one day for all four keys: the latest of `timeToday`, `newToday` and `revToday`. An
+/// amount of another day is stored as 0, except for `timeToday`, which is kept whatever its day (4.3).
 const TODAY: Converter = several(
     "an array",
     |object, row, text, message| {
@@ -121,7 +121,7 @@ const TODAY: Converter = several(
     },
 );
 
-/// The last two elements; what is missing or no integer counts as 0.
+/// The last two elements of the array. A missing element, or one that is not an integer, is 0.
 fn today(text: &str) -> Option<(i32, i32)> {
     let mut last_two = (0, 0);
     json::each(text, |element| {
@@ -150,7 +150,7 @@ const TERMS: Converter = one(
     |value, out| object_codec::write_all_embedded(SEARCH_TERM, Form::Array, value, out),
 );
 
-/// An option that is gone: always on.
+/// An option that clients no longer have: always written as true.
 const SEPARATE: Converter = converters::BOOL.written(|_, out| json::put_bool(out, true));
 
 /// A row of `decks` (spec section 4).
@@ -207,7 +207,7 @@ impl DeckRow {
         common.set_column("dyn", Value::Int((no == KIND_FILTERED).into()));
         let mut out = ObjectWriter::begin(out);
         common.write_json(&mut out);
-        // Keys of normal decks that clients left in a filtered one must not come out either (4.3).
+        // A filtered deck may have unknown keys with names of normal decks' keys. They are not written either (4.3).
         let reserved: &[&[Field]] = if no == KIND_FILTERED {
             Message::decode(FILTERED, blob)?.write_json(&mut out);
             &[COMMON, FILTERED, NORMAL]
@@ -220,7 +220,7 @@ impl DeckRow {
         Ok(())
     }
 
-    /// The options that a normal deck uses; none for a filtered one.
+    /// The id of the options that a normal deck uses; `None` for a filtered deck.
     pub fn options_of(kind: &[u8]) -> Result<Option<i64>, Refused> {
         match of_kind(kind)? {
             (KIND_NORMAL, blob) => Ok(Some(Message::decode(NORMAL, blob)?.at(CONFIG_ID).int())),
@@ -229,7 +229,7 @@ impl DeckRow {
     }
 }
 
-/// What a KindContainer contains; of several, the last, as everywhere in protobuf.
+/// The field number and bytes of the message in a KindContainer. If there are several, the last counts, as protobuf demands.
 fn of_kind(container: &[u8]) -> Result<(u32, &[u8]), Refused> {
     let mut kind = Err(Refused("kind is neither normal nor filtered".into()));
     for field in proto::Fields::new(container) {

@@ -24,7 +24,7 @@ pub(super) const CONFIG: &[Field] = &[
     nested("new", ERR),
     nested("rev", ERR),
     nested("lapse", ERR),
-    // Always false on the way out: nothing ever sets it.
+    // Always written as false: it is not stored.
     column("dyn", converters::BOOL, or("false"), or("false")),
     field(30, I32,  "newMix",                  converters::I32,    or("0"),     ERR),
     field(35, U32,  "newPerDayMinimum",        converters::U32,    or("0"),     ERR).clamp(0.0, 0.0, 9999.0),
@@ -83,7 +83,8 @@ pub(super) const LAPSE: &[Field] = &[
     field(14, F32,  "mult",        converters::F32,    SEC, SEC).clamp(0.0, 0.0, 1.0),
 ];
 
-/// An object inside the object, in the same message. One invalid key (SEC) replaces all of it by its default (5.2).
+/// A nested JSON object whose fields are stored in the same message. One invalid key (SEC) replaces the whole section by
+/// its default (5.2).
 struct Section {
     key: &'static str,
     table: &'static [Field],
@@ -141,7 +142,7 @@ const GRADUATING_INTERVALS: Converter = several(
     },
 );
 
-/// JSON has 0 for random and 1 for due, the message the reverse.
+/// In JSON 0 is random and 1 is due; in the message it is the reverse.
 const INSERT_ORDER: Converter = one(
     "0 or 1",
     |text| match text {
@@ -153,7 +154,7 @@ const INSERT_ORDER: Converter = one(
 );
 
 impl Section {
-    /// The section of an object, and its object for the unknown keys in it.
+    /// Reads the section. Also returns its JSON object, which has the unknown keys; empty if the default was used.
     fn read<'a>(&self, options: &Object<'a>) -> Result<(Message<'a>, Object<'a>), Refused> {
         if let Some(object) = options.get(self.key).and_then(Object::parse)
             && let Ok(section) = Message::from_json(self.table, &object)
@@ -229,7 +230,7 @@ impl DeckConfigRow {
                 Ok(_) => {}
             }
         }
-        // What is not there is 0; fields may be in any order.
+        // A missing field is 0, and a new field may be appended: protobuf fields may be in any order.
         let ease = map(found.map_or(0.0, |(_, ease)| ease)).to_le_bytes();
         match found {
             Some((at, _)) => config[at..at + 4].copy_from_slice(&ease),

@@ -19,7 +19,7 @@ pub fn human_to_native(human: &str) -> String {
     native
 }
 
-/// The name as JSON has it: levels joined by `::` (spec 2.2).
+/// The form of a name in JSON: levels joined by `::` (spec 2.2).
 pub fn native_to_human(native: &str) -> String {
     native.replace(SEPARATOR, "::")
 }

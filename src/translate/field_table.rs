@@ -1,4 +1,5 @@
-//! The rows that tables are made of; see the module above for how to read one.
+//! What tables consist of: rows, values and converters, and the message that a table describes. `mod.rs` explains how to
+//! read a row.
 
 use std::borrow::Cow;
 
@@ -12,7 +13,7 @@ pub const OTHER: u32 = 255;
 pub enum Pb {
     Bool,
     U32,
-    /// Also every enum: their values are kept whether known or not.
+    /// Also every enum. Unknown enum values are kept.
     I32,
     I64,
     F32,
@@ -26,7 +27,7 @@ pub enum Pb {
     Embedded(&'static [Field]),
     /// A list of embedded messages.
     Repeated(&'static [Field]),
-    /// Not in the message: a column of the row, or nowhere.
+    /// Not in the message: a column of the database row, or not stored at all.
     Unstored,
 }
 
@@ -35,7 +36,7 @@ pub enum Pb {
 pub enum Otherwise {
     /// Refuse the object; in a section of deck options, replace the section (SEC in the spec).
     Refuse,
-    /// Go on as if the key had this JSON text.
+    /// Use this JSON text as the value of the key.
     Use(&'static str),
 }
 
@@ -53,11 +54,11 @@ pub enum Emit {
     Always,
     /// Only if it has a value other than the default (or, with presence, any).
     IfSet,
-    /// Never, or by code that is not the engine.
+    /// Never by `object_codec.rs`; other code may write it.
     Never,
 }
 
-/// Replaces values outside `min..=max`, and NaN, on the way out (spec 5.3).
+/// Replaces stored values outside `min..=max`, and NaN, by `default` when JSON is written (spec 5.3).
 #[derive(Debug, Clone, Copy)]
 pub struct Clamp {
     pub default: f32,
@@ -102,13 +103,13 @@ pub const fn field(
     }
 }
 
-/// A field of the message that shares the key of another, or has none.
+/// A field of the message without a key of its own: it shares the key of another row, or has none.
 pub const fn hidden(no: u32, pb: Pb) -> Field {
     let row = field(no, pb, "", ANY, ERR, ERR);
     Field { key: None, ..row }
 }
 
-/// A key that is not in the message: a column of the row, or a key that is checked and forgotten.
+/// A key that is not in the message: a column of the database row, or a key that is checked but not stored.
 pub const fn column(
     key: &'static str,
     converter: Converter,
@@ -124,7 +125,7 @@ pub const fn nested(key: &'static str, missing: Otherwise) -> Field {
 }
 
 impl Field {
-    /// Whether it is in the message.
+    /// Whether the field is stored in the message.
     pub const fn stored(&self) -> bool {
         !matches!(self.pb, Pb::Unstored)
     }
@@ -149,7 +150,7 @@ impl Field {
     }
 }
 
-/// The value of one field, between its two forms.
+/// The value of one field, independent of JSON and protobuf.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Value<'a> {
     /// Not set; without presence, the same as the default.
@@ -227,7 +228,7 @@ pub struct Converter {
 /// Reads one value: `None` if the text is not acceptable.
 type Read = for<'a> fn(&'a str) -> Option<Value<'a>>;
 type Write = fn(&Value<'_>, &mut Vec<u8>);
-/// Reads into the message, with the whole object at hand.
+/// Reads one key into the message; the converter may look at the other keys of the object.
 type ReadSeveral = for<'a> fn(&Object<'a>, &Field, &'a str, &mut Message<'a>) -> Option<()>;
 type WriteSeveral = fn(&Message<'_>, &Field, &mut Vec<u8>);
 
@@ -257,7 +258,7 @@ impl Converter {
     }
 }
 
-/// Anything, of which nothing is kept.
+/// Accepts anything and stores nothing.
 const ANY: Converter = one("anything", |_| Some(Value::Unset), |_, out| out.extend_from_slice(b"null"));
 
 /// The values of one message, or of a part of one: those fields that `table` has.
@@ -317,8 +318,8 @@ impl<'a> Message<'a> {
     }
 }
 
-/// What must hold for a table: its numbers are unique, its keys too (also among those of `others`, which share the
-/// object), and every default is one that the code of its row accepts.
+/// Checks a table: field numbers are unique, keys are unique (also among `others`, tables of the same JSON object), and
+/// each row's converter accepts its defaults.
 #[cfg(test)]
 pub fn assert_consistent(table: &[Field], others: &[&[Field]]) {
     use std::collections::HashSet;

@@ -1,7 +1,7 @@
 //! JSON read in place and written piece by piece.
 //!
-//! A text from outside goes through [`Object::check`] once: after that every part of it is known to be JSON that any
-//! client can read, and is only ever looked at as text (`&str`) or as a list of keys and texts.
+//! [`Object::check`] validates a text from outside once. After that, every part of it is known to be JSON that any client
+//! can read, and is handled as text (`&str`) or as a list of keys and texts.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -20,7 +20,7 @@ pub const MAX_DEPTH: usize = 120;
 /// The same for the unknown keys kept with a row: those of fields and templates sit two levels down in a notetype.
 const MAX_DEPTH_OTHER: usize = MAX_DEPTH - 4;
 
-/// The keys of a JSON object, in order, with the texts of their values. Of a repeated key, the last one counts.
+/// The keys of a JSON object, in order, with the texts of their values. If a key is repeated, only its last entry is kept.
 #[derive(Debug, Default)]
 pub struct Object<'a> {
     entries: Vec<(Cow<'a, str>, &'a str)>,
@@ -40,7 +40,7 @@ impl<'a> Object<'a> {
         serde_json::from_str(text).ok()
     }
 
-    /// The unknown keys kept with a row. Bytes that are not an object we can send hold none (spec 3.4).
+    /// The unknown keys stored with a row. Empty if the bytes are not a JSON object that clients can read (spec 3.4).
     pub fn from_other(bytes: &'a [u8]) -> Object<'a> {
         let text = std::str::from_utf8(bytes).ok().filter(|text| !text.is_empty());
         text.and_then(|text| Object::check(text, MAX_DEPTH_OTHER).ok()).unwrap_or_default()
@@ -115,7 +115,7 @@ impl<'de> Deserialize<'de> for Text<'de> {
     }
 }
 
-/// The string that a part of a checked text is, if it is one.
+/// The value of a part of a checked text; `None` if it is not a string.
 pub fn string(text: &str) -> Option<Cow<'_, str>> {
     serde_json::from_str::<Text>(text).ok().map(|text| text.0)
 }
@@ -142,7 +142,8 @@ pub fn each<'a>(text: &'a str, element: impl FnMut(&'a str) -> Option<()>) -> Op
     json.deserialize_seq(Elements(element, PhantomData)).ok().flatten()
 }
 
-/// Checks a text from outside as `Object::check` does, of whatever kind, and leaves out the white space in it.
+/// Validates a text from outside like `Object::check`, but accepts any JSON value, and removes the white space between its
+/// parts.
 pub fn compact(text: &str) -> Result<Vec<u8>, &'static str> {
     check_limits(text, MAX_DEPTH)?;
     serde_json::from_str::<&RawValue>(text).map_err(|_| "not JSON")?;
@@ -158,8 +159,8 @@ pub fn compact(text: &str) -> Result<Vec<u8>, &'static str> {
     Ok(compact)
 }
 
-/// Refuses what is JSON by its grammar but not to the parsers of clients: too deep nesting, numbers beyond a double,
-/// halves of surrogate pairs. Comes first, because the grammar check needs memory for each level.
+/// Refuses valid JSON that the parsers of clients refuse: too deep nesting, numbers beyond a double, halves of surrogate
+/// pairs. Call it before the grammar check, which needs memory for each level.
 fn check_limits(text: &str, max_depth: usize) -> Result<(), &'static str> {
     let bytes = text.as_bytes();
     let mut depth = 0usize;
@@ -225,7 +226,7 @@ impl<'o> ObjectWriter<'o> {
         ObjectWriter { out, empty: true }
     }
 
-    /// Writes the key; the value is to follow.
+    /// Writes the key; the caller must write the value next.
     pub fn key(&mut self, key: &str) -> &mut Vec<u8> {
         if !self.empty {
             self.out.push(b',');
@@ -270,7 +271,7 @@ pub fn put_int(out: &mut Vec<u8>, value: i64) {
     put_display(out, format_args!("{value}"));
 }
 
-/// The shortest text that reads back to the same single; 0 for what JSON has no number for (spec 3.3).
+/// The shortest text that parses to the same f32; 0 for NaN and infinity, which JSON does not have (spec 3.3).
 pub fn put_f32(out: &mut Vec<u8>, value: f32) {
     put_display(out, format_args!("{:?}", if value.is_finite() { value } else { 0.0 }));
 }

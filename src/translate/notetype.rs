@@ -34,7 +34,7 @@ pub(super) const NOTETYPE: &[Field] = &[
 #[rustfmt::skip]
 pub(super) const FIELD: &[Field] = &[
     column("name", converters::STR, ERR, ERR),
-    // The position in the array counts, not what is sent.
+    // Checked but ignored: the position in the array counts.
     column("ord", converters::OPT_U16, or("null"), ERR),
     field( 1, Bool, "sticky",            converters::ANY_BOOL, ERR,         ERR),
     field( 2, Bool, "rtl",               converters::ANY_BOOL, ERR,         ERR),
@@ -76,13 +76,13 @@ pub(super) const REQUIREMENT: &[Field] = &[
 /// Number of sort_field_idx.
 const SORT: u32 = 2;
 
-/// No deck is `null` in JSON and 0 in the message.
+/// An optional deck id: "no deck" is `null` in JSON and 0 in the message.
 const OPT_ID: Converter = converters::OPT_I64.written(|value, out| match value.int() {
     0 => converters::put_null(value, out),
     id => json::put_int(out, id),
 });
 
-/// As above, but what cannot be the id of a deck is no deck either.
+/// As `OPT_ID`, but negative ids are also written as `null`.
 const OPT_DECK: Converter = converters::OPT_I64.written(|value, out| match value.int() {
     id if id > 0 => json::put_int(out, id),
     _ => converters::put_null(value, out),
@@ -165,7 +165,7 @@ pub struct TemplateRow {
     pub config: Vec<u8>,
 }
 
-/// Which field of a note is its sort field: `sort_field_idx` of `notetypes.config` (spec 6.1), all 32 bits of it.
+/// The index of the sort field among a note's fields: `sort_field_idx` of `notetypes.config` (spec 6.1), all 32 bits.
 pub fn notetype_sort_field(config: &[u8]) -> Result<u32, Refused> {
     let message = Message::decode(NOTETYPE, config).map_err(|err| err.within("notetype"))?;
     Ok(message.at(SORT).int() as u32)

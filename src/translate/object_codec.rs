@@ -1,4 +1,4 @@
-//! Reads the tables in both directions: JSON object -> [`Message`] -> blob, and back.
+//! Converts objects as their tables say, in both directions: JSON object -> [`Message`] -> blob, and back.
 
 use super::Refused;
 use super::field_table::{Convert, Emit, Field, Message, OTHER, Otherwise, Pb, Value};
@@ -42,7 +42,7 @@ impl<'a> Message<'a> {
         }
     }
 
-    /// Writes the keys of the table, without those unknown to it.
+    /// Writes the keys of the table; unknown keys are left to `write_unknown`.
     pub fn write_json(&self, out: &mut ObjectWriter<'_>) {
         for (row, value) in self.rows() {
             let unset = if row.presence { *value == Value::Unset } else { value.is_default() };
@@ -58,7 +58,7 @@ impl<'a> Message<'a> {
         }
     }
 
-    /// Reads the fields of a table from a blob, clamped (spec 5.3); others are skipped.
+    /// Reads the fields of a table from a blob and clamps them (spec 5.3). Other fields are skipped.
     pub fn decode(table: &'static [Field], blob: &'a [u8]) -> Result<Message<'a>, Refused> {
         let mut message = Message::new(table);
         for item in proto::Fields::new(blob) {
@@ -131,7 +131,7 @@ fn decode_field<'a>(pb: Pb, payload: Payload<'a>, value: &mut Value<'a>) -> Opti
     Some(())
 }
 
-/// Takes the list out of a value, to go on with it.
+/// Takes the list out of a value, so that the caller can append to it.
 fn floats(value: &mut Value<'_>) -> Vec<f32> {
     match value {
         Value::Floats(values) => std::mem::take(values),
@@ -210,7 +210,7 @@ fn encode_field(row: &Field, value: &Value<'_>, blob: &mut Vec<u8>) {
     }
 }
 
-/// Writes the keys that none of the tables has. It is how unknown keys get into field 255, and out of it.
+/// Writes the keys that none of the tables has. Used to store unknown keys in field 255 and to send them again.
 pub fn write_unknown(object: &Object<'_>, tables: &[&[Field]], out: &mut ObjectWriter<'_>) {
     let known = |key: &str| tables.iter().any(|table| table.iter().any(|row| row.key == Some(key)));
     for (key, text) in object.iter().filter(|(key, _)| !known(key)) {
@@ -218,7 +218,7 @@ pub fn write_unknown(object: &Object<'_>, tables: &[&[Field]], out: &mut ObjectW
     }
 }
 
-/// Field 255: an object of what `write` puts into it, or nothing.
+/// The value of field 255: a JSON object of the keys that `write` adds, or `Unset` if it adds none.
 pub fn other(write: impl FnOnce(&mut ObjectWriter<'_>)) -> Value<'static> {
     let mut bytes = Vec::new();
     let mut out = ObjectWriter::begin(&mut bytes);
@@ -228,7 +228,7 @@ pub fn other(write: impl FnOnce(&mut ObjectWriter<'_>)) -> Value<'static> {
     if empty { Value::Unset } else { Value::Bytes(bytes.into()) }
 }
 
-/// How a small embedded message looks in JSON. Both forms are read.
+/// The JSON form in which a small embedded message is written. Both forms are accepted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Form {
     Array,
@@ -261,7 +261,7 @@ pub fn read_all_embedded(table: &'static [Field], text: &str) -> Option<Value<'s
     Some(Value::Messages(messages))
 }
 
-/// Writes a small embedded message, which a decoded message contains.
+/// Writes a small embedded message of a message that was decoded. Panics if `blob` is damaged, which decoding rules out.
 pub fn write_embedded(table: &'static [Field], form: Form, blob: &[u8], out: &mut Vec<u8>) {
     let message = Message::decode(table, blob).expect("read when the message around it was decoded");
     match form {

@@ -1,12 +1,12 @@
-//! The protobuf wire format: what a reader and a writer of messages need (spec, collection-format.md 3.1).
+//! Reads and writes the protobuf wire format (spec, collection-format.md 3.1).
 
-/// The four wire types in use. Groups, the other two, died before proto3.
+/// The four wire types in use. The other two (groups) do not exist in proto3.
 pub const VARINT: u8 = 0;
 const FIXED64: u8 = 1;
 pub const BYTES: u8 = 2;
 pub const FIXED32: u8 = 5;
 
-/// What stands behind a field number.
+/// The payload of a field.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Payload<'a> {
     Varint(u64),
@@ -15,7 +15,7 @@ pub enum Payload<'a> {
     Bytes(&'a [u8]),
 }
 
-/// The fields of a message, in the order in which they were written. Ends after the first error.
+/// Iterates over the fields of a message in the order of the blob. Ends after the first error.
 pub struct Fields<'a> {
     rest: &'a [u8],
 }
@@ -25,7 +25,7 @@ impl<'a> Fields<'a> {
         Fields { rest: blob }
     }
 
-    /// How many bytes are still to be read.
+    /// Bytes not yet read.
     pub fn left(&self) -> usize {
         self.rest.len()
     }
@@ -53,7 +53,7 @@ impl<'a> Fields<'a> {
     }
 }
 
-/// A message that is cut short, or is none.
+/// The bytes are cut short, or are not a protobuf message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Malformed;
 
@@ -89,7 +89,7 @@ pub fn read_varint(rest: &mut &[u8]) -> Option<u64> {
     None
 }
 
-/// Takes `len` bytes off the front of `rest`; the length is a client's, and may not fit a `usize`.
+/// Takes `len` bytes off the front of `rest`. A client chose `len`, so it may exceed `usize` on 32-bit boards.
 pub fn take<'a>(rest: &mut &'a [u8], len: u64) -> Option<&'a [u8]> {
     let (bytes, after) = rest.split_at_checked(usize::try_from(len).ok()?)?;
     *rest = after;
@@ -114,7 +114,7 @@ pub fn put_bytes(out: &mut Vec<u8>, no: u32, bytes: &[u8]) {
     put_prefixed(out, bytes);
 }
 
-/// `bytes` behind their length.
+/// Writes the length of `bytes`, then `bytes`.
 pub fn put_prefixed(out: &mut Vec<u8>, bytes: &[u8]) {
     put_varint(out, bytes.len() as u64);
     out.extend_from_slice(bytes);

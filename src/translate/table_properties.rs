@@ -1,4 +1,4 @@
-//! What must hold for every row of every table, tried with random values. The seed is fixed; ROUNDS asks for more.
+//! Property tests for every row of every table, with random values. The seed is fixed; ROUNDS sets the number of rounds.
 
 use std::collections::BTreeSet;
 
@@ -11,7 +11,7 @@ use super::{
     DeckConfigRow, DeckRow, FieldRow, NotetypeRow, Refused, TemplateRow, deck, deck_config, notetype, proto,
 };
 
-/// Tables by what they are in, and where in the objects of `tolerance_matrix.json` their keys stand.
+/// Per table: its object in `tolerance_matrix.json`, the path of its keys in that object, the table.
 const TABLES: [(&str, &str, &[Field]); 11] = [
     ("deck_normal", "", deck::COMMON),
     ("deck_normal", "", deck::NORMAL),
@@ -26,7 +26,7 @@ const TABLES: [(&str, &str, &[Field]); 11] = [
     ("notetype", "flds.0", notetype::FIELD),
 ];
 
-/// Keys whose value may lose one on each way through singles (4.4, 5.2): a share in percent or permille.
+/// Keys in percent or permille, stored as f32: each conversion may lower the value by one (4.4, 5.2).
 const LOSING: [&str; 2] = ["desiredRetention", "initialFactor"];
 
 fn rounds() -> usize {
@@ -37,7 +37,7 @@ fn matrix() -> Json {
     serde_json::from_str(include_str!("../../tests/vectors/tolerance_matrix.json")).unwrap()
 }
 
-/// Through the row and back.
+/// JSON to database row and back to JSON.
 fn round_trip(object: &str, text: &str) -> Result<String, Refused> {
     let mut out = Vec::new();
     match object {
@@ -55,7 +55,7 @@ fn at<'j>(object: &'j mut Json, place: &str) -> &'j mut Json {
     })
 }
 
-/// The same object with another text behind a key, or without the key.
+/// The same object with another text as the value of a key, or without the key.
 fn with(object: &Json, place: &str, key: &str, text: Option<&str>) -> String {
     let mut object = object.clone();
     let part = at(&mut object, place).as_object_mut().unwrap();
@@ -198,7 +198,7 @@ fn every_key_of_the_tables_was_probed_at_the_real_server() {
         let probed = matrix[object]["keys"].as_object().unwrap();
         for key in table.iter().filter_map(|row| row.key) {
             let path = if place.is_empty() { key.to_owned() } else { format!("{place}.{key}") };
-            // Discarded whatever it is.
+            // `return` is discarded, whatever its value.
             assert!(probed.contains_key(&path) || key == "return", "{object}: {path}");
             rows += 1;
         }
@@ -269,7 +269,7 @@ fn every_row_gives_back_what_it_wrote() {
                 write(&stored, &mut text);
                 let text = String::from_utf8(text).unwrap();
                 let value = read(&text);
-                // Out of range, which the table's default for such values is for.
+                // The value is out of range: the row must have a default or a clamp for it.
                 let Some(value) = value else {
                     assert!(matches!(row.invalid, Otherwise::Use(_)) || row.clamp.is_some(), "{key}: {text}");
                     continue;
