@@ -179,7 +179,7 @@ build() {
         "$target" "$(stat -c %s "$out/$target/ankipi")" $((SECONDS - started)) "$out/$target/ankipi"
 }
 
-# Whoever copies the result while a build runs gets the whole of one or the other.
+# The result is replaced in one step: a copy made during a build is the whole old program or the whole new one.
 deliver() {
     cp "$3" "$out/$1/$2.new"
     mv "$out/$1/$2.new" "$out/$1/$2"

@@ -1,4 +1,4 @@
-//! Everything that fuzzing has found worth keeping (tests/fuzz), once more.
+//! Replays all inputs that fuzzing has found worth keeping (tests/fuzz).
 
 use std::fs;
 use std::path::Path;
@@ -13,7 +13,7 @@ fn what_fuzzing_found_holds() {
         let (mut inputs, started) = (0, std::time::Instant::now());
         for entry in fs::read_dir(corpus.join(target)).unwrap() {
             let path = entry.unwrap().path();
-            // Shown if it fails.
+            // The test harness shows it if the check fails.
             println!("{}", path.display());
             check(&fs::read(path).unwrap());
             inputs += 1;

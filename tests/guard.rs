@@ -13,15 +13,15 @@ use std::time::{Duration, Instant};
 
 use ankipi::server::connections::{Guard, Limits, Weight};
 
-/// Longer than anything should take; a test that waits for so long has failed.
+/// Timeout of every wait in these tests; a test that reaches it fails.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Held by every test, and alone by the one that counts the descriptors of the process.
+/// Read lock of every test; the test that counts the process's descriptors takes the write lock.
 static ALONE: RwLock<()> = RwLock::new(());
 
 // ---- the server ----
 
-/// Lets handlers wait for a word of the test.
+/// Lets handlers wait until the test releases them.
 #[derive(Clone, Default)]
 struct Gate(Arc<(Mutex<usize>, Condvar)>);
 
@@ -242,7 +242,7 @@ impl Write for Counter {
     }
 }
 
-/// Reads the body; a failure is an event, and no reply.
+/// Reads the body; a failure is recorded as an event and gets no reply.
 fn read_body(request: &mut tiny_http::Request, to: &mut impl Write, events: &Sender<String>) -> bool {
     match io::copy(request.as_reader(), to) {
         Ok(_) => true,
@@ -641,7 +641,7 @@ fn an_early_refusal_reaches_a_client_that_is_still_sending() {
         assert_eq!((answer.status, answer.header("connection")), (403, Some("close")));
         assert_eq!(answer.body, b"no");
     }
-    // A body that was received whole does not cost the connection.
+    // If the whole body was received, the connection is kept.
     let mut client = server.client();
     let answer = client.send(post_length("/refuse", 5)).send("hello").answer();
     assert_eq!((answer.status, answer.header("connection")), (403, Some("keep-alive")));
@@ -682,7 +682,7 @@ fn a_cut_body_is_an_error_for_the_backend() {
         server.client().send(&wire);
         assert_eq!(server.event(), "cut body", "{wire:.60}");
     }
-    // Too little came for the backend to hear of it.
+    // Too little came: the request was not handed to the backend.
     server.client().send(post_length("/count", 100)).send("x");
     server.assert_alive();
     assert!(server.events.try_recv().is_err());
@@ -821,7 +821,7 @@ fn slow_forms_make_way_for_whoever_waits_and_quick_ones_do_not() {
     let (mut slow, mut quick, mut bulk) = (server.client(), server.client(), server.client());
     slow.send(&form).send([b'x'; 10_000]);
     quick.send(&form).send([b'x'; 990_000]);
-    // Nobody waits, so both may be as slow as they like.
+    // No other connection waits for a slot, so both may be slow.
     let started = Instant::now();
     while started.elapsed() < millis(1200) {
         server.assert_alive();
@@ -904,7 +904,7 @@ fn clients_that_do_not_read_block_nobody_for_long() {
         client.send("GET /endless HTTP/1.1\r\n\r\n");
     }
     server.assert_alive();
-    // A client that began to read before its time is over would be served for ever.
+    // Wait for the deadlines first: a client that began to read before would be served for ever.
     for _ in &deaf {
         assert_eq!(server.event(), "endless ended");
     }
@@ -931,7 +931,7 @@ fn silent_and_slow_clients_are_ended() {
     let mut idle = server.client();
     idle.get("/ping");
     idle.assert_closed();
-    // The backend has this one already.
+    // The backend already has this request.
     let mut stalled = server.client();
     stalled.send(post_length("/count", 100_000)).send(vec![0; 50_000]);
     assert_eq!(stalled.answer().status, 408);
@@ -1038,7 +1038,7 @@ fn half_open_connections_are_held_or_evicted_but_a_ping_passes() {
             let _ = client.try_send(b"POST /count HTTP/1.1\r\nContent-Le");
         }
         server.assert_alive();
-        // Those that came last are still served.
+        // The newest connections are still served.
         let last = half_open.last_mut().unwrap();
         assert_eq!(last.send("ngth: 2\r\n\r\nab").answer().text(), "2");
     }

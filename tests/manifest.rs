@@ -1,4 +1,4 @@
-//! What Cargo.toml says of the crate is so: which compiler builds it, and where its unsafe code is.
+//! Checks that Cargo.toml is true: the minimum Rust version, and where unsafe code is.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -39,7 +39,7 @@ fn no_package_needs_a_newer_compiler_than_we_say_and_one_needs_that() {
     let (newest, needed) =
         packages.iter().filter(|(name, _)| **name != "ankipi").max_by_key(|(_, needed)| **needed).unwrap();
     println!("of {} packages that say so {newest} needs the newest compiler, {needed:?}", packages.len());
-    // That our own code needs no newer one is clippy's `incompatible_msrv`, which warns by itself.
+    // Clippy's lint `incompatible_msrv` checks the same for our own code.
     assert_eq!(ours, *needed, "rust-version in Cargo.toml, and {newest}");
 }
 
@@ -48,7 +48,7 @@ fn unsafe_code_is_in_os_alone() {
     let mut files = Vec::new();
     gather(Path::new(env!("CARGO_MANIFEST_DIR")).join("src").as_path(), &mut files);
     assert!(files.len() > 50);
-    // Cargo.toml denies it, and this is how a file would allow it to itself.
+    // Cargo.toml denies unsafe code; a file would need this attribute to allow it.
     let allowing: Vec<_> =
         files.iter().filter(|path| fs::read_to_string(path).unwrap().contains("unsafe_code")).collect();
     let os = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/os");

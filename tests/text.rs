@@ -18,14 +18,14 @@ fn text<'v>(vector: &'v Value, key: &str) -> &'v str {
     vector[key].as_str().unwrap_or_else(|| panic!("{key} of {vector}"))
 }
 
-/// The list under `key`, which must not have shrunk.
+/// The list under `key`; fails unless it has `length` entries.
 fn list<'v>(vectors: &'v Value, key: &str, length: usize) -> &'v [Value] {
     let list = vectors[key].as_array().unwrap();
     assert_eq!(list.len(), length, "{key}");
     list
 }
 
-/// A sort field as SQLite hands it out again: its type, its text, its value.
+/// A sort field as SQLite returns it: type, text, value.
 fn stored(db: &Connection, sort_field: &str) -> (String, String, rusqlite::types::Value) {
     db.execute("DELETE FROM notes", []).unwrap();
     db.execute("INSERT INTO notes (sfld) VALUES (?1)", [sort_field]).unwrap();
@@ -37,7 +37,7 @@ fn stored(db: &Connection, sort_field: &str) -> (String, String, rusqlite::types
 
 fn database() -> Connection {
     let db = Connection::open_in_memory().unwrap();
-    // The affinity of the true table (spec 1.1).
+    // The column has the same affinity as in a collection (spec 1.1).
     db.execute_batch("CREATE TABLE notes (sfld integer NOT NULL)").unwrap();
     db
 }
@@ -140,7 +140,7 @@ fn an_index_in_this_collation_is_sound() {
     let db = Connection::open_in_memory().unwrap();
     db.create_collation("unicase", unicase::compare).unwrap();
     db.execute_batch("CREATE TABLE names (name text COLLATE unicase)").unwrap();
-    // The reverse order, so that something is left to do for the index.
+    // Inserted in reverse order, so that the index has to sort.
     for word in sorted.iter().rev() {
         db.execute("INSERT INTO names VALUES (?1)", [word]).unwrap();
     }

@@ -1,5 +1,5 @@
-//! The translation of decks, deck options and notetypes against what real programs do (`vectors/`), against random
-//! objects, and against input made to break it.
+//! Tests the translation of decks, deck options and notetypes with recordings of real programs (`vectors/`), with random
+//! objects, and with hostile input.
 
 mod objects;
 
@@ -28,7 +28,7 @@ enum Kind {
 impl Kind {
     const ALL: [Kind; 3] = [Kind::Deck, Kind::Config, Kind::Notetype];
 
-    /// Through the row and back.
+    /// JSON to database row and back to JSON.
     fn round_trip(self, text: &str) -> Result<String, Refused> {
         let mut out = b"before ".to_vec();
         match self {
@@ -40,7 +40,7 @@ impl Kind {
     }
 }
 
-/// Integers must be equal and written as such; other numbers are singles.
+/// Integers must be equal and written as integers; other numbers are compared as f32.
 fn same(ours: &Value, real: &Value) -> bool {
     match (ours, real) {
         (Value::Number(a), Value::Number(b)) if b.is_f64() => {
@@ -54,7 +54,7 @@ fn same(ours: &Value, real: &Value) -> bool {
     }
 }
 
-/// Replaces what is at a path like `tmpls.0.name`; no value removes it.
+/// Replaces the value at a path like `tmpls.0.name`; `None` removes it.
 fn put(object: &mut Value, path: &str, value: Option<Value>) {
     let (parents, key) = path.rsplit_once('.').unwrap_or(("", path));
     let mut at = object;
@@ -75,7 +75,7 @@ fn put(object: &mut Value, path: &str, value: Option<Value>) {
 /// object comes from a sync (refused) or from an upgrade (repaired).
 const REFUSED_BY_THE_CALLER: (&str, &str) = ("id", "0");
 
-/// Every key with 24 values: refused as by the real server, or the whole object sent back as by it.
+/// Tries every key with 24 values: the object is refused if the real server refuses it, else sent back as by the real server.
 #[test]
 fn every_probe_of_the_tolerance_matrix() {
     let matrix = vectors("tolerance_matrix.json");
@@ -281,7 +281,7 @@ fn rich_collection_both_ways() {
         assert_eq!(again.fields.len(), row.fields.len());
         let both = again.templates.iter().zip(&row.templates);
         assert!(both.clone().all(|(a, b)| a.name == b.name && fields(&a.config) == fields(&b.config)));
-        // JSON has no stamps of templates.
+        // JSON has no mtime and usn of templates.
         assert!(again.templates.iter().all(|template| (template.mtime_secs, template.usn) == (0, 0)));
         assert_eq!(again.templates.len(), row.templates.len());
         assert_eq!(i64::from(notetype_sort_field(&row.config).unwrap()), int(&object["sortf"]));
@@ -290,7 +290,7 @@ fn rich_collection_both_ways() {
     assert_eq!(checked, 18);
 }
 
-/// Damages a blob, or builds on it.
+/// Damages a blob, or appends to it.
 fn damage(random: &mut Random, blob: &mut Vec<u8>) {
     for _ in 0..1 + random.below(4) {
         let at = random.below(blob.len() + 1);
@@ -504,7 +504,7 @@ fn damaged_rows_are_refused() {
     assert_eq!(filtered["delays"], json!([1.0, 2.0]));
 }
 
-/// Where the spec recommends to differ from the real server (16.5).
+/// Differences from the real server that the spec recommends (16.5).
 #[test]
 fn unknown_keys_never_clash_and_floats_are_always_numbers() {
     // `md`, and in filtered decks every key of decks, would come out twice or with the wrong meaning.
@@ -538,7 +538,7 @@ fn unknown_keys_never_clash_and_floats_are_always_numbers() {
     assert_eq!(options["desiredRetention"], json!(0.9));
 }
 
-/// Unknown keys of sections come back in their section; a section that is refused loses them (5.2, 5.4).
+/// Unknown keys of sections are sent back in their section; they are lost if the section is refused (5.2, 5.4).
 #[test]
 fn unknown_keys_of_sections() {
     let mut options = bases()[3].1.clone();
@@ -554,7 +554,7 @@ fn unknown_keys_of_sections() {
     assert_eq!(options["new"]["initialFactor"], 2500);
 }
 
-/// What the probes do not reach, from the tables of the spec.
+/// Cases from the tables of the spec that the recorded probes do not cover.
 #[test]
 fn details_of_the_spec() {
     let normal = bases()[1].1.clone();
@@ -634,7 +634,7 @@ fn details_of_the_spec() {
     assert_eq!(req(json!([[0, "none", []], object])), json!([[0, "none", []], [1, "any", [0, 3]]]));
     assert_eq!(req(json!([[0, "none", []], [0, "some", []]])), json!([]));
     assert_eq!(req(json!([[70000, "none", []]])), json!([]));
-    // All 32 bits are stored, 16 are sent.
+    // All 32 bits are stored, only 16 are sent.
     let row = NotetypeRow { config: b"\x10\x81\x80\x04".to_vec(), ..rich().notetypes[0].clone() };
     assert_eq!(notetype_sort_field(&row.config), Ok(65537));
     let out: Value = serde_json::from_str(&written(|out| row.write_json(out))).unwrap();

@@ -12,7 +12,7 @@ root=${DESTDIR:-}
 say() { echo "ankipi: $*"; }
 die() { say "$*" >&2; exit 1; }
 
-# A service in the folder of init scripts may be that of three systems; each has something of its own.
+# A service in /etc/init.d can belong to OpenWrt, OpenRC or sysvinit: each is recognised by files of its own.
 if [ -e "$root/etc/rc.common" ]; then
     init=openwrt service=$root/etc/init.d/ankipi settings=$root/etc/config/ankipi
 elif [ -e "$root/sbin/openrc-run" ]; then
@@ -28,7 +28,7 @@ case $init in
     *) program=$root/usr/bin/ankipi ;;
 esac
 
-# Whether that system runs, and not only has its files below DESTDIR.
+# Whether the service can be started now: not below DESTDIR, and not if systemd is installed but not running.
 live() { [ -z "$root" ] && { [ $init != systemd ] || [ -d /run/systemd/system ]; }; }
 
 enable_and_start() {
@@ -123,7 +123,7 @@ esac
 [ -n "$root" ] || ./ankipi --version >/dev/null || die "this archive is for another processor"
 
 mkdir -p "$(dirname "$program")" "$(dirname "$service")" "$(dirname "$settings")"
-# A running program cannot be overwritten, but replaced.
+# A running program cannot be overwritten, but it can be replaced by a rename.
 cp ankipi "$program.new"
 chmod 755 "$program.new"
 mv "$program.new" "$program"

@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# Programs of other processors on this machine, under qemu-user; sourced.
+# Runs programs for other processors on this machine, under qemu-user; sourced.
 
 # Installs Debian's packages of those commands that are missing: need COMMAND PACKAGE...
 need() {

@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# How these scripts talk; sourced.
+# Output and error functions of these scripts; sourced.
 
 say() { echo "${0##*/}: $*" >&2; }
 

@@ -2,7 +2,7 @@
 
 use unicode_normalization::char::is_combining_mark;
 
-/// Where `word` ends, if and only if it stands at `at` in whatever case. `word` is lower-case ASCII without a `k`.
+/// The end of `word` if it is found at `at`, in any case; else `None`. `word` must be lower-case ASCII without a `k`.
 ///
 /// Simple Unicode folding adds the long s (U+017F) to the forms of `s`, and would add the Kelvin sign to those of `k`.
 pub(super) fn word_end(text: &str, at: usize, word: &str) -> Option<usize> {
@@ -17,8 +17,8 @@ pub(super) fn word_end(text: &str, at: usize, word: &str) -> Option<usize> {
     Some(text.len() - rest.len())
 }
 
-/// The zeros of the decimal digits beyond ASCII (Unicode 16); nine more follow each. std knows no general categories,
-/// and its `is_numeric` takes in characters that end a word, such as superscripts and fractions.
+/// The zeros of the non-ASCII decimal digits (Unicode 16); the digits 1 to 9 follow each. std has no general categories,
+/// and its `is_numeric` includes characters that are not part of a word, such as superscripts and fractions.
 #[rustfmt::skip]
 const ZEROS: [u32; 75] = [
     0x660, 0x6f0, 0x7c0, 0x966, 0x9e6, 0xa66, 0xae6, 0xb66, 0xbe6, 0xc66, 0xce6, 0xd66, 0xde6, 0xe50, 0xed0,
@@ -32,8 +32,7 @@ const ZEROS: [u32; 75] = [
 
 /// Whether a character is part of a word (`\w`): Alphabetic, Mark, decimal digit, connector or joiner.
 ///
-/// Client 26.9.3 agrees on every character, save those that came after Unicode 16: std and the table of marks are
-/// newer.
+/// Client 26.9.3 agrees on every character except those added after Unicode 16: std and the table of marks are newer.
 pub(super) fn is_word(c: char) -> bool {
     if c.is_ascii() {
         return c.is_ascii_alphanumeric() || c == '_';

@@ -6,8 +6,8 @@
 //! more copy of it (a name that never ends); every byte that it writes comes from a `char`, so its unwrap of UTF-8
 //! holds.
 
-/// Decodes all entities and turns no-break spaces into spaces. None leaves the text as it is, no-break spaces too:
-/// there is no `&` in it, or one that begins no entity.
+/// Decodes all entities and turns no-break spaces into spaces. `None` if the text has no `&`, or an `&` that does not
+/// begin an entity: then the text stays as it is, no-break spaces included.
 pub(super) fn decode(text: &str) -> Option<String> {
     if !text.contains('&') {
         return None;

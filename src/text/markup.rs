@@ -1,11 +1,11 @@
 //! Step B of stripping: markup is deleted (spec, collection-format.md 10.3).
 //!
-//! Linear in the text: what lies between a `<` and the end that was found for it is deleted and not looked at again,
-//! and an end that was once looked for in vain is not looked for again.
+//! Linear in the length of the text: text between a `<` and its end is deleted without a second look, and a search for an
+//! end that failed once is not repeated.
 
 use crate::text::caseless::word_end;
 
-/// Elements whose content goes with them: how they begin and how they end.
+/// Elements that are deleted with their content: opening and closing tag.
 const ELEMENTS: [(&str, &str); 2] = [("<style", "</style>"), ("<script", "</script>")];
 
 /// Deletes comments, style sheets, scripts and tags. None if there are none.
@@ -14,7 +14,7 @@ pub(super) fn remove(text: &str) -> Option<String> {
     let mut copied = 0;
     let mut ends = Ends::default();
     while let Some(open) = find(text, copied, '<') {
-        // Everything that begins with `<` ends with `>`: without one, the rest is text.
+        // All markup ends with `>`: if none follows, the rest is text.
         let Some(close) = find(text, open + 1, '>') else {
             break;
         };
@@ -28,7 +28,7 @@ pub(super) fn remove(text: &str) -> Option<String> {
     Some(kept)
 }
 
-/// Which ends are known not to occur in the rest of the text.
+/// Ends that are known not to occur in the rest of the text.
 #[derive(Default)]
 struct Ends {
     no_comment: bool,

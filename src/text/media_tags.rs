@@ -1,7 +1,7 @@
-//! Step A of stripping: media tags give way to their file names (spec, collection-format.md 10.3).
+//! Step A of stripping: media tags are replaced by their file names (spec, collection-format.md 10.3).
 //!
-//! In the clients this is one regular expression, and the order in which its alternatives are tried decides which name
-//! is kept. The search below tries in that order, but tries nothing twice, so it is linear in the text:
+//! Clients use one regular expression. The order in which it tries its alternatives decides which name is kept. The search
+//! below tries in the same order, but tries nothing twice, so it is linear in the length of the text:
 //!
 //! - Inside a tag, all that counts is the position: whether a media tag can be completed from there does not depend on
 //!   how it was reached, nor on which `<` began. A position that failed once is remembered, over the whole text.
@@ -58,15 +58,15 @@ struct Search<'t> {
     text: &'t str,
     /// One bit per byte of the text: no media tag can be completed from here. Empty until the first tag.
     failed: Vec<u64>,
-    /// Ways on from stretches that were tried in vain, the next one to try last.
+    /// Positions still to try after the stretches that failed; the last one is tried next.
     pending: Vec<usize>,
 }
 
 impl Search<'_> {
     /// The media tag whose element name ends at `filler`.
     ///
-    /// The filler has at least one item, but that needs no care: the name ends at a word boundary, so no attribute
-    /// can begin right behind it.
+    /// The filler has at least one item. This needs no check: the name ends at a word boundary, so no attribute can begin
+    /// directly after it.
     fn complete(&mut self, filler: usize) -> Option<MediaTag> {
         if self.failed.is_empty() {
             self.failed = vec![0; self.text.len().div_ceil(64)];
@@ -85,7 +85,7 @@ impl Search<'_> {
     fn try_stretch(&mut self, start: usize) -> Option<MediaTag> {
         let bytes = self.text.as_bytes();
         let (mut last_double, mut last_single) = (None, None);
-        // Bytes do for characters: whatever is looked for begins with an ASCII or a leading byte.
+        // Going byte by byte is enough: everything searched for begins with an ASCII byte or a leading byte.
         let mut at = start;
         while bytes[at] != b'>' && self.fail(at) {
             if let Some(tag) = attribute_end(self.text, at).and_then(|value| value_at(self.text, value)) {
@@ -101,7 +101,7 @@ impl Search<'_> {
         // A regular expression backtracks from the end, so the later quote is tried first.
         let (first, second) = (last_double.min(last_single), last_double.max(last_single));
         for quote in [first, second].into_iter().flatten() {
-            // A closing quote on this side of the `>` leads to positions that have failed already.
+            // A closing quote before the `>` leads to positions that have failed already.
             if let Some(length) = find_byte(&bytes[quote + 1..], bytes[quote]) {
                 self.pending.push(quote + 1 + length + 1);
             }
@@ -109,7 +109,7 @@ impl Search<'_> {
         None
     }
 
-    /// Marks a position as failed, unless what is tried there now succeeds. False if it was marked before.
+    /// Marks a position as failed; if the attempt made there next succeeds, the search ends. False if it was marked before.
     fn fail(&mut self, at: usize) -> bool {
         let bit = 1 << (at % 64);
         let word = &mut self.failed[at / 64];
@@ -133,7 +133,7 @@ fn attribute_end(text: &str, at: usize) -> Option<usize> {
     (!in_word && text.as_bytes().get(end) == Some(&b'=')).then_some(end + 1)
 }
 
-/// The media tag whose attribute has its value at `at`: nothing can fail but a value that ends before it begins.
+/// The media tag whose attribute has its value at `at`. `None` only if the value is empty.
 fn value_at(text: &str, at: usize) -> Option<MediaTag> {
     let bytes = text.as_bytes();
     let first = *bytes.get(at)?;

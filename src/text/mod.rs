@@ -1,4 +1,4 @@
-//! The text rules that a client and its server must apply alike, to the bit: what is stored and compared is the result.
+//! Text rules that clients and server must apply identically, to the bit, because the results are stored and compared.
 //!
 //! Pure functions: no SQL, no I/O. Rules and vectors are in the spec, collection-format.md 2.1, 10 and 12.4.
 

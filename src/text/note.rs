@@ -1,6 +1,6 @@
 //! What the server derives from the text of a note that arrives by sync (spec, collection-format.md 10).
 //!
-//! Anything here may be a megabyte of hostile text, so every step is linear in its length.
+//! The input may be a megabyte of hostile text, so every step is linear in its length.
 
 use std::borrow::Cow;
 use std::error::Error;
@@ -11,10 +11,10 @@ use sha1::{Digest, Sha1};
 
 use crate::text::{entities, markup, media_tags, tag};
 
-/// Parts the fields of a note.
+/// Separates the fields of a note.
 const FIELD_SEPARATOR: char = '\u{1f}';
 
-/// The text of a field without its markup (spec 10.3, steps A, B and C). Borrowed if that changes nothing.
+/// The text of a field without its markup (spec 10.3, steps A, B and C). Borrowed if nothing changes.
 pub fn strip(field: &str) -> Cow<'_, str> {
     let mut text = Cow::Borrowed(field);
     for step in [media_tags::keep_names, markup::remove, entities::decode] {
@@ -25,18 +25,18 @@ pub fn strip(field: &str) -> Cow<'_, str> {
     text
 }
 
-/// The checksum by which clients look for duplicates, of a first field that has been stripped (spec 10.3).
+/// The checksum of a stripped first field, by which clients find duplicates (spec 10.3).
 pub fn checksum(stripped: &str) -> u32 {
     let digest = Sha1::digest(stripped.as_bytes());
     u32::from_be_bytes([digest[0], digest[1], digest[2], digest[3]])
 }
 
-/// The fields of a note without the control characters that are not stored: all of ASCII but newline, tab, and what
-/// parts the fields (spec 10.2).
+/// The fields of a note without ASCII control characters, except newline, tab and the field separator (spec 10.2).
 pub fn clean(fields: &str) -> Cow<'_, str> {
     let dropped =
         |byte: u8| byte.is_ascii_control() && byte != b'\n' && byte != b'\t' && byte != FIELD_SEPARATOR as u8;
-    // Bytes below 128 are no part of other characters. There are few of these, so words of them are passed over at once.
+    // Bytes below 128 are never part of another character. Control characters are rare, so whole machine words without
+    // one are skipped.
     let (words, rest) = fields.as_bytes().as_chunks();
     let mut suspects = words.iter().filter(|word| has_control(usize::from_ne_bytes(**word)));
     if suspects.any(|word| word.iter().copied().any(dropped)) || rest.iter().copied().any(dropped) {
@@ -46,17 +46,17 @@ pub fn clean(fields: &str) -> Cow<'_, str> {
     }
 }
 
-/// Whether one of the bytes is below a space or the one of "delete".
+/// Whether one of the bytes is below 0x20 (space), or 0x7f (delete).
 fn has_control(word: usize) -> bool {
     const EACH: usize = usize::MAX / 255;
-    // Subtracting sets the top bit of the lowest byte that is less, and perhaps those of bytes above it.
+    // The subtraction sets the top bit of the lowest byte that is below the bound, and perhaps of bytes above it.
     let less_than = |word: usize, bound: usize| word.wrapping_sub(EACH * bound) & !word & (EACH << 7);
     less_than(word, 0x20) | less_than(word ^ (EACH * 0x7f), 1) != 0
 }
 
-/// The tags of a note in their stored form: a space before, between and behind them, or nothing (spec 10.1).
+/// The tags of a note in their stored form: a space before each tag and after the last, or "" without tags (spec 10.1).
 ///
-/// Clients have sorted and matched them with the `tags` table before; the server must not.
+/// Clients have already sorted them and matched them with the `tags` table; the server must not.
 pub fn normalize_tags(tags: &str) -> String {
     let mut normal = String::with_capacity(tags.len() + 2);
     for tag in tags.split(tag::is_separator).filter(|tag| !tag.is_empty()) {
@@ -74,7 +74,7 @@ pub fn normalize_tags(tags: &str) -> String {
 pub struct Prepared<'f> {
     /// Column `flds`.
     pub fields: Cow<'f, str>,
-    /// Column `sfld`. To be bound as text: SQLite makes numbers of what looks like one.
+    /// Column `sfld`. Bind it as text: SQLite converts text that looks like a number.
     pub sort_field: String,
     /// Column `csum`.
     pub checksum: u32,
@@ -99,7 +99,7 @@ impl Error for WrongFieldCount {}
 
 /// Checks and cleans the fields of a note, and derives its sort field and checksum (spec 10.2 to 10.5).
 ///
-/// `field_count` and `sort_field` are those of the notetype; a sort field that does not exist is empty.
+/// `field_count` and `sort_field` are the notetype's. If there is no such field, the sort field is "".
 pub fn prepare(fields: &str, field_count: usize, sort_field: u32) -> Result<Prepared<'_>, WrongFieldCount> {
     let fields = clean(fields);
     let (found, expected) =
@@ -126,15 +126,15 @@ mod tests {
         let cases = [
             ("", ""),
             ("<b>a</b>&nbsp;<img src=\"a&amp;b.png\">", "a  a&b.png "),
-            // Decoding comes last, and nothing is stripped from what it yields.
+            // Decoding comes last: its result is not stripped again.
             ("&lt;b&gt;", "<b>"),
             ("&lt;img src=a&gt;", "<img src=a>"),
-            // A name may hold markup, which goes.
+            // Markup in a name is removed.
             ("<img src='a<b>c'>", " ac "),
             // Comments and scripts do not hide media tags.
             ("<!-- <img src=a.png> -->", ""),
             ("<!-- <img src=\"-->\"> -->", "  -->"),
-            // Not a word about sounds, clozes and blanks.
+            // Sounds, clozes and blanks stay.
             (" [sound:a.mp3] {{c1::b}} ", " [sound:a.mp3] {{c1::b}} "),
             ("\u{a0}", "\u{a0}"),
             ("\u{a0}&amp;", " &"),
@@ -159,7 +159,7 @@ mod tests {
             clean("\0a\r\nb\tc\u{1b}\u{1f}\u{7f}\u{80}\u{85}\u{2028}"),
             "a\nb\tc\u{1f}\u{80}\u{85}\u{2028}"
         );
-        // Wherever it stands in a word of the machine, and whatever beside it.
+        // At each position in a machine word, beside each kind of character.
         for (letter, at) in [' ', '\u{7e}', '\u{80}', '\u{ffff}', '\n']
             .into_iter()
             .flat_map(|letter| (0..20).map(move |at| (letter, at)))
@@ -198,7 +198,7 @@ mod tests {
             ("a\u{1f}<b>b", 2, 1, "a\u{1f}<b>b", "b", first),
             ("a\u{1f}b", 2, 2, "a\u{1f}b", "", first),
             ("a\u{1f}b", 2, u32::MAX, "a\u{1f}b", "", first),
-            // Control characters go first, and may leave a tag behind.
+            // Control characters are removed first, which may produce a tag.
             ("<\0b>a", 0, 0, "<b>a", "a", first),
             ("", 1, 0, "", "", 0xda39a3ee),
             ("\u{1f}", 2, 1, "\u{1f}", "", 0xda39a3ee),
@@ -209,7 +209,7 @@ mod tests {
         }
     }
 
-    /// A step that were quadratic in any of these would take minutes to hours, not a tenth of a second.
+    /// A step with quadratic time on any of these would take minutes to hours instead of a tenth of a second.
     #[test]
     fn a_megabyte_of_hostile_text_is_stripped_promptly() {
         let pieces = [
@@ -236,7 +236,7 @@ mod tests {
             "<style></script",
             "</styl",
         ];
-        // Without an end there is nothing to find; with one at the very end, everything else is looked at.
+        // Without a `>` the search stops at once; with one at the very end, all of the text is searched.
         for (prefix, suffix) in [("", ">"), ("<img \"'", "'>")] {
             for piece in pieces {
                 let text = format!("{prefix}{}{suffix}", piece.repeat((1 << 20) / piece.len()));

@@ -1,10 +1,10 @@
-//! Names of tags, as they enter the `tags` table.
+//! Names of tags in the `tags` table.
 
 use unicode_normalization::UnicodeNormalization;
 
 /// The name under which a tag is registered (spec, collection-format.md 12.4).
 ///
-/// Each part between `::` is brought to NFC, loses control characters and separators of tags, and is trimmed; an empty
+/// Each part between `::` is normalised to NFC, stripped of control characters and tag separators, and trimmed. An empty
 /// part becomes `blank`.
 pub fn normalize_name(name: &str) -> String {
     let mut normal = String::with_capacity(name.len());
@@ -21,7 +21,7 @@ pub fn normalize_name(name: &str) -> String {
     normal
 }
 
-/// Whether a character parts two tags of a note: the space, and the one that Japanese keyboards type (spec 10.1).
+/// Whether a character separates two tags of a note: the space and the ideographic space U+3000 (spec 10.1).
 pub(super) fn is_separator(c: char) -> bool {
     matches!(c, ' ' | '\u{3000}')
 }

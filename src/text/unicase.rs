@@ -1,9 +1,9 @@
 //! The collation `unicase` (spec, collection-format.md 2.1): full case folding, compared by code points.
 //!
-//! The crate is pinned to exactly 2.6.0, because its result is stored: four indexes of every collection are sorted by
-//! it, clients run `PRAGMA integrity_check` with their own copy, and that copy is 2.6.0. This release yields the
-//! three characters of a long folding in the order third, first, second; later ones put that right, and their order
-//! of those 16 characters (and of letters newer than Unicode 12.1) makes a sound index look corrupt.
+//! The crate is pinned to exactly 2.6.0, because its order is stored: four indexes of every collection are sorted by it.
+//! Clients run `PRAGMA integrity_check` with their own copy, which is 2.6.0. This release yields the three characters of
+//! a long folding in the order third, first, second. Later releases fixed that: their order of those 16 characters (and
+//! of letters newer than Unicode 12.1) makes a sound index look corrupt.
 //!
 //! The crate folds while it compares: no allocation, linear in the shorter text, and no character makes it panic
 //! (tested below for each of them).
@@ -17,7 +17,7 @@ pub fn compare(a: &str, b: &str) -> Ordering {
     UniCase::new(a).cmp(&UniCase::new(b))
 }
 
-/// Whether the collation takes two names for the same one (spec 2.1).
+/// Whether two names are equal under the collation (spec 2.1).
 pub fn equal(a: &str, b: &str) -> bool {
     UniCase::new(a) == UniCase::new(b)
 }
@@ -77,7 +77,7 @@ mod tests {
             ("i", "\u{131}"),
             ("e\u{301}", "\u{e9}"),
             ("ffi", "\u{fb03}"),
-            // Added in Unicode 14, hence without a lower case here: a later table would call the two equal.
+            // Added in Unicode 14, so release 2.6.0 has no lower case for it; with a later table the two are equal.
             ("\u{2c2f}", "\u{2c5f}"),
         ];
         for (a, b) in ascending {

@@ -88,7 +88,7 @@ fn health_says_whether_the_data_folder_is_there() {
     assert!(matches!(get(&server, "/health", "").status, 502 | 503));
     fs::rename(&away, server.base.path()).unwrap();
     assert_eq!(get(&server, "/health", "").status, 200);
-    // One user's folder is that user's trouble, and no reason to make a new collection elsewhere.
+    // If one user's folder is unusable, only that user gets errors, and no new collection is made elsewhere.
     let (here, away) = (server.base.path().join("test"), server.base.path().join("away"));
     fs::rename(&here, &away).unwrap();
     server.device().call("start", r#"{"minUsn":1,"lnewer":true}"#).refused(500);

@@ -135,7 +135,7 @@ fn a_large_collection_passes_in_flat_memory() {
     for generation in [KeyFirst, DataFirst] {
         let server = TestServer::start();
         let device = OldDevice::of(&server, generation);
-        // Once in vain: what SQLite and the heap need anyway is there then.
+        // One warm-up request: SQLite and the heap allocate what they always need.
         device.send_packed("upload", &gzip(&collection("")));
         let peak = server.memory_kib("VmHWM:");
         assert_eq!(plain(&device.send_packed("upload", &packed)), "OK");
@@ -407,7 +407,7 @@ fn limits_hold_for_forms_and_the_log_names_the_variable() {
                 }
             }
         }
-        // Nothing is unpacked for strangers.
+        // Bodies without a valid key are not decompressed.
         let parts = [("data", &blown[..]), c, unknown, skey];
         let mut wire = Wire::open(server.address);
         wire.send(&request(path, &form(&parts)));

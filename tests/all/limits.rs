@@ -40,7 +40,7 @@ fn an_upload_that_tells_no_size_is_stopped_on_its_way() {
     server.device().send_raw("upload", Framed::Chunked(&pack(&noise(4 << 20)))).refused(413);
     // Small when sent, large when unpacked.
     server.device().send_raw("upload", Framed::Length(&pack(&vec![0; 8 << 20]))).refused(413);
-    // A line is written when all is tidied up.
+    // The access line is written after the clean-up.
     for _ in 0..2 {
         server.wait_for_refusal("/sync/upload", 413);
     }

@@ -1,4 +1,4 @@
-//! Memory does not grow with the number of requests, also where several threads take it and others give it back.
+//! Memory does not grow with the number of requests, also if one thread allocates it and another frees it.
 
 use std::thread;
 

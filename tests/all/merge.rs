@@ -231,7 +231,7 @@ fn chunks_hold_every_row_once_whatever_their_number() {
         ids.sort_unstable();
         assert_eq!(ids, (1..=rows).collect::<Vec<_>>(), "{rows} rows");
         assert!(chunks.len() as i64 <= rows / 250 + 1, "{rows} rows in {} chunks", chunks.len());
-        // What the client sends now is no news to it.
+        // Rows that the client sends in this session are not sent back to it.
         device.apply_chunk(&json!({ "notes": [note(9999, 1, "new\u{1f}")] }).to_string()).ok();
         for _ in 0..2 {
             assert_eq!(device.call("chunk", "{}").ok(), json!({ "done": true }));
@@ -268,7 +268,7 @@ fn a_new_day_unburies_cards_once() {
     let server = TestServer::holding(&collection(buried), &[]);
     let device = server.device();
     device.begin();
-    // Not committed, not done.
+    // An uncommitted session changes nothing.
     device.call("abort", "{}").ok();
     assert_eq!(server.rows("SELECT count(*) FROM cards WHERE queue < -1"), ["5"]);
     device.begin();

@@ -83,7 +83,7 @@ fn a_collection_that_the_official_server_left_in_the_old_form_is_upgraded_where_
         server.wait_for_log("upgrading from schema");
         assert_eq!(server.rows("SELECT ver FROM col"), ["18"]);
         server.assert_syncs();
-        // As it was, but for the mark of its journal.
+        // The file is unchanged except for its journal mode.
         let backup = fs::read(server.file("backups/collection-00001.anki2")).unwrap();
         assert_eq!(rows_of(&backup, "SELECT ver FROM col"), rows_of(&found, "SELECT ver FROM col"));
         assert!(backup.len() >= found.len());
@@ -101,7 +101,7 @@ fn an_old_collection_that_cannot_be_upgraded_stays_and_the_log_says_why() {
     let names: Vec<_> =
         fs::read_dir(server.file("")).unwrap().map(|entry| entry.unwrap().file_name()).collect();
     assert!(!names.iter().any(|name| name.to_string_lossy().contains("upload")), "{names:?}");
-    // And that helps.
+    // The remedy that the message names works.
     assert_eq!(server.device().upload(&collection("")), "OK");
     server.assert_syncs();
 }

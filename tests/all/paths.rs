@@ -1,4 +1,4 @@
-//! Nothing leaves the data folder, and nobody else may look into it.
+//! The server writes nothing outside the data folder, and other system users cannot read it.
 
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
@@ -125,7 +125,7 @@ fn a_media_folder_or_index_that_is_a_link_is_not_followed() {
         assert_eq!(media(&server, "uploadChanges", &changes).status, 500, "{name}");
         server.wait_for_log(&format!("{name} is a symbolic link"));
         outside.assert_untouched(b"precious");
-        // Of the collection it is none of the matter.
+        // It does not affect the collection.
         assert_eq!(server.device().upload(&collection("")), "OK");
         server.assert_syncs();
     }

@@ -74,9 +74,9 @@ struct Actor {
 enum Progress {
     GoesOn,
     Done,
-    /// The server knows its key no more.
+    /// The server no longer accepts its key.
     LoggedOut,
-    /// Or not even its folder.
+    /// The user's folder is gone as well.
     Failed,
 }
 

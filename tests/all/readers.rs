@@ -1,4 +1,4 @@
-//! Downloads, exports and checks of a collection that devices change meanwhile: each sees one state.
+//! Downloads, exports and checks while devices change the collection: each sees one consistent snapshot.
 
 use std::fs;
 use std::io::Read;

@@ -1,4 +1,4 @@
-//! The server is killed at random operations on the disk, also while it tidies up after the last time.
+//! Kills the server at random disk operations, also while it recovers from the previous kill.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -76,7 +76,7 @@ fn kill(is_read: bool) {
     }
 }
 
-/// Starts again, which now and then takes several attempts.
+/// Restarts the server. As recovery may be killed too, this can take several attempts.
 fn restarted(
     base: &Arc<tempfile::TempDir>,
     disk: &Disk,

@@ -1,4 +1,4 @@
-//! The preloaded disk, from the test's side: built once, told what to do through a shared file, and read back as a trace.
+//! Controls the preloaded library `disk.c`: builds it once, commands it through a shared file, reads its trace.
 
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
@@ -10,14 +10,14 @@ use tempfile::TempDir;
 
 use crate::harness::TestServer;
 
-/// What happens at the operation that is counted down to.
+/// The fault at the chosen operation.
 #[derive(Clone, Copy, Debug)]
 pub enum Fault {
     /// This operation fails with this errno, once.
     Once(i32),
     /// This one and all after it.
     From(i32),
-    /// The process ends; of a write half arrives.
+    /// The process is killed; half of a write reaches the disk.
     Kill,
 }
 
@@ -82,13 +82,13 @@ impl Disk {
             Fault::From(errno) => (2, errno),
             Fault::Kill => (3, 0),
         };
-        // The mode last: it is what the others are looked at for.
+        // Write the mode last: it makes the other values take effect.
         [(1, countdown), (2, error), (3, 0), (0, mode)]
             .iter()
             .for_each(|(field, value)| self.write(*field, *value));
     }
 
-    /// Nothing goes wrong from now on; returns how often it did.
+    /// Ends the faults; returns how many there were.
     pub fn mend(&self) -> i32 {
         self.write(0, 0);
         self.hits()

@@ -133,7 +133,7 @@ fn a_full_disk_refuses_what_does_not_fit_and_works_again_when_there_is_room() {
                 small.change("size=20m");
                 history.resume(&step, &server, "full disk");
                 small.change("size=2m");
-                // Full again.
+                // The disk is full again.
                 let filler = base.path().join("filler");
                 let used = fs::metadata(&filler).map_or(0, |meta| meta.len());
                 let _ = fs::write(&filler, vec![0; used as usize + 16 * 1024]);

@@ -41,7 +41,7 @@ pub const HASHED: (&str, &str) = ("third", "password");
 /// Notes by id: when they were modified, and their fields.
 pub type Notes = BTreeMap<i64, (i64, String)>;
 
-/// What the server must hold.
+/// The state that the server must hold.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct World {
     pub notes: Notes,
@@ -52,7 +52,7 @@ pub struct World {
     pub keys: Vec<String>,
 }
 
-/// What the devices do.
+/// The kinds of steps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Kind {
     Sync,
@@ -137,7 +137,7 @@ pub struct History {
     /// Whether somebody downloads slowly now and then.
     is_read: bool,
     reader: Option<Reader>,
-    /// What is acknowledged.
+    /// The acknowledged state.
     pub world: World,
     stamp: i64,
 }
@@ -451,7 +451,7 @@ impl Side {
 /// The body of a good answer; a server whose disk fails may give another one.
 fn answered(reply: Reply) -> io::Result<Vec<u8>> {
     match reply.status {
-        // The power may go while the body is on its way.
+        // The power may be cut while the body is being sent.
         200 => Ok(zstd::decode_all(&reply.body[..])?),
         status => Err(io::Error::other(format!("status {status}"))),
     }

@@ -1,5 +1,5 @@
-//! What must hold for any bytes. The fuzz targets look for bytes for which it does not; `fuzz_replay` repeats what they
-//! have found so far.
+//! Checks that must pass for any bytes. The fuzz targets search for bytes that fail them; `fuzz_replay` repeats the
+//! inputs found so far.
 
 use std::cmp::Ordering;
 use std::collections::HashMap;
@@ -26,7 +26,7 @@ mod zips;
 pub use bodies::{body, form, gzip};
 pub use session::session;
 
-/// A check of some bytes; it panics where something does not hold.
+/// A check of some bytes; panics on a fault.
 pub type Check = fn(&[u8]);
 
 /// All checks, by the names of their targets.

@@ -1,4 +1,4 @@
-//! Choices out of the bytes of a fuzzer. When they are used up, every choice is the first one.
+//! Makes choices from the bytes of a fuzzer. After the last byte, every choice is the first one.
 
 /// What is left of the bytes.
 pub struct Input<'d>(pub &'d [u8]);

@@ -30,7 +30,7 @@ use requests::{Asked, Pools};
 
 mod requests;
 
-/// A request that takes longer than this is stuck.
+/// Timeout of a request.
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Requests of one story.
@@ -229,7 +229,7 @@ impl Reply {
 /// One run, and what it may have changed.
 struct Story<'w> {
     world: &'w World,
-    /// A commit or an upload was acknowledged to user a.
+    /// Whether a commit or an upload of user a was acknowledged.
     is_changed: bool,
     has_new_media: bool,
     b_took_part: bool,
@@ -375,7 +375,7 @@ impl<'w> Story<'w> {
         assert!(call("finish", json!({})).is_i64());
     }
 
-    /// Nothing is left over, and what is not a's is as it was.
+    /// Checks that no temporary file is left and that the files of other users are unchanged.
     fn check_files(&self, files: &BTreeMap<PathBuf, Vec<u8>>) {
         let base = self.world.base();
         for (path, contents) in files {

@@ -40,14 +40,14 @@ impl Server {
             said.push_str(&line);
             if let Some((_, rest)) = line.split_once("listens on http://127.0.0.1:") {
                 let port = rest.split('/').next().unwrap().parse().unwrap();
-                // A full pipe would stop the server.
+                // Keep reading: a full pipe would block the server.
                 thread::spawn(move || std::io::copy(&mut log, &mut std::io::sink()));
                 return Server { child, port };
             }
         }
     }
 
-    /// As when the power goes.
+    /// Kills the server (SIGKILL), as a power cut would.
     pub fn kill(mut self) {
         self.child.kill().unwrap();
         self.child.wait().unwrap();

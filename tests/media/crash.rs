@@ -1,4 +1,4 @@
-//! kill -9 at random moments of uploads: what is on the disk heals, and nothing acknowledged is lost.
+//! kill -9 at random moments of uploads: the store recovers, and no acknowledged file is lost.
 
 use std::collections::BTreeMap;
 use std::path::Path;

@@ -1,4 +1,4 @@
-//! Zips that no client sends: each is refused with 400, costs next to no memory, and changes nothing.
+//! Zips that no client sends: each is refused with 400, takes almost no memory, and changes nothing.
 
 use serde_json::json;
 
@@ -160,7 +160,7 @@ fn zips_that_no_client_sends_change_nothing() {
     let server = Server::start(dir.path());
     let client = server.client();
     client.upload(&[("good", Some(b"as it was")), ("kept", Some(b"kept"))]);
-    // Buffers of the first large request are not what this is about.
+    // The buffers of the first large request are allocated before the measurement begins.
     client.upload(&[("large", Some(&vec![1; 3 << 20]))]);
     let before = (client.changes(), folder(dir.path()));
     let start = server.peak_kib();

@@ -1,4 +1,4 @@
-//! Zips of media sync as clients write and read them, and as nobody should write them. The benchmark uses it, too.
+//! Writes and reads zips of media sync as clients do, and writes invalid ones. Also used by the benchmark.
 
 use std::collections::BTreeMap;
 

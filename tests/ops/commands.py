@@ -11,14 +11,14 @@ def run(server, *args: str, input: str = "") -> subprocess.CompletedProcess:
 
 
 def done(server, *args: str, input: str = "") -> str:
-    """What a command says that ends well."""
+    """The output of a command that must succeed."""
     ended = run(server, *args, input=input)
     assert ended.returncode == 0, f"{args}: {ended.stdout} {ended.stderr}"
     return ended.stdout
 
 
 def refused(server, *args: str, status: int = 1, input: str = "") -> str:
-    """What a command says that does not."""
+    """The output of a command that must fail."""
     ended = run(server, *args, input=input)
     assert ended.returncode == status, f"{args}: {ended.returncode} {ended.stdout} {ended.stderr}"
     return ended.stderr

@@ -1,4 +1,4 @@
-"""Guessing on many threads must not be felt by who syncs."""
+"""Password guessing on many threads must not slow down syncs."""
 
 import json
 import statistics
@@ -15,7 +15,7 @@ pytestmark = [pytest.mark.ours, pytest.mark.slow]
 
 THREADS = 16
 SYNCS = 100
-# The median counts: what else the machine does may spoil one.
+# The median counts: other load on the machine may slow down a single sync.
 ROUNDS = 3
 
 

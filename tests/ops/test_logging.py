@@ -1,4 +1,4 @@
-"""Where log lines go, and what must not happen there."""
+"""Where log lines go, and that a log which cannot be written stops nothing."""
 
 import os
 import pty

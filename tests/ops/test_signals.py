@@ -79,7 +79,7 @@ def test_a_request_in_hand_is_finished(server):
         while server.healthy():
             assert time.monotonic() < deadline, "it still takes requests"
         sock.sendall(BODY[HALF:])
-        # No collection, and so refused; but answered.
+        # The body is not a collection, so the upload is refused; but it gets its response.
         assert sock.recv(100).startswith(b"HTTP/1.1 200 ")
     end(server)
 
@@ -133,7 +133,7 @@ def test_hangup_reads_log_level_and_accounts_anew(tmp_path, new_server, new_acco
         hang_up(server, "reloaded the log level and 2 accounts")
         new_account(server, "bob", "geheim").two_devices("bob's")
         assert "/sync/upload 200" in server.log()
-        # What is wrong changes nothing.
+        # Wrong settings change nothing.
         config.write_text("SYNC_USER1=nonsense\n")
         hang_up(server, "reload failed, keeping the old settings: SYNC_USER1 must read name:password")
         config.write_text("SYNC_USER2=bob:geheim\n")

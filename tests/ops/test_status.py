@@ -20,7 +20,7 @@ def test_it_tells_of_server_disk_users_and_devices(new_server, new_account):
     assert anna.count("device       last sync 20") == 2 and "26.09.3" in anna, anna
     assert "collection   none yet" in bob, bob
     assert max(map(len, said.splitlines())) < 140
-    # Looking leaves no trace, and is no sync.
+    # `status` leaves no line in the server's log, as it is not a sync.
     assert "status" not in server.log()
 
 

@@ -1,4 +1,4 @@
-"""What a server's process holds at a moment."""
+"""Memory, threads, descriptors and files that a server's process holds at a moment."""
 
 import contextlib
 import os

@@ -13,7 +13,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from server import Server
 
 BLOCK = 64 * 1024
-# The answer "this connection is gone", and so is every later one until `mend`.
+# An event returns this to cut the connection. Every later connection is cut as well, until `mend`.
 CUT = object()
 
 

@@ -1,5 +1,5 @@
-"""Floods, and requests that mean no good. In each a real client syncs, memory stays within the budget, and afterwards threads
-and descriptors are what they were."""
+"""Floods and hostile requests. During each a real client syncs and memory stays within the budget; afterwards the numbers of
+threads and descriptors are as before."""
 
 import contextlib
 import json
@@ -45,7 +45,7 @@ class Siege:
         self.sockets: list[socket.socket] = []
 
     def sync(self) -> None:
-        """What the people whose server this is do meanwhile."""
+        """The syncs of the real users during the flood."""
         self.notes += 1
         self.desk.add_note(f"meanwhile {self.notes}")
         self.desk.sync()

@@ -1,4 +1,4 @@
-"""What is around the sync itself: paths, health, and a clock that is wrong."""
+"""Everything around the sync itself: paths, the health page, and a wrong clock."""
 
 import json
 import time

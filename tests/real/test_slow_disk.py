@@ -1,6 +1,6 @@
 """An upload that takes the server long to check, as on an old SD card: the client must neither give up nor be told OK too soon.
 
-The client gives up after 30 s without a sign of life, and a check can take longer than that.
+The client's timeout is 30 s without a byte. A check can take longer, so the server must send keep-alive bytes.
 """
 
 import subprocess

@@ -32,7 +32,7 @@ def request(account: Account, method: str, payload: bytes | dict, hkey: str = ""
 
 
 def break_off(account: Account, method: str, body: bytes, hkey: str) -> None:
-    """Sends this much of a request and is gone."""
+    """Sends this much of a request, then closes its side of the connection."""
     conn = http.client.HTTPConnection("127.0.0.1", account.server.port, timeout=10)
     conn.putrequest("POST", path_of(method))
     for name, value in headers(hkey).items():

@@ -150,7 +150,7 @@ const TEMPLATE: &[Field] = &[
     (255, "other", Json),
 ];
 
-/// What a message says. Panics on what is none.
+/// Decodes a message to JSON. Panics if the bytes are not a protobuf message.
 pub fn decode(mut blob: &[u8], fields: &[Field]) -> Value {
     let mut object = Map::new();
     while !blob.is_empty() {

@@ -23,9 +23,9 @@ const DRAWN_ID: &str = "1470686774";
 /// When the vectors were made, some time after the base file.
 const VECTORS_MADE: std::ops::Range<i64> = 1795428000..1795430000;
 
-/// Where we differ on purpose, and how.
+/// Intended differences from the real server.
 enum Ours {
-    /// Refused here: nothing that a client could use comes of it (collection-format.md 7, 13).
+    /// Refused here: the upgrade would give nothing that a client can use (collection-format.md 7, 13).
     Refuse(&'static str),
     /// Accepted, and what was changed in the file makes no difference.
     AsUnmodified,
@@ -86,7 +86,7 @@ fn odd_files_get_the_verdict_and_the_rows_of_the_real_server() {
     }
 }
 
-/// Does to the base file what the case says.
+/// Changes the base file as the case says.
 fn apply(case: &Value, path: &Path) {
     let name = case["case"].as_str().unwrap();
     match name {

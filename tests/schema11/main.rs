@@ -24,7 +24,7 @@ use tempfile::TempDir;
 /// The default of MAX_SYNC_ROW_MEGS.
 const MAX_ROW: u64 = 8 << 20;
 
-/// A copy of a file that was uploaded, after the check.
+/// A copy of an uploaded file after the server's check.
 struct Uploaded {
     dir: TempDir,
     verdict: Verdict,
@@ -190,7 +190,7 @@ fn what_goes_down_comes_up_again() {
     let path = twice.path().join(FILE_NAME);
     upload::check(&path, MAX_ROW).unwrap().unwrap();
     assert_same(&read(&path), &up, "twice");
-    // What the old form has no place for is lost the first time (collection-format.md 8).
+    // Data for which schema 11 has no place is lost in the first downgrade (collection-format.md 8).
     let before = read(&file);
     for table in ["notes", "cards", "revlog", "graves", "notetypes", "fields"] {
         assert_eq!(up[table], before[table], "{table}");
@@ -294,7 +294,7 @@ fn a_row_over_the_limit_is_refused_by_its_name() {
             "UPDATE cards SET data = hex(zeroblob(5000000)) WHERE id = 1795428020172",
             "row 1795428020172 of table cards has 10000",
         ),
-        // Each of them is below the limit.
+        // Each object is below the limit.
         (
             "rich18.anki2",
             "UPDATE notes SET flds = hex(zeroblob(3000000)), tags = flds || hex(zeroblob(3000000))",

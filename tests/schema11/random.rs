@@ -16,7 +16,7 @@ fn setting(name: &str, default: u64) -> u64 {
     std::env::var(name).map_or(default, |value| value.parse().unwrap())
 }
 
-/// What was put into a collection, to be found again.
+/// The generated contents of a collection, to compare with after the conversions.
 #[derive(Default)]
 struct Put {
     /// Unknown keys with their values, by column.
@@ -44,7 +44,7 @@ fn fill(path: &Path, random: &mut Random) -> Put {
             // The generator may say something else there.
             let mut object = with(&object, &base["id"], n);
             if base.get("desiredRetention").is_some() && column == "decks" {
-                // Some percents lose one on their way (4.4).
+                // The conversion lowers some percentages by one (4.4).
                 object.insert_str(object.len() - 1, ",\"desiredRetention\":90");
             }
             put.unknown.extend(unknown.into_iter().map(|pair| (column, pair)));
