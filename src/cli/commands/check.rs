@@ -4,9 +4,9 @@ use std::fs;
 use std::path::Path;
 use std::process::ExitCode;
 
+use crate::cli::command::{Command, FAILED, Invocation};
 use crate::cli::commands::user_folders::{open_between_syncs, these_users};
 use crate::cli::progress::Progress;
-use crate::cli::{Command, FAILED, Invocation};
 use crate::collection;
 use crate::collection::Collection;
 use crate::error::{Error, Result};

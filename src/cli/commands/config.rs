@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use crate::cli::{Command, FAILED, Invocation, say};
+use crate::cli::command::{Command, FAILED, Invocation, say};
 use crate::config::{Flags, Origin};
 use crate::error::Result;
 

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use crate::accounts::device_keys::{Device, Keys};
 use crate::accounts::users_file;
 use crate::accounts::users_file::Hashes;
-use crate::cli::{Command, Invocation, say};
+use crate::cli::command::{Command, Invocation, say};
 use crate::config::check_user_name;
 use crate::error::{Error, Result};
 

@@ -3,9 +3,9 @@
 use std::path::Path;
 use std::process::ExitCode;
 
+use crate::cli::command::{Command, Invocation, say};
 use crate::cli::commands::user_folders::{folder_of, open_between_syncs, size};
 use crate::cli::progress::Progress;
-use crate::cli::{Command, Invocation, say};
 use crate::collection::full::download::Snapshot;
 use crate::collection::{Collection, FILE_NAME};
 use crate::error::{Error, Result};

@@ -5,8 +5,8 @@ use std::process::ExitCode;
 
 use crate::accounts::password;
 use crate::accounts::password::Hash;
+use crate::cli::command::{Command, Invocation, say};
 use crate::cli::prompt;
-use crate::cli::{Command, Invocation, say};
 use crate::config::Flags;
 use crate::error::{Error, Result};
 

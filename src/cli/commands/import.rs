@@ -4,7 +4,7 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use crate::accounts::users_file;
-use crate::cli::{Command, FAILED, Invocation, say};
+use crate::cli::command::{Command, FAILED, Invocation, say};
 use crate::collection::{Collection, FILE_NAME};
 use crate::config::{Flags, check_user_name};
 use crate::error::{Error, Result};

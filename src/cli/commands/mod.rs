@@ -13,7 +13,7 @@ mod status;
 mod user;
 mod user_folders;
 
-use crate::cli::Command;
+use crate::cli::command::Command;
 pub use hash_password::PASSWORD_OPTIONS;
 
 /// The command that runs if none is named.

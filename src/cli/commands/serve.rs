@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use crate::cli::{Command, Invocation};
+use crate::cli::command::{Command, Invocation};
 use crate::config::{Flags, SETTINGS};
 use crate::error::Result;
 use crate::{logging, server};

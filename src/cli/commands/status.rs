@@ -10,8 +10,8 @@ use std::process::ExitCode;
 
 use crate::accounts::device_keys::Keys;
 use crate::accounts::users_file;
+use crate::cli::command::{Command, FAILED, Invocation, say};
 use crate::cli::commands::user_folders::{look_into, size, users_in};
-use crate::cli::{Command, FAILED, Invocation, say};
 use crate::collection::FILE_NAME;
 use crate::collection::full::replace::backups;
 use crate::error::Result;

@@ -7,9 +7,9 @@ use std::process::ExitCode;
 
 use serde_json::{Value, json};
 
+use crate::cli::command::{Command, FAILED, Invocation, say};
 use crate::cli::commands::doctor::http_client::{Ask, Reply, Trouble, Url, fetch};
 use crate::cli::prompt;
-use crate::cli::{Command, FAILED, Invocation, say};
 use crate::compression::zstd::{Decoder, Encoder};
 use crate::error::{Error, Result};
 use crate::os::clock;

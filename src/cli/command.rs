@@ -1,0 +1,105 @@
+//! What a command is, and what it is given: its options, its words, the settings.
+
+use std::io::Write as _;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use pico_args::Arguments;
+
+use crate::config::{Flags, Settings};
+use crate::error::{Error, Result};
+
+/// Exit code: a command found a problem, or failed.
+pub const FAILED: u8 = 1;
+
+/// Exit code: the command line is wrong.
+pub const WRONG_USAGE: u8 = 2;
+
+/// One command, as declared in a module of `commands`.
+pub struct Command {
+    /// One word, or two for a family: `check`, `user add`.
+    pub name: &'static str,
+    /// The arguments after the name: `NAME [--yes]`.
+    pub arguments: &'static str,
+    /// What it does, for the list of commands: at most 55 characters, no full stop.
+    pub summary: &'static str,
+    /// The rest of its help: explanation, options, example. Lines of at most 80 characters.
+    pub help: &'static str,
+    /// Runs it. `Error::Usage` ends with 2 and points to the help, any other error with 1.
+    pub run: fn(Invocation) -> Result<ExitCode>,
+}
+
+/// The arguments after the name of a command. A command takes its options first, then the remaining words.
+pub struct Invocation {
+    pub(super) args: Arguments,
+    pub(super) base: Option<PathBuf>,
+    pub(super) config: Option<PathBuf>,
+}
+
+impl Invocation {
+    pub(super) fn new(args: Arguments) -> Invocation {
+        Invocation { args, base: None, config: None }
+    }
+
+    /// Takes an option without a value.
+    pub fn has(&mut self, option: &'static str) -> bool {
+        self.args.contains(option)
+    }
+
+    /// Takes an option with its value.
+    pub fn option(&mut self, option: &'static str) -> Result<Option<String>> {
+        self.args.opt_value_from_str(option).map_err(|err| Error::Usage(err.to_string()))
+    }
+
+    /// Takes an option whose value is a path.
+    pub fn path(&mut self, option: &'static str) -> Result<Option<PathBuf>> {
+        self.args
+            .opt_value_from_os_str(option, |path| Ok::<_, std::convert::Infallible>(path.into()))
+            .map_err(|err| Error::Usage(err.to_string()))
+    }
+
+    /// Takes the remaining words, between `least` and `most`. Call it after all options are taken.
+    pub fn words(&mut self, least: usize, most: usize) -> Result<Vec<String>> {
+        let args = std::mem::replace(&mut self.args, Arguments::from_vec(Vec::new()));
+        let mut words = Vec::new();
+        for word in args.finish() {
+            let word = word.to_string_lossy().into_owned();
+            if word.starts_with('-') && word.len() > 1 {
+                return Err(Error::Usage(format!("{word} is not an option here")));
+            }
+            words.push(word);
+        }
+        match words.len() {
+            count if count < least => Err(Error::Usage("an argument is missing".to_owned())),
+            count if count > most => Err(Error::Usage(format!("{:?} is one argument too many", words[most]))),
+            _ => Ok(words),
+        }
+    }
+
+    /// The settings from the config file and the environment, with `--base` and these flags on top.
+    pub fn settings(&self, mut flags: Flags) -> Result<Settings> {
+        if let Some(base) = &self.base {
+            flags.push(("SYNC_BASE", base.to_string_lossy().into_owned()));
+        }
+        let settings = Settings::read(self.config.as_deref(), variables(), flags)?;
+        for warning in settings.warnings() {
+            eprintln!("ankipi: {warning}");
+        }
+        Ok(settings)
+    }
+
+    /// The data folder.
+    pub fn base(&self) -> Result<PathBuf> {
+        self.settings(Flags::new())?.base()
+    }
+}
+
+/// Writes to standard output. Ignores errors: the reader may have ended (`ankipi config | head -1`).
+pub fn say(text: &str) {
+    let _ = std::io::stdout().write_all(text.as_bytes());
+}
+
+/// The environment, without variables that are not UTF-8.
+pub fn variables() -> impl Iterator<Item = (String, String)> {
+    std::env::vars_os().filter_map(|(key, value)| Some((key.into_string().ok()?, value.into_string().ok()?)))
+}

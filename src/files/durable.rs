@@ -1,0 +1,102 @@
+//! Files that survive a power cut: a file is synced before it is renamed, and its folder is synced after.
+
+use crate::error::{Error, Result};
+use crate::files::owner::{create_for_owner, give_to_owner_of};
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+
+/// A large file is synced after each step of this size. One sync of 300 MB at the end can take longer than the clients'
+/// timeout on a slow SD card.
+const SYNC_EVERY_BYTES: u64 = 16 * 1024 * 1024;
+
+/// Creates the folder and its missing parents, durably. Only the owner can read them: the process's umask sets the mode.
+pub fn create_folder(dir: &Path) -> Result<()> {
+    if dir.is_dir() {
+        return Ok(());
+    }
+    let parent = match dir.parent() {
+        Some(parent) if parent.as_os_str().is_empty() => Path::new("."),
+        Some(parent) => parent,
+        None => dir,
+    };
+    create_folder(parent)?;
+    match fs::create_dir(dir) {
+        // Not an error if another process has created the folder meanwhile.
+        Err(err) if !dir.is_dir() => Err(err),
+        _ => File::open(dir).and_then(|made| give_to_owner_of(parent, &made)),
+    }
+    .map_err(Error::io("creating", dir))?;
+    // Without this sync a power cut could lose the folder with all that was acknowledged in it.
+    sync_folder(parent)
+}
+
+/// Makes renames, links and deletions in this folder durable.
+pub fn sync_folder(dir: &Path) -> Result<()> {
+    File::open(dir).and_then(|dir| dir.sync_all()).map_err(Error::io("syncing", dir))
+}
+
+/// Replaces `dir/name` so that a power cut leaves either the old file or the new one.
+pub fn replace_file(dir: &Path, name: &str, contents: &[u8]) -> Result<()> {
+    let path = dir.join(name);
+    let temporary = dir.join(format!("{name}.new"));
+    // A crash may have left one. A symbolic link must not be followed.
+    remove_if_there(&temporary)?;
+    let write = || {
+        let mut file = create_for_owner(dir, &temporary)?;
+        file.write_all(contents)?;
+        file.sync_all()?;
+        fs::rename(&temporary, &path)
+    };
+    write().map_err(Error::io("replacing", &path))?;
+    sync_folder(dir)
+}
+
+/// Deletes a file; not an error if it does not exist.
+pub fn remove_if_there(path: &Path) -> Result<()> {
+    match fs::remove_file(path) {
+        Err(err) if err.kind() != io::ErrorKind::NotFound => Err(Error::Io("deleting", path.to_owned(), err)),
+        _ => Ok(()),
+    }
+}
+
+/// A new file that is synced after every `SYNC_EVERY_BYTES`.
+pub struct GentleFile {
+    file: File,
+    unsynced: u64,
+}
+
+impl GentleFile {
+    /// Creates the file, which must not exist.
+    pub fn create(path: &Path) -> Result<GentleFile> {
+        let open = OpenOptions::new().write(true).create_new(true).open(path);
+        Ok(GentleFile { file: open.map_err(Error::io("creating", path))?, unsynced: 0 })
+    }
+
+    /// Overwrites bytes that were written before.
+    pub fn patch(&self, data: &[u8], at: u64) -> io::Result<()> {
+        self.file.write_all_at(data, at)
+    }
+
+    /// Returns the file. What was written since the last sync is not synced yet.
+    pub fn into_file(self) -> File {
+        self.file
+    }
+}
+
+impl Write for GentleFile {
+    fn write(&mut self, data: &[u8]) -> io::Result<usize> {
+        let count = self.file.write(data)?;
+        self.unsynced += count as u64;
+        if self.unsynced >= SYNC_EVERY_BYTES {
+            self.file.sync_data()?;
+            self.unsynced = 0;
+        }
+        Ok(count)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}

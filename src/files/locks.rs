@@ -1,0 +1,95 @@
+//! Locks between processes: one server for a data folder, and no collection replaced while a command opens it.
+
+use crate::error::{Error, Result};
+use crate::files::owner::{give_to_owner_of, refuse_link};
+use crate::os;
+use std::fs::{self, File, OpenOptions, TryLockError};
+use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// Lock file of the server that runs on a data folder.
+const LOCK_FILE: &str = ".ankipi.lock";
+
+/// Locks a data folder until the returned file is closed. Only one server may run on a data folder: two would not know of
+/// each other's sessions.
+pub fn lock_data_folder(base: &Path) -> Result<File> {
+    let path = base.join(LOCK_FILE);
+    refuse_link(&path)?;
+    // Not truncated before it is locked: it contains the process id of the server that holds the lock.
+    let open =
+        OpenOptions::new().write(true).create(true).truncate(false).custom_flags(os::NO_FOLLOW).open(&path);
+    let mut file = open.map_err(|err| match err.kind() {
+        io::ErrorKind::PermissionDenied => Error::Broken(format!(
+            "the data folder {dir} cannot be written to: give it to the user that ankipi runs as \
+             (`chown -R USER {dir}`), or use another with --base DIR",
+            dir = base.display()
+        )),
+        io::ErrorKind::ReadOnlyFilesystem => Error::Broken(format!(
+            "the data folder {} is on a disk that is mounted read-only: remount it (`mount -o remount,rw`), or use \
+             another with --base DIR",
+            base.display()
+        )),
+        _ => Error::Io("creating", path.clone(), err),
+    })?;
+    match file.try_lock() {
+        Ok(()) => {}
+        Err(TryLockError::WouldBlock) => {
+            return Err(Error::Broken(format!(
+                "another ankipi is running on {}: stop it first, or use another folder with --base DIR",
+                base.display()
+            )));
+        }
+        Err(TryLockError::Error(err)) => return Err(Error::Io("locking", path, err)),
+    }
+    let sign = |file: &mut File| {
+        give_to_owner_of(base, file)?;
+        file.set_len(0)?;
+        write!(file, "{}", std::process::id())
+    };
+    sign(&mut file).map_err(Error::io("writing", &path))?;
+    Ok(file)
+}
+
+/// The process id of the server that runs on the data folder, if one does. It may be an id of another container.
+pub fn holder(base: &Path) -> Option<u32> {
+    is_in_use(base).then(|| fs::read_to_string(base.join(LOCK_FILE)).ok()?.parse().ok()).flatten()
+}
+
+/// Whether a server runs on a data folder.
+pub fn is_in_use(base: &Path) -> bool {
+    File::open(base.join(LOCK_FILE))
+        .is_ok_and(|file| matches!(file.try_lock_shared(), Err(TryLockError::WouldBlock)))
+}
+
+/// Shared lock on a user's folder: while it is held, the server does not replace files in it. For a process other than the
+/// server that opens one: if the file were replaced after SQLite opened it, SQLite would use the journal of the new file
+/// for the old one. `None` if the file system has no locks.
+pub fn keep_in_place(dir: &Path) -> Option<File> {
+    let folder = File::open(dir).ok()?;
+    folder.lock_shared().ok().map(|()| folder)
+}
+
+/// Exclusive lock on a user's folder, to replace files in it: waits until all locks of `keep_in_place` are released. `None`
+/// after `timeout` (the process that holds one must be suspended), and if the file system has no locks.
+pub fn wait_to_replace(dir: &Path, timeout: Duration) -> Option<File> {
+    let folder = File::open(dir).ok()?;
+    let started = Instant::now();
+    loop {
+        match folder.try_lock() {
+            Ok(()) => return Some(folder),
+            Err(TryLockError::WouldBlock) if started.elapsed() < timeout => {
+                thread::sleep(Duration::from_millis(5));
+            }
+            Err(err) => {
+                log::warn!(
+                    "{}: no lock on the folder, replacing its files while another program may be opening them: {err}",
+                    dir.display()
+                );
+                return None;
+            }
+        }
+    }
+}

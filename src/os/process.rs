@@ -1,0 +1,76 @@
+//! Settings of this process: umask, stacks, allocator, limit on open files, random bytes.
+
+#![allow(unsafe_code)]
+
+use std::ffi::CStr;
+use std::io::{self};
+
+/// Whether the SQLite in this binary was built with an option, named as in `SQLITE_NAME`.
+pub fn sqlite_has(option: &CStr) -> bool {
+    // SAFETY: a string that ends in zero, which is only looked at; the options are constants of the library.
+    unsafe { rusqlite::ffi::sqlite3_compileoption_used(option.as_ptr()) != 0 }
+}
+
+/// Fills the buffer with random bytes from the kernel. Waits for entropy where a board has just booted.
+pub fn random(buffer: &mut [u8]) -> io::Result<()> {
+    let mut filled = 0;
+    while filled < buffer.len() {
+        let rest = &mut buffer[filled..];
+        // SAFETY: the pointer and the length describe the live, exclusively borrowed rest of the buffer.
+        let got = unsafe { libc::getrandom(rest.as_mut_ptr().cast(), rest.len(), 0) };
+        match usize::try_from(got) {
+            Ok(n) => filled += n,
+            Err(_) => match io::Error::last_os_error() {
+                err if err.kind() == io::ErrorKind::Interrupted => {}
+                err => return Err(err),
+            },
+        }
+    }
+    Ok(())
+}
+
+/// Prepares the process before its first thread: new files readable by the owner only, small thread stacks, and an
+/// allocator that returns freed memory to the system.
+pub fn prepare_process() {
+    // SAFETY: umask only sets a number of the process.
+    unsafe { libc::umask(0o077) };
+    // tiny_http starts threads with std's default stack: 2 MiB each would be most of a router's address
+    // space. SAFETY: called first thing in main, while there is one thread.
+    unsafe { std::env::set_var("RUST_MIN_STACK", "131072") };
+    #[cfg(target_env = "gnu")]
+    // SAFETY: mallopt only sets numbers of the allocator. With one arena and an early trim, the memory of a bulk
+    // transfer is freed after it (measured in benches/README.md).
+    unsafe {
+        libc::mallopt(libc::M_ARENA_MAX, 1);
+        libc::mallopt(libc::M_MMAP_THRESHOLD, 64 * 1024);
+        libc::mallopt(libc::M_TRIM_THRESHOLD, 64 * 1024);
+    }
+}
+
+/// How many file descriptors this process may have open (the soft limit).
+pub fn open_files_limit() -> io::Result<usize> {
+    Ok(usize::try_from(open_files_rlimit()?.rlim_cur).unwrap_or(usize::MAX))
+}
+
+/// Raises the soft limit on file descriptors to `wanted`, or to the hard limit if that is lower.
+pub fn raise_open_files_limit(wanted: u32) -> io::Result<()> {
+    let mut limit = open_files_rlimit()?;
+    let wanted = libc::rlim_t::from(wanted).min(limit.rlim_max);
+    if wanted > limit.rlim_cur {
+        limit.rlim_cur = wanted;
+        // SAFETY: the pointer is to a live rlimit.
+        if unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &limit) } != 0 {
+            return Err(io::Error::last_os_error());
+        }
+    }
+    Ok(())
+}
+
+fn open_files_rlimit() -> io::Result<libc::rlimit> {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: the pointer is to a live rlimit that nobody else uses.
+    if unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &mut limit) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(limit)
+}

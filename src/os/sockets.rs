@@ -1,0 +1,41 @@
+//! Sockets that the service manager hands over, and closing a connection with a reset.
+
+#![allow(unsafe_code)]
+
+use std::net::TcpStream;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+
+/// The listening sockets that the parent process passed to this one (LISTEN_PID, LISTEN_FDS, from file descriptor 3 on:
+/// sd_listen_fds(3)). Call once: the caller owns them.
+pub fn handed_over_sockets() -> Vec<OwnedFd> {
+    const FIRST: RawFd = 3;
+    let number = |name: &str| std::env::var(name).ok()?.parse::<u32>().ok();
+    if number("LISTEN_PID") != Some(std::process::id()) {
+        return Vec::new();
+    }
+    let count = number("LISTEN_FDS").unwrap_or(0).min(64) as RawFd;
+    let is_socket = |fd: &RawFd| {
+        // SAFETY: stat is a struct of numbers, for which zeroes are valid, and fstat fails for what is not open.
+        let (mut stat, fd) = (unsafe { std::mem::zeroed::<libc::stat>() }, *fd);
+        // SAFETY: the pointer is to a live stat.
+        unsafe { libc::fstat(fd, &mut stat) == 0 && stat.st_mode & libc::S_IFMT == libc::S_IFSOCK }
+    };
+    // SAFETY: they are open, LISTEN_PID says that they are ours, and nothing else in this process uses them.
+    (FIRST..FIRST + count).filter(is_socket).map(|fd| unsafe { OwnedFd::from_raw_fd(fd) }).collect()
+}
+
+/// Makes the close of this TCP socket a reset, so that the peer sees an error and not the end of the stream.
+pub fn reset_on_close(socket: &TcpStream) {
+    let linger = libc::linger { l_onoff: 1, l_linger: 0 };
+    // SAFETY: the pointer and the length describe one live linger struct, and the socket is borrowed, hence open.
+    // The result does not matter: it fails only where the connection is gone already.
+    unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_LINGER,
+            (&raw const linger).cast(),
+            size_of::<libc::linger>() as libc::socklen_t,
+        );
+    }
+}
