@@ -9,6 +9,7 @@ use ankipi::collection;
 use ankipi::collection::FILE_NAME;
 use ankipi::collection::full::download::Snapshot;
 use ankipi::collection::schema::downgrade::Scratch;
+use ankipi::sync::new_collection;
 use ankipi::text::{note, unicase};
 use rusqlite::{Connection, params};
 
@@ -58,7 +59,7 @@ pub fn collection(cache: &Path, notes: i64) -> Result<Generated> {
     if !packed.exists() {
         let scratch = tempfile::tempdir_in(cache)?;
         let (filled, made) = (scratch.path().join(FILE_NAME), scratch.path().join("made"));
-        collection::create_new(scratch.path())?;
+        new_collection::create(scratch.path())?;
         fill(&filled, notes)?;
         finish(&filled, &made)?;
         let frame = scratch.path().join("frame");

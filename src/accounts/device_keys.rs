@@ -10,10 +10,10 @@ use std::path::Path;
 use ctutils::CtEq;
 use sha2::{Digest, Sha256};
 
-use crate::accounts::{hex, unhex};
 use crate::error::{Error, Result};
 use crate::os::clock;
 use crate::os::clock::Day;
+use crate::text::hex::{hex, unhex};
 use crate::{files, os};
 
 /// The name of the keys file in a user's folder.

@@ -27,11 +27,11 @@ use sha2::{Digest, Sha256};
 use crate::config::{Config, UserSetting};
 use crate::error::{Error, Result};
 use crate::os::clock;
+use crate::text::hex::hex;
 use device_keys::{KeyDigest, Keys};
 use login_throttle::Throttle;
 use password::Hash;
 use users_file::Stamp;
-pub use users_file::USERS_FILE;
 
 enum Secret {
     Plain(String),
@@ -333,21 +333,6 @@ fn failure(name: &str, address: IpAddr, reason: &str, err: Error) -> Error {
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
-fn unhex(text: &str) -> Option<KeyDigest> {
-    let mut digest = KeyDigest::default();
-    if text.len() != 2 * digest.len() || !text.is_ascii() {
-        return None;
-    }
-    for (i, byte) in digest.iter_mut().enumerate() {
-        *byte = u8::from_str_radix(&text[2 * i..2 * i + 2], 16).ok()?;
-    }
-    Some(digest)
 }
 
 #[cfg(test)]

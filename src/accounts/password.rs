@@ -10,6 +10,7 @@ use sha2::{Digest, Sha256};
 
 use crate::error::{Error, Result};
 use crate::os;
+use crate::text::hex::hex;
 
 /// The iterations that the official server uses.
 pub const DEFAULT_ROUNDS: u32 = 600_000;
@@ -45,8 +46,7 @@ impl Hash {
     /// salt, all in hexadecimal digits. None if the text is something else.
     pub fn of_ankisyncd(name: &str, stored: &str) -> Option<Hash> {
         let is_hex = stored.bytes().all(|byte| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte));
-        (stored.len() == 80 && is_hex)
-            .then(|| Hash(format!("{ANKISYNCD}{}${stored}", super::hex(name.as_bytes()))))
+        (stored.len() == 80 && is_hex).then(|| Hash(format!("{ANKISYNCD}{}${stored}", hex(name.as_bytes()))))
     }
 
     /// Parses a hash of the accounts file: a PHC string, or one imported from another server.
@@ -89,7 +89,7 @@ impl Hash {
 
     /// A short digest of the hash. It changes whenever a password is set.
     pub fn tag(&self) -> String {
-        super::hex(&Sha256::digest(&self.0)[..8])
+        hex(&Sha256::digest(&self.0)[..8])
     }
 }
 
@@ -100,7 +100,7 @@ fn fits_ankisyncd(rest: &str, password: &str) -> Option<bool> {
     let name: Option<Vec<u8>> =
         (0..name.len() / 2).map(|at| u8::from_str_radix(name.get(2 * at..2 * at + 2)?, 16).ok()).collect();
     let text = [&name?, password.as_bytes(), salt.as_bytes()].concat();
-    Some(super::hex(&Sha256::digest(text)).as_bytes().ct_eq(digest.as_bytes()).to_bool())
+    Some(hex(&Sha256::digest(text)).as_bytes().ct_eq(digest.as_bytes()).to_bool())
 }
 
 /// Compares two passwords in a time that does not depend on how far they agree.
@@ -155,8 +155,7 @@ mod tests {
     #[test]
     fn hashes_of_ankisyncd_fit_their_password_alone() {
         // What its ankisyncctl stores: python3 -c 'import hashlib; print(hashlib.sha256("b\xf6bpw0123456789abcdef".encode())...)
-        let stored =
-            format!("{}0123456789abcdef", super::super::hex(&Sha256::digest("b\u{f6}bpw0123456789abcdef")));
+        let stored = format!("{}0123456789abcdef", hex(&Sha256::digest("b\u{f6}bpw0123456789abcdef")));
         let hash = Hash::of_ankisyncd("b\u{f6}b", &stored).unwrap();
         assert!(hash.is_weak() && hash.fits("pw") && !hash.fits("pw0") && !hash.fits(""));
         assert_eq!(Hash::parse_stored(hash.as_str()).unwrap(), hash);

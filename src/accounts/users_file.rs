@@ -10,12 +10,9 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use crate::accounts::password::Hash;
-use crate::config::check_user_name;
+use crate::config::{USERS_FILE, check_user_name};
 use crate::error::{Error, Result};
 use crate::files;
-
-/// The accounts file, in the data folder.
-pub const USERS_FILE: &str = "users";
 
 /// Locked while accounts or keys are read and written, never longer.
 const LOCK_FILE: &str = ".ankipi.accounts.lock";

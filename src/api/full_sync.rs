@@ -1,7 +1,6 @@
 //! Full syncs: upload or download of a whole collection, streamed between file and socket.
 
 use std::io::Write;
-use std::path::PathBuf;
 
 use crate::api::authentication::Call;
 use crate::api::quota_and_free_space;
@@ -11,8 +10,8 @@ use crate::api::{App, HEAD_ALONE, give_up, refuse, respond_with};
 use crate::collection::full::upload;
 use crate::collection::full::upload::Unfit;
 use crate::error::{Error, Result};
-use crate::files;
 use crate::files::GentleFile;
+use crate::files::temporary::TemporaryFile;
 use crate::http::Request;
 use crate::http::keep_client_waiting::WaitingReply;
 use crate::http::response::{Packing, ReplyStream};
@@ -33,8 +32,8 @@ impl App {
         };
         let waiting = WaitingReply::new(request.into_responder(), call.packing());
         let outcome = waiting.while_doing(upload_keep_alive, || {
-            match upload::check(&scratch.0, self.config.max_row_bytes)? {
-                Ok(()) => user.replace_collection(&scratch.0).map(Ok),
+            match upload::check(scratch.path(), self.config.max_row_bytes)? {
+                Ok(()) => user.replace_collection(scratch.path()).map(Ok),
                 Err(unfit) => Ok(Err(unfit)),
             }
         });
@@ -71,14 +70,14 @@ impl App {
     }
 
     /// Admits an upload and writes its body to a file.
-    fn receive_file(&self, request: &mut Request, log: &mut AccessLog) -> Result<(Call, Scratch)> {
+    fn receive_file(&self, request: &mut Request, log: &mut AccessLog) -> Result<(Call, TemporaryFile)> {
         let (call, body) = self.admit(Method::Upload, request, log)?;
-        let scratch = Scratch(self.user(&call)?.next_upload_path());
+        let scratch = TemporaryFile::at(self.user(&call)?.next_upload_path());
         let ration = self.ration(Method::Upload, call.user.as_deref())?;
-        let mut file = GentleFile::create(&scratch.0)?;
+        let mut file = GentleFile::create(scratch.path())?;
         let mut sink = Rationed::new(&mut file, ration.as_ref());
         log.received(
-            body.read_into(&mut sink, quota_and_free_space::error_of(Error::io("writing", &scratch.0)))?,
+            body.read_into(&mut sink, quota_and_free_space::error_of(Error::io("writing", scratch.path())))?,
         );
         self.confirm(&call)?;
         Ok((call, scratch))
@@ -112,17 +111,6 @@ impl App {
 /// A text for the user. It begins with the first letter of `ACCEPTED`, which may be sent already.
 fn refusal(reason: &str, advice: &str) -> String {
     format!("Our server refused this upload: {reason}. The collection on the server is unchanged. {advice}")
-}
-
-/// A temporary file. Dropping this removes it, unless it was renamed.
-struct Scratch(PathBuf);
-
-impl Drop for Scratch {
-    fn drop(&mut self) {
-        if let Err(err) = files::remove_if_there(&self.0) {
-            log::warn!("{err}");
-        }
-    }
 }
 
 /// Keep-alive bytes while an upload is checked. The reply has exactly two letters, so only two are possible: the head,

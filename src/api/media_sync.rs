@@ -13,11 +13,11 @@ use crate::files::spool::Spool;
 use crate::http::Request;
 use crate::http::response::{Packing, ReplyStream};
 use crate::logging::access_log::AccessLog;
-use crate::media;
 use crate::messages::media::{
     BeginReply, BeginRequest, ChangeRow, ChangesRequest, FilesRequest, SANITY_FAILED, SANITY_OK,
     SanityRequest, Wrapped,
 };
+use crate::text::hex::hex;
 
 impl Answer {
     /// A media reply with this JSON.
@@ -53,7 +53,7 @@ impl App {
         user.media.changes_after(request.last_usn, |change| {
             let comma: &[u8] = if rows == 0 { b"" } else { b"," };
             rows += 1;
-            let sha1 = change.sha1.as_ref().map(media::hex).unwrap_or_default();
+            let sha1 = change.sha1.as_ref().map(|sha1| hex(sha1)).unwrap_or_default();
             json.write_all(comma).map_err(spool_error)?;
             serde_json::to_writer(&mut json, &ChangeRow(&change.name, change.usn, &sha1))
                 .map_err(|err| spool_error(err.into()))

@@ -9,7 +9,6 @@ mod progress;
 mod prompt;
 
 use std::fmt::Write as _;
-use std::io::Write as _;
 use std::process::ExitCode;
 
 use pico_args::Arguments;

@@ -13,6 +13,7 @@
 
 pub mod blobs;
 pub mod full;
+pub(crate) mod objects;
 pub mod schema;
 
 use std::path::Path;
@@ -20,6 +21,7 @@ use std::time::Duration;
 
 use rusqlite::config::DbConfig;
 use rusqlite::limits::Limit;
+use rusqlite::types::ValueRef;
 use rusqlite::{Connection, OpenFlags, OptionalExtension, Row};
 
 use crate::collection::blobs::Refused;
@@ -29,8 +31,6 @@ use crate::files::sqlite_files::{has_rollback_journal, has_side_files, immutable
 use crate::os;
 use crate::text::unicase;
 
-pub use crate::sync::new_collection::create as create_new;
-pub use crate::sync::rows::{ChunkCursor, NotetypeShapes};
 pub use full::upload::upgraded_copy;
 
 /// The name of the collection in a user's folder, as on the official server.
@@ -295,6 +295,21 @@ impl Collection {
     }
 }
 
+/// An integer from a column that old clients may have filled with another type: REAL is truncated, other types are 0
+/// (collection-format.md 15).
+pub(crate) fn int(row: &Row<'_>, column: usize) -> rusqlite::Result<i64> {
+    Ok(match row.get_ref(column)? {
+        ValueRef::Integer(value) => value,
+        ValueRef::Real(value) => value as i64,
+        _ => 0,
+    })
+}
+
+/// The error for a failed write to the spool in which a reply is built: a fault of the server, not of the client.
+pub(crate) fn spooling(err: std::io::Error) -> Error {
+    Error::Io("spooling", "a reply".into(), err)
+}
+
 /// The error for an object that cannot be translated. The reason names the object.
 pub(crate) fn untranslatable(Refused(reason): Refused) -> Error {
     Error::Refused(reason)
@@ -324,7 +339,7 @@ mod tests {
     #[test]
     fn a_sync_writes_into_the_file_unless_somebody_reads_it() {
         let dir = tempfile::tempdir().unwrap();
-        create_new(dir.path()).unwrap();
+        crate::sync::new_collection::create(dir.path()).unwrap();
         let path = dir.path().join(FILE_NAME);
         let side_file = |suffix: &str| dir.path().join(format!("{FILE_NAME}{suffix}")).exists();
 

@@ -7,6 +7,7 @@ pub mod did_you_mean;
 mod file;
 mod listen_address;
 pub mod network;
+mod user_name;
 mod user_settings;
 pub mod value_kinds;
 
@@ -19,7 +20,8 @@ use crate::config::did_you_mean::nearest;
 use crate::config::network::Network;
 use crate::error::{Error, Result};
 pub use listen_address::Address;
-pub use user_settings::{UserSetting, check_user_name, read_secret};
+pub use user_name::{USERS_FILE, check_user_name};
+pub use user_settings::{UserSetting, read_secret};
 use value_kinds::Kind;
 
 const MIB: u64 = 1024 * 1024;

@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::Path;
 
+use crate::config::user_name::check_user_name;
 use crate::config::{Origin, Settings};
 use crate::error::{Error, Result};
 
@@ -73,19 +74,6 @@ pub fn listing(settings: &Settings) -> impl Iterator<Item = (String, String, Ori
         };
         (key.to_owned(), shown, value.origin.clone())
     })
-}
-
-/// Checks a user name, which becomes the name of a folder.
-pub fn check_user_name(name: &str) -> Result<()> {
-    let fits = !name.is_empty() && name.len() <= 128 && !name.starts_with('.');
-    let is_ours = [crate::accounts::USERS_FILE].contains(&name) || name.ends_with(".new");
-    if fits && !is_ours && !name.contains(|c: char| "/\\:".contains(c) || c.is_control()) {
-        return Ok(());
-    }
-    Err(Error::Broken(format!(
-        "the name {name:?} cannot be a folder's name: no slashes, colons or control characters, no dot in front, \
-         at most 128 bytes, and neither `users` nor something.new"
-    )))
 }
 
 /// Reads a secret from a file, without its line end. A relative path may be the name of a systemd credential.

@@ -42,6 +42,7 @@ use sha1::{Digest, Sha1};
 
 use crate::error::{Error, Result};
 use crate::files;
+use crate::text::hex::unhex;
 use index::{Change, MediaDb, Record};
 use name::MediaName;
 
@@ -224,7 +225,12 @@ fn pending(dir: &Path) -> Result<Vec<(MediaName, Option<Sha1Sum>)>> {
     });
     Ok(intents
         .into_iter()
-        .filter_map(|intent| Some((MediaName::parse(intent.name).ok()?, intent.sha1.as_deref().map(unhex))))
+        .filter_map(|intent| {
+            Some((
+                MediaName::parse(intent.name).ok()?,
+                intent.sha1.as_deref().map(|text| unhex(text).unwrap_or_default()),
+            ))
+        })
         .collect())
 }
 
@@ -287,24 +293,11 @@ fn file_sha1(path: &Path) -> Result<Option<Record>> {
     }
 }
 
-/// Lower-case hexadecimal, as on the wire.
-pub fn hex(sha1: &Sha1Sum) -> String {
-    sha1.iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
-/// Reverses `hex`. Any other text becomes a sum that no file has.
-fn unhex(text: &str) -> Sha1Sum {
-    let mut sum = Sha1Sum::default();
-    for (i, byte) in sum.iter_mut().enumerate() {
-        *byte = text.get(2 * i..2 * i + 2).and_then(|pair| u8::from_str_radix(pair, 16).ok()).unwrap_or(0);
-    }
-    sum
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::files::spool::Spool;
+    use crate::text::hex::hex;
 
     /// A zip as a client sends it. No contents mean a deletion.
     fn zip_of(dir: &Path, changes: &[(&str, Option<&str>)]) -> Spool {

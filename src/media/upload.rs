@@ -3,7 +3,6 @@
 
 use std::fs::{self, File};
 use std::io::Write;
-use std::path::PathBuf;
 
 use sha1::{Digest, Sha1};
 
@@ -11,11 +10,13 @@ use crate::error::{Error, Result};
 use crate::files;
 use crate::files::GentleFile;
 use crate::files::spool::Spool;
+use crate::files::temporary::TemporaryFile;
 use crate::media::index::{MediaDb, Record};
 use crate::media::name::{BadName, MediaName};
 use crate::media::zip;
 use crate::media::zip::{Entry, META, ZipReader};
-use crate::media::{Intent, MAX_FILES, MediaStore, PENDING, Sha1Sum, State, hex};
+use crate::media::{Intent, MAX_FILES, MediaStore, PENDING, Sha1Sum, State};
+use crate::text::hex::hex;
 
 /// The result of an upload.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -46,19 +47,11 @@ enum Change {
     Same(Record),
 }
 
-/// A temporary file. Dropping this removes it, unless it was renamed.
+/// New contents on their way into the folder.
 struct StagedFile {
-    path: PathBuf,
+    file: TemporaryFile,
     /// The file, still to be synced. None for the file of the spool.
     unsynced: Option<File>,
-}
-
-impl Drop for StagedFile {
-    fn drop(&mut self) {
-        if let Err(err) = files::remove_if_there(&self.path) {
-            log::warn!("{err}");
-        }
-    }
 }
 
 /// How much of a zip stays in memory. Clients stop filling a zip below this size, so only one with a large file is
@@ -103,15 +96,16 @@ impl MediaStore {
                 return Ok(Change::Same(known));
             }
             if let Some(path) = file_of_spool {
-                let staged = StagedFile { path: path.to_owned(), unsynced: None };
+                let staged = StagedFile { file: TemporaryFile::at(path.to_owned()), unsynced: None };
                 return Ok(Change::Put(Record { sha1, bytes: entry.bytes() }, staged));
             }
         }
         let path = self.next_staged_path();
         let mut file = GentleFile::create(&path)?;
-        let mut staged = StagedFile { path, unsynced: None };
-        let sha1 =
-            unpack(zip, entry, |block| file.write_all(block).map_err(Error::io("writing", &staged.path)))?;
+        let mut staged = StagedFile { file: TemporaryFile::at(path), unsynced: None };
+        let sha1 = unpack(zip, entry, |block| {
+            file.write_all(block).map_err(Error::io("writing", staged.file.path()))
+        })?;
         staged.unsynced = Some(file.into_file());
         Ok(Change::Put(Record { sha1, bytes: entry.bytes() }, staged))
     }
@@ -149,9 +143,9 @@ impl MediaStore {
         let folder = self.folder();
         files::replace_file(&self.dir, PENDING, &intents(changes)?)?;
         for Effective { name, change, .. } in changes {
-            if let Change::Put(_, file) = change {
+            if let Change::Put(_, StagedFile { file, .. }) = change {
                 let path = name.path_in(&folder);
-                fs::rename(&file.path, &path).map_err(Error::io("renaming", &file.path))?;
+                fs::rename(file.path(), &path).map_err(Error::io("renaming", file.path()))?;
             }
         }
         files::sync_folder(&folder)?;
@@ -181,12 +175,12 @@ fn unpack(zip: &ZipReader, entry: &Entry, mut sink: impl FnMut(&[u8]) -> Result<
 /// them.
 fn sync(staged: &[Staged], body: &Spool) -> Result<()> {
     for Staged { change, .. } in staged {
-        if let Change::Put(record, StagedFile { path, unsynced }) = change {
+        if let Change::Put(record, StagedFile { file: temporary, unsynced }) = change {
             match unsynced {
                 Some(file) => file.sync_all(),
                 None => body.keep_file(record.bytes),
             }
-            .map_err(Error::io("syncing", path))?;
+            .map_err(Error::io("syncing", temporary.path()))?;
         }
     }
     Ok(())

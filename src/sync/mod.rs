@@ -4,9 +4,15 @@
 //! `collection`, `media`, `messages`, `text`, `files`.
 
 mod graves;
+mod merge_objects;
+mod merge_rows;
 pub mod new_collection;
-pub mod objects;
-pub mod rows;
+mod row_counts;
 mod sanity_and_finish;
+mod send_objects;
+mod send_rows;
 pub mod session;
 mod start;
+
+pub use merge_rows::NotetypeShapes;
+pub use send_rows::ChunkCursor;

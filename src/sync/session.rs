@@ -14,11 +14,12 @@ use crate::collection;
 use crate::collection::full::download::Snapshot;
 use crate::collection::full::replace;
 use crate::collection::schema::downgrade::{OldCopy, Scratch};
-use crate::collection::{ChunkCursor, Collection, FILE_NAME, Meta, NotetypeShapes, PATIENCE, Range, Stamps};
+use crate::collection::{Collection, FILE_NAME, Meta, PATIENCE, Range, Stamps};
 use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::files;
 use crate::media::MediaStore;
+use crate::sync::{ChunkCursor, NotetypeShapes, new_collection};
 
 /// All users, by name. Accounts are added and removed while the server runs.
 pub struct Users {
@@ -334,7 +335,7 @@ impl User {
     fn open_with<T>(&self, state: &mut State, open: impl Fn(&Path) -> Result<T>) -> Result<T> {
         let path = self.collection_path();
         if !replace::recover(&self.dir)? {
-            collection::create_new(&self.dir)?;
+            new_collection::create(&self.dir)?;
         }
         match open(&path) {
             Err(Error::OldSchema(version)) => {

@@ -5,10 +5,10 @@ use std::io::Write;
 use rusqlite::params;
 
 use crate::collection::{Collection, Range};
-use crate::error::{Error, Result};
+use crate::collection::{int, spooling};
+use crate::error::Result;
 use crate::messages::graves::GraveKind;
 use crate::os::clock;
-use crate::sync::rows::int;
 
 const SECS_PER_DAY: i64 = 86_400;
 
@@ -104,11 +104,6 @@ fn day_number_v2(
     }
 }
 
-/// The error for a failed write to the spool in which a reply is built: a fault of the server, not of the client.
-pub(crate) fn spooling(err: std::io::Error) -> Error {
-    Error::Io("spooling", "a reply".into(), err)
-}
-
 #[cfg(test)]
 mod tests {
     use crate::collection::{Collection, Range};
@@ -139,7 +134,7 @@ mod tests {
     #[test]
     fn graves_of_any_type_are_sent() {
         let dir = tempfile::tempdir().unwrap();
-        crate::collection::create_new(dir.path()).unwrap();
+        crate::sync::new_collection::create(dir.path()).unwrap();
         let path = dir.path().join(crate::collection::FILE_NAME);
         let db = rusqlite::Connection::open(&path).unwrap();
         db.execute_batch("INSERT INTO graves VALUES (16.5, 1, 3), ('x', 1, 3), (x'01', 1, 3), (7, 1, 3)")

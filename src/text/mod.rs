@@ -2,6 +2,7 @@
 //!
 //! Pure functions: no SQL, no I/O. Rules and vectors are in the spec, collection-format.md 2.1, 10 and 12.4.
 
+pub mod hex;
 pub mod note;
 pub mod tag;
 pub mod unicase;

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use crate::cli::command::{Command, Invocation, say};
 use crate::cli::commands::user_folders::{folder_of, look_into, size, these_users};
-use crate::collection::full::replace::{Backup, backups};
+use crate::collection::full::backups::{Backup, backups};
 use crate::collection::full::restore::restore;
 use crate::collection::{Collection, FILE_NAME};
 use crate::config::Flags;

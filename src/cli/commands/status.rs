@@ -13,7 +13,7 @@ use crate::accounts::users_file;
 use crate::cli::command::{Command, FAILED, Invocation, say};
 use crate::cli::commands::user_folders::{look_into, size, users_in};
 use crate::collection::FILE_NAME;
-use crate::collection::full::replace::backups;
+use crate::collection::full::backups::backups;
 use crate::error::Result;
 use crate::media::index::MediaDb;
 use crate::os::clock;

@@ -9,7 +9,7 @@ use crate::accounts::users_file::Hashes;
 use crate::cli::command::{Command, FAILED, Invocation, say};
 use crate::cli::commands::hash_password::Hashing;
 use crate::cli::prompt;
-use crate::config::{Flags, check_user_name};
+use crate::config::{Flags, USERS_FILE, check_user_name};
 use crate::error::{Error, Result};
 use crate::files;
 
@@ -86,10 +86,7 @@ fn add(invocation: Invocation) -> Result<ExitCode> {
     users_file::change(&base, |hashes| Ok(hashes.insert(name.clone(), hash)))?;
     // Created here, so that the folder has the owner of the data folder, whoever runs this.
     files::create_folder(&base.join(&name))?;
-    say(&format!(
-        "{name} can log in now; the account is in {}\n",
-        base.join(users_file::USERS_FILE).display()
-    ));
+    say(&format!("{name} can log in now; the account is in {}\n", base.join(USERS_FILE).display()));
     Ok(ExitCode::SUCCESS)
 }
 

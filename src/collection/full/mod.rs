@@ -2,6 +2,7 @@
 //!
 //! Not here: syncs that merge rows (`sync`). Imports `collection::schema`, `files`, `os`.
 
+pub mod backups;
 pub mod download;
 mod refusal;
 pub mod replace;

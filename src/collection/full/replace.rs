@@ -6,14 +6,12 @@
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
+use crate::collection::full::backups::{BACKUPS, backups, delete_old_backups, next_backup_path};
 use crate::collection::{Collection, FILE_NAME, PATIENCE};
 use crate::error::{Error, Result};
 use crate::files::spool;
 use crate::files::sqlite_files::has_side_files;
-use crate::files::{create_folder, refuse_link, remove_if_there, sync_folder, wait_to_replace};
-
-/// The folder for replaced collections, in the user's folder.
-const BACKUPS: &str = "backups";
+use crate::files::{remove_if_there, sync_folder, wait_to_replace};
 
 /// Name prefix of uploads that are being received or checked.
 const UPLOAD_PREFIX: &str = "collection.anki2.upload-";
@@ -97,59 +95,6 @@ pub(crate) fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
     name.into()
 }
 
-/// The folder of the backups, which may not exist. A symbolic link is refused: its target may be on another disk, where
-/// a rename fails, or belong to another user.
-fn backups_folder(dir: &Path) -> Result<PathBuf> {
-    let backups = dir.join(BACKUPS);
-    refuse_link(&backups)?;
-    Ok(backups)
-}
-
-/// The numbers of the existing backups, oldest first.
-fn backup_numbers(backups: &Path) -> Result<Vec<u32>> {
-    let mut numbers = Vec::new();
-    for entry in fs::read_dir(backups).map_err(Error::io("reading", backups))? {
-        let name = entry.map_err(Error::io("reading", backups))?.file_name();
-        let number = name
-            .to_str()
-            .and_then(|name| name.strip_prefix("collection-")?.strip_suffix(".anki2")?.parse().ok());
-        numbers.extend::<Option<u32>>(number);
-    }
-    numbers.sort_unstable();
-    Ok(numbers)
-}
-
-/// Backups have numbers instead of dates, because many boards do not know the date.
-fn backup_path(backups: &Path, number: u32) -> PathBuf {
-    backups.join(format!("collection-{number:05}.anki2"))
-}
-
-/// A replaced collection.
-pub struct Backup {
-    /// Higher numbers are newer.
-    pub number: u32,
-    /// Path of the file.
-    pub path: PathBuf,
-}
-
-/// The backups in a user's folder, oldest first.
-pub fn backups(dir: &Path) -> Result<Vec<Backup>> {
-    let backups = backups_folder(dir)?;
-    if !backups.exists() {
-        return Ok(Vec::new());
-    }
-    let of_number = |number| Backup { number, path: backup_path(&backups, number) };
-    Ok(backup_numbers(&backups)?.into_iter().map(of_number).collect())
-}
-
-/// The path of the next backup. Creates the folder of the backups if it is missing.
-fn next_backup_path(dir: &Path) -> Result<PathBuf> {
-    let backups = backups_folder(dir)?;
-    create_folder(&backups)?;
-    let number = backup_numbers(&backups)?.last().map_or(1, |last| last + 1);
-    Ok(backup_path(&backups, number))
-}
-
 /// Moves a collection and the side files that could not be checkpointed. The file moves first: after a crash in
 /// between, `recover` moves the remaining side files to the newest backup. In the other order, the collection would
 /// silently lack the commits in its WAL.
@@ -163,22 +108,6 @@ fn move_side_files(from: &Path, to: &Path) -> Result<()> {
         let side_file = with_suffix(from, suffix);
         if side_file.exists() {
             fs::rename(&side_file, with_suffix(to, suffix)).map_err(Error::io("renaming", &side_file))?;
-        }
-    }
-    Ok(())
-}
-
-fn delete_old_backups(dir: &Path, keep: usize) -> Result<()> {
-    let backups = backups_folder(dir)?;
-    if !backups.exists() {
-        return Ok(());
-    }
-    let numbers = backup_numbers(&backups)?;
-    for number in &numbers[..numbers.len().saturating_sub(keep)] {
-        let backup = backup_path(&backups, *number);
-        remove_if_there(&backup)?;
-        for suffix in SIDE_SUFFIXES {
-            remove_if_there(&with_suffix(&backup, suffix))?;
         }
     }
     Ok(())
@@ -248,13 +177,14 @@ mod tests {
 
     use super::*;
     use crate::collection::PATIENCE;
+    use crate::collection::full::backups::{backup_numbers, backup_path};
     use crate::collection::full::download::Snapshot;
     use crate::files::keep_in_place;
 
     /// A folder with a collection whose crt is `created`.
     fn collection(dir: &Path, name: &str, created: i64) -> PathBuf {
         let scratch = tempfile::tempdir_in(dir).unwrap();
-        crate::collection::create_new(scratch.path()).unwrap();
+        crate::sync::new_collection::create(scratch.path()).unwrap();
         let made = scratch.path().join(FILE_NAME);
         rusqlite::Connection::open(&made).unwrap().execute("UPDATE col SET crt = ?1", [created]).unwrap();
         let path = dir.join(name);

@@ -344,7 +344,7 @@ mod tests {
     /// Checks a new collection with some notes and cards, after `damage` has changed it.
     fn verdict_after(damage: impl FnOnce(&Path, &Connection)) -> Verdict {
         let dir = tempfile::tempdir().unwrap();
-        crate::collection::create_new(dir.path()).unwrap();
+        crate::sync::new_collection::create(dir.path()).unwrap();
         let path = dir.path().join(crate::collection::FILE_NAME);
         let db = Connection::open(&path).unwrap();
         db.create_collation("unicase", crate::text::unicase::compare).unwrap();
@@ -454,7 +454,7 @@ mod tests {
     #[test]
     fn missing_indexes_are_made_and_odd_usns_settled() {
         let dir = tempfile::tempdir().unwrap();
-        crate::collection::create_new(dir.path()).unwrap();
+        crate::sync::new_collection::create(dir.path()).unwrap();
         let path = dir.path().join(crate::collection::FILE_NAME);
         let db = Connection::open(&path).unwrap();
         db.create_collation("unicase", crate::text::unicase::compare).unwrap();

@@ -9,19 +9,19 @@
 use std::fs::File;
 use std::io::{self, BufWriter, Write};
 use std::os::unix::fs::FileExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use rusqlite::blob::ZeroBlob;
 use rusqlite::{Connection, params};
 
 use crate::collection::full::download::Snapshot;
+use crate::collection::int;
+use crate::collection::objects::ObjectWriter;
 use crate::collection::schema;
 use crate::collection::schema::{CREATE_OLD_GRAVES, INDEXES, INDEXES_SINCE_15, TABLES, TABLES_SINCE_11};
 use crate::collection::{Collection, Range, SCAN_CACHE_KIB};
 use crate::error::{Error, Result};
-use crate::files;
-use crate::sync::objects::ObjectWriter;
-use crate::sync::rows::int;
+use crate::files::temporary::TemporaryFile;
 
 /// The schema version of the copy.
 const VERSION: i64 = 11;
@@ -33,9 +33,7 @@ const JSON_COLUMNS: [&str; 5] = ["conf", "models", "decks", "dconf", "tags"];
 const BLOCK_BYTES: usize = 64 * 1024;
 
 /// A copy that is not downgraded yet. Dropping it deletes the file.
-pub struct Scratch {
-    path: PathBuf,
-}
+pub struct Scratch(TemporaryFile);
 
 /// A collection in schema 11, in an open file that was deleted from its folder.
 pub struct OldCopy {
@@ -47,7 +45,7 @@ impl Scratch {
     /// Copies a snapshot to a new file.
     pub fn copy(snapshot: &Snapshot, path: &Path) -> Result<Scratch> {
         let file = File::create_new(path).map_err(Error::io("creating", path))?;
-        let scratch = Scratch { path: path.to_owned() };
+        let scratch = Scratch(TemporaryFile::at(path.to_owned()));
         // Not synced: after a power cut the file is deleted anyway.
         let mut out = BufWriter::with_capacity(BLOCK_BYTES, file);
         snapshot.copy_to(&mut out, path)?;
@@ -59,25 +57,14 @@ impl Scratch {
     ///
     /// Errors: `Refused` if an object cannot be read.
     pub fn downgrade(self) -> Result<OldCopy> {
-        let root = downgrade(&self.path)?;
-        let file = File::options()
-            .read(true)
-            .write(true)
-            .open(&self.path)
-            .map_err(Error::io("opening", &self.path))?;
-        turn_blobs_into_texts(&file, root).map_err(Error::io("changing", &self.path))?;
-        check_texts(&self.path)?;
-        let bytes = file.metadata().map_err(Error::io("reading", &self.path))?.len();
+        let path = self.0.path();
+        let root = downgrade(path)?;
+        let file = File::options().read(true).write(true).open(path).map_err(Error::io("opening", path))?;
+        turn_blobs_into_texts(&file, root).map_err(Error::io("changing", path))?;
+        check_texts(path)?;
+        let bytes = file.metadata().map_err(Error::io("reading", path))?.len();
         // Dropping `self` deletes the file's name; the open file stays readable.
         Ok(OldCopy { file, bytes })
-    }
-}
-
-impl Drop for Scratch {
-    fn drop(&mut self) {
-        if let Err(err) = files::remove_if_there(&self.path) {
-            log::warn!("{err}");
-        }
     }
 }
 

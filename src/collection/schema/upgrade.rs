@@ -15,6 +15,7 @@ use rusqlite::{Connection, params};
 use unicode_normalization::UnicodeNormalization;
 
 use crate::collection::blobs::{self, DeckConfigRow, DeckRow, NotetypeRow, deck_name};
+use crate::collection::objects::{put_deck, put_deck_config, put_notetype};
 use crate::collection::schema;
 use crate::collection::schema::INDEXES;
 use crate::collection::{SCHEMA_VERSION, untranslatable};
@@ -23,7 +24,6 @@ use crate::messages::Source;
 use crate::messages::json_map::each_entry;
 use crate::os;
 use crate::os::clock;
-use crate::sync::objects::{put_deck, put_deck_config, put_notetype};
 use crate::text::unicase::Unicase;
 
 /// How many characters may be appended to a name to make it unique. Clients do not write equal names, so a file with

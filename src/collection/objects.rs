@@ -1,48 +1,21 @@
-//! Unchunked changes: notetypes, decks, deck options, tags, config (collection-format.md 12.4).
-
-use std::io::Write;
-
-use rusqlite::{Connection, OptionalExtension, Row, Statement, params};
-use serde_json::value::RawValue;
+//! Notetypes, decks, deck options, tags and config: the rows read as JSON objects, and written.
+//!
+//! Not here: which of two changed objects wins (`sync::merge_objects`).
 
 use crate::collection::blobs::{DeckConfigRow, DeckRow, FieldRow, NotetypeRow, Refused, TemplateRow};
-use crate::collection::{Collection, Range, untranslatable};
+use crate::collection::int;
+use crate::collection::spooling;
+use crate::collection::{Collection, Range};
 use crate::error::{Error, Result};
-use crate::messages::Source;
-use crate::messages::changes;
-use crate::messages::changes::ChangeSink;
-use crate::os::clock;
-use crate::sync::rows::int;
-use crate::sync::start::spooling;
-use crate::text::tag;
+use rusqlite::{Connection, Row, Statement, params};
+use serde_json::value::RawValue;
+use std::io::Write;
 
 /// Sends renamed objects before the objects that now have their old names. In the other order the device would find the
 /// name taken and rename the second object.
 const RENAMED_FIRST: &str = "ORDER BY name LIKE '%+' DESC, length(name) DESC, id";
 
 impl Collection {
-    /// Writes the changes that the client has not seen, and the config if `with_config` (the server's is newer). Must
-    /// run before the client's own changes are applied.
-    pub fn write_changes(&self, unseen: Range, with_config: bool, out: &mut impl Write) -> Result<()> {
-        let mut objects = ObjectWriter::list(out);
-        objects.raw("{\"models\":[")?;
-        self.write_notetypes(unseen, &mut objects)?;
-        objects.raw("],\"decks\":[[")?;
-        self.write_decks(unseen, &mut objects)?;
-        objects.raw("],[")?;
-        self.write_deck_configs(unseen, &mut objects)?;
-        objects.raw("]],\"tags\":[")?;
-        self.write_tags(unseen, &mut objects)?;
-        objects.raw("]")?;
-        if with_config {
-            objects.raw(",\"conf\":{")?;
-            self.write_config(&mut objects)?;
-            let created: i64 = self.db.query_row("SELECT crt FROM col", [], |row| row.get(0))?;
-            objects.raw(&format!("}},\"crt\":{created}"))?;
-        }
-        objects.raw("}")
-    }
-
     pub(crate) fn write_notetypes(&self, unseen: Range, out: &mut ObjectWriter<impl Write>) -> Result<()> {
         let mut children = NotetypeChildren::new(&self.db)?;
         let mut select = self.db.prepare(
@@ -120,25 +93,6 @@ impl Collection {
             serde_json::to_writer(&mut out.out, key).map_err(|err| spooling(err.into()))?;
             out.raw(":")?;
             out.raw(value.get())?;
-        }
-        Ok(())
-    }
-
-    /// Applies the body of `applyChanges`.
-    pub fn apply_changes<'b>(
-        &self,
-        body: impl Into<Source<'b>>,
-        server_usn: i32,
-        max_object_bytes: u64,
-    ) -> Result<()> {
-        changes::read(body, max_object_bytes, &mut Merge { db: &self.db, server_usn })
-    }
-
-    /// Sets the modified stamp of the objects that `free_name` renamed in this session.
-    pub(crate) fn stamp_renamed(&self, server_usn: i32) -> Result<()> {
-        for named in [Named::Decks, Named::Notetypes] {
-            let stamp = format!("UPDATE {} SET mtime_secs = ?1 WHERE usn = ?2", named.table());
-            self.db.execute(&stamp, params![clock::now_secs(), server_usn + 1])?;
         }
         Ok(())
     }
@@ -275,104 +229,6 @@ impl<'c> NotetypeChildren<'c> {
     }
 }
 
-/// The two tables in which each name must be unique.
-#[derive(Clone, Copy)]
-enum Named {
-    Decks,
-    Notetypes,
-}
-
-impl Named {
-    fn table(self) -> &'static str {
-        match self {
-            Named::Decks => "decks",
-            Named::Notetypes => "notetypes",
-        }
-    }
-}
-
-/// Merges a client's objects into the collection, one after another.
-struct Merge<'c> {
-    db: &'c Connection,
-    server_usn: i32,
-}
-
-impl Merge<'_> {
-    /// Whether an incoming object replaces the stored one: if it is newer or as old, as on the official server.
-    fn replaces_ours(&self, table: &'static str, id: i64, modified: i64) -> Result<bool> {
-        let ours: Option<i64> = self
-            .db
-            .query_row(&format!("SELECT mtime_secs FROM {table} WHERE id = ?1"), [id], |row| row.get(0))
-            .optional()?;
-        Ok(ours.is_none_or(|ours| ours <= modified))
-    }
-
-    /// Frees a name for an incoming object: the stored object of another id that has this name gets `+` appended until
-    /// its name is unique.
-    ///
-    /// The official server renames the incoming object instead. The client does the same with what the server sends, so
-    /// each side would keep its own object under the name for ever (seen with 26.9.3). Here both sides rename the same
-    /// object. It gets the usn of the next session, so that this client receives it in the next sync. Its modified
-    /// stamp is set at `finish`, after the client has stamped its own copy: until then this request may still contain a
-    /// newer version of the object, as when two names are swapped.
-    fn free_name(&self, named: Named, id: i64, name: &str) -> Result<()> {
-        let table = named.table();
-        let holder: Option<(i64, String)> = self
-            .db
-            .query_row(
-                &format!("SELECT id, name FROM {table} WHERE name = ?1 AND id != ?2"),
-                params![name, id],
-                |row| Ok((row.get(0)?, row.get(1)?)),
-            )
-            .optional()?;
-        let Some((holder, mut new_name)) = holder else { return Ok(()) };
-        let mut taken = self.db.prepare(&format!("SELECT 1 FROM {table} WHERE name = ?1"))?;
-        while taken.exists([&new_name])? {
-            new_name.push('+');
-        }
-        let rename = format!("UPDATE {table} SET name = ?1, usn = ?2 WHERE id = ?3");
-        self.db.execute(&rename, params![new_name, self.server_usn + 1, holder])?;
-        Ok(())
-    }
-
-    fn check_same_shape(&self, notetype: &NotetypeRow) -> Result<()> {
-        let known = self.db.query_row("SELECT 1 FROM notetypes WHERE id = ?1", [notetype.id], |_| Ok(()));
-        if known.optional()?.is_none() {
-            return Ok(());
-        }
-        let count = |table: &str| -> Result<usize> {
-            let sql = format!("SELECT count(*) FROM {table} WHERE ntid = ?1");
-            Ok(self
-                .db
-                .query_row(&sql, [notetype.id], |row| row.get::<_, i64>(0))
-                .map(|count| count as usize)?)
-        };
-        if count("fields")? == notetype.fields.len() && count("templates")? == notetype.templates.len() {
-            return Ok(());
-        }
-        Err(Error::Refused(format!(
-            "notetype {} has another number of fields or templates here: a full sync is needed",
-            notetype.id
-        )))
-    }
-
-    /// The name, with its parent spelled as the nearest existing parent tag.
-    fn under_existing_parent(&self, name: String) -> Result<String> {
-        let mut parent = name.as_str();
-        while let Some((above, _)) = parent.rsplit_once("::") {
-            if let Some(spelling) = self.existing_tag(above)? {
-                return Ok(format!("{spelling}{}", &name[above.len()..]));
-            }
-            parent = above;
-        }
-        Ok(name)
-    }
-
-    fn existing_tag(&self, name: &str) -> Result<Option<String>> {
-        Ok(self.db.query_row("SELECT tag FROM tags WHERE tag = ?1", [name], |row| row.get(0)).optional()?)
-    }
-}
-
 /// Writes a notetype in place of the one with its id.
 pub(crate) fn put_notetype(db: &Connection, row: &NotetypeRow) -> Result<()> {
     db.execute(
@@ -417,89 +273,4 @@ pub(crate) fn put_deck_config(db: &Connection, row: &DeckConfigRow) -> Result<()
         params![row.id, row.name, row.mtime_secs, row.usn, row.config],
     )?;
     Ok(())
-}
-
-impl ChangeSink for Merge<'_> {
-    fn notetype(&mut self, json: &str) -> Result<()> {
-        let mut row = NotetypeRow::from_json(json).map_err(untranslatable)?;
-        check_id("notetype", row.id)?;
-        if !self.replaces_ours("notetypes", row.id, row.mtime_secs)? {
-            return Ok(());
-        }
-        self.check_same_shape(&row)?;
-        self.free_name(Named::Notetypes, row.id, &row.name)?;
-        row.usn = self.server_usn;
-        put_notetype(self.db, &row).map_err(clash)
-    }
-
-    fn deck(&mut self, json: &str) -> Result<()> {
-        let mut row = DeckRow::from_json(json).map_err(untranslatable)?;
-        check_id("deck", row.id)?;
-        if !self.replaces_ours("decks", row.id, row.mtime_secs)? {
-            return Ok(());
-        }
-        self.free_name(Named::Decks, row.id, &row.name)?;
-        row.usn = self.server_usn;
-        put_deck(self.db, &row)
-    }
-
-    fn deck_config(&mut self, json: &str) -> Result<()> {
-        let mut row = DeckConfigRow::from_json(json).map_err(untranslatable)?;
-        check_id("deck options", row.id)?;
-        if !self.replaces_ours("deck_config", row.id, row.mtime_secs)? {
-            return Ok(());
-        }
-        row.usn = self.server_usn;
-        put_deck_config(self.db, &row)
-    }
-
-    fn tag(&mut self, name: &str) -> Result<()> {
-        let name = tag::normalize_name(name);
-        if self.existing_tag(&name)?.is_some() {
-            return Ok(());
-        }
-        let name = self.under_existing_parent(name)?;
-        self.db.execute(
-            "INSERT OR IGNORE INTO tags (tag, usn, collapsed) VALUES (?1, ?2, TRUE)",
-            params![name, self.server_usn],
-        )?;
-        Ok(())
-    }
-
-    fn replace_config(&mut self) -> Result<()> {
-        self.db.execute("DELETE FROM config", [])?;
-        Ok(())
-    }
-
-    fn config_entry(&mut self, key: &str, json: &str) -> Result<()> {
-        self.db.execute(
-            "INSERT OR REPLACE INTO config (KEY, usn, mtime_secs, val) VALUES (?1, ?2, ?3, ?4)",
-            params![key, self.server_usn, clock::now_secs(), json.as_bytes()],
-        )?;
-        Ok(())
-    }
-
-    fn created(&mut self, stamp: i64) -> Result<()> {
-        self.db.execute("UPDATE col SET crt = ?1", [stamp])?;
-        Ok(())
-    }
-}
-
-fn check_id(what: &str, id: i64) -> Result<()> {
-    match id {
-        0 => Err(Error::Refused(format!("{what} with id 0"))),
-        _ => Ok(()),
-    }
-}
-
-/// Turns a constraint violation into a client error: two fields or two templates of the notetype have the same name.
-fn clash(err: Error) -> Error {
-    match err {
-        Error::Db(rusqlite::Error::SqliteFailure(code, text))
-            if code.code == rusqlite::ErrorCode::ConstraintViolation =>
-        {
-            Error::Refused(format!("names clash inside a notetype: {}", text.unwrap_or_default()))
-        }
-        other => other,
-    }
 }

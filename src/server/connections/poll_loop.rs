@@ -1,0 +1,416 @@
+//! The poll loop: one thread that accepts connections, waits for all sockets and serves those that are ready.
+
+use std::fmt;
+use std::io;
+use std::os::fd::AsRawFd;
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use log::Level;
+
+use super::backend_connection::PartialChunk;
+use super::client_socket::Listener;
+use super::connection::Conn;
+use super::forwarding::Exchange;
+use super::limits_and_timeouts::{Limits, Weight};
+use crate::logging::connection_log::Journal;
+use crate::os;
+use crate::os::{POLL_IN, PollFd};
+
+/// Size of one read, and of one chunk to the backend. Measured on x86-64: 16 KiB are a fifth slower, 64 KiB no faster.
+const READ_BYTES: usize = 32 << 10;
+
+/// Most connections accepted before the other sockets are served.
+const ACCEPTS_PER_TURN: usize = 64;
+
+/// File descriptors of an active request: one here, two in tiny_http, which duplicates its socket.
+pub(crate) const FDS_PER_REQUEST: usize = 3;
+
+/// How often slow forms are looked for while a bulk transfer is overdue.
+const SLOW_FORM_CHECK: Duration = Duration::from_secs(1);
+
+/// How long nothing is accepted or forwarded after file descriptors ran out and no connection could be evicted.
+const PAUSE: Duration = Duration::from_millis(100);
+
+/// What all connections share.
+pub(crate) struct Shared {
+    pub(super) limits: Limits,
+    pub(super) weigh: fn(&str) -> Weight,
+    pub(super) backend: PathBuf,
+    pub(super) journal: Journal,
+    /// Closed requests whose last chunk is not fully written yet. Each still holds a slot.
+    pub(super) partial_chunks: Vec<PartialChunk>,
+    pub(super) tickets: u64,
+    /// The time after the last poll; one value for the whole turn.
+    pub(super) now: Instant,
+    /// The deadline of the stop; `None` while the server runs.
+    pub(super) stop_at: Option<Instant>,
+}
+
+impl Shared {
+    pub(super) fn is_stopping(&self) -> bool {
+        self.stop_at.is_some()
+    }
+
+    pub(super) fn next_ticket(&mut self) -> u64 {
+        self.tickets += 1;
+        self.tickets
+    }
+
+    pub(super) fn note(&mut self, level: Level, text: fmt::Arguments<'_>) {
+        self.journal.note(level, self.now, text);
+    }
+}
+
+/// The guard. Dropping it closes every connection.
+pub struct Guard {
+    listeners: Vec<Listener>,
+    stop: UnixStream,
+    conns: Vec<Conn>,
+    /// File descriptors ran out: accept nothing before this time.
+    paused_until: Option<Instant>,
+    /// When there last was a connection, for `idle_exit`.
+    busy_at: Instant,
+    scratch: Vec<u8>,
+    shared: Shared,
+}
+
+/// What a polled file descriptor belongs to. The numbers are indexes into the guard's lists.
+#[derive(Clone, Copy)]
+enum Source {
+    Stop,
+    Listener(usize),
+    Client(usize),
+    Backend(usize),
+    PartialChunk(usize),
+}
+
+impl Guard {
+    /// Takes bound listeners. `backend` is the Unix socket on which tiny_http listens. `weigh` tells what a request
+    /// costs, by its path. When `stop` becomes readable or closes, the server stops.
+    pub fn new(
+        listeners: Vec<Listener>,
+        backend: PathBuf,
+        limits: Limits,
+        weigh: fn(&str) -> Weight,
+        stop: UnixStream,
+    ) -> io::Result<Guard> {
+        for listener in &listeners {
+            listener.set_nonblocking()?;
+        }
+        Ok(Guard {
+            listeners,
+            stop,
+            conns: Vec::new(),
+            paused_until: None,
+            busy_at: Instant::now(),
+            scratch: vec![0; READ_BYTES],
+            shared: Shared {
+                limits: limits.fit(os::open_files_limit()?),
+                weigh,
+                backend,
+                journal: Journal::default(),
+                partial_chunks: Vec::new(),
+                tickets: 0,
+                now: Instant::now(),
+                stop_at: None,
+            },
+        })
+    }
+
+    /// Serves until `stop`, then waits up to `stop_wait` for the active requests.
+    pub fn run(mut self) {
+        let (mut fds, mut sources) = (Vec::new(), Vec::new());
+        while !self.is_over() {
+            self.watch(&mut fds, &mut sources);
+            let timeout = self.timeout_ms();
+            if let Err(err) = os::poll(&mut fds, timeout) {
+                // Only out of memory can happen here: free a connection, and sleep so that this does not spin.
+                self.shared.note(Level::Warn, format_args!("poll: {err}"));
+                self.evict(Duration::ZERO);
+                std::thread::sleep(PAUSE);
+                fds.clear();
+            }
+            self.shared.now = Instant::now();
+            self.dispatch(&fds, &sources);
+            self.stop_if_idle();
+            self.expire();
+            self.end_slow_form();
+            self.admit();
+            self.sweep();
+        }
+    }
+
+    fn is_over(&self) -> bool {
+        let done = self.conns.is_empty() && self.shared.partial_chunks.is_empty();
+        self.shared.stop_at.is_some_and(|at| done || at <= self.shared.now)
+    }
+
+    /// Lists what poll waits for. Every entry is an open file descriptor, so the list stays below the limit on them.
+    fn watch(&self, fds: &mut Vec<PollFd>, sources: &mut Vec<Source>) {
+        fds.clear();
+        sources.clear();
+        let mut add = |fd, events, source| {
+            fds.push(os::poll_fd(fd, events));
+            sources.push(source);
+        };
+        if !self.shared.is_stopping() {
+            add(self.stop.as_raw_fd(), POLL_IN, Source::Stop);
+        }
+        if self.accepts_from().is_some_and(|from| from <= self.shared.now) {
+            for (at, listener) in self.listeners.iter().enumerate() {
+                add(listener.fd(), POLL_IN, Source::Listener(at));
+            }
+        }
+        for (at, conn) in self.conns.iter().enumerate() {
+            let (fd, events) = conn.client_events(&self.shared.limits);
+            add(fd, events, Source::Client(at));
+            if let Some((fd, events)) = conn.backend_events() {
+                add(fd, events, Source::Backend(at));
+            }
+        }
+        for (at, partial) in self.shared.partial_chunks.iter().enumerate() {
+            add(partial.fd(), partial.events(), Source::PartialChunk(at));
+        }
+    }
+
+    /// Milliseconds to the nearest deadline, rounded up so that it has passed at the wake-up; -1 without any.
+    fn timeout_ms(&self) -> i32 {
+        let Shared { now, .. } = self.shared;
+        let accept = self.accepts_from().max(self.paused_until).filter(|from| *from > now);
+        let conns = self.conns.iter().filter_map(|conn| conn.deadline(&self.shared));
+        // While a bulk transfer is overdue, a form that becomes too slow is found within a second.
+        let form_check =
+            self.overdue_from().and_then(|from| Some(from.max(now.checked_add(SLOW_FORM_CHECK)?)));
+        let others =
+            [self.shared.journal.deadline(), self.shared.stop_at, self.idle_deadline(), accept, form_check];
+        let Some(next) = conns.chain(others.into_iter().flatten()).min() else {
+            return -1;
+        };
+        let wait = next.saturating_duration_since(now).as_micros().div_ceil(1000);
+        i32::try_from(wait).unwrap_or(i32::MAX)
+    }
+
+    fn dispatch(&mut self, fds: &[PollFd], sources: &[Source]) {
+        let Guard { conns, scratch, shared, .. } = self;
+        let (mut stops, mut ready_listeners) = (false, Vec::new());
+        for (fd, source) in fds.iter().zip(sources).filter(|(fd, _)| fd.revents != 0) {
+            match *source {
+                Source::Stop => stops = true,
+                Source::Listener(at) => ready_listeners.push(at),
+                Source::Client(at) => conns[at].on_client(fd.revents, shared, scratch),
+                Source::Backend(at) => conns[at].on_backend(shared, scratch),
+                // New entries are appended, so the indexes of the polled ones stay valid.
+                Source::PartialChunk(at) => shared.partial_chunks[at].step(scratch),
+            }
+        }
+        self.sweep();
+        if stops {
+            self.begin_stop();
+        }
+        for at in ready_listeners {
+            self.accept_from(at);
+        }
+    }
+
+    fn sweep(&mut self) {
+        self.conns.retain(|conn| !conn.is_closed());
+        self.shared.partial_chunks.retain(|partial| !partial.is_finished());
+    }
+
+    fn expire(&mut self) {
+        self.shared.journal.tick(self.shared.now);
+        for conn in &mut self.conns {
+            conn.expire(&mut self.shared);
+        }
+    }
+
+    /// When the first waiting bulk transfer becomes overdue.
+    fn overdue_from(&self) -> Option<Instant> {
+        let exchanges = self.conns.iter().filter_map(Conn::exchange);
+        exchanges.filter_map(|exchange| exchange.overdue_from(&self.shared.limits)).min()
+    }
+
+    /// Ends forms that are too slow while a bulk transfer is overdue.
+    fn end_slow_form(&mut self) {
+        if self.overdue_from().is_some_and(|from| from <= self.shared.now) {
+            self.conns.iter_mut().for_each(|conn| conn.end_slow_form(&mut self.shared));
+            self.sweep();
+        }
+    }
+
+    /// When to stop because there is no connection. An idle connection prevents the stop: its client cannot repeat a
+    /// request that fails because of it.
+    fn idle_deadline(&self) -> Option<Instant> {
+        let idle_exit = self.shared.limits.idle_exit?;
+        let is_idle =
+            self.conns.is_empty() && self.shared.partial_chunks.is_empty() && !self.shared.is_stopping();
+        is_idle.then(|| self.busy_at.checked_add(idle_exit)).flatten()
+    }
+
+    fn stop_if_idle(&mut self) {
+        if !self.conns.is_empty() {
+            self.busy_at = self.shared.now;
+        }
+        if self.idle_deadline().is_some_and(|at| at <= self.shared.now) {
+            self.begin_stop();
+        }
+    }
+
+    fn begin_stop(&mut self) {
+        let stop_at = self.shared.now.checked_add(self.shared.limits.stop_wait);
+        self.shared.stop_at = Some(stop_at.unwrap_or(self.shared.now));
+        self.listeners.clear();
+        for conn in &mut self.conns {
+            conn.stop(&mut self.shared);
+        }
+    }
+
+    /// Gives free slots to waiting requests: the lightest first, then in order of arrival.
+    fn admit(&mut self) {
+        while self.next_waiting().is_some() && self.make_headroom() {
+            // `make_headroom` may have changed the indexes, but never evicts a waiting request.
+            if let Some(at) = self.next_waiting() {
+                self.conns[at].activate(&mut self.shared);
+            }
+        }
+    }
+
+    /// Whether there are free file descriptors for one more of ours and for all that tiny_http may open. tiny_http's
+    /// accept loop ends for good if it finds none. So this is checked before each forwarded request and after each
+    /// accept, by opening them: that counts what the rest of the process has open.
+    fn has_headroom(&self) -> bool {
+        let wanted = 1 + self.shared.limits.max_active * (FDS_PER_REQUEST - 1);
+        let tries: io::Result<Vec<_>> = (0..wanted).map(|_| self.stop.try_clone()).collect();
+        tries.is_ok()
+    }
+
+    /// Evicts connections until there are enough free file descriptors. If that is not enough, it logs and pauses.
+    fn make_headroom(&mut self) -> bool {
+        while !self.has_headroom() {
+            if !self.evict(Duration::ZERO) {
+                self.shared.note(
+                    Level::Warn,
+                    format_args!("too few free file descriptors; raise the limit on open files"),
+                );
+                self.pause();
+                return false;
+            }
+        }
+        true
+    }
+
+    fn pause(&mut self) {
+        self.paused_until = self.shared.now.checked_add(PAUSE);
+    }
+
+    fn next_waiting(&self) -> Option<usize> {
+        let limits = &self.shared.limits;
+        let exchanges =
+            || self.conns.iter().enumerate().filter_map(|(at, conn)| Some((at, conn.exchange()?)));
+        let active = exchanges().filter(|(_, exchange)| exchange.is_active());
+        let weights: Vec<Weight> = active.map(|(_, exchange)| exchange.weight()).collect();
+        if self.shared.partial_chunks.len() + weights.len() >= limits.max_active {
+            return None;
+        }
+        let may_start = |exchange: &Exchange| {
+            let alike = weights.iter().filter(|weight| **weight == exchange.weight()).count();
+            alike < limits.max_of(exchange.weight())
+        };
+        exchanges()
+            .filter(|(_, exchange)| may_start(exchange))
+            .filter_map(|(at, exchange)| Some((exchange.weight(), exchange.ticket()?, at)))
+            .min()
+            .map(|(_, _, at)| at)
+    }
+
+    /// When to accept next: at once below `max_conns`, else when a connection may be evicted. `None` while no connection
+    /// may be.
+    fn accepts_from(&self) -> Option<Instant> {
+        let room = if self.conns.len() < self.shared.limits.max_conns {
+            Some(self.shared.now)
+        } else {
+            self.oldest_evictable().and_then(|(since, _)| since.checked_add(self.shared.limits.min_wait))
+        };
+        room.map(|from| self.paused_until.map_or(from, |paused| paused.max(from)))
+    }
+
+    fn accept_from(&mut self, at: usize) {
+        for _ in 0..ACCEPTS_PER_TURN {
+            if self.conns.len() >= self.shared.limits.max_conns && !self.evict(self.shared.limits.min_wait) {
+                return;
+            }
+            let Some(listener) = self.listeners.get(at) else {
+                return;
+            };
+            match listener.accept() {
+                Ok((socket, peer)) => {
+                    if !self.make_headroom() {
+                        return;
+                    }
+                    if socket.prepare().is_ok() {
+                        self.conns.push(Conn::new(socket, peer, self.shared.now));
+                        self.read_newest();
+                    }
+                }
+                Err(err) if err.kind() == io::ErrorKind::WouldBlock => return,
+                Err(err) if is_client_error(&err) => (),
+                // Out of file descriptors or memory.
+                Err(err) => {
+                    self.shared.note(Level::Warn, format_args!("accepting a connection: {err}"));
+                    if !self.evict(Duration::ZERO) {
+                        self.pause();
+                        return;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Reads from the newest connection at once: if its request is here already, the connection is safe from eviction.
+    fn read_newest(&mut self) {
+        if let Some(conn) = self.conns.last_mut() {
+            conn.on_client(POLL_IN, &mut self.shared, &mut self.scratch);
+            if conn.is_closed() {
+                self.conns.pop();
+            }
+        }
+    }
+
+    /// The evictable connection that has been idle for longest, and since when.
+    fn oldest_evictable(&self) -> Option<(Instant, usize)> {
+        let waiting = self.conns.iter().enumerate();
+        waiting.filter_map(|(at, conn)| Some((conn.evictable_since()?, at))).min()
+    }
+
+    /// Closes that connection if it has been idle for `min_wait`. Returns whether it did.
+    fn evict(&mut self, min_wait: Duration) -> bool {
+        match self.oldest_evictable() {
+            Some((since, at)) if self.shared.now.saturating_duration_since(since) >= min_wait => {
+                drop(self.conns.swap_remove(at));
+                true
+            }
+            _ => false,
+        }
+    }
+}
+
+/// Whether accept(2) failed because the client's connection was lost before it was accepted.
+fn is_client_error(err: &io::Error) -> bool {
+    use io::ErrorKind::{
+        ConnectionAborted, ConnectionReset, HostUnreachable, Interrupted, NetworkDown, NetworkUnreachable,
+        PermissionDenied, TimedOut,
+    };
+    matches!(
+        err.kind(),
+        ConnectionAborted
+            | ConnectionReset
+            | HostUnreachable
+            | Interrupted
+            | NetworkDown
+            | NetworkUnreachable
+            | PermissionDenied
+            | TimedOut
+    )
+}

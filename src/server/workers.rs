@@ -1,0 +1,73 @@
+//! The fixed set of threads that answer requests. tiny_http hands them out.
+
+use crate::api::App;
+use crate::error::{Error, Result};
+use crate::http::Request;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::thread;
+use std::time::Duration;
+
+/// Threads that answer requests. Full syncs may occupy at most two of them, so two stay free for other requests.
+pub(super) const WORKERS: usize = 4;
+
+/// Stack of a worker. SQLite and serde on one row need far less; unused stack costs address space, not memory.
+pub(super) const WORKER_STACK_BYTES: usize = 512 * 1024;
+
+/// How long a stop waits for the workers' last requests after the guard has ended. With the guard's `stop_wait` this
+/// makes 10 seconds: init systems kill the process after that.
+const LAST_REQUEST_WAIT: Duration = Duration::from_secs(1);
+
+/// The threads that answer requests.
+pub(super) struct Workers {
+    backend: Arc<tiny_http::Server>,
+    stopping: Arc<AtomicBool>,
+    /// Disconnected once the last worker thread has ended.
+    ended: mpsc::Receiver<()>,
+}
+
+impl Workers {
+    pub(super) fn start(app: &Arc<App>, backend: tiny_http::Server) -> Result<Workers> {
+        let (backend, stopping) = (Arc::new(backend), Arc::new(AtomicBool::new(false)));
+        let (alive, ended) = mpsc::channel();
+        for number in 0..WORKERS {
+            let (app, backend, stopping, alive) =
+                (app.clone(), backend.clone(), stopping.clone(), alive.clone());
+            let work_until_end = move || {
+                work(&app, &backend, &stopping);
+                drop(alive);
+            };
+            thread::Builder::new()
+                .name(format!("worker-{number}"))
+                .stack_size(WORKER_STACK_BYTES)
+                .spawn(work_until_end)
+                .map_err(|err| Error::Broken(format!("starting a worker thread: {err}")))?;
+        }
+        Ok(Workers { backend, stopping, ended })
+    }
+
+    /// Tells each worker to end after its current request. Returns whether all ended within `LAST_REQUEST_WAIT`.
+    pub(super) fn stop(self) -> bool {
+        self.stopping.store(true, Ordering::Relaxed);
+        (0..WORKERS).for_each(|_| self.backend.unblock());
+        self.ended.recv_timeout(LAST_REQUEST_WAIT) == Err(RecvTimeoutError::Disconnected)
+    }
+}
+
+/// Answers requests until `stopping`. Between requests it rolls back sessions that timed out; without open sessions it
+/// sleeps until the next request.
+fn work(app: &App, backend: &tiny_http::Server, stopping: &AtomicBool) {
+    while !stopping.load(Ordering::Relaxed) {
+        let request = match app.users().expire_sessions() {
+            Some(wait) => backend.recv_timeout(wait),
+            None => backend.recv().map(Some),
+        };
+        // No request or an error: `unblock` was called, or a session may have timed out.
+        if let Ok(Some(request)) = request {
+            // A panic ends this request and its user's session, but not the worker.
+            drop(catch_unwind(AssertUnwindSafe(|| app.answer(Request::new(request)))));
+        }
+    }
+}
