@@ -5,7 +5,6 @@ use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
 
-use ankipi::collection;
 use ankipi::collection::FILE_NAME;
 use ankipi::collection::full::download::Snapshot;
 use ankipi::collection::schema::downgrade::Scratch;

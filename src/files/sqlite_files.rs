@@ -1,6 +1,15 @@
 //! Before a SQLite file is opened: whether somebody writes to it, and how to read it without writing to the SD card.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
+
+/// Files that SQLite keeps beside a collection while it is open or after a crash.
+pub const SIDE_SUFFIXES: [&str; 3] = ["-wal", "-shm", "-journal"];
+
+pub fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(suffix);
+    name.into()
+}
 
 /// Whether the file has a journal or WAL: somebody is writing, or a crash left it.
 pub fn has_side_files(path: &Path) -> bool {

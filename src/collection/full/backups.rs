@@ -2,8 +2,8 @@
 //!
 //! Not here: putting one back (`restore`).
 
-use crate::collection::full::replace::{SIDE_SUFFIXES, with_suffix};
 use crate::error::{Error, Result};
+use crate::files::sqlite_files::{SIDE_SUFFIXES, with_suffix};
 use crate::files::{create_folder, refuse_link, remove_if_there};
 use std::fs::{self};
 use std::path::{Path, PathBuf};

@@ -10,7 +10,7 @@ use crate::collection::full::backups::{BACKUPS, backups, delete_old_backups, nex
 use crate::collection::{Collection, FILE_NAME, PATIENCE};
 use crate::error::{Error, Result};
 use crate::files::spool;
-use crate::files::sqlite_files::has_side_files;
+use crate::files::sqlite_files::{SIDE_SUFFIXES, has_side_files, with_suffix};
 use crate::files::{remove_if_there, sync_folder, wait_to_replace};
 
 /// Name prefix of uploads that are being received or checked.
@@ -24,9 +24,6 @@ const CHECKED: &str = "collection.anki2.new";
 
 /// Name prefix of journal files whose collection is missing.
 const ORPHANED: &str = "collection.anki2.orphaned";
-
-/// Files that SQLite keeps beside a collection while it is open or after a crash.
-pub(crate) const SIDE_SUFFIXES: [&str; 3] = ["-wal", "-shm", "-journal"];
 
 /// The path of the upload with this number.
 pub fn upload_path(dir: &Path, number: u32) -> PathBuf {
@@ -87,12 +84,6 @@ fn undo_replacement(backup: &Path, dir: &Path, err: Error) -> Error {
     }
     let _ = fs::remove_file(dir.join(CHECKED));
     err
-}
-
-pub(crate) fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
-    let mut name = path.as_os_str().to_owned();
-    name.push(suffix);
-    name.into()
 }
 
 /// Moves a collection and the side files that could not be checkpointed. The file moves first: after a crash in

@@ -10,10 +10,10 @@ use std::path::Path;
 use rusqlite::params;
 
 use crate::collection::full::replace;
-use crate::collection::full::replace::{SIDE_SUFFIXES, with_suffix};
 use crate::collection::full::upload;
 use crate::collection::{Collection, FILE_NAME};
 use crate::error::{Error, Result};
+use crate::files::sqlite_files::{SIDE_SUFFIXES, with_suffix};
 use crate::files::{GentleFile, give_all, remove_if_there};
 use crate::os::clock;
 

@@ -3,8 +3,7 @@
 use rusqlite::{Connection, OptionalExtension};
 
 use crate::collection::full::refusal::{Checked, SHORTEN, refuse};
-use crate::collection::full::upload::columns_of;
-use crate::collection::schema::{LARGE_TABLES, TABLES, tables_of};
+use crate::collection::schema::{LARGE_TABLES, TABLES, columns_of, tables_of};
 
 /// Refuses a long row in the small tables. Rows of the large tables are checked when they are read; `col` is not
 /// checked, because it is never read whole.

@@ -21,7 +21,9 @@ use crate::collection::full::refusal::{
 };
 use crate::collection::full::row_sizes;
 use crate::collection::schema::upgrade;
-use crate::collection::schema::{INDEXES, Index, LARGE_TABLES, TABLES, TABLES_WITH_USN, tables_of};
+use crate::collection::schema::{
+    INDEXES, Index, LARGE_TABLES, TABLES, TABLES_WITH_USN, columns_of, tables_of,
+};
 use crate::collection::{Collection, SCAN_CACHE_KIB, SCHEMA_VERSION};
 use crate::error::{Error, Result};
 use crate::files::GentleFile;
@@ -168,11 +170,6 @@ fn refuse_executable_schema(db: &Connection) -> Checked {
         }
     }
     Ok(())
-}
-
-pub(crate) fn columns_of(db: &Connection, table: &str) -> rusqlite::Result<Vec<String>> {
-    let mut select = db.prepare("SELECT name FROM pragma_table_xinfo(?1) ORDER BY cid")?;
-    select.query_map([table], |row| row.get(0))?.collect()
 }
 
 /// The schema version; refuses versions that cannot be upgraded.

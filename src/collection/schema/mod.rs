@@ -199,6 +199,12 @@ pub fn tables_of(version: i64) -> impl Iterator<Item = (&'static str, &'static [
     })
 }
 
+/// The names of the columns of a table, in their order.
+pub(crate) fn columns_of(db: &rusqlite::Connection, table: &str) -> rusqlite::Result<Vec<String>> {
+    let mut select = db.prepare("SELECT name FROM pragma_table_xinfo(?1) ORDER BY cid")?;
+    select.query_map([table], |row| row.get(0))?.collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
