@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 /// Files that SQLite keeps beside a collection while it is open or after a crash.
 pub const SIDE_SUFFIXES: [&str; 3] = ["-wal", "-shm", "-journal"];
 
+/// The path with this text appended.
 pub fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push(suffix);
