@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Builds ankipi for boards and lets it serve under their emulated processors: cross/check.sh [--brief] [--unit] TARGET...
 #
-# For each target (cross/build.sh --help lists them): the scripted clients of tests/all and tests/media, then real Anki
+# For each target (cross/build.sh --help lists them): the scripted clients of tests/server and tests/media, then real Anki
 # clients that upload, sync and download, media too. It installs the client and, as root on Debian, the emulators.
 #
 #   --brief  leave out the real client's media and what takes minutes (as .ci/run does)
@@ -77,7 +77,7 @@ check() {
     if [[ $brief ]]; then skipped+=("${long[@]}"); else stories+=(tests/real/test_media.py); fi
     for name in "${skipped[@]}"; do skips+=(--skip "$name"); done
     say "scripted clients against $target under $(emulator "$target")"
-    ANKIPI_BIN=$emulated cargo test --locked --quiet --test all --test media -- --test-threads=3 "${skips[@]}"
+    ANKIPI_BIN=$emulated cargo test --locked --quiet --test server --test media -- --test-threads=3 "${skips[@]}"
     say "a real client against $target"
     ANKIPI_BIN=$emulated tests/.venv/bin/python -m pytest -q "${chosen[@]}" "${stories[@]}"
     if [[ $unit ]]; then (prepare_tools; unit_tests "$target"); fi

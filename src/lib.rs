@@ -8,81 +8,96 @@
 //!
 //! ```text
 //! client socket
-//!   server::guard      one poll() thread owns every client socket: heads checked, bodies re-framed, time and numbers
-//!   |                  bounded; hands one request per connection to tiny_http over a private Unix socket
-//!   server             four worker threads take requests from tiny_http; a panic ends its request only
-//!   api                route, then everything that the head tells: version, host key -> user, session key, size
-//!   |  accounts        passwords, host keys, and how often somebody may guess
-//!   http::body         socket -> cap on wire bytes -> zstd, or (clients before 2.1.57) a form with gzip in it
-//!                      -> cap on decoded bytes -> spool (or a file, for uploads)
-//!   spool              512 KiB in memory, the rest in a nameless file
-//!   session            the user's lock; the session with this key, which is an open SQLite transaction
-//!   collection         one step of the sync, row by row, through
-//!   |  wire            the JSON shapes, parsed element by element,
-//!   |  translate       the tables between JSON objects and protobuf blobs,
-//!   |  text            what is derived from note text, and the collation of names
-//!   media              the other half of a sync: files and their index, under a lock of their own
+//!   server::connections    one poll() thread owns all client sockets: checks heads, re-frames bodies, enforces limits and
+//!   |                      timeouts; passes one request at a time per connection to tiny_http over a private Unix socket
+//!   server::workers        four threads take requests from tiny_http; a panic ends its request only
+//!   api                    finds the route, then checks the head: version, host key -> user, session key, size
+//!   |  accounts            passwords, host keys of devices, how often somebody may guess
+//!   http::body             socket -> limit on wire bytes -> zstd, or (clients before 2.1.57) a form with gzip in it
+//!   |  compression         -> limit on decoded bytes -> spool (or a file, for uploads)
+//!   files::spool           512 KiB in memory, the rest in a nameless file
+//!   sync::session          takes the user's lock; finds the session, which is an open SQLite transaction
+//!   sync                   one step of the sync, row by row, with
+//!   |  messages            the JSON of the protocol, parsed element by element,
+//!   |  collection          the file: tables, journal, collation, and
+//!   |  collection::blobs   the tables between JSON objects and protobuf blobs
+//!   |  text                what is computed from the text of a note
+//!   media                  the other half of a sync: media files and their index, under a lock of their own
 //!   (lock released)
-//!   http::reply        the spooled reply in zstd blocks; http::patience has kept the client waiting if that took long
-//!   api::access_log    one line
+//!   http::response         the spooled reply in zstd blocks; until it begins, http::keep_client_waiting sends
+//!                          keep-alive bytes so that the client does not time out
+//!   logging::access_log    one line
 //! ```
 //!
-//! Protocols 8 to 10 tell in a form what protocol 11 tells in a header (`api::admission`), and the form's fields may stand
-//! behind its data. Then these are spooled as they are, and unpacked only when the key was seen. Replies to forms are
-//! plain, to the letter, and have their length in the head.
+//! Protocols 8 to 10 send in a form what protocol 11 sends in a header (`api::authentication`). The key may come after
+//! the data: then the data are spooled as they are, and unpacked only after the key was checked. Replies to forms are
+//! plain and have a Content-Length.
 //!
-//! A full upload goes from the decoder to a file beside the collection, is checked there (`collection::upload`), and
-//! only then, under the lock, takes its place (`collection::replace`). A full download is a snapshot
-//! (`collection::download`) that is sent while other devices go on.
+//! A full upload goes from the decoder to a file beside the collection, is checked there (`collection::full::upload`),
+//! and then replaces the collection under the user's lock (`collection::full::replace`); the old file moves to the
+//! backups (`collection::full::backups`). A full download sends a snapshot (`collection::full::download`) while other
+//! devices sync.
 //!
-//! A sync writes into the collection itself, with a rollback journal beside it, so that what is new is written once.
-//! While a download or `ankipi export` reads, syncs write to a WAL, and when nobody reads any more, that is folded into
-//! the file: the first sync beside a download opens a snapshot of its own, `session::State::keeper`, that makes it so.
+//! A sync writes into the collection itself, with a rollback journal beside it, so that new pages are written once.
+//! While a download or `ankipi export` reads, syncs write to a WAL, which is checkpointed when nobody reads any more. The
+//! first sync beside a download opens a snapshot of its own, `sync::session::State::keeper`, which makes SQLite do so.
 //!
-//! Clients of protocols 8 to 10 keep their collection in schema 11. Their uploads are brought to schema 18 by the check
-//! (`collection::upgrade`); their downloads are a scratch copy that is brought back (`collection::downgrade`).
+//! Clients of protocols 8 to 10 keep their collection in schema 11. Their uploads are upgraded to schema 18
+//! (`collection::schema::upgrade`). They download a temporary copy that was downgraded (`collection::schema::downgrade`).
 //!
-//! Media come as zips: spooled (a large stored file straight to the place that it is renamed from), read by their
-//! directory, each file unpacked to a place of its own and synced, then all of them renamed into the folder and
-//! recorded in one transaction; the header of `media` says what a crash leaves at each step. They go as zips that are
-//! streamed from the files. `ankipi check` (`commands::check`) looks at all of it from outside. `colpkg` packs it for
-//! Anki, `import` brings it from other servers, `collection::restore` goes back to a backup.
+//! Media come as zips. A zip is spooled, each file is unpacked to a temporary file and synced, then all are renamed into
+//! the folder and recorded in one transaction; the header of `media` says what a crash leaves at each step. Downloads of
+//! media are zips streamed from the files. `ankipi check` (`cli::commands::check`) looks at all of it from outside.
+//! `import_export` writes packages for Anki and takes over the folders of other servers.
+//!
+//! # Which folder imports which
+//!
+//! ```text
+//! main -> cli -> server -> api -> sync, import_export, logging -> collection, media, accounts, http
+//!      -> files, messages, config -> text, os, compression, error
+//! ```
+//!
+//! An import goes to the right only.
 //!
 //! # What holds everywhere
 //!
-//! - `collection` and `media` never see HTTP, `http` never sees SQLite, `wire` and `translate` do no I/O; only `http` and `server`
-//!   name tiny_http. Settings are passed, never global. `unsafe` is in `sys` alone.
-//! - No lock is held while a socket is read or written: bodies are spooled before, replies after. (The one on a reply is,
-//!   so that its signs of life and its rest do not mix: `http::patience`.)
+//! - `collection` and `media` know no HTTP, `http` knows no SQLite, `messages` and `collection::blobs` do no I/O. Only
+//!   `http` and `server` name tiny_http. Settings are passed as arguments, never global. `unsafe` is in `os` alone.
+//! - No lock is held while a socket is read or written: bodies are spooled before, replies after. (Except the lock of
+//!   one reply, so that its keep-alive bytes and its body do not mix: `http::keep_client_waiting`.)
 //! - Nothing whose size a client chooses is held whole in memory: one row, one notetype, one deck at a time, of at most
 //!   MAX_SYNC_ROW_MEGS. Media files pass through in blocks.
 //! - Nothing is acknowledged before it is on disk. Every rename is of a synced file and is followed by a sync of the
-//!   folder. Being killed at any line leaves the state before or after a request; `collection::replace::clean_up` and
-//!   `media::MediaStore::open` tidy at the next start.
-//! - Nothing is opened for writing through a symbolic link inside the data folder (`fsutil::refuse_link`).
-//! - A key is looked at before a body is read, and again when it has come (`api::App::confirm`).
+//!   folder. A kill at any line leaves the state before or after a request; `collection::full::replace::clean_up` and
+//!   `media::MediaStore::open` clean up at the next start.
+//! - No file is opened for writing through a symbolic link inside the data folder (`files::refuse_link`).
+//! - A key is checked before a body is read, and again when it has arrived (`api::App::confirm`).
 //! - An error is a situation (`error::Error`), becomes a status in one place, and is logged once, in `api`.
 //!
 //! # Locks
 //!
-//! One per user around the collection (`session::User`), another around the media (`media::MediaStore`), so that the one
-//! syncs while the other does, and one around the map of users (`session::Users`), held for a look-up, and while the
-//! folder of a new user is readied. In `accounts` there are one around what is known of accounts, held for a look-up or
-//! while changed files are read anew, one per account around its keys, one around the counts of failed logins, and one
-//! around password hashing. In `http::encoding` one is held to leave a decoder's buffers or take them, in
-//! `http::patience` one around the list of clients that wait, and one around each reply to them. No code takes a
-//! second one while it holds the first; readying a new user's media and reading accounts anew make theirs. Across
-//! processes, a lock file (`accounts::users_file::lock`) is held while accounts or keys are changed; it is taken first,
-//! for a moment, and never while a password is asked for or hashed. A download opens and closes its snapshot under its
+//! - One per user around the collection (`sync::session::User`), another around the media (`media::MediaStore`), so that
+//!   both sync at the same time.
+//! - One around the map of users (`sync::session::Users`), held for a look-up, and while the folder of a new user is made.
+//! - In `accounts`: around what is known of accounts (a look-up, or a reload), one per account around its keys, one around
+//!   the counts of failed logins, one around password hashing.
+//! - In `compression::zstd`: around the buffers of decoders that are kept. In `http::keep_client_waiting`: around the list
+//!   of waiting clients, and one around each reply to them.
+//!
+//! No code takes a second lock while it holds one of these, with two exceptions: making a new user's media store, and
+//! reloading accounts.
+//!
+//! Between processes: the lock file of `accounts::users_file::lock` is held while accounts or keys change. It is taken
+//! first, briefly, and never while a password is asked for or hashed. A download opens and closes its snapshot under its
 //! user's lock and reads without it; an upload may move the file under it, which the snapshot survives. Commands that
-//! read all of a collection wait until no device is in the middle of a sync with it (`commands::data`); while a command
-//! opens one it keeps the folder locked, and no other takes its place (`fsutil::keep_in_place`).
+//! read a whole collection wait until no device is in the middle of a sync with it (`cli::commands::user_folders`); while
+//! a command opens a collection it locks the folder, and the server replaces no file there (`files::keep_in_place`).
 //!
-//! # Why a guard
+//! # Why tiny_http is not on the network itself
 //!
-//! tiny_http does not survive the open network: one request can abort the process, one failed accept ends it, it has no
-//! timers and no limits. The maintained fork mends four of a dozen faults and changes the interface. `server::guard`
-//! says what was measured, and what it does about each.
+//! One request can abort the process, one failed accept ends its accept loop, it has no timeouts and no limits. The
+//! maintained fork fixes four of a dozen faults and changes the interface. `server::connections` lists what was measured,
+//! and what it does about each.
 
 pub mod accounts;
 pub mod api;

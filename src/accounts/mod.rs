@@ -1,5 +1,8 @@
 //! Who may log in, and which host key belongs to whom.
 //!
+//! Here: `password` (hashes), `login_throttle`, `device_keys`, `users_file`. Not here: the folders of users
+//! (`sync::session`), HTTP. Imports `config`, `files`, `text`, `os`.
+//!
 //! Accounts come from SYNC_USERn and from the accounts file. A SYNC_USERn account with a plain password has the host
 //! key that the official server computes. So its clients stay logged in when either server replaces the other. With
 //! PASSWORDS_HASHED that key would be a digest of the stored hash, so the hash would be as good as the password.

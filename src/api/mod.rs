@@ -1,7 +1,8 @@
 //! From request to response: route, authenticate, read the body, run the step, encode, one log line.
 //!
-//! Only here does an error become a status and a log line. Handlers decode, call `session` and encode; there is no SQL
-//! here.
+//! Here: a file for each family of endpoints, `routes`, `authentication`, `client_address`, `quota_and_free_space`. Only
+//! here does an error become a status and a log line. Handlers decode, call `sync` or `media` and encode. Not here: SQL,
+//! and the steps of a sync (`sync`). Imports `sync`, `media`, `accounts`, `logging`, `http`, `messages`.
 
 mod authentication;
 mod client_address;

@@ -1,7 +1,7 @@
 //! The command line: finds the command and passes it the remaining arguments.
 //!
-//! Commands are declared in `commands`, each with its help text and its function. This module does not know any of
-//! them.
+//! Here: `command` (what a command is), `commands` (one file for each family), prompts, progress. This module does not know
+//! any command itself. Imports everything below it, `server` for `serve`.
 
 pub mod command;
 mod commands;

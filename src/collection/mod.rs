@@ -1,8 +1,8 @@
 //! One user's `collection.anki2`, schema 18 (collection-format.md).
 //!
-//! A `Collection` is an open file. It knows SQL and merge rules, but not users, sessions or HTTP. Each step of a sync
-//! has its own file: `start`, `graves`, `changes`, `chunk`, `sanity` (with finish). Full syncs are `upload` and
-//! `download`.
+//! A `Collection` is an open file. Here: opening it (`mod.rs`), reading and writing its objects (`objects`), `schema` with
+//! upgrade and downgrade, `full` (upload, download, replace, backups, restore), `blobs` (protobuf <-> JSON). Not here: the
+//! steps of a sync that merges (`sync`), users, HTTP. Imports `messages`, `files`, `text`, `os`.
 //!
 //! Journal: a sync normally uses a rollback journal, so that new rows are written once, into the file itself. While a
 //! download reads the file, a sync writes to a WAL instead; the WAL is checkpointed when the last download has ended.

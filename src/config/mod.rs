@@ -1,5 +1,8 @@
 //! Settings: defaults < config file < environment < flags, checked once at start and then passed around.
 //!
+//! Here: the config file, the kinds of values, SYNC_USERn, names of users, networks. Not here: accounts made by
+//! `ankipi user add` (`accounts`). Imports `error` only.
+//!
 //! Settings of the official server keep their names and meanings, so that one service file works for both. The table
 //! below declares each setting once. `Config`, `ankipi serve --help` and `ankipi config` are made from it.
 

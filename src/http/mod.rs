@@ -1,5 +1,7 @@
-//! Requests and replies: the streams between a socket and the handlers. Uses tiny_http and the encodings of the protocol;
-//! does not use accounts or SQL.
+//! HTTP: heads and framing, bodies, forms, responses, and keep-alive bytes while a client waits.
+//!
+//! Not here: sockets and timeouts (`server::connections`), paths (`api::routes`), zstd and gzip (`compression`). Knows
+//! neither accounts nor SQL. Imports `compression`, `files`, `error`.
 
 pub mod body;
 pub mod body_framing;
@@ -12,10 +14,10 @@ use std::io::Read;
 
 use response::Responder;
 
-/// The header in which the guard passes the client's address.
+/// The header in which the connection layer passes the client's address.
 pub const PEER_HEADER: &str = "x-ankipi-peer";
 
-/// The header in which the guard passes the client's Content-Length.
+/// The header in which the connection layer passes the client's Content-Length.
 pub const LENGTH_HEADER: &str = "x-ankipi-length";
 
 /// A request whose body has not been read.

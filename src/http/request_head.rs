@@ -310,7 +310,7 @@ impl ConnectionOptions<'_> {
     }
 }
 
-/// Whether a header is not forwarded: hop-by-hop headers, and those that only the guard may set. `Connection: upgrade`,
+/// Whether a header is not forwarded: hop-by-hop headers, and those that only the connection layer may set. `Connection: upgrade`,
 /// which common nginx configurations send with every request, would make tiny_http hand over the raw socket instead of
 /// the body.
 fn is_not_forwarded(name: &str) -> bool {
@@ -364,7 +364,7 @@ pub struct Reply {
     pub dechunk: bool,
 }
 
-/// A response head that the guard does not accept.
+/// A response head that the connection layer does not accept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BadReply;
 

@@ -1,4 +1,4 @@
-//! Replies. If a reply fails midway, it is left incomplete. The guard then resets the client's connection, so that no
+//! Replies. If a reply fails midway, it is left incomplete. The connection layer then resets the client's connection, so that no
 //! client takes it for complete.
 
 use std::io::{self, Write};

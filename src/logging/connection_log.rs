@@ -1,4 +1,4 @@
-//! Log lines of the guard: limited in number, and without anything that a client sent.
+//! Log lines of the connection layer: limited in number, and without anything that a client sent.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -57,7 +57,7 @@ impl Journal {
     }
 }
 
-/// Catches the panic of simple_logger when stderr cannot be written to (full disk, broken pipe): the guard must survive it.
+/// Catches the panic of simple_logger when stderr cannot be written to (full disk, broken pipe): the connection layer must survive it.
 fn write_line(level: Level, text: fmt::Arguments<'_>) {
     let _ = catch_unwind(AssertUnwindSafe(|| log::log!(level, "{text}")));
 }

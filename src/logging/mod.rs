@@ -1,4 +1,7 @@
-//! Logs to stderr with simple_logger. A failing stderr must not stop the server.
+//! Log lines: to stderr with simple_logger, the access log, the log of the connection layer.
+//!
+//! A failing stderr must not stop the server. Not here: what is logged where an error occurs. Imports `http` (a request,
+//! for the access log), `os`, `error`.
 
 pub mod access_log;
 pub mod connection_log;

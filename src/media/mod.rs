@@ -1,6 +1,9 @@
 //! One user's media: the files in `media/`, and the index `media.db`, which records their changes for clients
-//! (sync-protocol.md 7). This module knows neither HTTP nor collections. It has its own lock, because clients sync
-//! media in the background while the collection is in use.
+//! (sync-protocol.md 7).
+//!
+//! Here: `index` (the database), `name` (which names are refused), `zip`, `upload`, `download`, `check`, `take_over`. Not
+//! here: HTTP, collections. It has its own lock, because clients sync media in the background while the collection is
+//! in use. Imports `files`, `compression`, `text`, `os`.
 //!
 //! # Invariant
 //!

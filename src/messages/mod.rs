@@ -1,5 +1,7 @@
 //! The JSON shapes of the protocol. No SQL, no HTTP and no file access here.
 //!
+//! Not here: what is done with them (`sync`, `media`). Imports `error` only.
+//!
 //! Lists whose length a client chooses are never held in memory: each element is passed to a sink as soon as it is
 //! parsed. The shapes follow spec sync-protocol.md 6 and collection-format.md 11.
 

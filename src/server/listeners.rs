@@ -15,7 +15,7 @@ use crate::server::connections::Listener;
 
 /// Bound sockets.
 pub struct Listeners {
-    /// For the guard.
+    /// For the connection layer.
     pub sockets: Vec<Listener>,
     /// Their addresses, for the log: `http://0.0.0.0:8080/`, `unix:/run/ankipi.sock`.
     pub names: Vec<String>,

@@ -1,6 +1,8 @@
-//! Start to stop: the data folder, the listeners, the guard, tiny_http behind it, and a fixed set of worker threads.
+//! Start to stop: the data folder, the listeners, the connection layer, tiny_http behind it, the worker threads.
 //!
-//! Only this module and `http::patience` start threads. Only this module and `http` name tiny_http.
+//! Here: `listeners`, `connections` (the poll loop, limits and timeouts), `workers`, `reload_on_sighup`. Not here: what a
+//! request means (`api`). Imports `api`, `http`, `config`, `files`, `os`. Only this module and
+//! `http::keep_client_waiting` start threads. Only this module and `http` name tiny_http.
 
 pub mod connections;
 mod listeners;
@@ -20,16 +22,16 @@ use crate::error::{Error, Result};
 use crate::files;
 use crate::os;
 use crate::os::Signal;
-use connections::{Guard, Limits, Weight};
+use connections::{Limits, PollLoop, Weight};
 use listeners::Listeners;
 use reload_on_sighup::start_reloading;
 use workers::{WORKERS, Workers};
 
-/// The limit on open files to ask for: enough for the guard's connections and what the workers open. Many systems
+/// The limit on open files to ask for: enough for the connection layer's connections and what the workers open. Many systems
 /// start programs with 1024.
 const OPEN_FILES: u32 = 2048;
 
-/// Name of the Unix socket on which tiny_http accepts the guard's connections.
+/// Name of the Unix socket on which tiny_http accepts the connection layer's connections.
 const SOCKET_FILE: &str = ".ankipi.sock";
 
 /// Runs until SIGTERM or SIGINT, or until it was idle for `idle_exit`. On SIGHUP, `reload` reads the settings again.
@@ -60,8 +62,8 @@ pub fn run(config: Config, reload: impl Fn() -> Result<Config> + Send + 'static)
     if let Err(err) = os::raise_open_files_limit(OPEN_FILES) {
         log::warn!("cannot raise the limit on open files: {err}");
     }
-    let guard = Guard::new(sockets, socket.clone(), limits, weigh, stop)
-        .map_err(|err| Error::Broken(format!("starting the guard: {err}")))?;
+    let poll_loop = PollLoop::new(sockets, socket.clone(), limits, weigh, stop)
+        .map_err(|err| Error::Broken(format!("starting the connection layer: {err}")))?;
     log::info!(
         "ankipi {} listens on {}, data in {}",
         env!("CARGO_PKG_VERSION"),
@@ -74,7 +76,7 @@ pub fn run(config: Config, reload: impl Fn() -> Result<Config> + Send + 'static)
             config.base.display()
         );
     }
-    guard.run();
+    poll_loop.run();
     log::info!("stopping");
     if workers.stop() {
         app.users().end_sessions();

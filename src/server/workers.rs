@@ -16,7 +16,7 @@ pub(super) const WORKERS: usize = 4;
 /// Stack of a worker. SQLite and serde on one row need far less; unused stack costs address space, not memory.
 pub(super) const WORKER_STACK_BYTES: usize = 512 * 1024;
 
-/// How long a stop waits for the workers' last requests after the guard has ended. With the guard's `stop_wait` this
+/// How long a stop waits for the workers' last requests after the connection layer has ended. With the connection layer's `stop_wait` this
 /// makes 10 seconds: init systems kill the process after that.
 const LAST_REQUEST_WAIT: Duration = Duration::from_secs(1);
 

@@ -1,6 +1,6 @@
 //! Text rules that clients and server must apply identically, to the bit, because the results are stored and compared.
 //!
-//! Pure functions: no SQL, no I/O. Rules and vectors are in the spec, collection-format.md 2.1, 10 and 12.4.
+//! Sort field, tags, media references, entities, the collation. Pure functions: no SQL, no I/O, no imports of ours. Rules and vectors are in the spec, collection-format.md 2.1, 10 and 12.4.
 
 pub mod hex;
 pub mod note;

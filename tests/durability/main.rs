@@ -9,13 +9,13 @@
 //!
 //! Each test prints what it survived: `cargo test --test durability -- --nocapture`.
 
-#[path = "../all/binary.rs"]
+#[path = "../server/binary.rs"]
 mod binary;
-#[path = "../all/client.rs"]
-#[allow(dead_code, reason = "shared with tests/all, which needs more of it")]
+#[path = "../server/client.rs"]
+#[allow(dead_code, reason = "shared with tests/server, which needs more of it")]
 mod client;
-#[path = "../all/harness.rs"]
-#[allow(dead_code, reason = "shared with tests/all, which needs more of it")]
+#[path = "../server/harness.rs"]
+#[allow(dead_code, reason = "shared with tests/server, which needs more of it")]
 mod harness;
 #[path = "../media/zip.rs"]
 #[allow(dead_code, reason = "shared with tests/media, which needs more of it")]

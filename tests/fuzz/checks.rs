@@ -49,7 +49,7 @@ fn choice(data: &[u8]) -> (usize, &[u8]) {
 }
 
 /// A request: what is handed on does not depend on the pieces in which it came, is read alike by the next hop, and
-/// cannot say what only the guard says.
+/// cannot say what only the connection layer says.
 pub fn head(data: &[u8]) {
     let (piece, input) = choice(data);
     let whole = probe(input, usize::MAX);

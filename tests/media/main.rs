@@ -1,6 +1,6 @@
 //! Media sync through the socket, by a scripted client. What the real client does is in tests/real/test_media.py.
 
-#[path = "../all/binary.rs"]
+#[path = "../server/binary.rs"]
 mod binary;
 mod client;
 mod crash;

@@ -4,9 +4,9 @@
 
 mod blobs;
 mod cases;
-#[path = "../objects/mod.rs"]
-mod objects;
 mod random;
+#[path = "../random_objects/mod.rs"]
+mod random_objects;
 mod tables;
 
 use std::fs;

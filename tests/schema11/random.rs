@@ -8,7 +8,7 @@ use ankipi::collection::FILE_NAME;
 use ankipi::collection::full::upload;
 use serde_json::{Value, json};
 
-use crate::objects::{Random, bases};
+use crate::random_objects::{Random, bases};
 use crate::tables::{assert_same, open, read, vector_path};
 use crate::{MAX_ROW, downgraded, singles};
 

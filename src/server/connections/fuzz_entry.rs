@@ -1,4 +1,4 @@
-//! Runs the guard's parsers on bytes, without a socket. For the fuzz targets (tests/fuzz).
+//! Runs the connection layer's parsers on bytes, without a socket. For the fuzz targets (tests/fuzz).
 
 use std::net::{IpAddr, Ipv4Addr};
 
@@ -6,7 +6,7 @@ use crate::http::request_head;
 use crate::http::request_head::Scan;
 use crate::server::connections::limits_and_timeouts::Limits;
 
-/// A request that the guard would forward.
+/// A request that the connection layer would forward.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Probed {
     /// The head for the backend.

@@ -1,10 +1,10 @@
-//! The limits and timeouts that the guard enforces.
+//! The limits and timeouts that the connection layer enforces.
 
 use std::time::{Duration, Instant};
 
 use crate::server::connections::FDS_PER_REQUEST;
 
-/// Every limit of the guard. The defaults fit a board with 64 MB of RAM and the timeouts of the known clients.
+/// Every limit of the connection layer. The defaults fit a board with 64 MB of RAM and the timeouts of the known clients.
 #[derive(Clone, Debug)]
 pub struct Limits {
     /// Maximum open client connections. Lowered at start if the limit on file descriptors requires it.
@@ -124,7 +124,7 @@ impl Limits {
 
 /// Time budget of a client that sends a body. Waiting for the client spends it, every byte adds to it, up to `body_idle`.
 ///
-/// This one number enforces both `body_idle` and `body_rate`. It is spent only while the guard waits for the client, not
+/// This one number enforces both `body_idle` and `body_rate`. It is spent only while the connection layer waits for the client, not
 /// while the backend is slow. Its end is known in advance, so no periodic timer is needed.
 #[derive(Debug)]
 pub(super) struct Pace {
@@ -137,7 +137,7 @@ impl Pace {
         Pace { left: limits.body_grace, waiting: None }
     }
 
-    /// Notes whether the guard waits for body bytes from now on.
+    /// Notes whether the connection layer waits for body bytes from now on.
     pub(super) fn set_waiting(&mut self, waits: bool, now: Instant) {
         self.spend(now);
         self.waiting = waits.then_some(now);

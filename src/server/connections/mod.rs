@@ -1,26 +1,26 @@
-//! The guard: one poll(2) thread that owns every client socket and forwards checked requests to tiny_http.
+//! The connection layer: one poll(2) thread that owns every client socket and forwards checked requests to tiny_http.
 //!
 //! tiny_http alone is not safe on a network. Measured on 0.12:
 //!
 //! - A Content-Length of 100 GB aborts the process, because unread bodies are drained through one allocation. A
-//!   negative, oversized or repeated Content-Length allows request smuggling. The guard checks lengths, and forwards
+//!   negative, oversized or repeated Content-Length allows request smuggling. The connection layer checks lengths, and forwards
 //!   every body as chunks, which tiny_http never drains.
-//! - A client that stops sending or reading holds a worker forever: there are no timeouts. The guard forwards a
+//! - A client that stops sending or reading holds a worker forever: there are no timeouts. The connection layer forwards a
 //!   request when it can make progress, and every wait for a client has a timeout.
-//! - One failed accept() or dup() ends its accept loop for good, silently. The guard accepts itself, survives every
+//! - One failed accept() or dup() ends its accept loop for good, silently. The connection layer accepts itself, survives every
 //!   accept error, and forwards nothing without spare file descriptors.
-//! - `HTTP/2.0` in a request line deadlocks a thread for good. The guard refuses it.
-//! - Each connection, even an idle one, holds a thread, and a burst of them starves busy ones. In the guard an idle
-//!   connection takes a few hundred bytes. The guard opens one backend connection per request.
-//! - Request heads and pipelined requests are read without a limit. The guard limits the head, and reads the next
+//! - `HTTP/2.0` in a request line deadlocks a thread for good. The connection layer refuses it.
+//! - Each connection, even an idle one, holds a thread, and a burst of them starves busy ones. In the connection layer an idle
+//!   connection takes a few hundred bytes. The connection layer opens one backend connection per request.
+//! - Request heads and pipelined requests are read without a limit. The connection layer limits the head, and reads the next
 //!   request after the last reply.
 //! - `Connection: upgrade`, which many nginx configurations send with every request, makes it hand over the raw
-//!   socket. The guard drops hop-by-hop headers.
+//!   socket. The connection layer drops hop-by-hop headers.
 //! - A truncated body looks complete: always with a Content-Length, and in chunked encoding if it ends inside a chunk.
-//!   The guard ends a truncated body between two chunks, which tiny_http reports as an error.
-//! - A reply whose source fails looks complete, or leaves the client waiting. The guard resets the client's connection
+//!   The connection layer ends a truncated body between two chunks, which tiny_http reports as an error.
+//! - A reply whose source fails looks complete, or leaves the client waiting. The connection layer resets the client's connection
 //!   unless the reply was complete.
-//! - It does not set TCP_NODELAY, so small chunked replies take 44 ms. The guard sets it.
+//! - It does not set TCP_NODELAY, so small chunked replies take 44 ms. The connection layer sets it.
 //!
 //! A connection is, in turn, idle, *gathering* a request's body, *waiting* for a slot, *active* (a backend connection
 //! is open), and idle again or *closing*. Invariants:
@@ -46,5 +46,5 @@ mod poll_loop;
 
 pub use client_socket::Listener;
 pub use limits_and_timeouts::{Limits, Weight};
-pub use poll_loop::Guard;
+pub use poll_loop::PollLoop;
 pub(crate) use poll_loop::{FDS_PER_REQUEST, Shared};

@@ -63,8 +63,8 @@ impl Shared {
     }
 }
 
-/// The guard. Dropping it closes every connection.
-pub struct Guard {
+/// The connection layer. Dropping it closes every connection.
+pub struct PollLoop {
     listeners: Vec<Listener>,
     stop: UnixStream,
     conns: Vec<Conn>,
@@ -76,7 +76,7 @@ pub struct Guard {
     shared: Shared,
 }
 
-/// What a polled file descriptor belongs to. The numbers are indexes into the guard's lists.
+/// What a polled file descriptor belongs to. The numbers are indexes into the connection layer's lists.
 #[derive(Clone, Copy)]
 enum Source {
     Stop,
@@ -86,7 +86,7 @@ enum Source {
     PartialChunk(usize),
 }
 
-impl Guard {
+impl PollLoop {
     /// Takes bound listeners. `backend` is the Unix socket on which tiny_http listens. `weigh` tells what a request
     /// costs, by its path. When `stop` becomes readable or closes, the server stops.
     pub fn new(
@@ -95,11 +95,11 @@ impl Guard {
         limits: Limits,
         weigh: fn(&str) -> Weight,
         stop: UnixStream,
-    ) -> io::Result<Guard> {
+    ) -> io::Result<PollLoop> {
         for listener in &listeners {
             listener.set_nonblocking()?;
         }
-        Ok(Guard {
+        Ok(PollLoop {
             listeners,
             stop,
             conns: Vec::new(),
@@ -193,7 +193,7 @@ impl Guard {
     }
 
     fn dispatch(&mut self, fds: &[PollFd], sources: &[Source]) {
-        let Guard { conns, scratch, shared, .. } = self;
+        let PollLoop { conns, scratch, shared, .. } = self;
         let (mut stops, mut ready_listeners) = (false, Vec::new());
         for (fd, source) in fds.iter().zip(sources).filter(|(fd, _)| fd.revents != 0) {
             match *source {

@@ -382,7 +382,7 @@ fn a_request_that_ends_early_changes_nothing() {
     let (before, device) = (server.files(), server.device());
     device.begin();
     for method in METHODS.iter().filter(|method| **method != "finish" && **method != "abort") {
-        // More than the guard waits for before it hands a request over.
+        // More than the connection layer waits for before it hands a request over.
         let body = pack(&noise(40_000));
         let mut wire = Wire::open(server.address);
         let request = device.request(method, Framed::Length(&body));

@@ -1,4 +1,4 @@
-//! The guard with a real tiny_http behind it, through real sockets.
+//! The connection layer with a real tiny_http behind it, through real sockets.
 
 use std::collections::VecDeque;
 use std::io::{self, BufRead, BufReader, Read, Write};
@@ -11,7 +11,7 @@ use std::sync::{Arc, Condvar, Mutex, RwLock, RwLockReadGuard};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use ankipi::server::connections::{Guard, Limits, Weight};
+use ankipi::server::connections::{Limits, PollLoop, Weight};
 
 /// Timeout of every wait in these tests; a test that reaches it fails.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -39,14 +39,14 @@ impl Gate {
     }
 }
 
-struct GuardThread {
+struct PollLoopThread {
     addr: SocketAddr,
     stop: UnixStream,
     thread: Option<JoinHandle<()>>,
 }
 
-impl GuardThread {
-    fn start(listener: TcpListener, backend: PathBuf, limits: Limits) -> GuardThread {
+impl PollLoopThread {
+    fn start(listener: TcpListener, backend: PathBuf, limits: Limits) -> PollLoopThread {
         let addr = listener.local_addr().unwrap();
         let (stop, stopped) = UnixStream::pair().unwrap();
         let weigh = |path: &str| match path {
@@ -54,11 +54,11 @@ impl GuardThread {
             path if path.starts_with("/login") => Weight::Login,
             _ => Weight::Light,
         };
-        let guard = Guard::new(vec![listener.into()], backend, limits, weigh, stopped).unwrap();
+        let connections = PollLoop::new(vec![listener.into()], backend, limits, weigh, stopped).unwrap();
         // The port tells the guards of parallel tests apart; the kernel keeps 15 characters of a name.
-        let name = format!("guard-{}", addr.port());
-        let thread = thread::Builder::new().name(name).spawn(move || guard.run()).ok();
-        GuardThread { addr, stop, thread }
+        let name = format!("poll-{}", addr.port());
+        let thread = thread::Builder::new().name(name).spawn(move || connections.run()).ok();
+        PollLoopThread { addr, stop, thread }
     }
 
     fn begin_stop(&self) {
@@ -76,7 +76,7 @@ impl GuardThread {
     }
 }
 
-impl Drop for GuardThread {
+impl Drop for PollLoopThread {
     fn drop(&mut self) {
         let _ = (&self.stop).write_all(b"x");
         if let Some(thread) = self.thread.take() {
@@ -86,7 +86,7 @@ impl Drop for GuardThread {
 }
 
 struct Server {
-    guard: GuardThread,
+    connections: PollLoopThread,
     gate: Gate,
     events: Receiver<String>,
     tiny: Arc<tiny_http::Server>,
@@ -122,12 +122,12 @@ impl Server {
                 })
             })
             .collect();
-        let guard = GuardThread::start(listener, path, limits);
-        Server { guard, gate, events, tiny, workers, _dir: dir, _alone: None }
+        let connections = PollLoopThread::start(listener, path, limits);
+        Server { connections, gate, events, tiny, workers, _dir: dir, _alone: None }
     }
 
     fn client(&self) -> Client {
-        self.guard.client()
+        self.connections.client()
     }
 
     fn event(&self) -> String {
@@ -143,8 +143,8 @@ impl Server {
 impl Drop for Server {
     fn drop(&mut self) {
         self.gate.open(1000);
-        self.guard.begin_stop();
-        if let Some(thread) = self.guard.thread.take() {
+        self.connections.begin_stop();
+        if let Some(thread) = self.connections.thread.take() {
             let _ = thread.join();
         }
         for _ in &self.workers {
@@ -663,8 +663,8 @@ fn a_client_that_sends_on_after_a_refusal_waits_and_is_not_reset() {
 fn without_a_backend_there_is_502() {
     let _alone = ALONE.read();
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let guard = GuardThread::start(listener, "/nonexistent/http".into(), Limits::default());
-    assert_eq!(guard.client().get("/ping").status, 502);
+    let connections = PollLoopThread::start(listener, "/nonexistent/http".into(), Limits::default());
+    assert_eq!(connections.client().get("/ping").status, 502);
 }
 
 // ---- cuts ----
@@ -706,8 +706,9 @@ fn a_body_cut_while_the_backend_is_slow_is_still_an_error() {
 fn cut_bodies_end_between_chunks() {
     let _alone = ALONE.read();
     let (backend, path, _dir) = fake_backend();
-    let guard = GuardThread::start(TcpListener::bind("127.0.0.1:0").unwrap(), path, Limits::default());
-    let mut client = guard.client();
+    let connections =
+        PollLoopThread::start(TcpListener::bind("127.0.0.1:0").unwrap(), path, Limits::default());
+    let mut client = connections.client();
     client.send(post_length("/count", 50_000_000)).send(vec![b'x'; 8192]);
     let (mut stream, _) = backend.accept().unwrap();
     client.stream.get_ref().set_write_timeout(Some(millis(200))).unwrap();
@@ -751,7 +752,8 @@ fn fake_backend() -> (UnixListener, PathBuf, tempfile::TempDir) {
 fn a_backend_that_speaks_nonsense_is_502_and_never_half_a_reply() {
     let _alone = ALONE.read();
     let (backend, path, _dir) = fake_backend();
-    let guard = GuardThread::start(TcpListener::bind("127.0.0.1:0").unwrap(), path, Limits::default());
+    let connections =
+        PollLoopThread::start(TcpListener::bind("127.0.0.1:0").unwrap(), path, Limits::default());
     let huge = format!("HTTP/1.1 200 OK\r\nA: {}", "x".repeat(40_000));
     let cases = [
         ("", Some(502)),
@@ -764,7 +766,7 @@ fn a_backend_that_speaks_nonsense_is_502_and_never_half_a_reply() {
         ("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhelloXX", None),
     ];
     for (reply, status) in cases {
-        let mut client = guard.client();
+        let mut client = connections.client();
         client.send("GET / HTTP/1.1\r\n\r\n");
         let (mut stream, _) = backend.accept().unwrap();
         stream.read_exact(&mut [0; 16]).unwrap();
@@ -1018,7 +1020,7 @@ fn waiting_costs_no_processor_time() {
     clients[8].send("nonsense\r\n\r\n").answer();
     // Until the reply that nobody reads has filled the sockets.
     thread::sleep(millis(300));
-    let name = format!("guard-{}", server.guard.addr.port());
+    let name = format!("poll-{}", server.connections.addr.port());
     let Some(before) = time_of_thread(&name) else {
         return;
     };
@@ -1153,9 +1155,9 @@ fn garbage_leaves_nothing_behind() {
 #[ignore = "run by few_descriptors_are_enough"]
 fn server_with_few_descriptors() {
     let server = Server::start();
-    // More than the guard leaves to the rest of the process, so that accept() and connect() do fail.
+    // More than the connection layer leaves to the rest of the process, so that accept() and connect() do fail.
     let _files: Vec<_> = (0..40).map(|_| std::fs::File::open("/dev/null").unwrap()).collect();
-    println!("\naddress {}", server.guard.addr);
+    println!("\naddress {}", server.connections.addr);
     let _ = io::stdin().read(&mut [0]);
 }
 
@@ -1193,15 +1195,15 @@ fn stop_ends_idle_connections_and_lets_active_ones_finish() {
     gathering.send(post_length("/count", 10));
     active.send("GET /slow HTTP/1.1\r\n\r\n");
     assert_eq!(server.event(), "/slow");
-    server.guard.begin_stop();
+    server.connections.begin_stop();
     idle.assert_closed();
     assert_eq!(gathering.answer().status, 503);
-    assert!(TcpStream::connect(server.guard.addr).is_err());
+    assert!(TcpStream::connect(server.connections.addr).is_err());
     server.gate.open(1);
     let answer = active.answer();
     assert_eq!((answer.text(), answer.header("connection")), ("slow", Some("close")));
     drop((active, gathering));
-    server.guard.join();
+    server.connections.join();
 }
 
 #[test]
@@ -1210,8 +1212,8 @@ fn stop_does_not_wait_for_ever() {
     let mut active = server.client();
     active.send("GET /slow HTTP/1.1\r\n\r\n");
     assert_eq!(server.event(), "/slow");
-    server.guard.begin_stop();
-    server.guard.join();
+    server.connections.begin_stop();
+    server.connections.join();
     assert!(active.try_answer().is_err());
 }
 
@@ -1226,7 +1228,7 @@ fn speed() {
     }
     println!("ping {:?}", started.elapsed() / 5000);
     let (size, block) = (300 << 20, vec![0; 1 << 20]);
-    let name = format!("guard-{}", server.guard.addr.port());
+    let name = format!("poll-{}", server.connections.addr.port());
     let (started, spent) = (Instant::now(), time_of_thread(&name));
     client.send(post_length("/bulk/count", size));
     for _ in 0..300 {
@@ -1235,7 +1237,7 @@ fn speed() {
     client.answer();
     println!("upload {:.0} MB/s", 300.0 / started.elapsed().as_secs_f64());
     let spent = time_of_thread(&name).zip(spent).map(|(after, before)| after - before);
-    println!("time of the guard for it {spent:?}");
+    println!("time of the connection layer for it {spent:?}");
     let started = Instant::now();
     for _ in 0..10 {
         client.get("/big");

@@ -1,7 +1,7 @@
 //! Tests the translation of decks, deck options and notetypes with recordings of real programs (`vectors/`), with random
 //! objects, and with hostile input.
 
-mod objects;
+mod random_objects;
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -10,7 +10,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use ankipi::collection::blobs::{
     DeckConfigRow, DeckRow, FieldRow, NotetypeRow, Refused, TemplateRow, notetype_sort_field,
 };
-use objects::Random;
+use random_objects::Random;
 use serde_json::{Value, json};
 
 fn vectors(name: &str) -> Value {
@@ -360,7 +360,7 @@ fn assert_sendable(text: &str) {
 
 fn bases() -> Vec<(Kind, Value)> {
     let kinds = [Kind::Notetype, Kind::Deck, Kind::Deck, Kind::Config];
-    kinds.into_iter().zip(objects::bases()).collect()
+    kinds.into_iter().zip(random_objects::bases()).collect()
 }
 
 #[test]

@@ -165,7 +165,7 @@ fn an_unknown_key_is_refused_before_its_body_is_read() {
     for method in METHODS.iter().filter(|method| **method != "hostKey") {
         let headers = sync_header("unknown", "s");
         let mut wire = Wire::open(server.address);
-        // The guard hands a request over once it has 8 KiB of it.
+        // The connection layer hands a request over once it has 8 KiB of it.
         wire.send(
             format!("POST /sync/{method} HTTP/1.1\r\n{headers}Content-Length: 4000000000\r\n\r\n").as_bytes(),
         );
