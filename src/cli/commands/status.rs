@@ -62,7 +62,11 @@ fn run(mut invocation: Invocation) -> Result<ExitCode> {
 fn facts(base: &Path, dir: &Path) -> Vec<(&'static str, String)> {
     let collection = || {
         let path = dir.join(FILE_NAME);
-        if !path.exists() {
+        // The lock: an upload that replaces the collection leaves no file in its place for a moment.
+        let in_place = files::keep_in_place(dir);
+        let is_missing = !path.exists();
+        drop(in_place);
+        if is_missing {
             return Ok("none yet".to_owned());
         }
         let open = look_into(base, dir)?;
