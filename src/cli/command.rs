@@ -1,6 +1,6 @@
 //! What a command is, and what it is given: its options, its words, the settings.
 
-use std::io::Write as _;
+use std::io::{ErrorKind, Write as _};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -8,6 +8,7 @@ use pico_args::Arguments;
 
 use crate::config::{Flags, Settings};
 use crate::error::{Error, Result};
+use crate::files;
 
 /// Exit code: a command found a problem, or failed.
 pub const FAILED: u8 = 1;
@@ -28,6 +29,10 @@ pub struct Command {
     /// Runs it. `Error::Usage` ends with 2 and points to the help, any other error with 1.
     pub run: fn(Invocation) -> Result<ExitCode>,
 }
+
+/// The config file that packages install. Every command reads it, so that `sudo ankipi user add` and the service mean the
+/// same folder.
+const PACKAGED_CONFIG: &str = "/etc/ankipi.conf";
 
 /// The arguments after the name of a command. A command takes its options first, then the remaining words.
 pub struct Invocation {
@@ -76,16 +81,66 @@ impl Invocation {
         }
     }
 
-    /// The settings from the config file and the environment, with `--base` and these flags on top.
-    pub fn settings(&self, mut flags: Flags) -> Result<Settings> {
+    /// The settings of the server that is about to start: from the config file and the environment, with `--base` and
+    /// these flags on top.
+    pub fn server_settings(&self, mut flags: Flags) -> Result<Settings> {
         if let Some(base) = &self.base {
             flags.push(("SYNC_BASE", base.to_string_lossy().into_owned()));
         }
-        let settings = Settings::read(self.config.as_deref(), variables(), flags)?;
+        let settings = Settings::read(self.config_file(!flags.is_empty())?.as_deref(), variables(), flags)?;
         for warning in settings.warnings() {
             eprintln!("ankipi: {warning}");
         }
         Ok(settings)
+    }
+
+    /// The settings for a command. If nothing names the data folder, it is that of the server that runs on this machine.
+    pub fn settings(&self, flags: Flags) -> Result<Settings> {
+        let mut settings = self.server_settings(flags)?;
+        if settings.names_data_folder() {
+            return Ok(settings);
+        }
+        match &files::running_servers()[..] {
+            [] => {}
+            [(process, base)] => {
+                eprintln!(
+                    "ankipi: using {}, the data folder of the running server (process {process})",
+                    base.display()
+                );
+                settings.set_data_folder(base);
+            }
+            several => {
+                let folders: Vec<_> = several.iter().map(|(_, base)| base.display().to_string()).collect();
+                return Err(Error::Broken(format!(
+                    "several servers run on this machine, on {}: say which with --base DIR",
+                    folders.join(" and ")
+                )));
+            }
+        }
+        Ok(settings)
+    }
+
+    /// `--config`, or the file that ANKIPI_CONFIG names (none if that is empty), or the one of the package.
+    fn config_file(&self, has_flags: bool) -> Result<Option<PathBuf>> {
+        if self.config.is_some() {
+            return Ok(self.config.clone());
+        }
+        if let Some(named) = std::env::var_os("ANKIPI_CONFIG") {
+            return Ok((!named.is_empty()).then(|| named.into()));
+        }
+        match std::fs::File::open(PACKAGED_CONFIG) {
+            Ok(_) => Ok(Some(PACKAGED_CONFIG.into())),
+            Err(err) if err.kind() == ErrorKind::PermissionDenied => {
+                if has_flags || std::env::var_os("SYNC_BASE").is_some() {
+                    return Ok(None);
+                }
+                Err(Error::Broken(format!(
+                    "the settings of the installed server are in {PACKAGED_CONFIG}, which you may not read: use sudo, or \
+                     name another data folder with --base DIR"
+                )))
+            }
+            Err(_) => Ok(None),
+        }
     }
 
     /// The data folder.

@@ -191,6 +191,16 @@ impl Settings {
         self.values.keys().map(String::as_str)
     }
 
+    /// Whether SYNC_BASE was set anywhere.
+    pub fn names_data_folder(&self) -> bool {
+        self.values.contains_key("SYNC_BASE")
+    }
+
+    /// Sets SYNC_BASE, as an option of the command line would.
+    pub fn set_data_folder(&mut self, base: &Path) {
+        self.take("SYNC_BASE".to_owned(), base.to_string_lossy().into_owned(), Origin::Flag);
+    }
+
     /// Likely mistakes that do no harm.
     pub fn warnings(&self) -> &[String] {
         &self.warnings

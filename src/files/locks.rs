@@ -6,7 +6,7 @@ use crate::os;
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -56,6 +56,26 @@ pub fn lock_data_folder(base: &Path) -> Result<File> {
 /// The process id of the server that runs on the data folder, if one does. It may be an id of another container.
 pub fn holder(base: &Path) -> Option<u32> {
     is_in_use(base).then(|| fs::read_to_string(base.join(LOCK_FILE)).ok()?.parse().ok()).flatten()
+}
+
+/// The servers that run on this machine, as far as this user may see: process ids and data folders. A server keeps the lock
+/// file of its data folder open.
+pub fn running_servers() -> Vec<(u32, PathBuf)> {
+    let mut servers = Vec::new();
+    for process in fs::read_dir("/proc").into_iter().flatten().flatten() {
+        let Some(id) = process.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
+        for open_file in fs::read_dir(process.path().join("fd")).into_iter().flatten().flatten() {
+            let Ok(path) = fs::read_link(open_file.path()) else { continue };
+            // A command that locks a folder itself is not a server, nor is one in a container, whose path is not here.
+            if path.file_name() == Some(LOCK_FILE.as_ref())
+                && let Some(base) = path.parent()
+                && holder(base) == Some(id)
+            {
+                servers.push((id, base.to_owned()));
+            }
+        }
+    }
+    servers
 }
 
 /// Whether a server runs on a data folder.

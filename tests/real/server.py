@@ -52,7 +52,7 @@ class Server:
         self.log_mark = 0
         self.official = REFERENCE
         self.env = {name: value for name, value in os.environ.items() if not name.startswith(("SYNC_", "RUST_LOG"))}
-        self.env |= {"NO_COLOR": "1", "SYNC_BASE": str(base), "SYNC_HOST": "127.0.0.1", "SYNC_PORT": str(self.port)}
+        self.env |= {"NO_COLOR": "1", "ANKIPI_CONFIG": "", "SYNC_BASE": str(base), "SYNC_HOST": "127.0.0.1", "SYNC_PORT": str(self.port)}
         self.env |= {f"SYNC_USER{n}": user for n, user in enumerate(users, 1)} | env
         self.start()
 

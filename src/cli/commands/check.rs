@@ -51,6 +51,9 @@ fn check(base: &Path, user: Option<String>, depth: Depth) -> Result<bool> {
         println!("A server runs on {}: what it is doing right now may look like a fault.", base.display());
     }
     let names = these_users(base, user)?;
+    if names.is_empty() {
+        println!("Nothing is stored in {} yet.", base.display());
+    }
     let mut in_order = true;
     for name in names {
         in_order &= check_user(base, &name, depth)?;

@@ -13,19 +13,19 @@ pub static CONFIG: Command = Command {
     summary: "print all settings and where each comes from",
     help: "\
 Prints the settings as the server would take them, from this environment and
---config FILE, in the form of a config file: above each that is set its origin,
-and as comments those that are not, with their defaults. Passwords are masked.
-Ends with 1 if any setting is wrong, and says which.
+the config file, in the form of a config file: above each that is set its
+origin, and as comments those that are not, with their defaults. Passwords are
+masked. Ends with 1 if any setting is wrong, and says which.
 
-The environment of a service is not that of your terminal: give the file that
-its unit or init script reads, as in `ankipi config --config /etc/ankipi.conf`.
+The environment of a service is not that of your terminal. Settings that its
+unit or init script sets itself are not seen here.
 ",
     run,
 };
 
 fn run(mut invocation: Invocation) -> Result<ExitCode> {
     invocation.words(0, 0)?;
-    let settings = invocation.settings(Flags::new())?;
+    let settings = invocation.server_settings(Flags::new())?;
     for (key, value, origin) in settings.listing() {
         match origin {
             Origin::Default => say(&format!("#{key}={value}\n")),

@@ -34,8 +34,8 @@ fn run(mut invocation: Invocation) -> Result<ExitCode> {
         }
     }
     invocation.words(0, 0)?;
-    let config = invocation.settings(flags.clone())?.config()?;
+    let config = invocation.server_settings(flags.clone())?.config()?;
     logging::start(config.log_level);
-    server::run(config, move || invocation.settings(flags.clone())?.config())?;
+    server::run(config, move || invocation.server_settings(flags.clone())?.config())?;
     Ok(ExitCode::SUCCESS)
 }

@@ -87,6 +87,13 @@ fn add(invocation: Invocation) -> Result<ExitCode> {
     // Created here, so that the folder has the owner of the data folder, whoever runs this.
     files::create_folder(&base.join(&name))?;
     say(&format!("{name} can log in now; the account is in {}\n", base.join(USERS_FILE).display()));
+    if !files::is_in_use(&base) {
+        say(&format!(
+            "No server runs on {} yet. To start one: ankipi --base {}\n",
+            base.display(),
+            base.display()
+        ));
+    }
     Ok(ExitCode::SUCCESS)
 }
 

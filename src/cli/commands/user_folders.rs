@@ -18,6 +18,12 @@ const MAX_WAIT: Duration = Duration::from_secs(600);
 
 /// Names of the users with stored data, sorted.
 pub fn users_in(base: &Path) -> Result<Vec<String>> {
+    if !base.exists() {
+        return Err(Error::Broken(format!(
+            "there is no data folder {}: name the one of the server with --base DIR",
+            base.display()
+        )));
+    }
     let mut names = Vec::new();
     for entry in fs::read_dir(base).map_err(Error::io("reading", base))? {
         let entry = entry.map_err(Error::io("reading", base))?;
