@@ -18,7 +18,7 @@ def program(name: str, package: str, give_up=pytest.skip) -> str:
     path = shutil.which(name) or shutil.which(name, path="/usr/sbin:/sbin")
     if path is None:
         try:
-            subprocess.run(["apt-get", "install", "--yes", "--quiet", "--no-install-recommends", package], check=True)
+            subprocess.run(["apt-get", "install", "--yes", "--quiet", "--no-install-recommends", *package.split()], check=True)
         except (OSError, subprocess.CalledProcessError) as err:
             give_up(f"{name} is not here and could not be installed (apt-get install {package}): {err}")
         path = shutil.which(name) or shutil.which(name, path="/usr/sbin:/sbin")
@@ -90,3 +90,25 @@ class Caddy(ReverseProxy):
     def root_certificate(self) -> Path:
         """What devices must trust where Caddy signs for itself."""
         return self.folder / "data/pki/authorities/local/root.crt"
+
+
+class Lighttpd(ReverseProxy):
+    program, package = "lighttpd", "lighttpd lighttpd-mod-openssl"
+
+    def wrap(self, config: str) -> str:
+        # The main port serves nothing: only the one of the site counts.
+        return (f'server.document-root = "{self.folder}"\nserver.bind = "127.0.0.1"\nserver.port = {free_port()}\n'
+                f'server.upload-dirs = ( "{self.folder}" )\n{config}\n')
+
+    def arguments(self) -> list[str]:
+        return ["-D", "-f", "config"]
+
+
+class Hitch(ReverseProxy):
+    program, package = "hitch", "hitch"
+
+    def wrap(self, config: str) -> str:
+        return f"{config}\ndaemon = off\n"
+
+    def arguments(self) -> list[str]:
+        return ["--config=config"]

@@ -1,0 +1,96 @@
+"""https with certificates of one's own (cross/proxy/certs.sh), through each small proxy, by the real client."""
+
+import socket
+import ssl
+import subprocess
+
+import pytest
+from anki.errors import NetworkError
+
+from proxies import Hitch, Lighttpd
+from server import REPO
+from test_proxies import server, syncs_through, trusting  # noqa: F401: fixtures
+
+CERTS = REPO / "cross/proxy/certs.sh"
+SNIPPETS = REPO / "cross/proxy"
+
+
+def certs(folder, *args, status=0):
+    ended = subprocess.run(["sh", CERTS, "--dir", folder, *args], capture_output=True, text=True)
+    assert ended.returncode == status, ended
+    return ended.stdout + ended.stderr
+
+
+def described(path):
+    return subprocess.run(["openssl", "x509", "-in", path, "-noout", "-text"], capture_output=True, text=True, check=True).stdout
+
+
+@pytest.fixture
+def own_certs(tmp_path):
+    folder = tmp_path / "certs"
+    certs(folder, "localhost", "anki.lan", "127.0.0.1", "::1")
+    # hitch runs as nobody.
+    folder.chmod(0o755)
+    return folder
+
+
+def test_root_and_server_are_what_every_device_takes(own_certs):
+    root, leaf = described(own_certs / "root.crt"), described(own_certs / "server.crt")
+    assert "CA:TRUE, pathlen:0" in root and "prime256v1" in root
+    assert "CA:FALSE" in leaf and "TLS Web Server Authentication" in leaf and "prime256v1" in leaf
+    assert "DNS:localhost, DNS:anki.lan, IP Address:127.0.0.1, IP Address:0:0:0:0:0:0:0:1" in leaf
+    openssl = ["openssl", "x509", "-in", own_certs / "server.crt", "-noout"]
+    assert subprocess.run([*openssl, "-checkend", str(819 * 86_400)], capture_output=True).returncode == 0
+    assert subprocess.run([*openssl, "-checkend", str(825 * 86_400)], capture_output=True).returncode == 1
+    for secret in ("root.key", "server.key", "server.pem"):
+        assert (own_certs / secret).stat().st_mode & 0o077 == 0, secret
+
+
+def test_renewal_keeps_root_and_names(own_certs):
+    def names():
+        return [line for line in described(own_certs / "server.crt").splitlines() if "DNS:" in line]
+
+    root, leaf, before = (own_certs / "root.crt").read_text(), (own_certs / "server.crt").read_text(), names()
+    assert "devices need nothing" in certs(own_certs, "renew")
+    assert (own_certs / "root.crt").read_text() == root
+    assert (own_certs / "server.crt").read_text() != leaf and names() == before
+    verified = ["openssl", "verify", "-CAfile", own_certs / "root.crt", own_certs / "server.crt"]
+    assert subprocess.run(verified, capture_output=True).returncode == 0
+
+
+def test_what_is_no_name_is_refused(tmp_path):
+    assert "no https://" in certs(tmp_path, "https://anki.lan", status=1)
+    assert "there is no certificate" in certs(tmp_path, "renew", status=1)
+
+
+def versions(port, root):
+    """The versions of TLS that the proxy speaks, with the root alone trusted."""
+    spoken = []
+    for version in (ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3):
+        context = ssl.create_default_context(cafile=root)
+        context.minimum_version = context.maximum_version = version
+        with socket.create_connection(("127.0.0.1", port), timeout=10) as plain:
+            with context.wrap_socket(plain, server_hostname="localhost") as secure:
+                spoken.append(secure.version())
+    return spoken
+
+
+def site(name, server, folder):  # noqa: F811
+    text = (SNIPPETS / name).read_text().replace("/etc/ankipi/certs", str(folder))
+    text = text.replace("listen [::]:443 ssl;", "").replace("listen 443 ssl;", "listen 127.0.0.1:LISTEN ssl;")
+    text = text.replace('"socket"] == ":443"', '"socket"] == "127.0.0.1:LISTEN"').replace('"[*]:443"', '"[127.0.0.1]:LISTEN"')
+    return text.replace(":8080", f":{server.port}").replace('"port" => 8080', f'"port" => {server.port}').replace("]:8080", f"]:{server.port}")
+
+
+@pytest.mark.parametrize("kind, name", [(None, "nginx-https.conf"), (Lighttpd, "lighttpd.conf"), (Hitch, "hitch.conf")])
+def test_the_client_syncs_through_https(server, nginx, reverse_proxy, own_certs, syncs_through, trusting, new_account, kind, name):  # noqa: F811
+    server = server()
+    text = site(name, server, own_certs)
+    proxy = (nginx if kind is None else lambda *args, **kwargs: reverse_proxy(kind, *args, **kwargs))(text, host="localhost", scheme="https")
+    assert versions(proxy.port, own_certs / "root.crt") == ["TLSv1.2", "TLSv1.3"]
+    stranger = new_account(server, "anna", "secret").device("stranger")
+    stranger.use(proxy.url)
+    with pytest.raises(NetworkError):
+        stranger.login()
+    trusting(own_certs / "root.crt")
+    syncs_through(server, proxy.url)
