@@ -34,6 +34,7 @@ use metrics::Metrics;
 use quota_and_free_space::{Ration, Rationed};
 use routes::{Method, Page, Route};
 
+pub use pages::lan_address;
 pub use routes::{is_bulk, is_login};
 
 /// The supported protocol versions (sync-protocol.md 1).
@@ -132,6 +133,7 @@ impl App {
                     host: request.header("host"),
                     is_https: request.header("x-forwarded-proto") == Some("https"),
                     prefix: request.header("x-forwarded-prefix").unwrap_or(&self.config.base_path),
+                    lan: if log.address().is_loopback() { pages::lan_address(&self.config) } else { None },
                 });
                 request.into_responder().text(200, "text/html; charset=utf-8", &html)
             }

@@ -4,6 +4,7 @@
 
 pub mod clock;
 mod disk;
+mod interfaces;
 mod poll;
 mod process;
 mod signals;
@@ -11,6 +12,7 @@ mod sockets;
 mod terminal;
 
 pub use disk::{NO_FOLLOW, check_writable, free_bytes};
+pub use interfaces::lan_addresses;
 pub use poll::{POLL_ERR, POLL_HUP, POLL_IN, POLL_OUT, PollFd, poll, poll_fd};
 pub use process::{open_files_limit, prepare_process, raise_open_files_limit, random, sqlite_has};
 pub use signals::{Signal, on_signals};

@@ -70,6 +70,9 @@ pub fn run(config: Config, reload: impl Fn() -> Result<Config> + Send + 'static)
         names.join(" and "),
         config.base.display()
     );
+    if let Some(address) = api::lan_address(&config) {
+        log::info!("other devices on this network reach it at http://{address}/");
+    }
     if app.has_no_accounts() {
         log::warn!(
             "there is no account yet. To make one: ankipi user add NAME --base {}",

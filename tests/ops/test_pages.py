@@ -18,7 +18,7 @@ def browser(tmp_path):
     def look(url: str, width: int, dark: bool = False) -> str:
         picture = tmp_path / f"{width}{'-dark' * dark}.png"
         options = ["--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", f"--user-data-dir={tmp_path}/profile",
-                   f"--window-size={width},900", f"--screenshot={picture}", "--dump-dom"]
+                   f"--window-size={width},1200", f"--screenshot={picture}", "--dump-dom"]
         options += ["--blink-settings=preferredColorScheme=0"] if dark else ["--blink-settings=preferredColorScheme=1"]
         ended = subprocess.run([path, *options, url], capture_output=True, text=True, timeout=90)
         assert picture.stat().st_size > 5000, ended.stderr
@@ -28,7 +28,40 @@ def browser(tmp_path):
 
 
 def addresses(dom: str) -> list[str]:
-    return [html.unescape(text) for text in re.findall(r'<code class="url"[^>]*>([^<]*)</code>', dom)]
+    return [html.unescape(text).replace("<wbr>", "") for text in re.findall(r'<code class="url"[^>]*>(.*?)</code>', dom)]
+
+
+def lan_address() -> str | None:
+    """The address of this machine that other devices reach, if it has one."""
+    found = subprocess.run(["hostname", "-I"], capture_output=True, text=True).stdout.split()
+    return next((one for one in found if ":" not in one and not one.startswith("169.254.")), None)
+
+
+def test_on_the_machine_itself_the_page_shows_what_other_devices_reach(new_server, browser):
+    lan = lan_address()
+    if lan is None:
+        pytest.skip("this machine has no address but loopback")
+    server = new_server("anna:secret", SYNC_HOST="0.0.0.0")
+    url = f"http://{lan}:{server.port}/"
+    assert f"other devices on this network reach it at {url}" in server.log()
+    page = browser(server.url, 1280)
+    assert addresses(page) == [url, url, url + "msync", url] and 'id="lan"><small>' in page
+    # From another machine the page tells nothing that the browser does not know.
+    assert 'data-lan=""' in browser(url, 390).replace(server.url.rstrip("/"), "")
+
+
+@pytest.mark.parametrize("width, dark", [(320, False), (390, True), (1280, False), (1280, True)])
+def test_the_page_fits_every_screen(new_server, browser, width, dark, tmp_path):
+    server = new_server("anna:secret")
+    page = browser(server.url, width, dark)
+    assert page.count(">Copy</button>") == 4
+    picture = tmp_path / f"{width}{'-dark' * dark}.png"
+    if width > 600:
+        # What the picture holds is what a phone reads.
+        read = subprocess.run([program("zbarimg", "zbar-tools"), "--quiet", "--raw", picture], capture_output=True, text=True)
+        assert read.stdout.strip() == server.url, read
+    else:
+        assert '<section id="qr" hidden' in page
 
 
 def test_the_page_shows_the_exact_addresses(new_server, nginx, browser):
