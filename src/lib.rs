@@ -109,6 +109,7 @@ pub mod error;
 pub mod files;
 pub mod http;
 pub mod import_export;
+pub mod limits;
 pub mod logging;
 pub mod media;
 pub mod messages;

@@ -11,7 +11,8 @@ use std::sync::{Arc, Condvar, Mutex, RwLock, RwLockReadGuard};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use ankipi::server::connections::{Limits, PollLoop, Weight};
+use ankipi::limits::{Limits, Weight};
+use ankipi::server::connections::{Policy, PollLoop};
 
 /// Timeout of every wait in these tests; a test that reaches it fails.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -39,6 +40,19 @@ impl Gate {
     }
 }
 
+/// What requests cost here.
+struct ByPath;
+
+impl Policy for ByPath {
+    fn weight(&self, path: &str) -> Weight {
+        match path {
+            path if path.starts_with("/bulk") => Weight::Bulk,
+            path if path.starts_with("/login") => Weight::Login,
+            _ => Weight::Light,
+        }
+    }
+}
+
 struct PollLoopThread {
     addr: SocketAddr,
     stop: UnixStream,
@@ -49,15 +63,10 @@ impl PollLoopThread {
     fn start(listener: TcpListener, backend: PathBuf, limits: Limits) -> PollLoopThread {
         let addr = listener.local_addr().unwrap();
         let (stop, stopped) = UnixStream::pair().unwrap();
-        let weigh = |path: &str| match path {
-            path if path.starts_with("/bulk") => Weight::Bulk,
-            path if path.starts_with("/login") => Weight::Login,
-            _ => Weight::Light,
-        };
-        let connections = PollLoop::new(vec![listener.into()], backend, limits, weigh, stopped).unwrap();
-        // The port tells the guards of parallel tests apart; the kernel keeps 15 characters of a name.
+        let poll_loop = PollLoop::new(vec![listener.into()], backend, limits, ByPath, stopped).unwrap();
+        // The port tells the poll loops of parallel tests apart; the kernel keeps 15 characters of a name.
         let name = format!("poll-{}", addr.port());
-        let thread = thread::Builder::new().name(name).spawn(move || connections.run()).ok();
+        let thread = thread::Builder::new().name(name).spawn(move || poll_loop.run()).ok();
         PollLoopThread { addr, stop, thread }
     }
 
@@ -581,7 +590,6 @@ fn bad_requests_get_their_status_and_a_close() {
     let server = Server::start();
     let many_headers = format!("GET / HTTP/1.1\r\n{}\r\n", "A: b\r\n".repeat(100_000));
     let cases = [
-        (post("/count", "Content-Length: 1000000000000000000\r\n"), 413),
         (post("/count", "Content-Length: -5\r\n"), 400),
         (post("/count", "Content-Length: 5\r\nContent-Length: 5\r\n"), 400),
         (post("/count", "Content-Length: 5\r\nTransfer-Encoding: chunked\r\n"), 400),
@@ -616,18 +624,6 @@ fn a_header_line_of_100_mb_is_not_taken() {
     let taken = (0..100).take_while(|_| client.try_send(&block).is_ok()).count();
     assert!(taken < 100);
     server.assert_alive();
-}
-
-#[test]
-fn a_chunked_body_over_the_limit_is_refused() {
-    let server = Server::with(Limits { max_body_bytes: 100_000, ..Limits::default() });
-    let mut client = server.client();
-    client.send(post_chunked("/count")).send(chunk(&[0; 60_000])).send(chunk(&[0; 60_000]));
-    assert_eq!(client.answer().status, 413);
-    assert_eq!(server.event(), "cut body");
-    let mut client = server.client();
-    client.send(post_chunked("/count")).send(chunk(&[0; 100_000])).send("0\r\n\r\n");
-    assert_eq!(client.answer().text(), "100000");
 }
 
 #[test]
@@ -673,10 +669,10 @@ fn without_a_backend_there_is_502() {
 fn a_cut_body_is_an_error_for_the_backend() {
     let server = Server::start();
     let wires = [
-        post_length("/count", 20_000) + &"x".repeat(10_000),
-        post_chunked("/count") + "2710\r\n" + &"x".repeat(10_000) + "\r\n",
-        post_chunked("/count") + "4e20\r\n" + &"x".repeat(10_000),
-        post_chunked("/count") + "2710\r\n" + &"x".repeat(10_000) + "\r\n0\r\n\r",
+        post_length("/count", 200_000) + &"x".repeat(100_000),
+        post_chunked("/count") + "186a0\r\n" + &"x".repeat(100_000) + "\r\n",
+        post_chunked("/count") + "30d40\r\n" + &"x".repeat(100_000),
+        post_chunked("/count") + "186a0\r\n" + &"x".repeat(100_000) + "\r\n0\r\n\r",
     ];
     for wire in wires {
         server.client().send(&wire);
@@ -812,8 +808,8 @@ fn large_forms_never_hold_the_last_slot() {
 #[test]
 fn slow_forms_make_way_for_whoever_waits_and_quick_ones_do_not() {
     let limits = Limits {
-        max_active: 3,
-        max_bulk: 2,
+        max_active: 4,
+        max_bulk: 3,
         busy_after: millis(300),
         busy_rate: 20_000,
         ..Limits::default()
@@ -1220,7 +1216,7 @@ fn stop_does_not_wait_for_ever() {
 #[test]
 #[ignore = "prints figures; meant for a release build"]
 fn speed() {
-    let server = Server::with(Limits { max_body_bytes: 1 << 30, ..Limits::default() });
+    let server = Server::with(Limits { ..Limits::default() });
     let mut client = server.client();
     let started = Instant::now();
     for _ in 0..5000 {

@@ -9,6 +9,8 @@ use std::hash::{BuildHasher, Hash, RandomState};
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
+use crate::config::network::network_of;
+
 /// Maximum counts of 32 bytes each. More than a board sees in an hour.
 const MAX_COUNTS: usize = 512;
 
@@ -110,14 +112,6 @@ impl Throttle {
 
 #[derive(Hash)]
 struct Hashed<'n>((Option<&'n str>, Option<IpAddr>));
-
-/// Groups IPv6 addresses by /64: a client with one address has 2^64 of them.
-fn network_of(address: IpAddr) -> IpAddr {
-    match address.to_canonical() {
-        IpAddr::V6(v6) => IpAddr::V6((v6.to_bits() & (u128::MAX << 64)).into()),
-        v4 => v4,
-    }
-}
 
 #[cfg(test)]
 mod tests {

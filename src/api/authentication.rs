@@ -157,6 +157,7 @@ impl App {
         }
         self.notice_changed_accounts();
         let user = self.accounts.user_of_key(hkey)?;
+        self.users_of_keys.learn(hkey, &user);
         log.user(&user);
         Ok(Some(user))
     }

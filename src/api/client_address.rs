@@ -24,18 +24,38 @@ const SOURCES: [(&str, &str); 9] = [
 pub fn of(request: &Request, config: &Config) -> IpAddr {
     let peer = request.header(PEER_HEADER).and_then(|text| text.parse().ok());
     let peer: IpAddr = peer.map_or(IpAddr::from([0, 0, 0, 0]), |peer: IpAddr| peer.to_canonical());
-    let Some(header) = config.ip_header.as_deref().map(header_name).filter(|name| !name.is_empty()) else {
+    if let Some(header) = header_of(config)
+        && !is_trusted(peer, &config.trusted_proxies)
+        && request.header(header).is_some()
+    {
+        warn_once(peer);
+    }
+    resolve(peer, |name| request.headers(name), config)
+}
+
+/// The same from the parts of a head: `values` gives the values of a header.
+pub fn resolve<'v, V: DoubleEndedIterator<Item = &'v str>>(
+    peer: IpAddr,
+    values: impl FnOnce(&'v str) -> V,
+    config: &'v Config,
+) -> IpAddr {
+    let peer = peer.to_canonical();
+    let Some(header) = header_of(config).filter(|_| is_trusted(peer, &config.trusted_proxies)) else {
         return peer;
     };
-    if !is_trusted(peer, &config.trusted_proxies) {
-        if request.header(header).is_some() {
-            warn_once(peer);
-        }
-        return peer;
-    }
     // The last proxy appended its entry at the end. Earlier entries may come from the client.
-    let told = request.headers(header).rev().flat_map(|value| value.rsplit(','));
+    let told = values(header).rev().flat_map(|value| value.rsplit(','));
     forwarded(told, &config.trusted_proxies).unwrap_or(peer)
+}
+
+/// Whether this peer is a proxy that tells the addresses of its clients.
+pub fn is_trusted_proxy(peer: IpAddr, config: &Config) -> bool {
+    header_of(config).is_some() && is_trusted(peer.to_canonical(), &config.trusted_proxies)
+}
+
+/// The header in which proxies tell the address, if one is set.
+fn header_of(config: &Config) -> Option<&str> {
+    config.ip_header.as_deref().map(header_name).filter(|name| !name.is_empty())
 }
 
 /// The last address that is not a trusted proxy.

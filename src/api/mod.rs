@@ -6,6 +6,7 @@
 
 mod authentication;
 mod client_address;
+mod clients;
 mod full_sync;
 mod login_and_meta;
 mod media_sync;
@@ -30,6 +31,7 @@ use crate::http::{Request, Verb};
 use crate::logging::access_log::AccessLog;
 use crate::sync::session::{User, Users};
 use authentication::Call;
+use clients::UsersOfKeys;
 use metrics::Metrics;
 use quota_and_free_space::{Ration, Rationed};
 use routes::{Method, Page, Route};
@@ -46,6 +48,7 @@ pub struct App {
     config: Config,
     accounts: Accounts,
     users: Users,
+    users_of_keys: UsersOfKeys,
 }
 
 /// A reply in JSON, and a note for the log.
@@ -61,7 +64,7 @@ impl App {
         spool::remove_leftovers(&config.base).map_err(Error::io("tidying", &config.base))?;
         let accounts = Accounts::open(&config)?;
         let users = Users::open(&config, &accounts.names())?;
-        Ok(App { metrics: Metrics::start(), config, accounts, users })
+        Ok(App { metrics: Metrics::start(), config, accounts, users, users_of_keys: UsersOfKeys::default() })
     }
 
     /// Whether there are no accounts.

@@ -133,21 +133,22 @@ impl Method {
         matches!(self, Method::ApplyChunk | Method::UploadChanges)
     }
 
+    /// Whether its body holds a few keys or nothing.
+    fn has_small_body(self) -> bool {
+        use Method::{ApplyChanges, ApplyChunk, ApplyGraves, Start, Upload, UploadChanges};
+        !matches!(self, Start | ApplyGraves | ApplyChanges | ApplyChunk | Upload | UploadChanges)
+    }
+
     /// Maximum size of its body.
     pub fn caps(self, config: &Config) -> Caps {
-        use Method::{ApplyChanges, ApplyChunk, ApplyGraves, Start, Upload, UploadChanges};
-        match self {
-            Start | ApplyGraves | ApplyChanges | ApplyChunk | Upload => Caps {
-                wire: config.max_payload_bytes,
-                decoded: config.max_decoded_bytes(),
-                raised_by: Some("MAX_SYNC_PAYLOAD_MEGS"),
-            },
-            UploadChanges => Caps {
-                wire: config.max_payload_bytes.saturating_add(BESIDE_LARGEST_FILE_BYTES),
-                decoded: config.max_decoded_bytes(),
-                raised_by: Some("MAX_SYNC_PAYLOAD_MEGS"),
-            },
-            _ => Caps { wire: SMALL_BODY_BYTES, decoded: SMALL_BODY_BYTES, raised_by: None },
+        if self.has_small_body() {
+            return Caps { wire: SMALL_BODY_BYTES, decoded: SMALL_BODY_BYTES, raised_by: None };
+        }
+        let beside = if self == Method::UploadChanges { BESIDE_LARGEST_FILE_BYTES } else { 0 };
+        Caps {
+            wire: config.max_payload_bytes.saturating_add(beside),
+            decoded: config.max_decoded_bytes(),
+            raised_by: Some("MAX_SYNC_PAYLOAD_MEGS"),
         }
     }
 }

@@ -34,6 +34,14 @@ impl FromStr for Network {
     }
 }
 
+/// What one client has of addresses: a single one of IPv4, a /64 network of IPv6, in which it has 2^64.
+pub fn network_of(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V6(v6) => IpAddr::V6((v6.to_bits() & (u128::MAX << 64)).into()),
+        v4 => v4,
+    }
+}
+
 fn to_bits(address: IpAddr) -> u128 {
     match address {
         IpAddr::V4(v4) => v4.to_ipv6_mapped().to_bits(),

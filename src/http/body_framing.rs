@@ -32,6 +32,14 @@ impl Body {
         Body::Chunked(Chunked { step: Step::FirstDigit, size: 0, digits: 0, spare: SPARE_BYTES })
     }
 
+    /// Its length, if the head declares one.
+    pub fn declared_bytes(&self) -> Option<u64> {
+        match self {
+            Body::Length(left) => Some(*left),
+            Body::Chunked(_) => None,
+        }
+    }
+
     /// Whether the body is complete.
     pub fn is_done(&self) -> bool {
         match self {
@@ -154,6 +162,8 @@ impl Chunked {
 
 /// Bytes reserved before the body bytes for the size line: 8 hex digits, CR, LF.
 const SIZE_LINE: usize = 10;
+/// Least growth of the buffer.
+const GROWTH_BYTES: usize = 4 << 10;
 const LAST_CHUNK: &[u8] = b"0\r\n\r\n";
 
 /// Collects body bytes and turns them into one chunk in place. While a chunk is being written nothing may be added: this
@@ -181,7 +191,16 @@ impl ChunkWriter {
         if self.buf.is_empty() {
             self.buf.resize(SIZE_LINE, 0);
         }
+        // Not doubled, as `extend` alone would: hundreds of these may be there.
+        if self.buf.capacity() - self.buf.len() < data.len() {
+            self.buf.reserve_exact(data.len().max(GROWTH_BYTES));
+        }
         self.buf.extend_from_slice(data);
+    }
+
+    /// Memory of the buffer.
+    pub fn buffered_bytes(&self) -> usize {
+        self.buf.capacity()
     }
 
     /// Number of body bytes that are not in a sealed chunk yet.

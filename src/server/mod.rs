@@ -10,6 +10,7 @@ mod reload_on_sighup;
 mod workers;
 
 use std::fs;
+use std::net::IpAddr;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -20,12 +21,14 @@ use crate::collection;
 use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::files;
+use crate::http::request_head::Fields;
+use crate::limits::{Limits, Weight};
 use crate::os;
 use crate::os::Signal;
-use connections::{Limits, PollLoop, Weight};
+use connections::{Client, Policy, PollLoop};
 use listeners::Listeners;
 use reload_on_sighup::start_reloading;
-use workers::{WORKERS, Workers};
+use workers::Workers;
 
 /// The limit on open files to ask for: enough for the connection layer's connections and what the workers open. Many systems
 /// start programs with 1024.
@@ -51,18 +54,11 @@ pub fn run(config: Config, reload: impl Fn() -> Result<Config> + Send + 'static)
         .map_err(|err| Error::Broken(format!("starting tiny_http: {err}")))?;
     let workers = Workers::start(&app, backend)?;
     start_reloading(hangups, &app, reload)?;
-    let limits = Limits {
-        max_active: WORKERS,
-        max_bulk: WORKERS / 2,
-        // The limit on a body depends on the sync method: `api` enforces it, with a status and a log line.
-        max_body_bytes: u64::MAX,
-        idle_exit: config.idle_exit,
-        ..Limits::default()
-    };
+    let limits = Limits { idle_exit: config.idle_exit, ..Limits::default() };
     if let Err(err) = os::raise_open_files_limit(OPEN_FILES) {
         log::warn!("cannot raise the limit on open files: {err}");
     }
-    let poll_loop = PollLoop::new(sockets, socket.clone(), limits, weigh, stop)
+    let poll_loop = PollLoop::new(sockets, socket.clone(), limits, AppPolicy(app.clone()), stop)
         .map_err(|err| Error::Broken(format!("starting the connection layer: {err}")))?;
     log::info!(
         "ankipi {} listens on {}, data in {}",
@@ -90,12 +86,27 @@ pub fn run(config: Config, reload: impl Fn() -> Result<Config> + Send + 'static)
     made.iter().chain([&socket]).try_for_each(|path| files::remove_if_there(path))
 }
 
-/// What a request costs, by its path.
-fn weigh(path: &str) -> Weight {
-    match path {
-        path if api::is_bulk(path) => Weight::Bulk,
-        path if api::is_login(path) => Weight::Login,
-        _ => Weight::Light,
+/// What the connection layer asks `api`.
+struct AppPolicy(Arc<App>);
+
+impl Policy for AppPolicy {
+    fn weight(&self, path: &str) -> Weight {
+        match path {
+            path if api::is_bulk(path) => Weight::Bulk,
+            path if api::is_login(path) => Weight::Login,
+            _ => Weight::Light,
+        }
+    }
+
+    fn client(&self, peer: IpAddr, fields: &Fields<'_>) -> Client {
+        match self.0.client_of(peer, fields) {
+            (address, Some(user)) => Client::user(&user, address),
+            (address, None) => Client::at(address),
+        }
+    }
+
+    fn is_proxy(&self, peer: IpAddr) -> bool {
+        self.0.is_proxy(peer)
     }
 }
 

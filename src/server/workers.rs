@@ -3,15 +3,13 @@
 use crate::api::App;
 use crate::error::{Error, Result};
 use crate::http::Request;
+use crate::limits::WORKERS;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
 use std::time::Duration;
-
-/// Threads that answer requests. Full syncs may occupy at most two of them, so two stay free for other requests.
-pub(super) const WORKERS: usize = 4;
 
 /// Stack of a worker. SQLite and serde on one row need far less; unused stack costs address space, not memory.
 pub(super) const WORKER_STACK_BYTES: usize = 512 * 1024;

@@ -129,13 +129,15 @@ fn wait_for_file(folder: &Path, prefix: &str) {
 fn what_arrives_whole_only_after_its_account_was_removed_changes_nothing() {
     let server = TestServer::start();
     let base = server.base.path();
+    // Longer than what is received whole before a worker gets it.
+    let long = "INSERT INTO config VALUES ('noise', 0, 0, randomblob(200000))";
     let old_upload = |key: &str| {
-        let data = gzip(&collection(""));
+        let data = gzip(&collection(long));
         let form = form(&[("k", key.as_bytes()), ("c", b"1"), ("data", &data)]);
         form_request("/sync/upload", &form)
     };
     let upload = |key: &str| {
-        Device::new(server.address, key).request("upload", Framed::Chunked(&pack(&collection(""))))
+        Device::new(server.address, key).request("upload", Framed::Chunked(&pack(&collection(long))))
     };
     // More than stays in memory, and does not pack.
     let mut state = 1_u32;

@@ -383,12 +383,15 @@ fn a_request_that_ends_early_changes_nothing() {
     device.begin();
     for method in METHODS.iter().filter(|method| **method != "finish" && **method != "abort") {
         // More than the connection layer waits for before it hands a request over.
-        let body = pack(&noise(40_000));
+        let body = pack(&noise(80_000));
         let mut wire = Wire::open(server.address);
         let request = device.request(method, Framed::Length(&body));
         wire.send(&request[..request.len() - 1]);
         drop(wire);
-        server.wait_for_log(&format!("/sync/{method} 500 "));
+        // Small bodies are received whole, or the request never gets to a worker.
+        if LARGE.contains(method) {
+            server.wait_for_log(&format!("/sync/{method} 500 "));
+        }
     }
     device.call("chunk", "{}").ok();
     device.call("abort", "{}").ok();

@@ -363,9 +363,9 @@ fn an_unknown_key_is_refused_before_the_data_that_follow_it() {
         let mut wire = Wire::open(server.address);
         let head = format!("POST {path} HTTP/1.1\r\n{}Transfer-Encoding: chunked\r\n\r\n", form_header());
         wire.send(head.as_bytes());
-        let parts = form(&[("k", b"unknown"), ("c", b"1"), ("data", &[0; 16 * 1024])]);
+        let parts = form(&[("k", b"unknown"), ("c", b"1"), ("data", &[0; 80 * 1024])]);
         // Without an end: a server that waited for it would wait for ever.
-        wire.send(&chunk(&parts[..15 * 1024]));
+        wire.send(&chunk(&parts[..70 * 1024]));
         wire.reply().refused(403);
         let line = server.wait_for_refusal(path, 403);
         assert!(line.contains("unknown host key"), "{line}");

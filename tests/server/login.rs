@@ -165,16 +165,16 @@ fn an_unknown_key_is_refused_before_its_body_is_read() {
     for method in METHODS.iter().filter(|method| **method != "hostKey") {
         let headers = sync_header("unknown", "s");
         let mut wire = Wire::open(server.address);
-        // The connection layer hands a request over once it has 8 KiB of it.
+        // The connection layer hands a request over once it has 64 KiB of it.
         wire.send(
             format!("POST /sync/{method} HTTP/1.1\r\n{headers}Content-Length: 4000000000\r\n\r\n").as_bytes(),
         );
-        wire.send(&[0; 16 * 1024]);
+        wire.send(&[0; 80 * 1024]);
         wire.reply().refused(403);
         let mut wire = Wire::open(server.address);
         let head = format!("POST /sync/{method} HTTP/1.1\r\n{headers}Transfer-Encoding: chunked\r\n\r\n");
         wire.send(head.as_bytes());
-        wire.send(&chunk(&[0; 16 * 1024]));
+        wire.send(&chunk(&[0; 80 * 1024]));
         wire.reply().refused(403);
         for _ in 0..2 {
             let line = server.wait_for_refusal(&format!("/sync/{method}"), 403);

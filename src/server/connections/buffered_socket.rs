@@ -6,6 +6,7 @@ use std::os::fd::RawFd;
 use std::time::Instant;
 
 use crate::server::connections::client_socket::Socket;
+use crate::server::connections::pace::Rate;
 
 /// The peer is gone; nothing can be sent any more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,12 +53,25 @@ pub struct Link {
     sent: usize,
     /// When the client last took a byte, or when output began to wait.
     progress: Instant,
+    /// How fast the client sends and takes bytes.
+    pub rate: Rate,
 }
+
+/// Output that was sent is dropped from the buffer in blocks of at least this size.
+const DROP_SENT_BYTES: usize = 32 << 10;
 
 impl Link {
     /// Wraps a nonblocking socket.
     pub fn new(socket: Socket, peer: IpAddr, now: Instant) -> Link {
-        Link { socket, peer, input: Vec::new(), output: Vec::new(), sent: 0, progress: now }
+        Link {
+            socket,
+            peer,
+            input: Vec::new(),
+            output: Vec::new(),
+            sent: 0,
+            progress: now,
+            rate: Rate::new(now),
+        }
     }
 
     /// For poll.
@@ -75,8 +89,16 @@ impl Link {
         let mut rest = data;
         if self.is_flushed() {
             self.progress = now;
-            rest = &data[write_some(&self.socket, data)?..];
+            let written = write_some(&self.socket, data)?;
+            self.rate.add(written, now);
+            rest = &data[written..];
         }
+        if self.sent >= DROP_SENT_BYTES {
+            self.output.drain(..self.sent);
+            self.sent = 0;
+        }
+        // Not doubled, as `extend` alone would: hundreds of these may be there.
+        self.output.reserve_exact(rest.len());
         self.output.extend_from_slice(rest);
         Ok(())
     }
@@ -90,6 +112,7 @@ impl Link {
             }
             self.sent += written;
             self.progress = now;
+            self.rate.add(written, now);
         }
         self.output.clear();
         self.sent = 0;
@@ -99,6 +122,16 @@ impl Link {
     /// Whether the socket took everything.
     pub fn is_flushed(&self) -> bool {
         self.sent == self.output.len()
+    }
+
+    /// Bytes that wait for the client to read.
+    pub fn unsent_bytes(&self) -> usize {
+        self.output.len() - self.sent
+    }
+
+    /// Memory of the buffers.
+    pub fn buffered_bytes(&self) -> usize {
+        self.input.capacity() + self.output.capacity()
     }
 
     /// Since when the client has taken no byte; `None` if no output waits.

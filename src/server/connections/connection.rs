@@ -8,12 +8,12 @@ use log::Level;
 
 use crate::http::request_head;
 use crate::http::request_head::{Refusal, Scan};
+use crate::limits::Limits;
 use crate::os::{POLL_ERR, POLL_HUP, POLL_IN, POLL_OUT};
 use crate::server::connections::Shared;
 use crate::server::connections::buffered_socket::{Got, Link};
 use crate::server::connections::client_socket::Socket;
 use crate::server::connections::forwarding::{Exchange, FIRST_BYTES, Next};
-use crate::server::connections::limits_and_timeouts::Limits;
 
 /// The same as `Limits::linger` while the server stops: a client that does not close must not delay the stop for long.
 const LINGER_WHILE_STOPPING: Duration = Duration::from_secs(1);
@@ -22,6 +22,19 @@ const LINGER_WHILE_STOPPING: Duration = Duration::from_secs(1);
 pub struct Conn {
     link: Link,
     state: State,
+    /// The client address that it counts for; none for an idle connection of a proxy.
+    address: Option<IpAddr>,
+}
+
+/// What the client loses if its connection is evicted; the least first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Worth {
+    /// Nothing that the server has: no whole request came, or it was answered.
+    Unproven,
+    /// A connection that it may use again.
+    Idle,
+    /// A request that waits for a worker.
+    Queued,
 }
 
 enum State {
@@ -68,9 +81,19 @@ struct Closing {
 }
 
 impl Conn {
-    /// A new connection; the socket must be nonblocking.
-    pub fn new(socket: Socket, peer: IpAddr, now: Instant) -> Conn {
-        Conn { link: Link::new(socket, peer, now), state: State::Idle(Idle::new(now, true)) }
+    /// A new connection, that counts for this address; the socket must be nonblocking.
+    pub fn new(socket: Socket, peer: IpAddr, address: Option<IpAddr>, now: Instant) -> Conn {
+        Conn { link: Link::new(socket, peer, now), state: State::Idle(Idle::new(now, true)), address }
+    }
+
+    /// The client address that it counts for, if it counts for one.
+    pub fn address(&self) -> Option<IpAddr> {
+        self.address
+    }
+
+    /// Memory of its buffers.
+    pub fn buffered_bytes(&self) -> usize {
+        self.link.buffered_bytes() + self.exchange().map_or(0, Exchange::buffered_bytes)
     }
 
     /// The client's socket and what to poll it for. It is always polled, so that a reset is seen at once.
@@ -86,9 +109,9 @@ impl Conn {
     }
 
     /// The backend's socket, if it is to be polled, and what for.
-    pub fn backend_events(&self) -> Option<(RawFd, i16)> {
+    pub fn backend_events(&self, limits: &Limits) -> Option<(RawFd, i16)> {
         match &self.state {
-            State::Exchange(exchange) => exchange.backend_events(&self.link),
+            State::Exchange(exchange) => exchange.backend_events(&self.link, limits),
             State::Idle(_) | State::Closing(_) | State::Closed => None,
         }
     }
@@ -171,11 +194,12 @@ impl Conn {
     fn begin(&mut self, start: usize, end: usize, shared: &mut Shared) -> Result<(), Refusal> {
         let rest = self.link.input.split_off(end);
         let head = std::mem::take(&mut self.link.input);
-        let request =
-            request_head::parse_request(&head[start..], self.link.peer, shared.limits.max_body_bytes)?;
+        let request = request_head::parse_request(&head[start..], self.link.peer)?;
+        let client = shared.policy.client(self.link.peer, &request.fields);
+        self.address = Some(client.address);
         // A client that has sent a part of its body does not wait for `100 Continue`.
         let must_send_continue = request.expects_continue && rest.is_empty() && !request.body.is_done();
-        let mut exchange = Box::new(Exchange::new(request, shared));
+        let mut exchange = Box::new(Exchange::new(request, client, shared));
         let mut next = exchange.take(&rest, &mut self.link, shared);
         if must_send_continue && self.link.send(b"HTTP/1.1 100 Continue\r\n\r\n", shared.now).is_err() {
             next = Next::Gone;
@@ -202,6 +226,7 @@ impl Conn {
             }
             Next::Finished { keep_alive } if keep_alive && !shared.is_stopping() => {
                 self.state = State::Idle(Idle::new(shared.now, false));
+                self.address = shared.address_of(self.link.peer);
                 self.parse_head(shared);
             }
             Next::Finished { .. } => self.end(shared),
@@ -280,14 +305,31 @@ impl Conn {
         self.apply(next, shared);
     }
 
-    /// Ends the request if it is a form that is too slow. Call while a bulk transfer is overdue.
-    pub fn end_slow_form(&mut self, shared: &mut Shared) {
-        if let State::Exchange(exchange) = &self.state
-            && exchange.is_too_slow_form(shared.now, &shared.limits)
-        {
-            let next = exchange.end_slow_form();
+    /// The rate of a transfer that must make way while another request is overdue, if this is one.
+    pub fn rate_if_slow(&mut self, shared: &Shared) -> Option<u64> {
+        match &self.state {
+            State::Exchange(exchange) => exchange.rate_if_slow(&mut self.link, shared.now, &shared.limits),
+            State::Idle(_) | State::Closing(_) | State::Closed => None,
+        }
+    }
+
+    /// Ends a slow transfer.
+    pub fn make_way(&mut self, shared: &mut Shared) {
+        if let State::Exchange(exchange) = &self.state {
+            let next = exchange.make_way();
             self.apply(next, shared);
         }
+    }
+
+    /// Ends the connection because its client holds too much memory.
+    pub fn shed(&mut self, shared: &mut Shared) {
+        let next = match &self.state {
+            State::Exchange(exchange) if !exchange.is_active() => {
+                Next::Refuse(Refusal::new(503, "too many requests of this client at once"))
+            }
+            _ => Next::Reset("its client holds too much memory"),
+        };
+        self.apply(next, shared);
     }
 
     /// Ends what may end when the server stops: everything but an active request.
@@ -303,12 +345,19 @@ impl Conn {
         }
     }
 
-    /// Since when this connection is idle, still receiving its request, or closing; `None` if it must not be evicted.
-    pub fn evictable_since(&self) -> Option<Instant> {
+    /// How dear it would be to evict this connection, and since when it has waited; `None` if it is at work.
+    pub fn evictable(&self) -> Option<(Worth, Instant)> {
+        let is_sent = self.link.is_flushed();
         match &self.state {
-            State::Idle(idle) if self.link.is_flushed() => Some(idle.head_since.unwrap_or(idle.since)),
-            State::Exchange(exchange) => exchange.evictable_since(),
-            State::Closing(closing) => closing.shut_at,
+            State::Idle(idle) if idle.is_new || idle.head_since.is_some() => {
+                Some((Worth::Unproven, idle.head_since.unwrap_or(idle.since)))
+            }
+            State::Idle(idle) if is_sent => Some((Worth::Idle, idle.since)),
+            State::Exchange(exchange) if exchange.place().is_some() => {
+                Some((Worth::Queued, exchange.evictable_since()?))
+            }
+            State::Exchange(exchange) => Some((Worth::Unproven, exchange.evictable_since()?)),
+            State::Closing(closing) => Some((Worth::Unproven, closing.shut_at?)),
             State::Idle(_) | State::Closed => None,
         }
     }

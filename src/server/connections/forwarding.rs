@@ -6,15 +6,17 @@ use log::Level;
 
 use crate::http::body_framing::{Body, ChunkWriter};
 use crate::http::request_head::{Refusal, Request};
+use crate::limits::{Limits, Weight};
 use crate::os::{POLL_IN, POLL_OUT};
 use crate::server::connections::Shared;
 use crate::server::connections::backend_connection::{Asked, Backend, Broken, Reply};
 use crate::server::connections::buffered_socket::{Got, Link};
-use crate::server::connections::limits_and_timeouts::{Limits, Pace, Weight};
+use crate::server::connections::pace::Pace;
+use crate::server::connections::policy::Client;
+use crate::server::connections::queue::Place;
 
-/// A request is queued for the backend once this much of its body has arrived, or all of it. So a small body that
-/// arrives slowly holds no worker. Until then a single read is no larger than this, which limits the memory of hundreds
-/// of waiting requests.
+/// A bulk transfer is queued for the backend once this much of its body has arrived, or all of it. A single read from a
+/// connection that is not active is no larger than this, which limits the memory of hundreds of them.
 pub const FIRST_BYTES: usize = 8 << 10;
 
 /// Most reads from one socket before the other sockets are served.
@@ -37,10 +39,10 @@ pub enum Next {
 
 /// The stage of a request.
 enum Stage {
-    /// Receiving the first `FIRST_BYTES` of the body.
+    /// Receiving the body: a small one whole, of a large one the first `FIRST_BYTES`.
     Gathering { upload: ChunkWriter },
     /// Queued until a slot is free.
-    Waiting { upload: ChunkWriter, ticket: u64, since: Instant },
+    Waiting { upload: ChunkWriter, place: Place, since: Instant },
     /// A backend connection is open.
     Active(Active),
 }
@@ -59,29 +61,33 @@ pub struct Exchange {
     asked: Asked,
     keep_alive: bool,
     weight: Weight,
-    is_form: bool,
+    /// Whose request it is.
+    client: Client,
+    /// How much of the body must be here before the request is queued, unless that is all of it.
+    first_bytes: usize,
     /// The head for the backend; empty once it is sent.
     head: Vec<u8>,
     body: Body,
-    body_bytes: u64,
     pace: Pace,
     since: Instant,
     stage: Stage,
 }
 
 impl Exchange {
-    /// Starts with a checked request head.
-    pub fn new(request: Request, shared: &Shared) -> Exchange {
+    /// Starts with a checked request head of this client.
+    pub fn new(request: Request<'_>, client: Client, shared: &Shared) -> Exchange {
+        let (declared, limits) = (request.body.declared_bytes(), &shared.limits);
+        let is_long = declared.is_some_and(|bytes| bytes > limits.max_whole_bytes as u64);
         let upload =
             if request.body.is_done() { ChunkWriter::without_body() } else { ChunkWriter::default() };
         Exchange {
             asked: Asked { is_head: request.is_head, is_http10: request.is_http10 },
             keep_alive: request.keep_alive,
-            weight: (shared.weigh)(&request.path),
-            is_form: request.is_form,
+            weight: shared.policy.weight(&request.path),
+            client,
+            first_bytes: if is_long { FIRST_BYTES } else { limits.max_whole_bytes },
             head: request.forward,
             body: request.body,
-            body_bytes: 0,
             pace: Pace::new(&shared.limits),
             since: shared.now,
             stage: Stage::Gathering { upload },
@@ -93,17 +99,12 @@ impl Exchange {
         let mut rest = data;
         if !self.body.is_done() {
             self.pace.received(data.len(), shared.now, &shared.limits);
-            let (stage, body_bytes) = (&mut self.stage, &mut self.body_bytes);
-            let taken = self.body.decode(data, &mut |part| {
-                *body_bytes += part.len() as u64;
-                stage.push(part);
-            });
+            link.rate.add(data.len(), shared.now);
+            let stage = &mut self.stage;
+            let taken = self.body.decode(data, &mut |part| stage.push(part));
             match taken {
                 Ok(taken) => rest = &data[taken..],
                 Err(_) => return self.fail(Refusal::new(400, "malformed chunk")),
-            }
-            if self.body_bytes > shared.limits.max_body_bytes {
-                return self.fail(Refusal::new(413, "body too large"));
             }
         }
         link.input.extend_from_slice(rest);
@@ -115,15 +116,14 @@ impl Exchange {
     /// Queues the request once enough of it has arrived, or writes to the backend what its socket takes.
     fn advance(&mut self, shared: &mut Shared) {
         match &mut self.stage {
-            Stage::Gathering { upload } if self.body.is_done() || upload.gathered() >= FIRST_BYTES => {
-                // The host key may be the last field of a form. Until then an unknown client could hold a worker,
-                // so a form that has not fully arrived counts as a bulk transfer.
-                if self.is_form && !self.body.is_done() {
+            Stage::Gathering { upload } if self.body.is_done() || upload.gathered() >= self.first_bytes => {
+                // A worker will have to wait for the rest, whatever the request is.
+                if !self.body.is_done() {
                     self.weight = Weight::Bulk;
                 }
                 self.stage = Stage::Waiting {
                     upload: std::mem::take(upload),
-                    ticket: shared.next_ticket(),
+                    place: shared.queue.place(self.weight, self.client.id),
                     since: shared.now,
                 };
             }
@@ -166,7 +166,7 @@ impl Exchange {
             return Next::Stay;
         };
         for _ in 0..READS_PER_TURN {
-            if !link.is_flushed() {
+            if !takes_reply(self.weight, link, &shared.limits) {
                 break;
             }
             let read = match active.backend.read(scratch) {
@@ -181,6 +181,10 @@ impl Exchange {
                 Err(Broken::Client) => return Next::Gone,
                 Err(Broken::Reply) => return self.fail(Refusal::new(502, "malformed reply of the backend")),
             }
+            // From here on the worker has to wait for the client.
+            if link.unsent_bytes() >= shared.limits.max_whole_bytes {
+                self.weight = Weight::Bulk;
+            }
             if active.reply.is_done() {
                 let keep_alive = active.reply.keeps_alive();
                 return Next::Finished { keep_alive };
@@ -194,9 +198,10 @@ impl Exchange {
 
     /// Hands the request to the backend.
     pub fn activate(&mut self, link: &Link, shared: &mut Shared) -> Next {
-        let Stage::Waiting { upload, .. } = &mut self.stage else {
+        let Stage::Waiting { upload, place, .. } = &mut self.stage else {
             return Next::Stay;
         };
+        shared.queue.started(self.weight, *place);
         let mut upload = std::mem::take(upload);
         upload.seal(self.body.is_done());
         upload.prepend(std::mem::take(&mut self.head));
@@ -250,11 +255,11 @@ impl Exchange {
 
     /// The backend's socket and what to poll it for. `None` if there is nothing to read or write: poll would report a
     /// hang-up on every call, and the loop would spin.
-    pub fn backend_events(&self, link: &Link) -> Option<(i32, i16)> {
+    pub fn backend_events(&self, link: &Link, limits: &Limits) -> Option<(i32, i16)> {
         let Stage::Active(active) = &self.stage else {
             return None;
         };
-        let reads = if link.is_flushed() { POLL_IN } else { 0 };
+        let reads = if takes_reply(self.weight, link, limits) { POLL_IN } else { 0 };
         let writes = if active.backend.upload.pending().is_empty() { 0 } else { POLL_OUT };
         (reads | writes != 0).then(|| (active.backend.fd(), reads | writes))
     }
@@ -284,32 +289,31 @@ impl Exchange {
         }
     }
 
-    /// When this request is overdue: a queued bulk transfer that has waited for `busy_after`. Slow forms are ended then.
+    /// When this request has been queued for so long that slow transfers must make way for it.
     pub fn overdue_from(&self, limits: &Limits) -> Option<Instant> {
-        match &self.stage {
-            Stage::Waiting { since, .. } if self.weight == Weight::Bulk => {
-                since.checked_add(limits.busy_after)
-            }
-            _ => None,
+        match (&self.stage, self.weight) {
+            (Stage::Waiting { since, .. }, Weight::Light) => since.checked_add(limits.busy_after_light),
+            (Stage::Waiting { since, .. }, Weight::Bulk) => since.checked_add(limits.busy_after),
+            // Logins wait for each other, and those at work wait for nobody.
+            (Stage::Waiting { .. }, Weight::Login) | (Stage::Gathering { .. } | Stage::Active(_), _) => None,
         }
     }
 
-    /// Whether this is a form that holds a slot and is slower than `busy_rate`. The host key may be the last field of a
-    /// form, so two slow forms from unknown clients would hold all bulk slots. A client that sends its key in the head is
-    /// known, and may be slow.
-    pub fn is_too_slow_form(&self, now: Instant, limits: &Limits) -> bool {
-        match &self.stage {
-            Stage::Active(active) if self.is_form && !self.body.is_done() => {
-                let held = now.saturating_duration_since(active.since);
-                held >= limits.busy_after && self.body_bytes < limits.busy_rate.saturating_mul(held.as_secs())
-            }
-            _ => false,
+    /// The rate of a transfer that must make way while another request is overdue: it waits for its client, and moves
+    /// less than `busy_rate`.
+    pub fn rate_if_slow(&self, link: &mut Link, now: Instant, limits: &Limits) -> Option<u64> {
+        let Stage::Active(active) = &self.stage else { return None };
+        let waits = !link.is_flushed() || self.pace.is_waiting();
+        let has_had_time = now.saturating_duration_since(active.since) >= limits.busy_after;
+        if self.weight != Weight::Bulk || !waits || !has_had_time {
+            return None;
         }
+        Some(link.rate.bytes_per_sec(now)).filter(|rate| *rate < limits.busy_rate)
     }
 
-    /// Ends a slow form to free its slot.
-    pub fn end_slow_form(&self) -> Next {
-        self.fail(Refusal::new(408, "form too slow while others wait"))
+    /// Ends a slow transfer to free its slot.
+    pub fn make_way(&self) -> Next {
+        self.fail(Refusal::new(408, "too slow while others wait"))
     }
 
     /// What to do when the server stops: a request that is not active yet is refused.
@@ -330,17 +334,31 @@ impl Exchange {
         matches!(self.stage, Stage::Active(_))
     }
 
+    /// Whose it is.
+    pub fn client(&self) -> Client {
+        self.client
+    }
+
     /// Its place in the queue, if it waits.
-    pub fn ticket(&self) -> Option<u64> {
+    pub fn place(&self) -> Option<Place> {
         match &self.stage {
-            Stage::Waiting { ticket, .. } => Some(*ticket),
+            Stage::Waiting { place, .. } => Some(*place),
             Stage::Gathering { .. } | Stage::Active(_) => None,
         }
     }
 
-    /// Since when this exchange may be evicted: only while it receives the start of the body.
+    /// Since when this exchange may be evicted: until it is active.
     pub fn evictable_since(&self) -> Option<Instant> {
-        matches!(self.stage, Stage::Gathering { .. }).then_some(self.since)
+        (!self.is_active()).then_some(self.since)
+    }
+
+    /// Memory of its buffers.
+    pub fn buffered_bytes(&self) -> usize {
+        self.head.capacity()
+            + match &self.stage {
+                Stage::Gathering { upload } | Stage::Waiting { upload, .. } => upload.buffered_bytes(),
+                Stage::Active(active) => active.backend.upload.buffered_bytes(),
+            }
     }
 
     /// Ends the exchange and closes the backend connection, after its last chunk where that is partly written.
@@ -348,6 +366,15 @@ impl Exchange {
         if let Stage::Active(active) = self.stage {
             shared.partial_chunks.extend(active.backend.close());
         }
+    }
+}
+
+/// Whether more of the reply may be read from the backend. That of a small request is read ahead of the client, so that
+/// its worker is free; of a transfer no more than the client takes.
+fn takes_reply(weight: Weight, link: &Link, limits: &Limits) -> bool {
+    match weight {
+        Weight::Light | Weight::Login => link.unsent_bytes() < limits.max_whole_bytes,
+        Weight::Bulk => link.is_flushed(),
     }
 }
 

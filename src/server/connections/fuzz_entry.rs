@@ -4,7 +4,7 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use crate::http::request_head;
 use crate::http::request_head::Scan;
-use crate::server::connections::limits_and_timeouts::Limits;
+use crate::limits::Limits;
 
 /// A request that the connection layer would forward.
 #[derive(Debug, PartialEq, Eq)]
@@ -35,8 +35,7 @@ pub fn probe(input: &[u8], piece: usize) -> Result<Option<Probed>, u16> {
         }
     };
     let peer = IpAddr::V4(Ipv4Addr::LOCALHOST);
-    let request = request_head::parse_request(&input[start..end], peer, limits.max_body_bytes)
-        .map_err(|refusal| refusal.status)?;
+    let request = request_head::parse_request(&input[start..end], peer).map_err(|refusal| refusal.status)?;
     let (mut decoder, mut body, mut taken) = (request.body, Vec::new(), end);
     for part in input[end..].chunks(piece.max(1)) {
         let count = decoder.decode(part, &mut |part| body.extend_from_slice(part)).map_err(|_| 400_u16)?;

@@ -41,10 +41,13 @@ mod connection;
 mod forwarding;
 #[doc(hidden)]
 pub mod fuzz_entry;
-mod limits_and_timeouts;
+mod pace;
+mod policy;
 mod poll_loop;
+mod queue;
+mod sharing;
 
 pub use client_socket::Listener;
-pub use limits_and_timeouts::{Limits, Weight};
+pub use policy::{Client, Policy};
 pub use poll_loop::PollLoop;
-pub(crate) use poll_loop::{FDS_PER_REQUEST, Shared};
+pub(crate) use poll_loop::Shared;

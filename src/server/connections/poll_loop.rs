@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::io;
+use std::net::IpAddr;
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
@@ -12,8 +13,10 @@ use log::Level;
 use super::backend_connection::PartialChunk;
 use super::client_socket::Listener;
 use super::connection::Conn;
-use super::forwarding::Exchange;
-use super::limits_and_timeouts::{Limits, Weight};
+use super::policy::Policy;
+use super::queue::Queue;
+use crate::config::network::network_of;
+use crate::limits::Limits;
 use crate::logging::connection_log::Journal;
 use crate::os;
 use crate::os::{POLL_IN, PollFd};
@@ -24,11 +27,8 @@ const READ_BYTES: usize = 32 << 10;
 /// Most connections accepted before the other sockets are served.
 const ACCEPTS_PER_TURN: usize = 64;
 
-/// File descriptors of an active request: one here, two in tiny_http, which duplicates its socket.
-pub(crate) const FDS_PER_REQUEST: usize = 3;
-
-/// How often slow forms are looked for while a bulk transfer is overdue.
-const SLOW_FORM_CHECK: Duration = Duration::from_secs(1);
+/// How often slow transfers are looked for while a request is overdue.
+const SLOW_CHECK: Duration = Duration::from_millis(500);
 
 /// How long nothing is accepted or forwarded after file descriptors ran out and no connection could be evicted.
 const PAUSE: Duration = Duration::from_millis(100);
@@ -36,12 +36,12 @@ const PAUSE: Duration = Duration::from_millis(100);
 /// What all connections share.
 pub(crate) struct Shared {
     pub(super) limits: Limits,
-    pub(super) weigh: fn(&str) -> Weight,
+    pub(super) policy: Box<dyn Policy>,
+    pub(super) queue: Queue,
     pub(super) backend: PathBuf,
     pub(super) journal: Journal,
     /// Closed requests whose last chunk is not fully written yet. Each still holds a slot.
     pub(super) partial_chunks: Vec<PartialChunk>,
-    pub(super) tickets: u64,
     /// The time after the last poll; one value for the whole turn.
     pub(super) now: Instant,
     /// The deadline of the stop; `None` while the server runs.
@@ -53,9 +53,9 @@ impl Shared {
         self.stop_at.is_some()
     }
 
-    pub(super) fn next_ticket(&mut self) -> u64 {
-        self.tickets += 1;
-        self.tickets
+    /// The address that a connection of this peer counts for.
+    pub(super) fn address_of(&self, peer: IpAddr) -> Option<IpAddr> {
+        (!self.policy.is_proxy(peer)).then(|| network_of(peer))
     }
 
     pub(super) fn note(&mut self, level: Level, text: fmt::Arguments<'_>) {
@@ -67,13 +67,13 @@ impl Shared {
 pub struct PollLoop {
     listeners: Vec<Listener>,
     stop: UnixStream,
-    conns: Vec<Conn>,
+    pub(super) conns: Vec<Conn>,
     /// File descriptors ran out: accept nothing before this time.
     paused_until: Option<Instant>,
     /// When there last was a connection, for `idle_exit`.
     busy_at: Instant,
     scratch: Vec<u8>,
-    shared: Shared,
+    pub(super) shared: Shared,
 }
 
 /// What a polled file descriptor belongs to. The numbers are indexes into the connection layer's lists.
@@ -87,13 +87,13 @@ enum Source {
 }
 
 impl PollLoop {
-    /// Takes bound listeners. `backend` is the Unix socket on which tiny_http listens. `weigh` tells what a request
-    /// costs, by its path. When `stop` becomes readable or closes, the server stops.
+    /// Takes bound listeners. `backend` is the Unix socket on which tiny_http listens. `policy` tells what a request
+    /// costs and whose it is. When `stop` becomes readable or closes, the server stops.
     pub fn new(
         listeners: Vec<Listener>,
         backend: PathBuf,
         limits: Limits,
-        weigh: fn(&str) -> Weight,
+        policy: impl Policy + 'static,
         stop: UnixStream,
     ) -> io::Result<PollLoop> {
         for listener in &listeners {
@@ -108,11 +108,11 @@ impl PollLoop {
             scratch: vec![0; READ_BYTES],
             shared: Shared {
                 limits: limits.fit(os::open_files_limit()?),
-                weigh,
+                policy: Box::new(policy),
+                queue: Queue::default(),
                 backend,
                 journal: Journal::default(),
                 partial_chunks: Vec::new(),
-                tickets: 0,
                 now: Instant::now(),
                 stop_at: None,
             },
@@ -136,7 +136,8 @@ impl PollLoop {
             self.dispatch(&fds, &sources);
             self.stop_if_idle();
             self.expire();
-            self.end_slow_form();
+            self.enforce_shares();
+            self.make_way();
             self.admit();
             self.sweep();
         }
@@ -166,7 +167,7 @@ impl PollLoop {
         for (at, conn) in self.conns.iter().enumerate() {
             let (fd, events) = conn.client_events(&self.shared.limits);
             add(fd, events, Source::Client(at));
-            if let Some((fd, events)) = conn.backend_events() {
+            if let Some((fd, events)) = conn.backend_events(&self.shared.limits) {
                 add(fd, events, Source::Backend(at));
             }
         }
@@ -180,11 +181,20 @@ impl PollLoop {
         let Shared { now, .. } = self.shared;
         let accept = self.accepts_from().max(self.paused_until).filter(|from| *from > now);
         let conns = self.conns.iter().filter_map(|conn| conn.deadline(&self.shared));
-        // While a bulk transfer is overdue, a form that becomes too slow is found within a second.
-        let form_check =
-            self.overdue_from().and_then(|from| Some(from.max(now.checked_add(SLOW_FORM_CHECK)?)));
-        let others =
-            [self.shared.journal.deadline(), self.shared.stop_at, self.idle_deadline(), accept, form_check];
+        // While a request is overdue, a transfer that becomes too slow is found soon.
+        let overdue =
+            self.exchanges().filter_map(|(_, exchange)| exchange.overdue_from(&self.shared.limits)).min();
+        let slow_check =
+            overdue.and_then(|from| if from > now { Some(from) } else { now.checked_add(SLOW_CHECK) });
+        let surplus = self.surplus().map(|(_, from)| from).min();
+        let others = [
+            self.shared.journal.deadline(),
+            self.shared.stop_at,
+            self.idle_deadline(),
+            accept,
+            slow_check,
+            surplus,
+        ];
         let Some(next) = conns.chain(others.into_iter().flatten()).min() else {
             return -1;
         };
@@ -214,7 +224,7 @@ impl PollLoop {
         }
     }
 
-    fn sweep(&mut self) {
+    pub(super) fn sweep(&mut self) {
         self.conns.retain(|conn| !conn.is_closed());
         self.shared.partial_chunks.retain(|partial| !partial.is_finished());
     }
@@ -223,20 +233,6 @@ impl PollLoop {
         self.shared.journal.tick(self.shared.now);
         for conn in &mut self.conns {
             conn.expire(&mut self.shared);
-        }
-    }
-
-    /// When the first waiting bulk transfer becomes overdue.
-    fn overdue_from(&self) -> Option<Instant> {
-        let exchanges = self.conns.iter().filter_map(Conn::exchange);
-        exchanges.filter_map(|exchange| exchange.overdue_from(&self.shared.limits)).min()
-    }
-
-    /// Ends forms that are too slow while a bulk transfer is overdue.
-    fn end_slow_form(&mut self) {
-        if self.overdue_from().is_some_and(|from| from <= self.shared.now) {
-            self.conns.iter_mut().for_each(|conn| conn.end_slow_form(&mut self.shared));
-            self.sweep();
         }
     }
 
@@ -275,13 +271,16 @@ impl PollLoop {
                 self.conns[at].activate(&mut self.shared);
             }
         }
+        if self.exchanges().all(|(_, exchange)| exchange.place().is_none()) {
+            self.shared.queue.clear();
+        }
     }
 
     /// Whether there are free file descriptors for one more of ours and for all that tiny_http may open. tiny_http's
     /// accept loop ends for good if it finds none. So this is checked before each forwarded request and after each
     /// accept, by opening them: that counts what the rest of the process has open.
     fn has_headroom(&self) -> bool {
-        let wanted = 1 + self.shared.limits.max_active * (FDS_PER_REQUEST - 1);
+        let wanted = 1 + self.shared.limits.max_active * (Limits::FDS_PER_REQUEST - 1);
         let tries: io::Result<Vec<_>> = (0..wanted).map(|_| self.stop.try_clone()).collect();
         tries.is_ok()
     }
@@ -305,33 +304,14 @@ impl PollLoop {
         self.paused_until = self.shared.now.checked_add(PAUSE);
     }
 
-    fn next_waiting(&self) -> Option<usize> {
-        let limits = &self.shared.limits;
-        let exchanges =
-            || self.conns.iter().enumerate().filter_map(|(at, conn)| Some((at, conn.exchange()?)));
-        let active = exchanges().filter(|(_, exchange)| exchange.is_active());
-        let weights: Vec<Weight> = active.map(|(_, exchange)| exchange.weight()).collect();
-        if self.shared.partial_chunks.len() + weights.len() >= limits.max_active {
-            return None;
-        }
-        let may_start = |exchange: &Exchange| {
-            let alike = weights.iter().filter(|weight| **weight == exchange.weight()).count();
-            alike < limits.max_of(exchange.weight())
-        };
-        exchanges()
-            .filter(|(_, exchange)| may_start(exchange))
-            .filter_map(|(at, exchange)| Some((exchange.weight(), exchange.ticket()?, at)))
-            .min()
-            .map(|(_, _, at)| at)
-    }
-
     /// When to accept next: at once below `max_conns`, else when a connection may be evicted. `None` while no connection
     /// may be.
     fn accepts_from(&self) -> Option<Instant> {
         let room = if self.conns.len() < self.shared.limits.max_conns {
             Some(self.shared.now)
         } else {
-            self.oldest_evictable().and_then(|(since, _)| since.checked_add(self.shared.limits.min_wait))
+            let found = self.evictable(&self.counts(|_| 1), |_| true);
+            found.and_then(|(_, since)| since.checked_add(self.shared.limits.min_wait))
         };
         room.map(|from| self.paused_until.map_or(from, |paused| paused.max(from)))
     }
@@ -350,7 +330,8 @@ impl PollLoop {
                         return;
                     }
                     if socket.prepare().is_ok() {
-                        self.conns.push(Conn::new(socket, peer, self.shared.now));
+                        let address = self.shared.address_of(peer);
+                        self.conns.push(Conn::new(socket, peer, address, self.shared.now));
                         self.read_newest();
                     }
                 }
@@ -375,23 +356,6 @@ impl PollLoop {
             if conn.is_closed() {
                 self.conns.pop();
             }
-        }
-    }
-
-    /// The evictable connection that has been idle for longest, and since when.
-    fn oldest_evictable(&self) -> Option<(Instant, usize)> {
-        let waiting = self.conns.iter().enumerate();
-        waiting.filter_map(|(at, conn)| Some((conn.evictable_since()?, at))).min()
-    }
-
-    /// Closes that connection if it has been idle for `min_wait`. Returns whether it did.
-    fn evict(&mut self, min_wait: Duration) -> bool {
-        match self.oldest_evictable() {
-            Some((since, at)) if self.shared.now.saturating_duration_since(since) >= min_wait => {
-                drop(self.conns.swap_remove(at));
-                true
-            }
-            _ => false,
         }
     }
 }

@@ -1,0 +1,203 @@
+//! Every limit of a request, declared and explained in one place. They are enforced where the bytes pass:
+//!
+//! | limit | declared as | enforced in |
+//! |---|---|---|
+//! | head, header lines | `Limits::max_head_bytes`, `max_headers` | `http::request_head` |
+//! | time and pace of a client | `Limits::first_byte` ... `write_idle` | `server::connections::pace`, `forwarding` |
+//! | connections, in all and for an address | `Limits::max_conns`, `max_conns_per_address` | `server::connections` |
+//! | workers, in all and for a client (a user, or an address) | `Limits::max_active` ... `max_bulk_per_client` | `server::connections::queue` |
+//! | memory of bodies and replies that wait | `Limits::max_whole_bytes`, `max_buffered_bytes` | `server::connections` |
+//! | body as sent, body unpacked | `BodyLimits` | `http::body`, by the declared length before a byte is read |
+//! | a row, a notetype, a deck | MAX_SYNC_ROW_MEGS | `messages`, `sync` |
+//! | parts and texts of a form | `FORM_*` | `http::form` |
+//! | entries of a media zip, unpacked | `MEDIA_ZIP_*`, `MEDIA_FILE_BYTES` | `media::zip` |
+//! | stored bytes of a user, free bytes of the disk | `STORAGE_*`, SYNC_QUOTA_MEGS, SYNC_MIN_FREE_MEGS | `api::quota_and_free_space` |
+//! | failed logins | `LOGIN_*` | `accounts::login_throttle` |
+//!
+//! The rule behind those of workers: a worker never waits for the bytes of one client while another client waits for a
+//! worker. So a body of up to `max_whole_bytes` is received whole before a worker gets it, and a reply is buffered as
+//! far. Longer ones, in either direction, are bulk transfers: these have slots of their own, of which a client may
+//! hold some, and one that is slow loses its slot when somebody else waits for one. Slow clients that nobody waits for are
+//! left alone.
+//!
+//! Imports nothing but the standard library.
+
+use std::time::Duration;
+
+/// The limits of connections and requests. The defaults fit a board with 64 MB of RAM and the timeouts of the known
+/// clients.
+#[derive(Clone, Debug)]
+pub struct Limits {
+    /// Maximum open client connections. Lowered at start if the limit on file descriptors requires it.
+    pub max_conns: usize,
+    /// Maximum open connections of one client address (of one /64 network of IPv6). One more ends the oldest of that
+    /// address. Trusted proxies are exempt; the clients behind them are not.
+    pub max_conns_per_address: usize,
+    /// Maximum active requests: the number of the backend's worker threads.
+    pub max_active: usize,
+    /// Maximum active requests of one client beside its bulk transfers. A client is a user where the host key in the head
+    /// is known, and an address otherwise. Besides, the last free worker is kept for a client that has none.
+    pub max_active_per_client: usize,
+    /// Maximum active bulk transfers: by their path, or because they are longer than `max_whole_bytes`. Kept below
+    /// `max_active`, so that small requests always find a worker.
+    pub max_bulk: usize,
+    /// Maximum active bulk transfers of one client. Kept below `max_bulk` where that is possible.
+    pub max_bulk_per_client: usize,
+    /// Maximum active logins. Each takes about a second of CPU (PBKDF2); the rest queue here without holding a worker.
+    pub max_logins: usize,
+    /// Maximum bytes of a request head.
+    pub max_head_bytes: usize,
+    /// Maximum header lines of a request head.
+    pub max_headers: usize,
+    /// A body of up to this size is received whole before a worker gets the request; as much of a reply is kept for a
+    /// client that reads slowly. Nearly all requests of a small sync, and all logins, are below.
+    pub max_whole_bytes: usize,
+    /// Maximum bytes that all connections together may hold in memory. If there are more, the client that holds most
+    /// loses a connection.
+    pub max_buffered_bytes: usize,
+    /// Timeout for the first byte of a new connection.
+    pub first_byte: Duration,
+    /// Timeout for the whole head, from its first byte.
+    pub head: Duration,
+    /// Idle timeout for the next request. Clients keep pooled connections for 90 s and do not retry a request that fails
+    /// because the server closed one, so the server must wait longer.
+    pub keep_alive: Duration,
+    /// Timeout for the next byte of a body, once it flows.
+    pub body_idle: Duration,
+    /// How long a body may be slower than `body_rate` at its start.
+    pub body_grace: Duration,
+    /// Minimum average rate of a body, in bytes a second.
+    pub body_rate: u64,
+    /// A bulk transfer that has been queued for this long is overdue. Then one that has held a slot for as long, and that
+    /// waits for its client, must move `busy_rate`, or it is ended.
+    pub busy_after: Duration,
+    /// The same for small requests, which are overdue only if bulk transfers have taken all workers.
+    pub busy_after_light: Duration,
+    /// Minimum rate of a bulk transfer while another request is overdue, in bytes a second over the last seconds. A bad
+    /// telephone line is faster.
+    pub busy_rate: u64,
+    /// Timeout for the client to take a byte of its reply.
+    pub write_idle: Duration,
+    /// How long a request may be queued for a free slot before it gets 503.
+    pub queue_wait: Duration,
+    /// How long a connection stays open after the last reply if the client still sends, so that the client can read the
+    /// reply.
+    pub linger: Duration,
+    /// Maximum bytes that are read and thrown away from a client that still sends after its reply.
+    pub linger_bytes: usize,
+    /// Connections that have been idle for less than this are not evicted, so that in a flood each can send its request.
+    pub min_wait: Duration,
+    /// The same for a connection of an address that has more than `max_conns_per_address`.
+    pub min_wait_in_crowd: Duration,
+    /// How long a stop waits for active requests.
+    pub stop_wait: Duration,
+    /// The server stops by itself after this time without any connection; `None` for never.
+    pub idle_exit: Option<Duration>,
+}
+
+/// What a request costs, which decides how many of its kind may be active. The cheapest are started first.
+#[derive(Clone, Copy, Debug, Hash, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Weight {
+    /// Takes milliseconds.
+    Light,
+    /// A login: about a second of CPU.
+    Login,
+    /// A transfer that may take minutes.
+    Bulk,
+}
+
+/// Threads that answer requests, at most half of them bulk transfers. Measured: each idle one takes 8 KiB.
+pub const WORKERS: usize = 6;
+
+impl Default for Limits {
+    fn default() -> Limits {
+        Limits {
+            max_conns: 512,
+            max_conns_per_address: 256,
+            max_active: WORKERS,
+            max_active_per_client: 4,
+            max_bulk: WORKERS / 2,
+            max_bulk_per_client: 2,
+            max_logins: 1,
+            max_head_bytes: 16 << 10,
+            max_headers: 64,
+            max_whole_bytes: 64 << 10,
+            max_buffered_bytes: 4 << 20,
+            first_byte: Duration::from_secs(60),
+            head: Duration::from_secs(20),
+            keep_alive: Duration::from_secs(150),
+            body_idle: Duration::from_secs(60),
+            body_grace: Duration::from_secs(10),
+            body_rate: 100,
+            busy_after: Duration::from_secs(3),
+            busy_after_light: Duration::from_millis(250),
+            busy_rate: 4 << 10,
+            write_idle: Duration::from_secs(60),
+            queue_wait: Duration::from_secs(20),
+            linger: Duration::from_secs(5),
+            linger_bytes: 1 << 20,
+            min_wait: Duration::from_millis(250),
+            min_wait_in_crowd: Duration::from_millis(50),
+            stop_wait: Duration::from_secs(9),
+            idle_exit: None,
+        }
+    }
+}
+
+impl Limits {
+    /// File descriptors reserved for listeners, databases and files.
+    const SPARE_FDS: usize = 16;
+
+    /// File descriptors of an active request: one in the connection layer, two in tiny_http, which duplicates its socket.
+    pub const FDS_PER_REQUEST: usize = 3;
+
+    /// How many requests of this weight may be active.
+    pub fn max_of(&self, weight: Weight) -> usize {
+        match weight {
+            Weight::Light => self.max_active,
+            Weight::Login => self.max_logins,
+            Weight::Bulk => self.max_bulk,
+        }
+    }
+
+    /// These limits, made consistent with each other and with the limit on file descriptors, so that running out of
+    /// descriptors is rare.
+    pub fn fit(mut self, open_files: usize) -> Limits {
+        self.max_active = self.max_active.max(1);
+        let below_all = (self.max_active - 1).max(1);
+        self.max_active_per_client = self.max_active_per_client.clamp(1, below_all);
+        self.max_bulk = self.max_bulk.clamp(1, below_all);
+        self.max_bulk_per_client = self.max_bulk_per_client.clamp(1, (self.max_bulk - 1).max(1));
+        self.max_logins = self.max_logins.clamp(1, below_all);
+        let spare = self.max_active.saturating_mul(Limits::FDS_PER_REQUEST).saturating_add(Limits::SPARE_FDS);
+        self.max_conns = self.max_conns.min(open_files.saturating_sub(spare)).max(1);
+        self.max_conns_per_address = self.max_conns_per_address.clamp(1, self.max_conns.div_ceil(2));
+        self
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn limits_fit_the_descriptors() {
+        let limits = Limits::default();
+        assert_eq!(limits.clone().fit(20_000).max_conns, 512);
+        assert_eq!(limits.clone().fit(128).max_conns, 128 - 3 * WORKERS - 16);
+        assert_eq!(limits.clone().fit(4).max_conns, 1);
+        let one = Limits { max_active: 1, max_bulk: 9, ..limits };
+        assert_eq!(one.fit(1024).max_bulk, 1);
+    }
+
+    #[test]
+    fn one_client_never_gets_all() {
+        let limits = Limits { max_active_per_client: 99, max_bulk_per_client: 99, ..Limits::default() };
+        let limits = Limits { max_conns_per_address: 9999, ..limits }.fit(20_000);
+        assert_eq!(
+            (limits.max_active_per_client, limits.max_bulk_per_client),
+            (WORKERS - 1, WORKERS / 2 - 1)
+        );
+        assert_eq!(limits.max_conns_per_address, 256);
+    }
+}

@@ -1,0 +1,58 @@
+//! What the connection layer does not know by itself: what a request costs, whose it is, and who is a proxy.
+
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::net::IpAddr;
+
+use crate::config::network::network_of;
+use crate::http::request_head::Fields;
+use crate::limits::Weight;
+
+/// Whose a request is, for its share of connections and workers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Client {
+    /// Where it comes from; the network, where that is what one client has.
+    pub address: IpAddr,
+    /// Alike for all requests of one client: of a user where the user is known, of an address otherwise.
+    pub id: u64,
+}
+
+impl Client {
+    /// A client of which only the address is known.
+    pub fn at(address: IpAddr) -> Client {
+        let address = network_of(address);
+        Client { address, id: hash_of(&address) }
+    }
+
+    /// A user, at this address.
+    pub fn user(name: &str, address: IpAddr) -> Client {
+        Client { address: network_of(address), id: hash_of(&name) }
+    }
+}
+
+fn hash_of(what: &impl Hash) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    what.hash(&mut hasher);
+    hasher.finish()
+}
+
+/// Answers questions of the poll loop, on its thread: quickly, and without waiting for a disk.
+pub trait Policy: Send {
+    /// What a request costs, by its path.
+    fn weight(&self, path: &str) -> Weight;
+
+    /// Whose request this is, by the peer's address and the head.
+    fn client(&self, peer: IpAddr, _fields: &Fields<'_>) -> Client {
+        Client::at(peer)
+    }
+
+    /// Whether connections of this peer are those of many clients, so that only their requests count for an address.
+    fn is_proxy(&self, _peer: IpAddr) -> bool {
+        false
+    }
+}
+
+impl<F: Fn(&str) -> Weight + Send> Policy for F {
+    fn weight(&self, path: &str) -> Weight {
+        self(path)
+    }
+}
