@@ -21,6 +21,9 @@ pub enum Error {
     Forbidden(String),
     /// No such page: 404.
     NotFound,
+    /// The client's address is in none of the networks of SYNC_ALLOW. The client is told that there is no such page: 403 would
+    /// log out its device.
+    AddressNotAllowed,
     /// Known path, wrong HTTP method: 405. Holds the allowed methods.
     MethodNotAllowed(&'static str),
     /// A sync step whose session is not open (any more), or was replaced by another device: 409.
@@ -57,7 +60,7 @@ impl Error {
         match self {
             Error::BadRequest(_) | Error::Refused(_) => 400,
             Error::Forbidden(_) => 403,
-            Error::NotFound => 404,
+            Error::NotFound | Error::AddressNotAllowed => 404,
             Error::MethodNotAllowed(_) => 405,
             Error::NoSession | Error::LostFile(_) => 409,
             Error::TooLarge(_) => 413,
@@ -99,6 +102,7 @@ impl fmt::Display for Error {
             | Error::Usage(text)
             | Error::Broken(text) => f.write_str(text),
             Error::NotFound => f.write_str("no such page"),
+            Error::AddressNotAllowed => f.write_str("this address is in none of the networks of SYNC_ALLOW"),
             Error::MethodNotAllowed(_) => f.write_str("wrong HTTP method"),
             Error::NoSession => f.write_str("no open sync session with this session key"),
             Error::LostFile(what) => {

@@ -86,7 +86,7 @@ impl App {
             self.dispatch(request, &mut log)
         } else {
             // Respond as if nothing were here. A 403 would log out a device that is abroad for a day.
-            refuse(request, Error::NotFound)
+            refuse(request, Error::AddressNotAllowed)
         };
         let took = started.elapsed();
         let (received, sent) = log.bytes();

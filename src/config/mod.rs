@@ -163,13 +163,17 @@ impl Settings {
             match key.as_str() {
                 "HOME" => settings.home = Some(value),
                 "CREDENTIALS_DIRECTORY" => settings.credentials = Some(value.into()),
-                _ if is_ours(&key) => settings.take(key, value, Origin::Environment),
+                _ if is_ours(&key) => {
+                    settings.warnings.extend(user_settings::odd_ends(&key, &value));
+                    settings.take(key, value, Origin::Environment);
+                }
                 _ => {}
             }
         }
         for (key, value) in flags {
             settings.take(key.to_owned(), value, Origin::Flag);
         }
+        settings.warn_of_bare_networks();
         Ok(settings)
     }
 
@@ -199,6 +203,17 @@ impl Settings {
     /// Sets SYNC_BASE, as an option of the command line would.
     pub fn set_data_folder(&mut self, base: &Path) {
         self.take("SYNC_BASE".to_owned(), base.to_string_lossy().into_owned(), Origin::Flag);
+    }
+
+    /// Warns of an address in SYNC_ALLOW that looks like a network without its length.
+    fn warn_of_bare_networks(&mut self) {
+        let Some(allow) = self.values.get("SYNC_ALLOW") else { return };
+        for name in allow.text.split([' ', ',']).filter(|name| name.ends_with(".0")) {
+            self.warnings.push(format!(
+                "SYNC_ALLOW has {name} ({}), which is a single address: the network is {name}/24",
+                allow.origin
+            ));
+        }
     }
 
     /// Likely mistakes that do no harm.
@@ -300,6 +315,28 @@ mod tests {
         let users: Vec<_> =
             config.users.iter().map(|user| (user.name.as_str(), user.password.as_str())).collect();
         assert_eq!(users, [("a", "b"), ("c", "d:e")]);
+    }
+
+    #[test]
+    fn likely_mistakes_are_named() {
+        let cases = [
+            ("SYNC_ALLOW", "192.168.1.0", Some("the network is 192.168.1.0/24")),
+            ("SYNC_ALLOW", "192.168.1.0/24 10.0.0.7", None),
+            ("SYNC_USER1", "\"me:pw\"", Some("quotes")),
+            ("SYNC_USER1", "me:pw\r", Some("a carriage return")),
+            ("SYNC_USER1", "me:pw ", Some("a blank")),
+            ("SYNC_USER1", "me:\"pw\"", None),
+            ("SYNC_PORT", "'80'", Some("quotes")),
+        ];
+        for (key, value, warning) in cases {
+            let owned = [(key.to_owned(), value.to_owned())].into_iter();
+            let settings = Settings::read(None, owned, Flags::new()).unwrap();
+            match warning {
+                Some(text) => assert!(settings.warnings().concat().contains(text), "{key}={value}"),
+                None => assert!(settings.warnings().is_empty(), "{key}={value}: {:?}", settings.warnings()),
+            }
+            assert!(!settings.warnings().concat().contains("pw"), "a password is shown");
+        }
     }
 
     #[test]

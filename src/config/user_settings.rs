@@ -63,6 +63,24 @@ pub fn accounts(settings: &Settings) -> Result<Vec<UserSetting>> {
     Ok(users)
 }
 
+/// Warns of an environment variable whose quotes, blanks or line end were taken literally: `docker --env-file` and some
+/// scripts keep them. The value is not shown: it may hold a password.
+pub fn odd_ends(key: &str, value: &str) -> Option<String> {
+    let is_quoted = ['"', '\'']
+        .iter()
+        .any(|quote| value.len() > 1 && value.starts_with(*quote) && value.ends_with(*quote));
+    let what = if is_quoted {
+        "is in quotes, which count as part of it"
+    } else if value.ends_with('\r') {
+        "ends with a carriage return, which counts as part of it: the file has line ends of Windows"
+    } else if value.trim_ascii() != value {
+        "begins or ends with a blank, which counts as part of it"
+    } else {
+        return None;
+    };
+    Some(format!("the value of {key} (environment) {what}"))
+}
+
 /// The accounts with masked passwords.
 pub fn listing(settings: &Settings) -> impl Iterator<Item = (String, String, Origin)> {
     numbered(settings).into_iter().map(|(key, is_file)| {

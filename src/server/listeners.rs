@@ -51,7 +51,10 @@ impl Listeners {
                 io::ErrorKind::AddrInUse => {
                     ": another program has this port, or SYNC_HOST has `::`, which listens on IPv4 too"
                 }
-                io::ErrorKind::PermissionDenied => ": ports below 1024 need root; choose another with --port",
+                io::ErrorKind::PermissionDenied => ": ports below 1024 need root or the capability CAP_NET_BIND_SERVICE; choose another with --port, or \
+                     under systemd: `systemctl edit ankipi` with the lines [Service], \
+                     AmbientCapabilities=CAP_NET_BIND_SERVICE, CapabilityBoundingSet=CAP_NET_BIND_SERVICE, \
+                     PrivateUsers=no",
                 io::ErrorKind::AddrNotAvailable => ": this machine does not have that address; see --host",
                 _ => "",
             };

@@ -53,12 +53,16 @@ def test_completion_knows_commands_and_options():
         script = (f"source {CROSS}/completion/ankipi.bash; COMP_WORDS=(\"$@\"); COMP_CWORD=$(($#-1)); _ankipi; "
                   "printf '%s\\n' \"${COMPREPLY[@]}\"")
         ended = subprocess.run(["bash", "-c", script, "bash", command(official=False)[0], *words], capture_output=True, text=True, check=True)
+        assert not ended.stderr, ended.stderr
         return ended.stdout.split()
 
     assert complete("st") == ["status"]
     assert complete("user", "pa") == ["passwd"]
     assert {"list", "revoke"} <= set(complete("device", ""))
     assert "--deep" in complete("check", "--d") and "--user" in complete("doctor", "--u")
+    # Behind options, whose values may hold slashes.
+    assert complete("--base", "/var/lib/x", "user", "r") == ["remove"]
+    assert "--deep" in complete("--base", "/var/lib/x", "check", "--d")
 
 
 @pytest.mark.parametrize("tools", ["dpkg", "busybox"])

@@ -180,7 +180,11 @@ fn list(mut invocation: Invocation) -> Result<ExitCode> {
         rows.push((user.name.clone(), devices(&base, &user.name, None)?, "settings"));
     }
     if rows.is_empty() {
-        say(&format!("There is no account in {}. `ankipi user add NAME` makes one.\n", base.display()));
+        say(&format!(
+            "There is no account in {}. `ankipi user add NAME` makes one. (Accounts that only the environment of the \
+             running server names are not known here.)\n",
+            base.display()
+        ));
         return Ok(ExitCode::SUCCESS);
     }
     let width = rows.iter().map(|(name, ..)| name.chars().count()).max().unwrap_or(0).max(4);
