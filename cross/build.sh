@@ -29,9 +29,12 @@ Targets:
   aarch64-unknown-linux-musl       Pi 3, 4, 5 and Zero 2 with a 64-bit system; most new routers
   armv7-unknown-linux-musleabihf   Pi 2, 3, 4 with a 32-bit system
   arm-unknown-linux-musleabihf     Pi Zero, Zero W, 1 (ARMv6, hard float)
+  armv5te-unknown-linux-musleabi   ARM without FPU: Kirkwood NAS boxes, routers with BCM4708 and 4709
+  mips-unknown-linux-musl          big-endian routers: ath79, mips_24kc
   mipsel-unknown-linux-musl        routers with MT7620, MT7621, MT76x8
   riscv64gc-unknown-linux-musl     VisionFive 2, Milk-V and other 64-bit RISC-V boards
   x86_64-unknown-linux-musl        any PC
+  i686-unknown-linux-musl          32-bit PCs and thin clients, from the Pentium 4 on
 
   --bench    build the benchmark for the board, too: CROSS_TARGET/TARGET/ankipi-bench
 END
@@ -124,7 +127,7 @@ prepare_target() {
     # No panic passes through SQLite, so nobody would read its tables for unwinding: 55 KB.
     local c="-fno-asynchronous-unwind-tables -fno-unwind-tables"
     case $1 in
-        mipsel-*)
+        mips*)
             # Dynamic by default, and the linker's static-pie crashes at its start.
             rust+=" -Ctarget-feature=+crt-static -Crelocation-model=static"
             # The code of this processor is half as long again as that of the others. Each of these takes off some of it,
@@ -134,7 +137,7 @@ prepare_target() {
             local llvm="-disable-mips-df-succbb-search=false -disable-machine-licm"
             c+=" -fno-pic -Xclang -Oz ${llvm//-disable/-mllvm -disable}"
             rust+=" -Cllvm-args=${llvm/ / -Cllvm-args=}"
-            order=cross/build/mipsel.ld
+            order=cross/build/mips.ld
             ;;
         # Dynamic by default.
         riscv64gc-*) rust+=" -Ctarget-feature=+crt-static -Crelocation-model=static" ;;
@@ -148,6 +151,9 @@ zigbuild() {
         -Zbuild-std-features=panic-unwind,optimize_for_size "${@:3}"
 }
 
+# Ends the script unless the program $1 says $2 of the processor that it is for.
+is_for() { readelf -A "$1" | grep -q "$2" || die "$1 is not for the processor: $(readelf -A "$1")"; }
+
 # Ends the script unless $2 is a static stripped program for target $1, small enough for a router's flash.
 check_binary() {
     local bytes headers
@@ -157,7 +163,12 @@ check_binary() {
     if grep -q '\.symtab' <<<"$headers"; then die "$2 is not stripped"; fi
     ((bytes < max_bytes)) || die "$2 has $bytes bytes, more than $max_bytes"
     case $1 in
-        arm-*) readelf -A "$2" | grep -q 'Tag_CPU_arch: v6$' || die "$2 is not for ARMv6: $(readelf -A "$2")" ;;
+        arm-*) is_for "$2" 'Tag_CPU_arch: v6$' ;;
+        # An instruction of an FPU would stop the program where the kernel emulates none.
+        armv5te-*)
+            is_for "$2" 'Tag_CPU_arch: v5TE'
+            if readelf -A "$2" | grep -q Tag_FP_arch; then die "$2 uses an FPU"; fi
+            ;;
     esac
 }
 

@@ -139,7 +139,7 @@ make_root() {
     printf 'root:x:0:0::/:/bin/sh\nankipi:x:100:100::/var/lib/ankipi:/bin/false\n' >"$root/etc/passwd"
     printf 'root:x:0:\nankipi:x:100:\n' >"$root/etc/group"
     mkdir "$work/archive"
-    cp -r "$out/$target/ankipi" cross/packages/install.sh cross/init "$work/archive"
+    cp -r "$out/$target/ankipi" cross/packages/install.sh cross/init cross/man/ankipi.1 cross/completion/ankipi.bash "$work/archive"
     DESTDIR=$root "$work/archive/install.sh" >/dev/null
     if [[ $bench ]]; then cp "$out/$target/ankipi-bench" "$root/usr/bin"; fi
 }

@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
-# Makes Debian packages, without Docker: cross/packages/deb.sh ARCH...   (arm64, armhf or amd64; CROSS_TARGET/ankipi_*.deb)
+# Makes Debian packages, without Docker: cross/packages/deb.sh ARCH...
 #
-# armhf is for ARMv6 with hard float, as Raspberry Pi OS means it, and so runs on every Pi. Builds the program and
-# its benchmark first (cross/build.sh). Needs dpkg-deb; lintian checks the package where it is installed.
+# ARCH is arm64, armhf, armel, amd64, i386 or riscv64; the result is CROSS_TARGET/ankipi_*.deb. armhf is for ARMv6 with hard
+# float, as Raspberry Pi OS means it, and so runs on every Pi. Builds the program first (cross/build.sh). Needs dpkg-deb;
+# lintian checks the package where it is installed.
 set -euo pipefail
 # shellcheck source=cross/packages/common.sh
 source "$(dirname "$0")/common.sh"
@@ -11,8 +12,11 @@ target_of() {
     case $1 in
         arm64) echo aarch64-unknown-linux-musl ;;
         armhf) echo arm-unknown-linux-musleabihf ;;
+        armel) echo armv5te-unknown-linux-musleabi ;;
         amd64) echo x86_64-unknown-linux-musl ;;
-        *) die "$1 is not an architecture: arm64, armhf or amd64" ;;
+        i386) echo i686-unknown-linux-musl ;;
+        riscv64) echo riscv64gc-unknown-linux-musl ;;
+        *) die "$1 is not an architecture: arm64, armhf, armel, amd64, i386 or riscv64" ;;
     esac
 }
 
@@ -50,6 +54,7 @@ Installed-Size: $2
 Depends: adduser, init-system-helpers (>= 1.54~)
 Section: net
 Priority: optional
+Suggests: fail2ban, nginx | caddy
 Description: sync server for Anki that fits small boards
  Anki desktop, AnkiDroid and AnkiMobile sync their cards and media with it
  instead of AnkiWeb. It is one static program with a data folder, and needs a
@@ -63,19 +68,25 @@ service() { sed '1,2d; s/^DynamicUser=yes$/User=ankipi/' cross/init/systemd/anki
 # Fills the folder $2 with what the package for $1 installs.
 fill() {
     local root=$2 doc=$2/usr/share/doc/ankipi
-    install -D -m 755 -t "$root/usr/bin" "$out/$(target_of "$1")"/ankipi{,-bench}
+    install -D -m 755 -t "$root/usr/bin" "$out/$(target_of "$1")/ankipi"
+    # Units and modules that were written for Anki's own server start this one.
+    ln -s ankipi "$root/usr/bin/anki-sync-server"
     install -D -m 644 cross/init/ankipi.conf "$root/etc/ankipi.conf"
     service >"$work/ankipi.service"
     install -D -m 644 "$work/ankipi.service" "$root/lib/systemd/system/ankipi.service"
+    install -D -m 644 cross/init/systemd/ankipi.socket "$root/lib/systemd/system/ankipi.socket"
+    sed -i 1d "$root/lib/systemd/system/ankipi.socket"
+    install -D -m 644 cross/completion/ankipi.bash "$root/usr/share/bash-completion/completions/ankipi"
     install -d "$root/usr/share/man/man1"
     gzip -9n <cross/man/ankipi.1 >"$root/usr/share/man/man1/ankipi.1.gz"
     chmod 644 "$root/usr/share/man/man1/ankipi.1.gz"
+    ln -s ankipi.1.gz "$root/usr/share/man/man1/anki-sync-server.1.gz"
     install -d "$doc" "$root/DEBIAN"
     copyright >"$doc/copyright"
     gzip -9n <CHANGELOG.md >"$doc/changelog.gz"
     debian_changelog | gzip -9n >"$doc/changelog.Debian.gz"
-    gzip -9n <README.md >"$doc/README.md.gz"
-    chmod 644 "$doc"/*
+    cp -r cross/packages/README.md cross/proxy cross/fail2ban "$doc"
+    chmod -R u=rwX,go=rX "$doc"
     control "$1" "$(du -sk "$root" | cut -f1)" >"$root/DEBIAN/control"
     echo /etc/ankipi.conf >"$root/DEBIAN/conffiles"
     install -m 755 cross/packages/deb/{postinst,prerm,postrm} "$root/DEBIAN"
@@ -91,17 +102,16 @@ package() {
     dpkg-deb --root-owner-group --build "$root" "$deb.new" >/dev/null
     rm -r "$work"
     finish "$deb"
-    # A static program is the point of it; that of the benchmark explains itself.
+    # A static program is the point of it.
     if command -v lintian >/dev/null; then
         lintian --allow-root --fail-on error,warning \
-            --suppress-tags statically-linked-binary,initial-upload-closes-no-bugs,no-manual-page "$deb"
+            --suppress-tags statically-linked-binary,initial-upload-closes-no-bugs "$deb"
     fi
 }
 
-[[ $# -gt 0 ]] || die "name an architecture: arm64, armhf or amd64"
+[[ $# -gt 0 ]] || die "name an architecture: arm64, armhf, armel, amd64, i386 or riscv64"
 for arch; do target_of "$arch" >/dev/null; done
 revision=${DEB_VERSION:-$(version)-1}
-bench=1
 for arch; do
     build_for "$(target_of "$arch")"
     package "$arch"

@@ -1,6 +1,7 @@
 #!/bin/sh
-# Installs ankipi from the folder this lies in, on any Linux: the program, settings unless there are some, and a service
-# for systemd, OpenWrt, OpenRC or sysvinit, whichever is here. Run it as root, again for an update.
+# Installs ankipi from the folder this lies in, on any Linux: the program, settings unless there are some, a service for
+# systemd, OpenWrt, OpenRC or sysvinit, whichever is here, and but on OpenWrt man page and completion. Run it as root,
+# again for an update.
 #
 #   ./install.sh            install or update, and start
 #   ./install.sh --remove   take away the program and the service; settings and data stay
@@ -24,9 +25,16 @@ else
 fi
 # Init scripts look in /usr/bin, where a router has no other place.
 case $init in
-    systemd) program=$root/usr/local/bin/ankipi ;;
-    *) program=$root/usr/bin/ankipi ;;
+    systemd) prefix=$root/usr/local ;;
+    *) prefix=$root/usr ;;
 esac
+program=$prefix/bin/ankipi
+# The name of Anki's own server, for units and modules that were written for that.
+alias=$prefix/bin/anki-sync-server
+man=$prefix/share/man/man1/ankipi.1
+completion=$prefix/share/bash-completion/completions/ankipi
+rotation=$root/etc/logrotate.d/ankipi
+socket=$root/etc/systemd/system/ankipi.socket
 
 # Whether the service can be started now: not below DESTDIR, and not if systemd is installed but not running.
 live() { [ -z "$root" ] && { [ $init != systemd ] || [ -d /run/systemd/system ]; }; }
@@ -55,7 +63,7 @@ enable_and_start() {
 
 stop_and_disable() {
     case $init in
-        systemd) systemctl disable --now ankipi || true ;;
+        systemd) systemctl disable --now ankipi.socket ankipi.service || true ;;
         openrc)
             rc-service ankipi stop || true
             rc-update del ankipi || true
@@ -70,7 +78,8 @@ stop_and_disable() {
 
 remove() {
     if live && [ -e "$service" ]; then stop_and_disable; fi
-    rm -f "$service" "$program"
+    rm -f "$service" "$program" "$man" "$completion" "$rotation" "$socket"
+    if [ "$(readlink "$alias")" = ankipi ]; then rm "$alias"; fi
     if live; then
         case $init in
             systemd) systemctl daemon-reload ;;
@@ -95,7 +104,10 @@ add_user() {
 
 put_service() {
     case $init in
-        systemd) sed '1,2d; s,/usr/bin/ankipi,/usr/local/bin/ankipi,; s/^DynamicUser=yes$/User=ankipi/' init/systemd/ankipi.service >"$service" ;;
+        systemd)
+            sed '1,2d; s,/usr/bin/ankipi,/usr/local/bin/ankipi,; s/^DynamicUser=yes$/User=ankipi/' init/systemd/ankipi.service >"$service"
+            cp init/systemd/ankipi.socket "$socket"
+            ;;
         openwrt) cp init/openwrt/ankipi.init "$service" ;;
         *) cp "init/$init/ankipi" "$service" ;;
     esac
@@ -105,12 +117,27 @@ put_service() {
 put_settings() {
     [ ! -e "$settings" ] || return 0
     case $init in
-        openwrt) sed "s/option user 'root'/option user 'ankipi'/" init/openwrt/ankipi.config >"$settings" ;;
+        openwrt) cp init/openwrt/ankipi.config "$settings" ;;
         openrc) cp init/openrc/ankipi.confd "$settings" ;;
         *) cp init/ankipi.conf "$settings" ;;
     esac
-    # The router's may hold passwords, and its init script reads it as root.
+    # As all of a router's settings; its init script reads it as root.
     if [ $init = openwrt ]; then chmod 600 "$settings"; else chmod 644 "$settings"; fi
+}
+
+# put FROM TO: a file for everybody to read.
+put() {
+    mkdir -p "$(dirname "$2")"
+    cp "$1" "$2"
+    chmod 644 "$2"
+}
+
+put_extras() {
+    [ -e "$alias" ] || ln -s ankipi "$alias"
+    if [ $init = openwrt ]; then return; fi # flash is small, and there is no man
+    put ankipi.1 "$man"
+    put ankipi.bash "$completion"
+    case $init in openrc | sysvinit) put init/logrotate/ankipi "$rotation" ;; esac
 }
 
 [ -n "$root" ] || [ "$(id -u)" = 0 ] || die "run this as root: sudo ./install.sh"
@@ -129,6 +156,7 @@ chmod 755 "$program.new"
 mv "$program.new" "$program"
 put_settings
 put_service
+put_extras
 # On a router the data belongs on a stick, which the settings name.
 if [ $init != openwrt ]; then
     mkdir -p "$root/var/lib/ankipi"
@@ -145,5 +173,5 @@ else
 fi
 case $init in
     openwrt) say "installed; set data folder and switch in $settings, then: service ankipi start" ;;
-    *) say "installed; make an account: sudo -u ankipi ankipi user add NAME --base /var/lib/ankipi" ;;
+    *) say "installed; make an account: su -s /bin/sh ankipi -c '${program#"$root"} user add NAME --base /var/lib/ankipi'" ;;
 esac

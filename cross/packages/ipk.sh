@@ -43,9 +43,8 @@ END
 fill() {
     install -D -m 755 "$out/$(target_of "$1")/ankipi" "$2/usr/bin/ankipi"
     install -D -m 755 cross/init/openwrt/ankipi.init "$2/etc/init.d/ankipi"
-    # It may hold passwords. The package brings a user of its own.
     install -D -m 600 cross/init/openwrt/ankipi.config "$2/etc/config/ankipi"
-    sed -i "s/option user 'root'/option user 'ankipi'/" "$2/etc/config/ankipi"
+    ln -s ankipi "$2/usr/bin/anki-sync-server"
     find "$2" -type d -exec chmod 755 {} +
 }
 

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import tempfile
@@ -109,15 +110,21 @@ def test_the_sysvinit_script_starts_reloads_and_stops(tools, tmp_path):
         shutil.rmtree(root)
 
 
-@pytest.mark.parametrize("init, marks, files", [
-    ("systemd", ["lib/systemd/system", "etc/init.d"], ["usr/local/bin/ankipi", "etc/systemd/system/ankipi.service", "etc/ankipi.conf"]),
-    ("openwrt", ["etc/rc.common", "etc/init.d"], ["usr/bin/ankipi", "etc/init.d/ankipi", "etc/config/ankipi"]),
-    ("openrc", ["sbin/openrc-run", "etc/init.d"], ["usr/bin/ankipi", "etc/init.d/ankipi", "etc/conf.d/ankipi"]),
-    ("sysvinit", ["etc/init.d"], ["usr/bin/ankipi", "etc/init.d/ankipi", "etc/ankipi.conf"])])
-def test_the_archive_installs_what_the_init_system_there_needs(init, marks, files, tmp_path):
+LOCAL = ["usr/local/bin/anki-sync-server", "usr/local/share/man/man1/ankipi.1", "usr/local/share/bash-completion/completions/ankipi",
+         "etc/systemd/system/ankipi.socket"]
+SHARED = ["usr/bin/anki-sync-server", "usr/share/man/man1/ankipi.1", "usr/share/bash-completion/completions/ankipi", "etc/logrotate.d/ankipi"]
+
+
+@pytest.mark.parametrize("init, marks, files, extras", [
+    ("systemd", ["lib/systemd/system", "etc/init.d"], ["usr/local/bin/ankipi", "etc/systemd/system/ankipi.service", "etc/ankipi.conf"], LOCAL),
+    ("openwrt", ["etc/rc.common", "etc/init.d"], ["usr/bin/ankipi", "etc/init.d/ankipi", "etc/config/ankipi"], SHARED[:1]),
+    ("openrc", ["sbin/openrc-run", "etc/init.d"], ["usr/bin/ankipi", "etc/init.d/ankipi", "etc/conf.d/ankipi"], SHARED),
+    ("sysvinit", ["etc/init.d"], ["usr/bin/ankipi", "etc/init.d/ankipi", "etc/ankipi.conf"], SHARED)])
+def test_the_archive_installs_what_the_init_system_there_needs(init, marks, files, extras, tmp_path):
     archive, root = tmp_path / "archive", tmp_path / "root"
     shutil.copytree(CROSS / "init", archive / "init")
-    shutil.copy(CROSS / "packages/install.sh", archive)
+    for name in ("packages/install.sh", "man/ankipi.1", "completion/ankipi.bash"):
+        shutil.copy(CROSS / name, archive)
     shutil.copy(command(official=False)[0], archive / "ankipi")
     for mark in marks:
         (root / mark).mkdir(parents=True)
@@ -130,7 +137,7 @@ def test_the_archive_installs_what_the_init_system_there_needs(init, marks, file
         return sorted(str(path.relative_to(root)) for path in root.rglob("*") if path.is_file())
 
     assert "by hand" in install()
-    assert installed() == sorted(files)
+    assert installed() == sorted(files + extras)
     settings, service = root / files[2], (root / files[1]).read_text()
     assert f"/{files[0]}" in service and "\nUser=ankipi\n" in service or init != "systemd"
     assert (settings.stat().st_mode & 0o777 == 0o600) == (init == "openwrt")
@@ -141,30 +148,71 @@ def test_the_archive_installs_what_the_init_system_there_needs(init, marks, file
     assert installed() == [files[2]]
 
 
-def test_the_openwrt_script_hands_its_settings_over(tmp_path):
-    """procd itself is on routers only; this is what it would be told."""
-    stubs = """
-        config_load() { :; }
-        config_get() { eval "$1=\\"\\${uci_$3:-$4}\\""; }
-        config_get_bool() { config_get "$@"; }
-        procd_open_instance() { :; }
-        procd_close_instance() { :; }
-        procd_set_param() { echo "set $*"; }
-        procd_append_param() { echo "append $*"; }
-        chown() { :; }
+def test_a_log_that_has_grown_is_rotated_while_the_server_writes_on(tmp_path):
+    rotate = program("logrotate", "logrotate")
+    log, rules = tmp_path / "ankipi.log", tmp_path / "rules"
+    rules.write_text((CROSS / "init/logrotate/ankipi").read_text().replace("/var/log/ankipi.log", str(log)))
+    rules.chmod(0o644)
+
+    def rotated() -> list[str]:
+        subprocess.run([rotate, "--state", tmp_path / "state", rules], check=True)
+        return sorted(path.name for path in tmp_path.glob("ankipi.log.*"))
+
+    with open(log, "a") as server:
+        server.write("x" * 1000 + "\n")
+        server.flush()
+        assert rotated() == []
+        server.write("x" * 1_100_000 + "\n")
+        server.flush()
+        assert rotated() == ["ankipi.log.1.gz"]
+        server.write("after\n")
+        server.flush()
+        assert log.read_text() == "after\n"
+
+
+def start_as_openwrt_does(tmp_path, options: dict[str, str]) -> subprocess.CompletedProcess:
+    """Runs start_service of the OpenWrt script with these options. procd itself is on routers only; what it would be told is
+    printed."""
+    calls = "\n".join(f"option_cb {name} {shlex.quote(value)}" for name, value in options.items())
+    values = "\n".join(f"uci_{name}={shlex.quote(value)}" for name, value in options.items())
+    stubs = f"""
+        config_get() {{ eval "$1=\\"\\${{uci_$3:-$4}}\\""; }}
+        config_get_bool() {{ config_get "$@"; }}
+        procd_open_instance() {{ :; }}
+        procd_close_instance() {{ :; }}
+        procd_set_param() {{ echo "set $*"; }}
+        chown() {{ echo "chown $*"; }}
+        logger() {{ echo "log $*"; }}
+        {values}
+        . {CROSS}/init/openwrt/ankipi.init
+        CONF={tmp_path}/etc/ankipi.conf
+        config_load() {{
+            {calls or ':'}
+        }}
+        start_service
     """
-    settings = f"uci_enabled=1 uci_sync_base={tmp_path}/data uci_sync_port=8090 uci_sync_user1='anna:pass word'"
-    script = f"{stubs}\n. {CROSS}/init/openwrt/ankipi.init\n{settings}\nstart_service"
-    said = subprocess.run(["dash", "-c", script], capture_output=True, text=True, check=True).stdout
-    assert f"set env SYNC_BASE={tmp_path}/data" in said and "append env SYNC_PORT=8090" in said
-    assert "append env SYNC_USER1=anna:pass word" in said and "SYNC_HOST" not in said, said
-    assert (tmp_path / "data").stat().st_mode & 0o777 == 0o700
-    off = subprocess.run(["dash", "-c", f"{stubs}\n. {CROSS}/init/openwrt/ankipi.init\nstart_service"], capture_output=True, text=True)
-    assert off.returncode == 1 and "switched off" in off.stderr
+    return subprocess.run(["dash", "-c", stubs], capture_output=True, text=True)
 
 
-def test_the_settings_of_openwrt_are_those_of_the_program():
-    known = subprocess.run([*command(official=False), "serve", "--help"], capture_output=True, text=True).stdout
-    script = (CROSS / "init/openwrt/ankipi.init").read_text()
-    for key in re.findall(r"\b(?:max_)?sync_[a-z_]+\b", script.split("for key in")[1].split("do")[0]):
-        assert key.upper() in known, key
+def test_the_openwrt_script_hands_its_settings_over(tmp_path):
+    options = {"enabled": "1", "user": "ankipi", "sync_base": f"{tmp_path}/it's here", "sync_port": "8090",
+               "sync_prot": "1", "sync_user1": "anna:password"}
+    started = start_as_openwrt_does(tmp_path, options)
+    assert started.returncode == 0, started.stderr
+    conf = tmp_path / "etc/ankipi.conf"
+    for line in (f"set command /usr/bin/ankipi serve --config {conf}", "set user ankipi", "set no_new_privs 1"):
+        assert line in started.stdout.splitlines(), started.stdout
+    assert f"chown ankipi {tmp_path}/it's here" in started.stdout
+    assert "option sync_user1 is ignored" in started.stdout and "password" not in conf.read_text() + started.stdout
+    assert (tmp_path / "it's here").stat().st_mode & 0o777 == 0o700
+    # The program reads what the script wrote, and names the option that is no setting.
+    shown = subprocess.run([*command(official=False), "config", "--config", conf], env={}, capture_output=True, text=True)
+    assert re.search(rf"SYNC_BASE\W+{tmp_path}/it's here", shown.stdout) and re.search(r"SYNC_PORT\W+8090", shown.stdout), shown.stdout
+    assert "did you mean SYNC_PORT?" in shown.stdout + shown.stderr
+
+
+@pytest.mark.parametrize("options, advice", [
+    ({"sync_base": "/mnt"}, "uci set ankipi.main.enabled=1"), ({"enabled": "1"}, "uci set ankipi.main.sync_base=")])
+def test_the_openwrt_script_says_what_is_missing(options, advice, tmp_path):
+    started = start_as_openwrt_does(tmp_path, options)
+    assert started.returncode == 1 and advice in started.stderr, started

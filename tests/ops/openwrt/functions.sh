@@ -8,7 +8,9 @@ config_load() {
 	while read -r word name value; do
 		[ "$word" = option ] || continue
 		value=${value#\'}
-		eval "uci_$name=\${value%\'}"
+		value=${value%\'}
+		eval "uci_$name=\$value"
+		option_cb "$name" "$value"
 	done <"/etc/config/$1"
 }
 
