@@ -38,9 +38,11 @@ emulator() {
         aarch64-*) echo qemu-aarch64-static -cpu cortex-a53 ;;
         armv7-*) echo qemu-arm-static -cpu cortex-a7 ;;
         arm-*) echo qemu-arm-static -cpu arm1176 ;;
+        armv5te-*) echo qemu-arm-static -cpu arm926 ;;
+        mips-*) echo qemu-mips-static -cpu 24Kc ;;
         mipsel-*) echo qemu-mipsel-static -cpu 24Kc ;;
         riscv64gc-*) echo qemu-riscv64-static -cpu sifive-u54 ;;
-        x86_64-*) echo env ;;
+        x86_64-* | i686-*) echo env ;;
         *) die "no emulator is known for $1" ;;
     esac
 }
@@ -66,7 +68,7 @@ unit_tests() {
 
 check() {
     local target=$1 emulated name skips=() skipped=() chosen=() stories=(tests/real/test_{full,normal}_sync.py)
-    if [[ $target != x86_64-* ]]; then
+    if [[ $(emulator "$target") != env ]]; then
         skipped=("${measuring[@]}")
         chosen=(-k "$measuring_stories")
     fi

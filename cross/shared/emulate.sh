@@ -11,7 +11,7 @@ need() {
     }
 }
 
-# Lets the kernel start programs of processor $1 (arm, aarch64, mipsel, riscv64) by their emulator, in a chroot too. It stays so
+# Lets the kernel start programs of processor $1 (arm, aarch64, mips, mipsel, riscv64) by their emulator, in a chroot too. It stays so
 # until the next boot, as if the machine had started with qemu-user-static installed.
 register_emulator() {
     local binfmt=/proc/sys/fs/binfmt_misc

@@ -24,7 +24,7 @@ def test_the_man_page_is_in_step_with_the_help():
 
 @pytest.mark.parametrize("shell, scripts", [
     ("sh", ["init/openrc/ankipi", "init/sysvinit/ankipi", "boards/init", "boards/rcS", "packages/install.sh",
-            *(f"packages/deb/{name}" for name in ("postinst", "prerm", "postrm")), "packages/ipk/postinst", "packages/ipk/prerm"]),
+            *(f"packages/deb/{name}" for name in ("postinst", "prerm", "postrm")), "packages/openwrt/postinst", "packages/openwrt/prerm"]),
     ("dash", ["init/openwrt/ankipi.init", "boards/commands", "../tests/ops/openwrt/functions.sh", "../tests/ops/openwrt/rc.common"]),
     ("bash", ["completion/ankipi.bash", "man/make",
               *sorted(str(path.relative_to(CROSS)) for path in CROSS.rglob("*.sh")

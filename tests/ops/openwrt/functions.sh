@@ -28,19 +28,31 @@ group_add_next() {
 
 user_add() { echo "$1:x:${2:-32768}:$3:$1:/var/run/$1:/bin/false" >>/etc/passwd; }
 
-add_users_of() {
+# What opkg keeps of a package, and what packages for apk bring.
+opkg=/usr/lib/opkg/info
+apk=/lib/apk/packages
+
+# The scripts of .apk packages call this themselves.
+add_group_and_user() {
 	local user
-	user=$(sed -n 's/^Require-User: *\([^:=]*\).*/\1/p' "/usr/lib/opkg/info/$1.control")
+	if [ -e "$opkg/$pkgname.control" ]; then
+		user=$(sed -n 's/^Require-User: *\([^:=]*\).*/\1/p' "$opkg/$pkgname.control")
+	else
+		user=$(cut -d: -f1 "$apk/$pkgname.rusers")
+	fi
 	[ -z "$user" ] || user_exists "$user" || user_add "$user" "" "$(group_add_next "$user")"
 }
 
-init_scripts_of() { grep '^/etc/init\.d/' "/usr/lib/opkg/info/$1.list"; }
+init_scripts_of() { cat "$opkg/$1.list" "$apk/$1.list" 2>/dev/null | grep '^/etc/init\.d/'; }
 
 default_postinst() {
-	local package script
-	package=$(basename "${1%.*}")
-	add_users_of "$package"
-	for script in $(init_scripts_of "$package"); do
+	local script
+	if [ -z "$pkgname" ]; then
+		local pkgname
+		pkgname=$(basename "${1%.*}")
+		add_group_and_user
+	fi
+	for script in $(init_scripts_of "$pkgname"); do
 		[ "$PKG_UPGRADE" = 1 ] || "$script" enable
 		"$script" start
 	done
@@ -48,9 +60,10 @@ default_postinst() {
 }
 
 default_prerm() {
-	local package script
-	package=$(basename "${1%.*}")
-	for script in $(init_scripts_of "$package"); do
+	local script
+	[ -n "$pkgname" ] || local pkgname
+	[ -n "$pkgname" ] || pkgname=$(basename "${1%.*}")
+	for script in $(init_scripts_of "$pkgname"); do
 		[ "$PKG_UPGRADE" = 1 ] || "$script" disable
 		"$script" stop
 	done
