@@ -143,6 +143,12 @@ prepare_target() {
         riscv64gc-*) rust+=" -Ctarget-feature=+crt-static -Crelocation-model=static" ;;
     esac
     rust+=" -Clink-arg=-Wl,-T,$order"
+    # The same bytes in whatever folders clone, tools and crates are.
+    local folder
+    for folder in "$repo=/ankipi" "$tools=/tools" "${CARGO_HOME:-$HOME/.cargo}=/cargo"; do
+        rust+=" --remap-path-prefix=$folder"
+        c+=" -ffile-prefix-map=$folder"
+    done
     export RUSTFLAGS=$rust CARGO_TARGET_DIR=$out "CFLAGS_${1//-/_}=$c"
 }
 
@@ -216,4 +222,7 @@ main() {
 }
 
 # Sourced, this lends its functions to the other scripts.
-if [[ ${BASH_SOURCE[0]} == "$0" ]]; then main "$@"; fi
+if [[ ${BASH_SOURCE[0]} == "$0" ]]; then
+    main "$@"
+    exit # a running shell reads on in a file that is edited meanwhile
+fi

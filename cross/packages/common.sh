@@ -12,8 +12,10 @@ version() { sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n1; }
 
 maintainer() { echo "${MAINTAINER:-$(git log -1 --format='%an <%ae>')}"; }
 
-# Builds for target $1; the variables of a cross build stay in there.
-build_for() { (prepare_tools; build "$1"); }
+# Builds for target $1, unless cross/release.sh has; the variables of a cross build stay in there.
+build_for() {
+    if [[ ! ${CROSS_BUILT:-} ]]; then (prepare_tools; build "$1"); fi
+}
 
 # pack FOLDER NAME...: a tar.gz of what FOLDER holds under these names, for standard output.
 pack() {

@@ -32,7 +32,7 @@ pub fn run(mut args: Arguments) -> ExitCode {
     let wants_help = wants_help || words.first() == Some(&"help");
     let words = words.strip_prefix(&["help"]).unwrap_or(&words);
     if wants_version {
-        return print(&format!("ankipi {}\n", env!("CARGO_PKG_VERSION")));
+        return print(&format!("ankipi {VERSION} for {}\n", target()));
     }
     let command = match (words, find(words)) {
         ([], _) if wants_help => return print(&overview()),
@@ -127,7 +127,7 @@ Options of every command:
   --config FILE     a file with settings, one KEY=VALUE on a line (ANKIPI_CONFIG;
                     otherwise /etc/ankipi.conf, if there is one)
   -h, --help        say what a command does
-  -V, --version     print the version
+  -V, --version     print the version, and the processor that it is for
 ";
 
 /// What `ankipi --help` prints.

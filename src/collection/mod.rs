@@ -60,19 +60,6 @@ pub struct Collection {
     pub(crate) db: Connection,
 }
 
-/// Checks that the SQLite in this binary has the `sqlite_dbpage` table, which downloads need. Its build options come
-/// from `.cargo/config.toml`, but an environment variable of the same name at build time overrides them.
-pub fn check_sqlite() -> Result<()> {
-    if os::sqlite_has(c"ENABLE_DBPAGE_VTAB") {
-        return Ok(());
-    }
-    Err(Error::Broken(
-        "this binary was built with another LIBSQLITE3_FLAGS than that of .cargo/config.toml, so it cannot serve \
-         downloads: unset that variable and build again"
-            .to_owned(),
-    ))
-}
-
 /// The stamps that decide which kind of sync is needed (sync-protocol.md 6.2).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Stamps {

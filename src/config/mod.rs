@@ -95,7 +95,9 @@ settings! {
     trusted_proxies: Vec<Network> = "SYNC_TRUSTED_PROXIES", "", "127.0.0.0/8 ::1", value_kinds::NETWORKS, "proxies that SYNC_IP_HEADER is taken from";
     /// If empty, everyone.
     allow: Vec<Network> = "SYNC_ALLOW", "", "", value_kinds::NETWORKS, "networks that may sync; otherwise all";
-    metrics: bool = "SYNC_METRICS", "", "no", value_kinds::YES_NO, "show numbers for Prometheus at /metrics, to everyone";
+    /// The networks that may read them.
+    metrics: Vec<Network> = "SYNC_METRICS", "", "no", value_kinds::YES_NO_OR_NETWORKS, "numbers for Prometheus at /metrics: yes, or networks";
+    log_split: bool = "SYNC_LOG_SPLIT", "", "no", value_kinds::YES_NO, "info lines to stdout, warnings and errors to stderr";
     log_level: log::LevelFilter = "SYNC_LOG", "", "info", value_kinds::LOG_LEVEL, "error, warn, info, debug or trace";
 }
 

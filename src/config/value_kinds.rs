@@ -109,6 +109,16 @@ pub const NETWORKS: Kind<Vec<Network>> = Kind {
     expected: "a list of networks such as 192.168.1.0/24 or fd00::/8",
 };
 
+/// Networks, or `yes` for all and `no` for none.
+pub const YES_NO_OR_NETWORKS: Kind<Vec<Network>> = Kind {
+    parse: |text| match (YES_NO.parse)(text) {
+        Some(true) => (NETWORKS.parse)("0.0.0.0/0 ::/0"),
+        Some(false) => Some(Vec::new()),
+        None => (NETWORKS.parse)(text),
+    },
+    expected: "yes, no, or a list of networks such as 192.168.1.0/24 or fd00::/8",
+};
+
 /// The log level.
 pub const LOG_LEVEL: Kind<log::LevelFilter> =
     Kind { parse: |text| text.parse().ok(), expected: "error, warn, info, debug or trace" };

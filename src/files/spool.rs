@@ -191,10 +191,15 @@ pub fn remove_leftovers(dir: &Path) -> io::Result<()> {
     Ok(())
 }
 
-fn nameless_file(dir: &Path) -> io::Result<File> {
+/// A path in `dir` for a temporary file, which no other caller gets. If a crash leaves the file, the next start deletes it.
+pub fn unused_path(dir: &Path) -> PathBuf {
     static COUNTER: AtomicU32 = AtomicU32::new(0);
     let number = COUNTER.fetch_add(1, Ordering::Relaxed);
-    let path = dir.join(format!("{LEFTOVER_PREFIX}{}-{number}", std::process::id()));
+    dir.join(format!("{LEFTOVER_PREFIX}{}-{number}", std::process::id()))
+}
+
+fn nameless_file(dir: &Path) -> io::Result<File> {
+    let path = unused_path(dir);
     let file = OpenOptions::new().read(true).write(true).create_new(true).open(&path)?;
     fs::remove_file(&path)?;
     Ok(file)

@@ -1,4 +1,4 @@
-//! Log lines: to stderr with simple_logger, the access log, the log of the connection layer.
+//! Log lines: to stderr in the form that the reader at its other end expects, the access log, the log of the connection layer.
 //!
 //! A failing stderr must not stop the server. Not here: what is logged where an error occurs. Imports `http` (a request,
 //! for the access log), `os`, `error`.
@@ -6,55 +6,97 @@
 pub mod access_log;
 pub mod connection_log;
 
-use std::fs::File;
-use std::io::{IsTerminal, Write, stderr};
+use std::fs::{File, Metadata};
+use std::io::{IsTerminal, Write, stderr, stdout};
 use std::os::fd::AsFd;
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::os::unix::fs::MetadataExt;
 
-use log::{Log, Metadata, Record};
-use simple_logger::SimpleLogger;
+use log::{Level, Log, Record};
 
 use crate::os::clock;
 
-/// Catches the panic of simple_logger when stderr cannot be written to, as on a full disk: the line is lost, the thread
-/// goes on.
-struct PanicSafeLogger {
-    logger: SimpleLogger,
-    /// Whether we write the time before each line.
-    is_stamped: bool,
+/// What a line begins with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Start {
+    /// The level: syslog, procd and others read a pipe or a socket and add the time.
+    Plain,
+    /// The time: a file and a terminal add nothing.
+    Time,
+    /// The priority as `<N>`: journald removes it and adds the time (sd-daemon(3)).
+    Priority,
 }
 
-impl Log for PanicSafeLogger {
-    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
-        self.logger.enabled(metadata)
+struct Logger {
+    start: Start,
+    /// Whether lines that are neither errors nor warnings go to stdout.
+    splits: bool,
+}
+
+impl Log for Logger {
+    fn enabled(&self, _: &log::Metadata<'_>) -> bool {
+        true
     }
 
     fn log(&self, record: &Record<'_>) {
-        let write = || {
-            // Locked until the line is complete. The logger locks it again, which is allowed in the same thread.
-            let mut stderr = stderr().lock();
-            if self.is_stamped {
-                let _ = write!(stderr, "{} ", clock::stamp(clock::now_secs()));
-            }
-            self.logger.log(record);
+        let start = match self.start {
+            Start::Plain => String::new(),
+            Start::Time => format!("{} ", clock::stamp(clock::now_secs())),
+            Start::Priority => format!("<{}>", priority(record.level())),
         };
-        let _ = catch_unwind(AssertUnwindSafe(write));
+        let line = format!("{start}{:<5} [{}] {}\n", record.level(), record.target(), record.args());
+        // A line that cannot be written, as on a full disk, is lost.
+        let _ = if self.splits && record.level() > Level::Warn {
+            stdout().write_all(line.as_bytes())
+        } else {
+            stderr().write_all(line.as_bytes())
+        };
     }
 
     fn flush(&self) {}
 }
 
-/// Starts logging at this level. Lines to a file or a terminal begin with the time. journald, syslog and others read a pipe
-/// or a socket, and add the time themselves.
-pub fn start(level: log::LevelFilter) {
-    // `log::set_max_level` alone sets the level, so that a reload can change it.
-    let logger = SimpleLogger::new().with_level(log::LevelFilter::Trace);
-    let is_file = || {
-        let file = File::from(stderr().as_fd().try_clone_to_owned().ok()?);
-        file.metadata().ok().map(|meta| meta.is_file())
+/// The priority of syslog(3).
+fn priority(level: Level) -> u8 {
+    match level {
+        Level::Error => 3,
+        Level::Warn => 4,
+        Level::Info => 6,
+        Level::Debug | Level::Trace => 7,
+    }
+}
+
+/// Starts logging at this level. With `splits`, lines that are neither errors nor warnings go to stdout.
+pub fn start(level: log::LevelFilter, splits: bool) {
+    let metadata =
+        stderr().as_fd().try_clone_to_owned().ok().and_then(|stderr| File::from(stderr).metadata().ok());
+    let is_file = metadata.as_ref().is_some_and(Metadata::is_file);
+    let journal = std::env::var("JOURNAL_STREAM").ok();
+    let start = if stderr().is_terminal() || is_file {
+        Start::Time
+    } else if metadata.is_some_and(|metadata| is_journal(journal.as_deref(), metadata.dev(), metadata.ino())) {
+        Start::Priority
+    } else {
+        Start::Plain
     };
-    let is_stamped = stderr().is_terminal() || is_file().unwrap_or(false);
-    if log::set_boxed_logger(Box::new(PanicSafeLogger { logger, is_stamped })).is_ok() {
+    if log::set_boxed_logger(Box::new(Logger { start, splits })).is_ok() {
+        // A reload changes the level here, and nowhere else.
         log::set_max_level(level);
+    }
+}
+
+/// Whether stderr, a file of this device and inode, is the stream to journald that the variable JOURNAL_STREAM tells.
+fn is_journal(variable: Option<&str>, device: u64, inode: u64) -> bool {
+    variable == Some(&format!("{device}:{inode}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_journal_is_known_by_device_and_inode() {
+        assert!(is_journal(Some("9:12"), 9, 12));
+        // Another program of the service may have stderr redirected.
+        assert!(!is_journal(Some("9:12"), 9, 13) && !is_journal(None, 9, 12) && !is_journal(Some(""), 0, 0));
     }
 }

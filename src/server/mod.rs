@@ -17,7 +17,7 @@ use std::sync::Arc;
 
 use crate::api;
 use crate::api::App;
-use crate::collection;
+use crate::collection::full::download::HAS_DBPAGE;
 use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::files;
@@ -45,7 +45,13 @@ pub fn run(config: Config, reload: impl Fn() -> Result<Config> + Send + 'static)
     files::create_folder(&config.base).map_err(|err| {
         Error::Broken(format!("the data folder cannot be used: {err}; choose another with --base DIR"))
     })?;
-    collection::check_sqlite()?;
+    if !HAS_DBPAGE {
+        log::warn!(
+            "this binary was built without .cargo/config.toml, as by `cargo install --git`: it takes more memory, and \
+             each full download first copies the collection on the disk; to avoid that, run `cargo install --path .` in a \
+             clone"
+        );
+    }
     let _lock = files::lock_data_folder(&config.base)?;
     let Listeners { sockets, names, made } = Listeners::open(&config)?;
     let app = Arc::new(App::open(config.clone())?);
@@ -62,7 +68,7 @@ pub fn run(config: Config, reload: impl Fn() -> Result<Config> + Send + 'static)
         .map_err(|err| Error::Broken(format!("starting the connection layer: {err}")))?;
     log::info!(
         "ankipi {} listens on {}, data in {}",
-        env!("CARGO_PKG_VERSION"),
+        VERSION,
         names.join(" and "),
         config.base.display()
     );

@@ -7,6 +7,7 @@ mod device;
 mod doctor;
 mod export;
 mod hash_password;
+mod healthcheck;
 mod import;
 mod serve;
 mod status;

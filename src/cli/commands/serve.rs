@@ -3,6 +3,7 @@
 use std::process::ExitCode;
 
 use crate::cli::command::{Command, Invocation};
+use crate::cli::commands::healthcheck;
 use crate::config::{Flags, SETTINGS};
 use crate::error::Result;
 use crate::{logging, server};
@@ -10,7 +11,7 @@ use crate::{logging, server};
 /// `ankipi serve`
 pub static SERVE: Command = Command {
     name: "serve",
-    arguments: "[--host ADDRESS] [--port PORT]",
+    arguments: "[--host ADDRESS] [--port PORT] [--healthcheck]",
     summary: "run the server (also without a command)",
     help: "\
 Runs until it is stopped. Accounts come from `ankipi user add`, or from the
@@ -22,11 +23,15 @@ Anki's own sync server mean the same here.
 
 {settings}
 `ankipi config` prints what they are set to.
+
+  --healthcheck  run nothing: ask the server that runs with these settings whether
+                 it is well, and end with 0 or 1 (for containers)
 ",
     run,
 };
 
 fn run(mut invocation: Invocation) -> Result<ExitCode> {
+    let is_check = invocation.has("--healthcheck");
     let mut flags = Flags::new();
     for setting in SETTINGS.iter().filter(|setting| setting.key != "SYNC_BASE") {
         if let Some(option) = setting.flag.split(' ').next().filter(|option| !option.is_empty()) {
@@ -35,7 +40,10 @@ fn run(mut invocation: Invocation) -> Result<ExitCode> {
     }
     invocation.words(0, 0)?;
     let config = invocation.server_settings(flags.clone())?.config()?;
-    logging::start(config.log_level);
+    if is_check {
+        return healthcheck::run(&config);
+    }
+    logging::start(config.log_level, config.log_split);
     server::run(config, move || invocation.server_settings(flags.clone())?.config())?;
     Ok(ExitCode::SUCCESS)
 }

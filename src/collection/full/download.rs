@@ -7,16 +7,45 @@
 //! file under it. Before a sync starts, `session` opens a second snapshot with `open_beside_syncs`, which switches to a
 //! WAL and holds a lock.
 
-use std::io::{self, Write};
+use std::fs::File;
+use std::io::{self, Read, Write};
 use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use rusqlite::Connection;
+use rusqlite::backup::Backup;
+
 use crate::collection::{Collection, SCAN_CACHE_KIB};
 use crate::error::{Error, Result};
+use crate::files;
+use crate::files::spool;
 
 /// The two bytes of the file header that tell the journal mode: 1 for a rollback journal, 2 for a WAL.
 pub(crate) const JOURNAL_BYTES: std::ops::Range<usize> = 18..20;
+
+/// Whether SQLite has the table `sqlite_dbpage`. The flags of SQLite's build are in .cargo/config.toml, which `cargo
+/// install` does not read: the program that it builds copies a collection before each download.
+pub const HAS_DBPAGE: bool = match option_env!("LIBSQLITE3_FLAGS") {
+    Some(flags) => contains(flags.as_bytes(), b"SQLITE_ENABLE_DBPAGE_VTAB"),
+    None => false,
+};
+
+/// Whether `part` occurs in `text`, at compile time, so that the binary does not contain the other kind of download.
+const fn contains(text: &[u8], part: &[u8]) -> bool {
+    let mut start = 0;
+    while start + part.len() <= text.len() {
+        let mut same = 0;
+        while same < part.len() && text[start + same] == part[same] {
+            same += 1;
+        }
+        if same == part.len() {
+            return true;
+        }
+        start += 1;
+    }
+    false
+}
 
 /// Pause between two attempts while the file is locked.
 const RETRY: Duration = Duration::from_millis(20);
@@ -98,6 +127,10 @@ impl Snapshot {
     /// Writes the file. Its header says rollback journal, so that no client looks for side files (collection-format.md
     /// 1.4).
     pub fn write_to(&self, out: &mut impl Write) -> Result<()> {
+        if HAS_DBPAGE { self.write_pages(out) } else { self.write_copy(out) }
+    }
+
+    fn write_pages(&self, out: &mut impl Write) -> Result<()> {
         let mut select = self.collection.db.prepare("SELECT data FROM sqlite_dbpage ORDER BY pgno")?;
         let mut pages = select.query([])?;
         let mut written = 0;
@@ -116,6 +149,32 @@ impl Snapshot {
 }
 
 impl Snapshot {
+    /// Writes the file from a temporary copy beside it, which takes the size of the collection on the disk.
+    fn write_copy(&self, out: &mut impl Write) -> Result<()> {
+        let source = &self.collection.db;
+        let folder = Path::new(source.path().unwrap_or_default()).parent().unwrap_or(Path::new("."));
+        let path = spool::unused_path(folder);
+        let copy = || {
+            let mut target = Connection::open(&path)?;
+            // The copy is read once and deleted, so it need not survive a crash.
+            target.execute_batch("PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF")?;
+            Backup::new(source, &mut target)?.step(-1)?;
+            drop(target);
+            File::open(&path).map_err(Error::io("reading", &path))
+        };
+        let copied = copy();
+        files::remove_if_there(&path)?;
+        let mut copied = copied?;
+        let mut header = [0; JOURNAL_BYTES.end];
+        copied.read_exact(&mut header).map_err(Error::io("reading", &path))?;
+        write_page(out, &header, true).map_err(Error::Disconnected)?;
+        let written = header.len() as u64 + io::copy(&mut copied, out).map_err(Error::Disconnected)?;
+        if written == self.bytes {
+            return Ok(());
+        }
+        Err(Error::Broken(format!("copied {written} of {} bytes of the collection", self.bytes)))
+    }
+
     /// Copies the file to `out`, which is the file at `path`.
     pub(crate) fn copy_to(&self, out: &mut impl Write, path: &Path) -> Result<()> {
         self.write_to(out).map_err(|err| match err {
