@@ -149,7 +149,7 @@ prepare_target() {
         rust+=" --remap-path-prefix=$folder"
         c+=" -ffile-prefix-map=$folder"
     done
-    export RUSTFLAGS=$rust CARGO_TARGET_DIR=$out "CFLAGS_${1//-/_}=$c"
+    export ANKIPI_TARGET=$1 RUSTFLAGS=$rust CARGO_TARGET_DIR=$out "CFLAGS_${1//-/_}=$c"
 }
 
 zigbuild() {

@@ -1,11 +1,14 @@
-//! `/metrics`: a few numbers in the text form of Prometheus, if SYNC_METRICS is on.
+//! `/metrics`: a few numbers in the text format of Prometheus (version 0.0.4), if SYNC_METRICS is set.
 
-use std::fmt::Write;
-use std::path::Path;
+use std::collections::BTreeMap;
+use std::fmt::{Display, Write};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use crate::config::Config;
+use crate::error::{Error, Result};
 use crate::os;
+use crate::os::clock;
 
 /// Counters since the start. They are under a lock, because MIPS has no 64-bit atomics.
 pub struct Metrics {
@@ -13,14 +16,20 @@ pub struct Metrics {
     counts: Mutex<Counts>,
 }
 
-#[derive(Clone, Copy, Default)]
+#[derive(Clone, Default)]
 struct Counts {
     /// Responses by class of status: 1xx to 5xx.
     requests: [u64; 5],
+    /// By `LOGIN_RESULTS`.
+    logins: [u64; 3],
     received_bytes: u64,
     sent_bytes: u64,
     busy: Duration,
+    /// Seconds since 1970 by user. As long as there are accounts.
+    last_syncs: BTreeMap<String, i64>,
 }
+
+const LOGIN_RESULTS: [&str; 3] = ["ok", "refused", "throttled"];
 
 impl Metrics {
     /// All counters are zero.
@@ -38,37 +47,113 @@ impl Metrics {
         counts.busy += took;
     }
 
-    /// The metrics as text.
-    pub fn text(&self, base: &Path, accounts: usize) -> String {
-        let counts = *self.counts.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut text = String::from(
-            "# HELP ankipi_requests_total Answered requests by class of status.\n\
-             # TYPE ankipi_requests_total counter\n",
-        );
-        for (class, count) in (1..).zip(counts.requests).filter(|(class, _)| *class > 1) {
-            let _ = writeln!(text, "ankipi_requests_total{{status=\"{class}xx\"}} {count}");
-        }
-        let mut add = |name: &str, kind: &str, help: &str, value: &dyn std::fmt::Display| {
-            let _ = writeln!(text, "# HELP {name} {help}\n# TYPE {name} {kind}\n{name} {value}");
+    /// Counts a login.
+    pub fn login<T>(&self, outcome: &Result<T>) {
+        let result = match outcome {
+            Ok(_) => 0,
+            Err(Error::Busy(_)) => 2,
+            Err(_) => 1,
         };
-        add(
+        self.counts.lock().unwrap_or_else(PoisonError::into_inner).logins[result] += 1;
+    }
+
+    /// Notes that a device of this user has synced now.
+    pub fn synced(&self, user: &str) {
+        let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
+        counts.last_syncs.insert(user.to_owned(), clock::now_secs());
+    }
+
+    /// The metrics as text. Names of users are in it if not everybody may read it.
+    pub fn text(&self, config: &Config, accounts: usize) -> String {
+        let counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let up = self.started.elapsed();
+        // Counted back from now: a board without a clock starts in 1970.
+        let started = clock::now_secs().saturating_sub_unsigned(up.as_secs());
+        let mut text = Text(String::new());
+        let build = format!("{{version=\"{}\",target=\"{}\"}}", os::VERSION, os::TARGET);
+        text.family("ankipi_build_info", "gauge", "Version and target of the program.", [(build, 1)]);
+        let classes = (1..).zip(counts.requests).filter(|(class, _)| *class > 1);
+        text.family(
+            "ankipi_requests_total",
+            "counter",
+            "Answered requests by class of status.",
+            classes.map(|(class, count)| (format!("{{status=\"{class}xx\"}}"), count)),
+        );
+        text.family(
+            "ankipi_logins_total",
+            "counter",
+            "Logins by result.",
+            LOGIN_RESULTS
+                .iter()
+                .zip(counts.logins)
+                .map(|(result, count)| (format!("{{result=\"{result}\"}}"), count)),
+        );
+        if !config.shows_metrics_to_everyone() && !counts.last_syncs.is_empty() {
+            text.family(
+                "ankipi_last_sync_timestamp_seconds",
+                "gauge",
+                "When a device of the user last synced since the start.",
+                counts
+                    .last_syncs
+                    .iter()
+                    .map(|(user, secs)| (format!("{{user=\"{}\"}}", escaped(user)), secs)),
+            );
+        }
+        text.number(
             "ankipi_received_bytes_total",
             "counter",
             "Bytes of request bodies, as sent.",
-            &counts.received_bytes,
+            counts.received_bytes,
         );
-        add("ankipi_sent_bytes_total", "counter", "Bytes of reply bodies, as sent.", &counts.sent_bytes);
-        add("ankipi_busy_seconds_total", "counter", "Time spent on requests.", &counts.busy.as_secs_f64());
-        add("ankipi_uptime_seconds", "gauge", "Time since the start.", &self.started.elapsed().as_secs());
-        add("ankipi_accounts", "gauge", "Accounts.", &accounts);
-        if let Ok(free) = os::free_bytes(base) {
-            add("ankipi_free_disk_bytes", "gauge", "Free space where the data is.", &free);
+        text.number(
+            "ankipi_sent_bytes_total",
+            "counter",
+            "Bytes of reply bodies, as sent.",
+            counts.sent_bytes,
+        );
+        text.number(
+            "ankipi_busy_seconds_total",
+            "counter",
+            "Time spent on requests.",
+            counts.busy.as_secs_f64(),
+        );
+        text.number("ankipi_accounts", "gauge", "Accounts.", accounts);
+        if let Ok(free) = os::free_bytes(&config.base) {
+            text.number("ankipi_free_disk_bytes", "gauge", "Free space where the data is.", free);
         }
+        text.number("process_start_time_seconds", "gauge", "When the server started, since 1970.", started);
         if let Some(bytes) = resident_bytes() {
-            add("process_resident_memory_bytes", "gauge", "Resident memory.", &bytes);
+            text.number("process_resident_memory_bytes", "gauge", "Resident memory.", bytes);
         }
-        text
+        text.0
     }
+}
+
+struct Text(String);
+
+impl Text {
+    /// Adds a metric with a value for each set of labels.
+    fn family<V: Display>(
+        &mut self,
+        name: &str,
+        kind: &str,
+        help: &str,
+        values: impl IntoIterator<Item = (String, V)>,
+    ) {
+        let _ = writeln!(self.0, "# HELP {name} {help}\n# TYPE {name} {kind}");
+        for (labels, value) in values {
+            let _ = writeln!(self.0, "{name}{labels} {value}");
+        }
+    }
+
+    fn number(&mut self, name: &str, kind: &str, help: &str, value: impl Display) {
+        self.family(name, kind, help, [(String::new(), value)]);
+    }
+}
+
+/// The value of a label.
+fn escaped(text: &str) -> String {
+    text.replace('\\', "\\\\").replace('"', "\\\"")
 }
 
 fn resident_bytes() -> Option<u64> {

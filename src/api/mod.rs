@@ -117,7 +117,7 @@ impl App {
     }
 
     fn sync(&self, method: Method, mut request: Request, log: &mut AccessLog) -> Result<()> {
-        match method {
+        let outcome = match method {
             Method::Upload => self.upload(request, log),
             Method::Download => self.download(request, log),
             Method::DownloadFiles => self.download_files(request, log),
@@ -125,7 +125,14 @@ impl App {
                 Ok((call, body)) => self.reply(&call, body, request.into_responder(), log),
                 Err(err) => refuse(request, err),
             },
+        };
+        // A client that finds nothing to sync sends no more than `meta`.
+        if outcome.is_ok()
+            && matches!(method, Method::Meta | Method::Finish | Method::Upload | Method::Download)
+        {
+            self.metrics.synced(log.user_name());
         }
+        outcome
     }
 
     fn show(&self, page: Page, request: Request, log: &mut AccessLog) -> Result<()> {
@@ -140,8 +147,8 @@ impl App {
                 });
                 request.into_responder().text(200, "text/html; charset=utf-8", &html)
             }
-            Page::Metrics if self.config.metrics => {
-                let text = self.metrics.text(&self.config.base, self.accounts.names().len());
+            Page::Metrics if self.config.metrics.iter().any(|network| network.contains(log.address())) => {
+                let text = self.metrics.text(&self.config, self.accounts.names().len());
                 request.into_responder().text(200, "text/plain; version=0.0.4", &text)
             }
             Page::Metrics => refuse(request, Error::NotFound),

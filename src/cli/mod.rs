@@ -18,6 +18,7 @@ use crate::cli::commands::{COMMANDS, DEFAULT, PASSWORD_OPTIONS};
 use crate::config::SETTINGS;
 use crate::config::did_you_mean::nearest;
 use crate::error::{Error, Result};
+use crate::os;
 
 /// Runs the command that the arguments name.
 pub fn run(mut args: Arguments) -> ExitCode {
@@ -32,7 +33,7 @@ pub fn run(mut args: Arguments) -> ExitCode {
     let wants_help = wants_help || words.first() == Some(&"help");
     let words = words.strip_prefix(&["help"]).unwrap_or(&words);
     if wants_version {
-        return print(&format!("ankipi {VERSION} for {}\n", target()));
+        return print(&format!("ankipi {} for {}\n", os::VERSION, os::TARGET));
     }
     let command = match (words, find(words)) {
         ([], _) if wants_help => return print(&overview()),

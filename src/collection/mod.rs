@@ -28,7 +28,6 @@ use crate::collection::blobs::Refused;
 use crate::error::{Error, Result};
 use crate::files;
 use crate::files::sqlite_files::{has_rollback_journal, has_side_files, immutable_uri};
-use crate::os;
 use crate::text::unicase;
 
 pub use full::upload::upgraded_copy;

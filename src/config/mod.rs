@@ -277,6 +277,11 @@ impl Settings {
 }
 
 impl Config {
+    /// Whether SYNC_METRICS is `yes` and not a list of networks.
+    pub fn shows_metrics_to_everyone(&self) -> bool {
+        self.metrics.iter().any(Network::is_everything)
+    }
+
     /// The largest request body after decompression, in bytes.
     pub fn max_decoded_bytes(&self) -> u64 {
         self.max_payload_bytes.saturating_mul(3)

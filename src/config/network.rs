@@ -1,6 +1,6 @@
 //! Networks of client addresses, as in the settings.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::str::FromStr;
 
 /// A network such as 192.168.0.0/16, or a single address.
@@ -12,6 +12,11 @@ pub struct Network {
 }
 
 impl Network {
+    /// Whether all IPv4 addresses are in this network.
+    pub fn is_everything(&self) -> bool {
+        self.contains(Ipv4Addr::UNSPECIFIED.into()) && self.contains(Ipv4Addr::BROADCAST.into())
+    }
+
     /// Whether the address is in this network.
     pub fn contains(&self, address: IpAddr) -> bool {
         to_bits(address) & self.mask == self.bits

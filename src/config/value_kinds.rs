@@ -112,7 +112,7 @@ pub const NETWORKS: Kind<Vec<Network>> = Kind {
 /// Networks, or `yes` for all and `no` for none.
 pub const YES_NO_OR_NETWORKS: Kind<Vec<Network>> = Kind {
     parse: |text| match (YES_NO.parse)(text) {
-        Some(true) => (NETWORKS.parse)("0.0.0.0/0 ::/0"),
+        Some(true) => (NETWORKS.parse)("::/0"),
         Some(false) => Some(Vec::new()),
         None => (NETWORKS.parse)(text),
     },

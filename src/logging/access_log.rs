@@ -51,6 +51,11 @@ impl AccessLog {
         self.user = printable(name);
     }
 
+    /// The user whose key it carries, as the log shows the name; `-` if there is none.
+    pub fn user_name(&self) -> &str {
+        &self.user
+    }
+
     /// Notes the client's version.
     pub fn client(&mut self, version: &str) {
         if !version.is_empty() {

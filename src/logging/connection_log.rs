@@ -2,7 +2,6 @@
 
 use std::fmt;
 use std::net::IpAddr;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{Duration, Instant};
 
 use log::Level;
@@ -34,7 +33,7 @@ impl Journal {
         self.since.get_or_insert(now);
         if self.lines < LINES_PER_WINDOW {
             self.lines += 1;
-            write_line(level, text);
+            log::log!(level, "{text}");
         } else {
             self.left_out = self.left_out.saturating_add(1);
         }
@@ -46,7 +45,7 @@ impl Journal {
             return;
         }
         if self.left_out > 0 {
-            write_line(Level::Info, format_args!("and {} more", self.left_out));
+            log::info!("and {} more", self.left_out);
         }
         *self = Journal::default();
     }
@@ -55,11 +54,6 @@ impl Journal {
     pub fn deadline(&self) -> Option<Instant> {
         self.since.filter(|_| self.left_out > 0).map(|since| since + WINDOW)
     }
-}
-
-/// Catches the panic of simple_logger when stderr cannot be written to (full disk, broken pipe): the connection layer must survive it.
-fn write_line(level: Level, text: fmt::Arguments<'_>) {
-    let _ = catch_unwind(AssertUnwindSafe(|| log::log!(level, "{text}")));
 }
 
 #[cfg(test)]

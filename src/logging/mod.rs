@@ -73,7 +73,8 @@ pub fn start(level: log::LevelFilter, splits: bool) {
     let journal = std::env::var("JOURNAL_STREAM").ok();
     let start = if stderr().is_terminal() || is_file {
         Start::Time
-    } else if metadata.is_some_and(|metadata| is_journal(journal.as_deref(), metadata.dev(), metadata.ino())) {
+    } else if metadata.is_some_and(|metadata| is_journal(journal.as_deref(), metadata.dev(), metadata.ino()))
+    {
         Start::Priority
     } else {
         Start::Plain

@@ -2,14 +2,16 @@
 
 #![allow(unsafe_code)]
 
-use std::ffi::CStr;
-use std::io::{self};
+use std::io;
 
-/// Whether the SQLite in this binary was built with an option, named as in `SQLITE_NAME`.
-pub fn sqlite_has(option: &CStr) -> bool {
-    // SAFETY: a string that ends in zero, which is only looked at; the options are constants of the library.
-    unsafe { rusqlite::ffi::sqlite3_compileoption_used(option.as_ptr()) != 0 }
-}
+/// The version of ankipi.
+pub const VERSION: &str = env!("CARGO_PKG_VERSION");
+
+/// What this program was built for: the target that cross/build.sh names, otherwise the processor.
+pub const TARGET: &str = match option_env!("ANKIPI_TARGET") {
+    Some(target) => target,
+    None => std::env::consts::ARCH,
+};
 
 /// Fills the buffer with random bytes from the kernel. Waits for entropy where a board has just booted.
 pub fn random(buffer: &mut [u8]) -> io::Result<()> {

@@ -68,7 +68,7 @@ pub fn run(config: Config, reload: impl Fn() -> Result<Config> + Send + 'static)
         .map_err(|err| Error::Broken(format!("starting the connection layer: {err}")))?;
     log::info!(
         "ankipi {} listens on {}, data in {}",
-        VERSION,
+        os::VERSION,
         names.join(" and "),
         config.base.display()
     );

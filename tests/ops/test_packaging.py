@@ -101,7 +101,7 @@ def test_the_sysvinit_script_starts_reloads_and_stops(tools, tmp_path):
         assert service("status") == 0
         assert (root / "base/anna").stat().st_uid == (root / "conf").stat().st_uid != 0
         assert service("reload") == 0
-        wait_for("anew")
+        wait_for("reloaded")
         assert service("stop") == 0
         assert "stopping" in (root / "log").read_text() and service("status") == 3
         assert service("nonsense") == 2

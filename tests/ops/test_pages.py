@@ -3,6 +3,7 @@
 import html
 import re
 import subprocess
+import time
 
 import pytest
 
@@ -93,6 +94,19 @@ def test_metrics_are_off_unless_asked_for(new_server, new_account):
     assert int(metrics['ankipi_requests_total{status="2xx"}']) >= 4 and metrics['ankipi_requests_total{status="4xx"}'] == "1"
     assert metrics["ankipi_accounts"] == "2" and int(metrics["ankipi_received_bytes_total"]) > 1000
     assert 500_000 < int(metrics["process_resident_memory_bytes"]) < 50_000_000
+    assert metrics['ankipi_logins_total{result="ok"}'] == "2"
+    assert abs(int(metrics["process_start_time_seconds"]) - time.time()) < 60
+    assert any(re.fullmatch(r'ankipi_build_info\{version="[\d.]+",target="\w[\w-]*"\}', name) for name in metrics)
     for name in metrics:
         assert f"# TYPE {name.split('{')[0]} " in text.decode()
     assert "anna" not in text.decode()
+
+
+def test_metrics_for_networks_tell_when_who_synced_last(new_server, new_account):
+    assert new_server("anna:secret", SYNC_METRICS="192.0.2.0/24").get("/metrics")[0] == 404
+    server = new_server("anna:secret", "bob:geheim", SYNC_METRICS="192.0.2.0/24 127.0.0.0/8")
+    new_account(server, "anna", "secret").two_devices()
+    text = server.get("/metrics")[1].decode()
+    synced = re.search(r'^ankipi_last_sync_timestamp_seconds\{user="anna"\} (\d+)$', text, re.M)
+    assert synced and abs(int(synced[1]) - time.time()) < 60, text
+    assert "bob" not in text

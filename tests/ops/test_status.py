@@ -1,5 +1,6 @@
 """`ankipi status`: what an owner wants to know over ssh."""
 
+import json
 import re
 
 from commands import done, run
@@ -32,3 +33,18 @@ def test_without_a_server_it_says_so_and_ends_with_1(new_server, new_account):
     ended = run(server, "status")
     assert ended.returncode == 1 and ended.stdout.startswith("server   not running\n") and "3 notes" in ended.stdout
     assert sorted(server.base.rglob("*")) == files
+
+
+def test_programs_get_the_same_as_json(new_server, new_account):
+    server = new_server("anna:" + phc("secret"), "bob:" + phc("geheim"), PASSWORDS_HASHED="1")
+    new_account(server, "anna", "secret").two_devices()
+    told = json.loads(done(server, "status", "--json"))
+    assert told["running"] and told["process"]["pid"] == server.process.pid and told["free_bytes"] > 0
+    anna, bob = told["users"]
+    assert (anna["collection"]["notes"], anna["collection"]["cards"], len(anna["devices"])) == (3, 3, 2), anna
+    assert bob["collection"] is None and bob["devices"] == []
+    # A fact that cannot be read takes nothing else with it.
+    (server.base / "anna/keys").unlink()
+    (server.base / "anna/keys").mkdir()
+    anna = json.loads(done(server, "status", "--json"))["users"][0]
+    assert "keys" in anna["devices"]["error"] and anna["collection"]["notes"] == 3

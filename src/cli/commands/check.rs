@@ -37,7 +37,7 @@ Options:
 };
 
 fn run(mut invocation: Invocation) -> Result<ExitCode> {
-    logging::start(log::LevelFilter::Warn);
+    logging::start(log::LevelFilter::Warn, false);
     let depth = Depth { deep: invocation.has("--deep"), fix: invocation.has("--fix") };
     let user = invocation.words(0, 1)?.pop();
     if check(&invocation.base()?, user, depth)? { Ok(ExitCode::SUCCESS) } else { Ok(ExitCode::from(FAILED)) }

@@ -31,7 +31,7 @@ Example:
 };
 
 fn run(mut invocation: Invocation) -> Result<ExitCode> {
-    logging::start(log::LevelFilter::Warn);
+    logging::start(log::LevelFilter::Warn, false);
     let source = invocation.words(1, 1)?.remove(0);
     let source = Path::new(&source);
     let config = invocation.settings(Flags::new())?.config()?;
