@@ -68,7 +68,7 @@ check_all() {
         say "no apk-tools 3 here (APK=PROGRAM names it): the .apk files are not installed"
     fi
     for platform in armv6 arm64 amd64; do cross/checks/image.sh "$image-$platform.tar"; done
-    cross/checks/recipes.sh "$folder"
+    cross/checks/recipes.sh
 }
 
 check=

@@ -1,5 +1,6 @@
 """What is shipped beside the binary: init scripts, units, man page, completion."""
 
+import json
 import os
 import re
 import shlex
@@ -24,7 +25,8 @@ def test_the_man_page_is_in_step_with_the_help():
 
 @pytest.mark.parametrize("shell, scripts", [
     ("sh", ["init/openrc/ankipi", "init/sysvinit/ankipi", "boards/init", "boards/rcS", "packages/install.sh",
-            *(f"packages/deb/{name}" for name in ("postinst", "prerm", "postrm")), "packages/openwrt/postinst", "packages/openwrt/prerm"]),
+            *(f"packages/deb/{name}" for name in ("postinst", "prerm", "postrm")), "packages/openwrt/postinst", "packages/openwrt/prerm",
+            "packages/home-assistant/run.sh", "packages/alpine/ankipi.pre-install"]),
     ("dash", ["init/openwrt/ankipi.init", "boards/commands", "../tests/ops/openwrt/functions.sh", "../tests/ops/openwrt/rc.common"]),
     ("bash", ["completion/ankipi.bash", "man/make",
               *sorted(str(path.relative_to(CROSS)) for path in CROSS.rglob("*.sh")
@@ -170,6 +172,29 @@ def test_a_log_that_has_grown_is_rotated_while_the_server_writes_on(tmp_path):
         assert log.read_text() == "after\n"
 
 
+def test_the_add_on_of_home_assistant_makes_its_accounts(tmp_path):
+    program("jq", "jq")
+    tools, base = tmp_path / "bin", tmp_path / "data/ankipi"
+    tools.mkdir()
+    # Without arguments it would serve.
+    (tools / "ankipi").write_text(f"#!/bin/sh\n[ $# = 0 ] || exec {command(official=False)[0]} \"$@\"\n")
+    (tools / "ankipi").chmod(0o755)
+
+    def start(*users: tuple[str, str]) -> None:
+        (tmp_path / "options.json").write_text(json.dumps({"users": [{"name": name, "password": password} for name, password in users]}))
+        env = {"PATH": f"{tools}:{os.environ['PATH']}", "SYNC_BASE": str(base), "ANKIPI_OPTIONS": str(tmp_path / "options.json")}
+        subprocess.run([CROSS / "packages/home-assistant/run.sh"], env=env, check=True, capture_output=True)
+
+    start(("anna", "pass \\word"))
+    first = (base / "users").read_text()
+    assert "anna" in first
+    # An unchanged password stays as it is: a new hash would log out all devices.
+    start(("anna", "pass \\word"), ("bob", "geheim"))
+    assert first.splitlines()[-1] in (base / "users").read_text() and "bob" in (base / "users").read_text()
+    start(("anna", "another"), ("bob", "geheim"))
+    assert first.splitlines()[-1] not in (base / "users").read_text()
+
+
 def start_as_openwrt_does(tmp_path, options: dict[str, str]) -> subprocess.CompletedProcess:
     """Runs start_service of the OpenWrt script with these options. procd itself is on routers only; what it would be told is
     printed."""
@@ -189,6 +214,7 @@ def start_as_openwrt_does(tmp_path, options: dict[str, str]) -> subprocess.Compl
         config_load() {{
             {calls or ':'}
         }}
+        reset_cb() {{ :; }}
         start_service
     """
     return subprocess.run(["dash", "-c", stubs], capture_output=True, text=True)

@@ -14,6 +14,9 @@ config_load() {
 	done <"/etc/config/$1"
 }
 
+# shellcheck disable=SC2317
+reset_cb() { option_cb() { return 0; }; }
+
 config_get() { eval "$1=\"\${uci_$3:-\$4}\""; }
 
 config_get_bool() { config_get "$@"; }
