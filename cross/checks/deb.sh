@@ -22,6 +22,9 @@ case $arch in
     armel) register_emulator arm; cpu=(QEMU_CPU=arm926) ;;
 esac
 need debootstrap debootstrap
+need lintian lintian
+# A static program is the point of it.
+lintian --allow-root --fail-on error,warning --suppress-tags statically-linked-binary,initial-upload-closes-no-bugs "$deb"
 pristine=${CROSS_CHROOT:-/var/tmp/ankipi-$arch}
 work=$(mktemp -d)
 root=$work/root

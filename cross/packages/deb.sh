@@ -2,8 +2,7 @@
 # Makes Debian packages, without Docker: cross/packages/deb.sh ARCH...
 #
 # ARCH is arm64, armhf, armel, amd64, i386 or riscv64; the result is CROSS_TARGET/ankipi_*.deb. armhf is for ARMv6 with hard
-# float, as Raspberry Pi OS means it, and so runs on every Pi. Builds the program first (cross/build.sh). Needs dpkg-deb;
-# lintian checks the package where it is installed.
+# float, as Raspberry Pi OS means it, and so runs on every Pi. Builds the program first (cross/build.sh). Needs dpkg-deb.
 set -euo pipefail
 # shellcheck source=cross/packages/common.sh
 source "$(dirname "$0")/common.sh"
@@ -102,11 +101,6 @@ package() {
     dpkg-deb --root-owner-group --build "$root" "$deb.new" >/dev/null
     rm -r "$work"
     finish "$deb"
-    # A static program is the point of it.
-    if command -v lintian >/dev/null; then
-        lintian --allow-root --fail-on error,warning \
-            --suppress-tags statically-linked-binary,initial-upload-closes-no-bugs "$deb"
-    fi
 }
 
 [[ $# -gt 0 ]] || die "name an architecture: arm64, armhf, armel, amd64, i386 or riscv64"
