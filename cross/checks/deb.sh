@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Installs, upgrades, removes and purges a package in a fresh Debian, and starts what it installs: cross/checks/deb.sh DEB
+# Installs, upgrades, removes and purges a package in a fresh Debian, and lets real clients sync with it: cross/checks/deb.sh DEB
 #
 # As root on Debian; what it needs it installs (debootstrap, and qemu-user-static for another architecture). The Debian of
 # the first run is kept, so that later ones are quick: CROSS_CHROOT (/var/tmp/ankipi-ARCH; 250 MB), DEBIAN_MIRROR to fetch
@@ -22,6 +22,7 @@ case $arch in
     armel) register_emulator arm; cpu=(QEMU_CPU=arm926) ;;
 esac
 need debootstrap debootstrap
+"$repo/tests/real/install"
 need lintian lintian
 # A static program is the point of it.
 lintian --allow-root --fail-on error,warning --suppress-tags statically-linked-binary,initial-upload-closes-no-bugs "$deb"
@@ -62,7 +63,10 @@ start() {
         --host 127.0.0.1 --port "$port" 2>"$work/log" &
     server=$!
     for _ in {1..300}; do
-        if curl -fs "http://127.0.0.1:$port/health" >/dev/null; then return; fi
+        if curl -fs "http://127.0.0.1:$port/health" >/dev/null; then
+            "$repo/tests/.venv/bin/python" "$repo/cross/checks/sync.py" "http://127.0.0.1:$port/" me secret >&2
+            return
+        fi
         kill -0 "$server" 2>/dev/null || break
         sleep 0.1
     done

@@ -13,6 +13,7 @@ source "$repo/cross/shared/emulate.sh"
 
 [[ $# == 1 && -f $1 ]] || die "name an image; cross/packages/image.sh makes one"
 if command -v hadolint >/dev/null; then hadolint "$repo/Dockerfile"; else say "no hadolint here: the Dockerfile is not checked"; fi
+"$repo/tests/real/install"
 need umoci umoci
 need skopeo skopeo
 image=$1
@@ -64,6 +65,7 @@ done
 curl -fs "http://127.0.0.1:$port/health" >/dev/null || die "it does not answer: $(cat "$work/log")"
 run "$entry" --healthcheck || die "it runs, and says that it is not healthy"
 run /anki-sync-server --version | grep -q . || die "the name of Anki's own server does not start it"
+"$repo/tests/.venv/bin/python" "$repo/cross/checks/sync.py" "http://127.0.0.1:$port/" me secret >&2
 kill $server
 wait $server || die "it ended with $?"
 server=

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Installs a package or an archive as on an OpenWrt router, starts what it installs, and removes it:
+# Installs a package or an archive as on an OpenWrt router, lets real clients sync with it, and removes it:
 # cross/checks/openwrt.sh IPK|APK|ARCHIVE
 #
 # As root on Debian. The functions that a router's own files have (init scripts, settings, procd) are stood for by
@@ -15,6 +15,7 @@ source "$repo/cross/shared/emulate.sh"
 [[ $# == 1 && -f $1 ]] || die "name a package or an archive; cross/packages/openwrt.sh and cross/packages/tarball.sh make them"
 file=$1
 need busybox busybox-static
+"$repo/tests/real/install"
 work=$(mktemp -d)
 root=$work/root
 info=$root/usr/lib/opkg/info
@@ -132,6 +133,7 @@ set_option sync_port "$port"
 inside /etc/init.d/ankipi start
 wait_until_it_answers "$port"
 echo secret | inside /usr/bin/ankipi user add me --config /var/etc/ankipi.conf >&2
+"$repo/tests/.venv/bin/python" "$repo/cross/checks/sync.py" "http://127.0.0.1:$port/" me secret >&2
 pid=$(cat "$root/var/run/ankipi.pid")
 expect "who it runs as" "$(sed -n 's/^Uid:\t\([0-9]*\).*/\1/p' "/proc/$pid/status")" 32768
 expect "the data folder" "$(stat -c %u:%a "$root/mnt/stick/ankipi")" 32768:700
