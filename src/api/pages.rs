@@ -43,6 +43,10 @@ fn escape(text: &str) -> String {
 
 /// The first address at which other devices reach a server with these settings, if it can be told.
 pub fn lan_address(config: &Config) -> Option<SocketAddr> {
+    // Port 0 means one that the kernel chooses.
+    if config.port == 0 {
+        return None;
+    }
     os::lan_addresses()
         .into_iter()
         .find(|own| {

@@ -10,8 +10,10 @@ use std::fs::{File, Metadata};
 use std::io::{IsTerminal, Write, stderr, stdout};
 use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use log::{Level, Log, Record};
+use simple_logger::SimpleLogger;
 
 use crate::os::clock;
 
@@ -20,7 +22,7 @@ use crate::os::clock;
 enum Start {
     /// The level: syslog, procd and others read a pipe or a socket and add the time.
     Plain,
-    /// The time: a file and a terminal add nothing.
+    /// The time: a file adds nothing.
     Time,
     /// The priority as `<N>`: journald removes it and adds the time (sd-daemon(3)).
     Priority,
@@ -55,6 +57,27 @@ impl Log for Logger {
     fn flush(&self) {}
 }
 
+/// Writes lines with the time to a terminal.
+struct TerminalLogger(SimpleLogger);
+
+impl Log for TerminalLogger {
+    fn enabled(&self, metadata: &log::Metadata<'_>) -> bool {
+        self.0.enabled(metadata)
+    }
+
+    fn log(&self, record: &Record<'_>) {
+        // simple_logger panics when the terminal is gone: the line is lost, the thread goes on.
+        let _ = catch_unwind(AssertUnwindSafe(|| {
+            // Locked until the line is complete. The logger locks it again, which is allowed in the same thread.
+            let mut stderr = stderr().lock();
+            let _ = write!(stderr, "{} ", clock::stamp(clock::now_secs()));
+            self.0.log(record);
+        }));
+    }
+
+    fn flush(&self) {}
+}
+
 /// The priority of syslog(3).
 fn priority(level: Level) -> u8 {
     match level {
@@ -71,7 +94,7 @@ pub fn start(level: log::LevelFilter, splits: bool) {
         stderr().as_fd().try_clone_to_owned().ok().and_then(|stderr| File::from(stderr).metadata().ok());
     let is_file = metadata.as_ref().is_some_and(Metadata::is_file);
     let journal = std::env::var("JOURNAL_STREAM").ok();
-    let start = if stderr().is_terminal() || is_file {
+    let start = if is_file {
         Start::Time
     } else if metadata.is_some_and(|metadata| is_journal(journal.as_deref(), metadata.dev(), metadata.ino()))
     {
@@ -79,7 +102,12 @@ pub fn start(level: log::LevelFilter, splits: bool) {
     } else {
         Start::Plain
     };
-    if log::set_boxed_logger(Box::new(Logger { start, splits })).is_ok() {
+    let logger: Box<dyn Log> = if stderr().is_terminal() && !splits {
+        Box::new(TerminalLogger(SimpleLogger::new().with_level(log::LevelFilter::Trace)))
+    } else {
+        Box::new(Logger { start, splits })
+    };
+    if log::set_boxed_logger(logger).is_ok() {
         // A reload changes the level here, and nowhere else.
         log::set_max_level(level);
     }
