@@ -26,7 +26,11 @@ impl App {
         }
         let user = self.user(call)?;
         let meta = user.meta()?;
+        let unset_clock = self.clock_doubt().map(|doubt| {
+            format!("The sync server cannot sync now: {doubt}. Please set it, or wait until it is set, and sync again.")
+        });
         let message = match &meta {
+            _ if unset_clock.is_some() => unset_clock.as_deref().unwrap_or_default(),
             Some(meta) if meta.needs_v2_scheduler && request.sync_version < 9 => {
                 "This Anki is too old for your collection's scheduler (v2). Please update Anki on this device."
             }
@@ -44,6 +48,7 @@ impl App {
             },
             |totals| totals.last_usn,
         );
+        // The client compares this with its own clock, and blames that. So it is told of an unset one by the message.
         let now = clock::now_millis();
         // Before the first upload: reports an empty collection, created just now, so that clients offer to upload.
         let (modified, schema, usn) = meta.map_or((0, now, 0), |meta| {
@@ -62,6 +67,7 @@ impl App {
             media_usn,
         };
         let did = match call.packing() {
+            _ if unset_clock.is_some() => "refused: the clock is not set".to_owned(),
             Packing::Zstd => format!("usn {usn}"),
             // Most old clients report their version only here.
             Packing::Plain => {

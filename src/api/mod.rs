@@ -18,6 +18,7 @@ mod routes;
 
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use crate::accounts::Accounts;
@@ -29,6 +30,7 @@ use crate::http::keep_client_waiting::{Signs, WaitingReply};
 use crate::http::response::{Packing, Responder};
 use crate::http::{Request, Verb};
 use crate::logging::access_log::AccessLog;
+use crate::os::clock;
 use crate::sync::session::{User, Users};
 use authentication::Call;
 use clients::UsersOfKeys;
@@ -49,6 +51,8 @@ pub struct App {
     accounts: Accounts,
     users: Users,
     users_of_keys: UsersOfKeys,
+    /// Whether the clock was in doubt when it was last looked at.
+    is_clock_unset: AtomicBool,
 }
 
 /// A reply in JSON, and a note for the log.
@@ -64,7 +68,7 @@ impl App {
         spool::remove_leftovers(&config.base).map_err(Error::io("tidying", &config.base))?;
         let accounts = Accounts::open(&config)?;
         let users = Users::open(&config, &accounts.names())?;
-        Ok(App { metrics: Metrics::start(), config, accounts, users, users_of_keys: UsersOfKeys::default() })
+        Ok(App { metrics: Metrics::start(), config, accounts, users, users_of_keys: UsersOfKeys::default(), is_clock_unset: AtomicBool::new(false) })
     }
 
     /// Whether there are no accounts.
@@ -75,6 +79,20 @@ impl App {
     /// All users.
     pub fn users(&self) -> &Users {
         &self.users
+    }
+
+    /// Why no device can sync, if the clock is not set. Logs when that changes.
+    pub fn clock_doubt(&self) -> Option<String> {
+        let doubt = clock::doubt();
+        let was_unset = self.is_clock_unset.swap(doubt.is_some(), Ordering::Relaxed);
+        match &doubt {
+            Some(doubt) if !was_unset => log::error!(
+                "{doubt}. Devices cannot sync until it is set: by the network (NTP), or `date -u -s 'YYYY-MM-DD hh:mm'`"
+            ),
+            None if was_unset => log::info!("the clock is set now, devices can sync"),
+            _ => {}
+        }
+        doubt
     }
 
     /// Handles one request. Errors go to its status and to the log.
@@ -152,9 +170,12 @@ impl App {
                 request.into_responder().text(200, "text/plain; version=0.0.4", &text)
             }
             Page::Metrics => refuse(request, Error::NotFound),
-            Page::Health => match pages::health(&self.config.base) {
-                Ok(()) => request.into_responder().text(200, "text/plain", "ok\n"),
-                Err(err) => refuse(request, err),
+            Page::Health => match (pages::health(&self.config.base), self.clock_doubt()) {
+                (Ok(()), None) => request.into_responder().text(200, "text/plain", "ok\n"),
+                (Ok(()), Some(doubt)) => {
+                    request.into_responder().text(503, "text/plain", &format!("{doubt}\n"))
+                }
+                (Err(err), _) => refuse(request, err),
             },
         }
     }

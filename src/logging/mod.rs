@@ -42,7 +42,7 @@ impl Log for Logger {
     fn log(&self, record: &Record<'_>) {
         let start = match self.start {
             Start::Plain => String::new(),
-            Start::Time => format!("{} ", clock::stamp(clock::now_secs())),
+            Start::Time => format!("{} ", clock::stamp(clock::wall_secs())),
             Start::Priority => format!("<{}>", priority(record.level())),
         };
         let line = format!("{start}{:<5} [{}] {}\n", record.level(), record.target(), record.args());
@@ -70,7 +70,7 @@ impl Log for TerminalLogger {
         let _ = catch_unwind(AssertUnwindSafe(|| {
             // Locked until the line is complete. The logger locks it again, which is allowed in the same thread.
             let mut stderr = stderr().lock();
-            let _ = write!(stderr, "{} ", clock::stamp(clock::now_secs()));
+            let _ = write!(stderr, "{} ", clock::stamp(clock::wall_secs()));
             self.0.log(record);
         }));
     }

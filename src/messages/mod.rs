@@ -82,7 +82,7 @@ pub struct MetaRequest {
 
 /// `meta` reply; every key is required by some client (sync-protocol.md 6.2).
 #[derive(Serialize)]
-pub struct MetaReply {
+pub struct MetaReply<'m> {
     /// Modified stamp, ms.
     #[serde(rename = "mod")]
     pub modified: i64,
@@ -96,7 +96,7 @@ pub struct MetaReply {
     pub now: i64,
     /// A text for the user.
     #[serde(rename = "msg")]
-    pub message: &'static str,
+    pub message: &'m str,
     /// Whether the client may continue.
     #[serde(rename = "cont")]
     pub go_on: bool,

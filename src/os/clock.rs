@@ -1,25 +1,128 @@
-//! The wall clock in milliseconds, seconds and days, and dates as text.
+//! The wall clock in milliseconds, seconds and days, whether it can be believed, and dates as text.
+//!
+//! Many boards have no clock that runs while they are off. They start in 1970, or at the time of the last shutdown, until
+//! the time comes from the network. A stamp of such a time in a collection would undo changes of other devices.
 
 use std::fmt;
+use std::path::Path;
 use std::str::FromStr;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::sync::OnceLock;
 
-/// Milliseconds since 1970-01-01 UTC; 0 if the clock is before that.
+/// 2026-01-01: no clock that is set is before the year of this version. Raise it with each year's first release.
+const RELEASED_SECS: i64 = 1_767_225_600;
+
+/// After this time since the boot, the clock is taken for set: some programs that set clocks do not tell the kernel.
+const UNSET_AT_MOST_SECS: i64 = 600;
+
+/// A larger change against the clock that counts from the boot is not one of drift: somebody has set the clock.
+const STEP_MILLIS: i64 = 2000;
+
+/// The wall clock minus the boot clock when `remember_start` was called, in milliseconds.
+static OFFSET_AT_START: OnceLock<i64> = OnceLock::new();
+
+/// Milliseconds since 1970-01-01 UTC, for stamps. Never before the year of this version, even if the clock is: stamps get
+/// into collections and keys.
 pub fn now_millis() -> i64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
+    wall_millis().max(RELEASED_SECS * 1000)
 }
 
-/// Seconds since 1970-01-01 UTC.
+/// Seconds since 1970-01-01 UTC, for stamps, as `now_millis`.
 pub fn now_secs() -> i64 {
     now_millis() / 1000
+}
+
+/// What the clock says, right or wrong, in seconds since 1970-01-01 UTC: for the log.
+pub fn wall_secs() -> i64 {
+    wall_millis() / 1000
+}
+
+fn wall_millis() -> i64 {
+    millis(libc::CLOCK_REALTIME)
+}
+
+/// Remembers the clock as it is at the start of the server, to see later whether somebody has set it.
+pub fn remember_start() {
+    OFFSET_AT_START.get_or_init(offset_millis);
+}
+
+fn offset_millis() -> i64 {
+    wall_millis() - millis(libc::CLOCK_BOOTTIME)
+}
+
+/// Why the clock cannot be believed, in words for the owner; None if it can. A few system calls.
+pub fn doubt() -> Option<String> {
+    let now = wall_secs();
+    let is_before_release = now < RELEASED_SECS;
+    let may_be_old = || {
+        let was_set = OFFSET_AT_START.get().is_some_and(|then| (offset_millis() - then).abs() > STEP_MILLIS);
+        !was_set
+            && millis(libc::CLOCK_BOOTTIME) < UNSET_AT_MOST_SECS * 1000
+            && waits_for_the_time(Path::new("/"), kernel_is_unsynchronised)
+    };
+    (is_before_release || may_be_old())
+        .then(|| format!("the clock of this machine is not set: it says {} (UTC)", moment(now)))
+}
+
+/// Whether this system starts with the time of its last shutdown, or of a file, and the time has not come from the network
+/// yet. False where that cannot be told.
+fn waits_for_the_time(root: &Path, is_unsynchronised: fn() -> bool) -> bool {
+    let has = |path: &str| root.join(path).exists();
+    let clocks = || root.join("sys/class/rtc").read_dir().is_ok_and(|mut clocks| clocks.next().is_some());
+    if !has("sys/class") || clocks() {
+        return false;
+    }
+    if has("run/systemd/timesync") {
+        return !has("run/systemd/timesync/synchronized");
+    }
+    (has("etc/fake-hwclock.data") || has("etc/openwrt_release")) && is_unsynchronised()
+}
+
+fn kernel_is_unsynchronised() -> bool {
+    // SAFETY: timex is a struct of numbers, for which zeroes are valid, and modes of 0 changes nothing.
+    let mut state: libc::timex = unsafe { std::mem::zeroed() };
+    // SAFETY: the pointer is to a live timex.
+    unsafe { libc::adjtimex(&mut state) == libc::TIME_ERROR }
+}
+
+/// A clock of the kernel in milliseconds; 0 if it is before 1970 or cannot be read.
+///
+/// Not `SystemTime::now`: on 32-bit musl it calls the function with 32-bit seconds, which fails for every time after
+/// 2038-01-19, as a clock without a battery may show one today, and then it panics.
+fn millis(clock: libc::clockid_t) -> i64 {
+    let (secs, nanos) = read_with_64_bits(clock).unwrap_or_else(|| read(clock));
+    secs.max(0).saturating_mul(1000).saturating_add(nanos / 1_000_000)
+}
+
+/// The call with 64-bit seconds, which 32-bit kernels have since 5.1; None from older ones.
+#[cfg(target_pointer_width = "32")]
+fn read_with_64_bits(clock: libc::clockid_t) -> Option<(i64, i64)> {
+    /// Number of `clock_gettime64`, the same for all 32-bit processors but MIPS, whose numbers begin at 4000.
+    const CLOCK_GETTIME64: libc::c_long = if cfg!(target_arch = "mips") { 4403 } else { 403 };
+    let mut time = [0i64; 2];
+    // SAFETY: the kernel writes two 64-bit numbers to the live array.
+    let outcome = unsafe { libc::syscall(CLOCK_GETTIME64, clock, time.as_mut_ptr()) };
+    (outcome == 0).then_some((time[0], time[1]))
+}
+
+#[cfg(target_pointer_width = "64")]
+fn read_with_64_bits(_clock: libc::clockid_t) -> Option<(i64, i64)> {
+    None
+}
+
+fn read(clock: libc::clockid_t) -> (i64, i64) {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: the pointer is to a live timespec. It stays 0 if the call fails.
+    unsafe { libc::clock_gettime(clock, &mut time) };
+    // Their types differ from system to system.
+    #[allow(clippy::unnecessary_cast, clippy::useless_conversion)]
+    (time.tv_sec as i64, time.tv_nsec as i64)
 }
 
 /// A day, UTC, counted from 1970; shown as 2026-11-24.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Day(i32);
 
-/// Today in UTC; 1970-01-01 if the clock is before that.
+/// Today in UTC, for stamps, as `now_millis`.
 pub fn today() -> Day {
     Day(i32::try_from(now_secs() / (24 * 60 * 60)).unwrap_or(i32::MAX))
 }
@@ -73,6 +176,32 @@ impl FromStr for Day {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_clock_that_the_network_has_not_set_yet_is_not_believed() {
+        let root = tempfile::tempdir().unwrap();
+        let waits = |is_unsynchronised| waits_for_the_time(root.path(), is_unsynchronised);
+        let make = |path: &str| std::fs::create_dir_all(root.path().join(path)).unwrap();
+        make("etc/fake-hwclock.data");
+        assert!(!waits(|| true), "without /sys nothing can be told");
+        make("sys/class");
+        assert!(waits(|| true) && !waits(|| false));
+        make("run/systemd/timesync");
+        assert!(waits(|| false));
+        make("run/systemd/timesync/synchronized");
+        assert!(!waits(|| true));
+        std::fs::remove_dir_all(root.path().join("run")).unwrap();
+        assert!(waits(|| true));
+        make("sys/class/rtc/rtc0");
+        assert!(!waits(|| true), "it has a clock with a battery");
+    }
+
+    #[test]
+    fn the_clock_is_that_of_std() {
+        let std = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
+        assert!((wall_millis() - std.as_millis() as i64).abs() < 10_000);
+        assert_eq!(doubt(), None);
+    }
 
     #[test]
     fn moments_are_in_utc() {

@@ -53,6 +53,7 @@ pub fn run(config: Config, reload: impl Fn() -> Result<Config> + Send + 'static)
         );
     }
     let _lock = files::lock_data_folder(&config.base)?;
+    os::clock::remember_start();
     let Listeners { sockets, names, made } = Listeners::open(&config)?;
     let app = Arc::new(App::open(config.clone())?);
     let (backend, socket) = private_listener(&config.base)?;
@@ -81,6 +82,8 @@ pub fn run(config: Config, reload: impl Fn() -> Result<Config> + Send + 'static)
             config.base.display()
         );
     }
+    // Logs it if the clock is not set.
+    app.clock_doubt();
     poll_loop.run();
     log::info!("stopping");
     if workers.stop() {

@@ -29,8 +29,9 @@ pub static STATUS: Command = Command {
     summary: "say how the server is and what is stored",
     help: "\
 Says whether a server runs on the data folder, since when and with how much
-memory; how much room is left on the disk; and of each user the last change of
-the collection (UTC), sizes, and the devices with the day of their last sync.
+memory; how much room is left on the disk; whether the clock is set, without
+which no device can sync; and of each user the last change of the collection
+(UTC), sizes, and the devices with the day of their last sync.
 Devices of plain SYNC_USERn accounts share one key and are not told apart.
 
   --json  the same for programs; sizes in bytes, times in seconds since 1970
@@ -51,6 +52,7 @@ fn run(mut invocation: Invocation) -> Result<ExitCode> {
         version: os::VERSION,
         running: runs,
         process: if runs { files::holder(&base).and_then(Process::read) } else { None },
+        clock_doubt: clock::doubt(),
         free_bytes: os::free_bytes(&base).map_err(|err| err.to_string()),
         users: names.iter().map(|name| StoredUser::read(&base, name)).collect(),
         folder: base,
@@ -74,6 +76,8 @@ struct Status {
     folder: PathBuf,
     #[serde(serialize_with = "value_or_error")]
     free_bytes: Fact<u64>,
+    /// Why the clock cannot be believed; None if it can.
+    clock_doubt: Option<String>,
     users: Vec<StoredUser>,
 }
 
@@ -138,6 +142,9 @@ impl Status {
         let free =
             self.free_bytes.as_ref().map_or_else(Clone::clone, |bytes| format!("{} free", size(*bytes)));
         let _ = writeln!(text, "data     {}, {free}", self.folder.display());
+        if let Some(doubt) = &self.clock_doubt {
+            let _ = writeln!(text, "clock    {doubt}; devices cannot sync until it is set");
+        }
         for user in &self.users {
             let _ = writeln!(text, "\n{}", user.name);
             for (what, fact) in user.lines() {

@@ -190,7 +190,7 @@ impl Doctor {
         if let Some(text) = meta["msg"].as_str().filter(|text| !text.is_empty()) {
             self.note("the server has a message for every client", text);
         }
-        let skew = meta["ts"].as_i64().map_or(0, |there| there - clock::now_secs());
+        let skew = meta["ts"].as_i64().map_or(0, |there| there - clock::wall_secs());
         if skew.abs() <= MAX_SKEW_SECS {
             self.well(&format!("the clocks differ by {} s", skew.abs()))
         } else {
