@@ -3,6 +3,8 @@
 //! Many boards have no clock that runs while they are off. They start in 1970, or at the time of the last shutdown, until
 //! the time comes from the network. A stamp of such a time in a collection would undo changes of other devices.
 
+#![allow(unsafe_code)]
+
 use std::fmt;
 use std::path::Path;
 use std::str::FromStr;
