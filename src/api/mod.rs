@@ -31,6 +31,7 @@ use crate::http::response::{Packing, Responder};
 use crate::http::{Request, Verb};
 use crate::logging::access_log::AccessLog;
 use crate::os::clock;
+use crate::server::data_folder::DataFolder;
 use crate::sync::session::{User, Users};
 use authentication::Call;
 use clients::UsersOfKeys;
@@ -51,6 +52,7 @@ pub struct App {
     accounts: Accounts,
     users: Users,
     users_of_keys: UsersOfKeys,
+    folder: DataFolder,
     /// Whether the clock was in doubt when it was last looked at.
     is_clock_unset: AtomicBool,
 }
@@ -63,12 +65,20 @@ struct Answer {
 
 impl App {
     /// Loads the accounts and prepares the users' folders.
-    pub fn open(config: Config) -> Result<App> {
+    pub fn open(config: Config, folder: DataFolder) -> Result<App> {
         // Forms whose data comes before their key are spooled here.
         spool::remove_leftovers(&config.base).map_err(Error::io("tidying", &config.base))?;
         let accounts = Accounts::open(&config)?;
         let users = Users::open(&config, &accounts.names())?;
-        Ok(App { metrics: Metrics::start(), config, accounts, users, users_of_keys: UsersOfKeys::default(), is_clock_unset: AtomicBool::new(false) })
+        Ok(App {
+            metrics: Metrics::start(),
+            config,
+            accounts,
+            users,
+            users_of_keys: UsersOfKeys::default(),
+            folder,
+            is_clock_unset: AtomicBool::new(false),
+        })
     }
 
     /// Whether there are no accounts.
@@ -135,6 +145,9 @@ impl App {
     }
 
     fn sync(&self, method: Method, mut request: Request, log: &mut AccessLog) -> Result<()> {
+        if let Err(err) = self.folder.check() {
+            return refuse(request, err);
+        }
         let outcome = match method {
             Method::Upload => self.upload(request, log),
             Method::Download => self.download(request, log),
@@ -170,7 +183,10 @@ impl App {
                 request.into_responder().text(200, "text/plain; version=0.0.4", &text)
             }
             Page::Metrics => refuse(request, Error::NotFound),
-            Page::Health => match (pages::health(&self.config.base), self.clock_doubt()) {
+            Page::Health => match (
+                self.folder.check().and_then(|()| pages::health(&self.config.base)),
+                self.clock_doubt(),
+            ) {
                 (Ok(()), None) => request.into_responder().text(200, "text/plain", "ok\n"),
                 (Ok(()), Some(doubt)) => {
                     request.into_responder().text(503, "text/plain", &format!("{doubt}\n"))

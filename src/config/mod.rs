@@ -72,6 +72,7 @@ macro_rules! settings {
 
 settings! {
     base: PathBuf = "SYNC_BASE", "--base DIR", "~/.syncserver", value_kinds::PATH, "the data folder";
+    require_data: bool = "SYNC_REQUIRE_DATA", "", "no", value_kinds::YES_NO, "never begin an empty data folder; see `ankipi init`";
     host: Vec<Address> = "SYNC_HOST", "--host ADDRESS", "0.0.0.0", value_kinds::ADDRESSES, "where to listen, by commas; :: is all; or unix:/path";
     /// 0 picks a free one and says which.
     port: u16 = "SYNC_PORT", "--port PORT", "8080", value_kinds::PORT, "the port to listen on";

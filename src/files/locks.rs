@@ -27,11 +27,7 @@ pub fn lock_data_folder(base: &Path) -> Result<File> {
              (`chown -R USER {dir}`), or use another with --base DIR",
             dir = base.display()
         )),
-        io::ErrorKind::ReadOnlyFilesystem => Error::Broken(format!(
-            "the data folder {} is on a disk that is mounted read-only: remount it (`mount -o remount,rw`), or use \
-             another with --base DIR",
-            base.display()
-        )),
+        io::ErrorKind::ReadOnlyFilesystem => read_only(base),
         _ => Error::Io("creating", path.clone(), err),
     })?;
     match file.try_lock() {
@@ -51,6 +47,24 @@ pub fn lock_data_folder(base: &Path) -> Result<File> {
     };
     sign(&mut file).map_err(Error::io("writing", &path))?;
     Ok(file)
+}
+
+/// The error for a data folder that cannot be written to because its file system, or systemd, says so.
+pub fn read_only(base: &Path) -> Error {
+    let dir = base.display();
+    // systemd sets this for each service.
+    Error::Broken(if std::env::var_os("INVOCATION_ID").is_some() {
+        format!(
+            "the data folder {dir} is read-only for this service: if its unit says ProtectSystem=strict or \
+             DynamicUser=yes, run `systemctl edit ankipi`, write two lines, [Service] and ReadWritePaths={dir}, and \
+             restart it; otherwise the disk is mounted read-only (`mount -o remount,rw`)"
+        )
+    } else {
+        format!(
+            "the data folder {dir} is on a disk that is mounted read-only: remount it (`mount -o remount,rw`), or use \
+             another with --base DIR"
+        )
+    })
 }
 
 /// The process id of the server that runs on the data folder, if one does. It may be an id of another container.

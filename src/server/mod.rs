@@ -5,6 +5,7 @@
 //! `http::keep_client_waiting` start threads. Only this module and `http` name tiny_http.
 
 pub mod connections;
+pub mod data_folder;
 mod listeners;
 mod reload_on_sighup;
 mod workers;
@@ -42,9 +43,7 @@ pub fn run(config: Config, reload: impl Fn() -> Result<Config> + Send + 'static)
     // Handlers come first: the kernel drops signals without a handler for process 1 (in a container).
     let signals = |signal| os::on_signals(signal).map_err(|err| Error::Broken(format!("signals: {err}")));
     let (stop, hangups) = (signals(Signal::Stop)?, signals(Signal::Reload)?);
-    files::create_folder(&config.base).map_err(|err| {
-        Error::Broken(format!("the data folder cannot be used: {err}; choose another with --base DIR"))
-    })?;
+    let folder = data_folder::open(&config.base, config.require_data)?;
     if !HAS_DBPAGE {
         log::warn!(
             "this binary was built without .cargo/config.toml, as by `cargo install --git`: it takes more memory, and \
@@ -53,9 +52,10 @@ pub fn run(config: Config, reload: impl Fn() -> Result<Config> + Send + 'static)
         );
     }
     let _lock = files::lock_data_folder(&config.base)?;
+    folder.mark();
     os::clock::remember_start();
     let Listeners { sockets, names, made } = Listeners::open(&config)?;
-    let app = Arc::new(App::open(config.clone())?);
+    let app = Arc::new(App::open(config.clone(), folder)?);
     let (backend, socket) = private_listener(&config.base)?;
     let backend = tiny_http::Server::from_listener(backend, None)
         .map_err(|err| Error::Broken(format!("starting tiny_http: {err}")))?;

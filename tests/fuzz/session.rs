@@ -249,7 +249,8 @@ impl<'w> Story<'w> {
     }
 
     fn begin_anew(world: &'w World) -> Story<'w> {
-        let app = App::open(world.config.clone()).unwrap();
+        let folder = ankipi::server::data_folder::open(&world.config.base, false).unwrap();
+        let app = App::open(world.config.clone(), folder).unwrap();
         *world.app.borrow_mut() = Some(app);
         Story { world, is_changed: false, has_new_media: false, b_took_part: false }
     }

@@ -9,6 +9,7 @@ use crate::collection::{Collection, FILE_NAME};
 use crate::config::{Flags, check_user_name};
 use crate::error::{Error, Result};
 use crate::import_export::from_other_servers::{Source, User, import, recognise, users};
+use crate::server::data_folder;
 use crate::{files, logging};
 
 /// `ankipi import`
@@ -43,7 +44,7 @@ fn run(mut invocation: Invocation) -> Result<ExitCode> {
         ));
         return Ok(ExitCode::SUCCESS);
     }
-    files::create_folder(&config.base)?;
+    data_folder::init(&config.base)?;
     let _lock = files::lock_data_folder(&config.base)?;
     let (mut taken, mut failed) = (0, 0);
     for user in users(source)? {

@@ -9,6 +9,7 @@ mod export;
 mod hash_password;
 mod healthcheck;
 mod import;
+mod init;
 mod serve;
 mod status;
 mod user;
@@ -23,6 +24,7 @@ pub static DEFAULT: &Command = &serve::SERVE;
 /// All commands, in the order in which `--help` lists them.
 pub static COMMANDS: &[&Command] = &[
     &serve::SERVE,
+    &init::INIT,
     &user::ADD,
     &user::PASSWD,
     &user::REMOVE,

@@ -12,6 +12,7 @@ use crate::cli::prompt;
 use crate::config::{Flags, USERS_FILE, check_user_name};
 use crate::error::{Error, Result};
 use crate::files;
+use crate::server::data_folder;
 
 /// `ankipi user add`
 pub static ADD: Command = Command {
@@ -127,7 +128,9 @@ fn account(
     }
     let settings = invocation.settings(Flags::new())?;
     let base = settings.base()?;
-    files::create_folder(&base)?;
+    if data_folder::init(&base)? {
+        eprintln!("ankipi: {} is a new data folder", base.display());
+    }
     check(&users_file::read(&base, |fault| eprintln!("ankipi: {fault}"))?, &name)?;
     let hash = hashing.new_hash(settings.credentials())?;
     Ok((name, hash, base))
