@@ -130,6 +130,10 @@ set_option enabled 1
 set_option sync_base /mnt/stick/ankipi
 set_option sync_host 127.0.0.1
 set_option sync_port "$port"
+inside /etc/init.d/ankipi start 2>"$work/said" && die "it started without its disk"
+grep -q 'ankipi init /mnt/stick/ankipi' "$work/said" || die "it does not say what to do: $(cat "$work/said")"
+[[ ! -e $root/mnt/stick/ankipi ]] || die "it began a data folder where its disk is missing"
+inside /usr/bin/ankipi init /mnt/stick/ankipi >&2
 inside /etc/init.d/ankipi start
 wait_until_it_answers "$port"
 echo secret | inside /usr/bin/ankipi user add me --config /var/etc/ankipi.conf >&2

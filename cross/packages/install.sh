@@ -159,12 +159,15 @@ put_service
 put_extras
 # On a router the data belongs on a stick, which the settings name.
 if [ $init != openwrt ]; then
+    # Whose disk may not be mounted is not begun anew in an update.
+    [ -e "$root/var/lib/ankipi" ] || is_first=1
     mkdir -p "$root/var/lib/ankipi"
     chmod 700 "$root/var/lib/ankipi"
 fi
 if [ -z "$root" ]; then
     add_user
     [ $init = openwrt ] || chown ankipi: /var/lib/ankipi
+    [ -z "${is_first:-}" ] || "$program" init /var/lib/ankipi
 fi
 if live; then
     enable_and_start || say "the service did not start: see above"
@@ -172,6 +175,6 @@ else
     say "nothing is started; by hand, as user ankipi: ${program#"$root"} serve --config ${settings#"$root"}"
 fi
 case $init in
-    openwrt) say "installed; set data folder and switch in $settings, then: service ankipi start" ;;
+    openwrt) say "installed; set data folder and switch in $settings, then ankipi init DATA_FOLDER and service ankipi start" ;;
     *) say "installed; make an account: su -s /bin/sh ankipi -c '${program#"$root"} user add NAME --base /var/lib/ankipi'" ;;
 esac

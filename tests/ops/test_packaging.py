@@ -100,6 +100,9 @@ def test_the_sysvinit_script_starts_reloads_and_stops(tools, tmp_path):
 
     try:
         assert service("status") == 3
+        assert service("start") == 1, "it began a data folder by itself"
+        assert not (root / "base").exists()
+        subprocess.run([root / "ankipi", "init", root / "base"], check=True)
         assert service("start") == 0
         wait_for("listens on")
         assert service("status") == 0
@@ -234,6 +237,8 @@ def start_as_openwrt_does(tmp_path, options: dict[str, str]) -> subprocess.Compl
         procd_open_instance() {{ :; }}
         procd_close_instance() {{ :; }}
         procd_set_param() {{ echo "set $*"; }}
+        procd_add_reload_trigger() {{ :; }}
+        procd_add_restart_mount_trigger() {{ echo "restarts with $*"; }}
         chown() {{ echo "chown $*"; }}
         logger() {{ echo "log $*"; }}
         {values}
@@ -244,6 +249,9 @@ def start_as_openwrt_does(tmp_path, options: dict[str, str]) -> subprocess.Compl
         }}
         reset_cb() {{ :; }}
         start_service
+        outcome=$?
+        service_triggers
+        exit "$outcome"
     """
     return subprocess.run(["dash", "-c", stubs], capture_output=True, text=True)
 
@@ -251,14 +259,19 @@ def start_as_openwrt_does(tmp_path, options: dict[str, str]) -> subprocess.Compl
 def test_the_openwrt_script_hands_its_settings_over(tmp_path):
     options = {"enabled": "1", "user": "ankipi", "sync_base": f"{tmp_path}/it's here", "sync_port": "8090",
                "sync_prot": "1", "sync_user1": "anna:password"}
+    without_its_disk = start_as_openwrt_does(tmp_path, options)
+    assert without_its_disk.returncode == 1 and f"ankipi init {tmp_path}/it's here" in without_its_disk.stderr
+    assert not (tmp_path / "it's here").exists()
+    (tmp_path / "it's here").mkdir()
     started = start_as_openwrt_does(tmp_path, options)
     assert started.returncode == 0, started.stderr
     conf = tmp_path / "etc/ankipi.conf"
-    for line in (f"set command /usr/bin/ankipi serve --config {conf}", "set user ankipi", "set no_new_privs 1"):
+    for line in (f"set command /usr/bin/ankipi serve --config {conf}", "set user ankipi", "set no_new_privs 1", "set env SYNC_LOG_SPLIT=yes SYNC_REQUIRE_DATA=yes"):
         assert line in started.stdout.splitlines(), started.stdout
-    assert f"chown ankipi {tmp_path}/it's here" in started.stdout
+    assert f"chown -R ankipi {tmp_path}/it's here" in started.stdout
     assert "option sync_user1 is ignored" in started.stdout and "password" not in conf.read_text() + started.stdout
     assert (tmp_path / "it's here").stat().st_mode & 0o777 == 0o700
+    assert f"restarts with {tmp_path}/it's here" in started.stdout
     # The program reads what the script wrote, and names the option that is no setting.
     shown = subprocess.run([*command(official=False), "config", "--config", conf], env={}, capture_output=True, text=True)
     assert re.search(rf"SYNC_BASE\W+{tmp_path}/it's here", shown.stdout) and re.search(r"SYNC_PORT\W+8090", shown.stdout), shown.stdout
