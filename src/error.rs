@@ -46,6 +46,8 @@ pub enum Error {
     Db(rusqlite::Error),
     /// The collection has this older schema version, as another server may leave it: it can be upgraded. 500.
     OldSchema(i64),
+    /// A user's file is damaged, or cannot be opened for a reason that waiting does not remove: 500.
+    Damaged(String),
     /// The connection to the client broke, so no response can be sent.
     Disconnected(io::Error),
     /// Wrong command line. Never the outcome of a request.
@@ -73,7 +75,29 @@ impl Error {
             | Error::Disconnected(_)
             | Error::Unconfirmed(_)
             | Error::Usage(_)
+            | Error::Damaged(_)
             | Error::Broken(_) => 500,
+        }
+    }
+
+    /// Whether a file is damaged: SQLite says so, or something else than a file is in its place.
+    pub fn is_damage(&self) -> bool {
+        use rusqlite::ErrorCode::{DatabaseCorrupt, NotADatabase};
+        match self {
+            Error::Damaged(_) => true,
+            Error::Db(rusqlite::Error::SqliteFailure(_, Some(text))) if text.starts_with("no such ") => true,
+            Error::Db(rusqlite::Error::SqlInputError { msg, .. }) => msg.starts_with("no such "),
+            Error::Db(err) => matches!(err.sqlite_error_code(), Some(DatabaseCorrupt | NotADatabase)),
+            _ => false,
+        }
+    }
+
+    /// Whether SQLite could not open a file at all.
+    pub fn is_failed_open(&self) -> bool {
+        match self {
+            Error::Db(err) => err.sqlite_error_code() == Some(rusqlite::ErrorCode::CannotOpen),
+            Error::Broken(text) => text.starts_with("opening "),
+            _ => false,
         }
     }
 
@@ -100,6 +124,7 @@ impl fmt::Display for Error {
             | Error::Busy(text)
             | Error::Unconfirmed(text)
             | Error::Usage(text)
+            | Error::Damaged(text)
             | Error::Broken(text) => f.write_str(text),
             Error::NotFound => f.write_str("no such page"),
             Error::AddressNotAllowed => f.write_str("this address is in none of the networks of SYNC_ALLOW"),

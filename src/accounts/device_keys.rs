@@ -11,6 +11,7 @@ use ctutils::CtEq;
 use sha2::{Digest, Sha256};
 
 use crate::error::{Error, Result};
+use crate::files::damaged::put_aside;
 use crate::os::clock;
 use crate::os::clock::Day;
 use crate::text::hex::{hex, unhex};
@@ -57,9 +58,12 @@ impl Keys {
     /// Reads the keys issued under the password with this tag; all keys if no tag is given.
     pub fn read(folder: &Path, tag: Option<&str>) -> Result<Keys> {
         let path = folder.join(KEYS_FILE);
-        let text = match fs::read_to_string(&path) {
-            Ok(text) => text,
-            Err(err) if err.kind() == io::ErrorKind::NotFound => String::new(),
+        // A file that is damaged holds fewer keys: devices whose key is gone log in again.
+        let text = match fs::read(&path) {
+            Ok(bytes) => String::from_utf8_lossy(&bytes).into_owned(),
+            Err(err) if [io::ErrorKind::NotFound, io::ErrorKind::IsADirectory].contains(&err.kind()) => {
+                String::new()
+            }
             Err(err) => return Err(Error::Io("reading", path, err)),
         };
         let mut lines = text.lines();
@@ -85,6 +89,10 @@ impl Keys {
             text += &format!("{} {} {} {}\n", hex(&device.digest), device.first, device.last, device.client);
         }
         files::create_folder(folder)?;
+        let path = folder.join(KEYS_FILE);
+        if path.is_dir() {
+            put_aside(folder, &path, KEYS_FILE);
+        }
         files::replace_file(folder, KEYS_FILE, text.as_bytes())
     }
 

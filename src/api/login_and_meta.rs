@@ -8,6 +8,11 @@ use crate::http::response::Packing;
 use crate::logging::access_log::printable;
 use crate::messages::{LoginReply, LoginRequest, MetaReply, MetaRequest};
 use crate::os::clock;
+use crate::sync::session::HELP_WITH_DAMAGE;
+
+/// What a user reads whose collection is damaged on the server.
+const DAMAGED: &str = "The collection on the server is damaged. What is on this device is not. Please tell whoever runs \
+                       the server: its log and 'ankipi check' say what to do.";
 
 impl App {
     pub(super) fn host_key(&self, call: &Call, body: &mut Spool) -> Result<Answer> {
@@ -25,7 +30,13 @@ impl App {
             return Err(Error::UnsupportedVersion(request.sync_version));
         }
         let user = self.user(call)?;
-        let meta = user.meta()?;
+        let (meta, trouble) = match user.meta() {
+            Err(err) if err.is_damage() => {
+                log::error!("{}: {err}; {HELP_WITH_DAMAGE}", user.dir.display());
+                (None, DAMAGED)
+            }
+            meta => (meta?, ""),
+        };
         let unset_clock = self.clock_doubt().map(|doubt| {
             format!("The sync server cannot sync now: {doubt}. Please set it, or wait until it is set, and sync again.")
         });
@@ -37,7 +48,7 @@ impl App {
             Some(meta) if meta.needs_timezones && request.sync_version < 10 => {
                 "This Anki is too old for your collection's time zone setting. Please update Anki on this device."
             }
-            _ => "",
+            _ => trouble,
         };
         // A damaged media store must not keep the collection from syncing. The media sync that follows returns its
         // error.
@@ -53,7 +64,7 @@ impl App {
         // Before the first upload: reports an empty collection, created just now, so that clients offer to upload.
         let (modified, schema, usn) = meta.map_or((0, now, 0), |meta| {
             let stamps = meta.stamps;
-            (stamps.modified, stamps.schema, stamps.usn)
+            (stamps.modified_for_clients(), stamps.schema, stamps.usn)
         });
         let reply = MetaReply {
             modified,

@@ -7,10 +7,11 @@ use serde::Serialize;
 use crate::api::authentication::Call;
 use crate::api::normal_sync::{check_empty, parse};
 use crate::api::routes::Method;
-use crate::api::{Answer, App, respond_with};
+use crate::api::{Answer, App, HEAD_ALONE, give_up, respond_with};
 use crate::error::{Error, Result};
 use crate::files::spool::Spool;
 use crate::http::Request;
+use crate::http::keep_client_waiting::WaitingReply;
 use crate::http::response::{Packing, ReplyStream};
 use crate::logging::access_log::AccessLog;
 use crate::messages::media::{
@@ -86,18 +87,23 @@ impl App {
 
     /// Streams files. All other replies are JSON.
     pub(super) fn download_files(&self, mut request: Request, log: &mut AccessLog) -> Result<()> {
-        let begun = self.receive(Method::DownloadFiles, &mut request, log).and_then(|(call, mut body)| {
+        let received = self.receive(Method::DownloadFiles, &mut request, log).and_then(|(call, mut body)| {
             let wanted: FilesRequest = parse(&mut body)?;
-            let download = self.user(&call)?.media.download(wanted.files)?;
-            Ok((call, download))
+            Ok((self.user(&call)?, call, wanted.files))
         });
         let responder = request.into_responder();
-        let (call, download) = match begun {
-            Ok(begun) => begun,
+        let (user, call, names) = match received {
+            Ok(received) => received,
             Err(err) => return respond_with(responder, err),
         };
+        let waiting = WaitingReply::new(responder, call.packing());
+        // All files are read before the first byte is sent.
+        let download = match waiting.while_doing(HEAD_ALONE, || user.media.download(names)) {
+            Ok(download) => download,
+            Err(err) => return give_up(waiting, err),
+        };
         log.did(&format!("{} files, {} bytes out", download.files(), download.bytes()));
-        let mut stream: ReplyStream = responder.stream(call.packing(), download.bytes());
+        let mut stream: ReplyStream = waiting.into_stream(download.bytes())?;
         download.write_to(&mut stream)?;
         log.sent(stream.finish()?);
         Ok(())

@@ -170,9 +170,11 @@ impl Collection {
         Ok(collection)
     }
 
-    /// The first damage that SQLite's `quick_check` finds, or none.
-    pub fn damage(&self) -> Result<Option<String>> {
-        let found: String = self.db.query_row("PRAGMA quick_check(1)", [], |row| row.get(0))?;
+    /// The first damage that SQLite finds, or none. `deep` also looks up each row in each index, which takes minutes on a
+    /// board.
+    pub fn damage(&self, deep: bool) -> Result<Option<String>> {
+        let check = if deep { "PRAGMA integrity_check(1)" } else { "PRAGMA quick_check(1)" };
+        let found: String = self.db.query_row(check, [], |row| row.get(0))?;
         Ok((found != "ok").then_some(found))
     }
 

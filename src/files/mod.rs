@@ -2,6 +2,7 @@
 //!
 //! Not here: what is in the files. Imports `os` and `error`.
 
+pub mod damaged;
 pub mod durable;
 pub mod locks;
 pub mod owner;

@@ -1,21 +1,31 @@
-//! Compares the media index with the folder, for `ankipi check`. No server is needed, and with `fix` none may run.
+//! Do the index and the folder agree? For `ankipi check`. The server need not run; with `fix` it must not.
 //!
-//! Each repair is a change under a new usn, so that all clients get it. The folder decides: a file without a record is
-//! recorded, a file with other contents is recorded as it is, and only a missing file is recorded as deleted. Neither
-//! the list of files nor that of records is held in memory as a whole.
+//! A repair never takes anything from a device, and never makes damaged bytes the truth. A record whose file is missing or
+//! damaged is forgotten (`lost`), so that a device which has the file sends it again. A file that the index does not know is
+//! recorded as new. Neither the list of files nor that of records is ever held whole.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use crate::error::{Error, Result};
-use crate::media::index::{MediaDb, Recording};
+use crate::media::index::{FILE_NAME, MediaDb, Recording};
+use crate::media::lost::{self, Fault};
 use crate::media::name::{BadName, MediaName};
-use crate::media::{FOLDER, MAX_FILE_BYTES, file_sha1, pending, recover, remove_staged};
+use crate::files::damaged::put_aside;
+use crate::media::places::Places;
+use crate::media::{MAX_FILE_BYTES, file_sha1, is_damage, pending, put_index_aside, recover, remove_staged};
+use crate::os::clock;
+use crate::error::{Error, Result};
 
-/// Names read from the index at a time.
+/// How many names are held at a time.
 const NAMES_AT_ONCE: u32 = 500;
 
-/// What a check does.
+/// How many forgotten files are named.
+const NAMED: u32 = 20;
+
+/// With `fix`, a file that no device has sent for so long is not waited for any more.
+const PATIENCE_SECS: i64 = 30 * 24 * 60 * 60;
+
+/// What to do.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Depth {
     /// Read every file and compare it with its checksum, rather than compare lengths.
@@ -24,31 +34,41 @@ pub struct Depth {
     pub fix: bool,
 }
 
-/// Receives findings and progress of a check.
+/// Where a check tells what it does.
 pub trait Listener {
-    /// Something is wrong.
+    /// Something is not in order.
     fn problem(&mut self, what: String);
-    /// Something is worth knowing, but not wrong.
+    /// Something is worth knowing, and is in order.
     fn note(&mut self, what: String);
-    /// `done` of `of` files were checked.
+    /// Another of so many files has been looked at.
     fn progress(&mut self, done: u64, of: u64);
 }
 
-/// Compares the index in a user's folder with the files, and repairs what it can if `fix` is set. Returns the number of
-/// problems that are left.
+/// Compares the index in a user's folder with the files, and repairs what it can if `fix` is set. Returns how many problems
+/// are left.
 pub fn check(dir: &Path, depth: Depth, listener: &mut dyn Listener) -> Result<u64> {
     if depth.fix {
         remove_staged(dir)?;
-        recover(dir)?;
+    }
+    if let Some(damage) = damage_of_index(dir)? {
+        let what = format!("media.db is damaged ({damage})");
+        if !depth.fix {
+            listener.problem(format!(
+                "{what}. The server begins a new one when a device syncs, and asks the devices for their files; so \
+                 does --fix"
+            ));
+            return Ok(1);
+        }
+        put_index_aside(dir);
+        listener.problem(format!("{what}: it is in damaged/ now, and the devices send their files again"));
+        // What is in the folder is recorded by a later check, if no device sends it.
+        return Ok(0);
+    }
+    let places = Places::new(dir);
+    if depth.fix {
+        recover(dir, &places)?;
     }
     let db = if depth.fix { MediaDb::open(dir)? } else { MediaDb::open_to_read(dir)? };
-    if let Some(damage) = db.damage()? {
-        listener.problem(format!(
-            "media.db is damaged ({damage}). Stop the server, move it away, then run this again with --fix: it is \
-             created again from the files"
-        ));
-        return Ok(1);
-    }
     let pending: Vec<MediaName> = pending(dir)?.into_iter().map(|(name, _)| name).collect();
     if !pending.is_empty() {
         listener.note(format!(
@@ -57,7 +77,8 @@ pub fn check(dir: &Path, depth: Depth, listener: &mut dyn Listener) -> Result<u6
         ));
     }
     let mut check = Check {
-        folder: dir.join(FOLDER),
+        dir: dir.to_owned(),
+        places,
         fix: depth.fix.then(|| db.begin()).transpose()?,
         db: &db,
         deep: depth.deep,
@@ -65,6 +86,7 @@ pub fn check(dir: &Path, depth: Depth, listener: &mut dyn Listener) -> Result<u6
         listener,
         unrepaired: 0,
     };
+    check.forgotten()?;
     check.records()?;
     check.files()?;
     check.totals()?;
@@ -75,20 +97,48 @@ pub fn check(dir: &Path, depth: Depth, listener: &mut dyn Listener) -> Result<u6
     }
 }
 
+/// What SQLite finds wrong with the index.
+fn damage_of_index(dir: &Path) -> Result<Option<String>> {
+    if dir.join(FILE_NAME).is_dir() {
+        return Ok(Some("it is a folder".to_owned()));
+    }
+    match MediaDb::open_to_read(dir).and_then(|db| db.damage()) {
+        Err(err) if is_damage(&err) => Ok(Some(err.to_string())),
+        found => found,
+    }
+}
+
 struct Check<'c> {
-    folder: PathBuf,
+    dir: PathBuf,
+    places: Places,
     db: &'c MediaDb,
     /// The transaction for repairs; None without `fix`.
     fix: Option<Recording<'c>>,
     deep: bool,
-    /// Names of an interrupted upload, which are not checked.
+    /// Names that an interrupted upload had to do with.
     pending: Vec<MediaName>,
     listener: &'c mut dyn Listener,
     unrepaired: u64,
 }
 
 impl Check<'_> {
-    /// Checks that each record has its file, with these contents.
+    /// Names what the devices are asked for.
+    fn forgotten(&mut self) -> Result<()> {
+        if let Some(fix) = &mut self.fix {
+            fix.stop_waiting_since_before(clock::now_secs() - PATIENCE_SECS)?;
+        }
+        let mut more = self.db.count_forgotten()?;
+        for forgotten in self.db.forgotten(NAMED)? {
+            more -= 1;
+            self.listener.note(format!("{forgotten}; a device that has it sends it again"));
+        }
+        if more > 0 {
+            self.listener.note(format!("and {more} more files are awaited from the devices"));
+        }
+        Ok(())
+    }
+
+    /// Each record: is its file there, and is it that file?
     fn records(&mut self) -> Result<()> {
         let (total, mut done) = (self.db.totals()?.files.max(0) as u64, 0);
         let mut last = String::new();
@@ -114,23 +164,19 @@ impl Check<'_> {
         let Some(record) = self.db.record(name)? else {
             return Ok(());
         };
-        let path = name.path_in(&self.folder);
-        let bytes =
-            fs::symlink_metadata(&path).ok().filter(fs::Metadata::is_file).map_or(0, |meta| meta.len());
-        if bytes == 0 || bytes > MAX_FILE_BYTES {
-            let what = format!("{:?} is in the index, and not in the folder", name.as_str());
-            return self.repair(what, "recorded as deleted", |fix| fix.delete(name));
-        }
-        if bytes == record.bytes && !self.deep {
+        let fault = if self.deep {
+            lost::fault(&self.places, name, &record)?
+        } else {
+            lost::fault_at_a_glance(&self.places, name, &record)?
+        };
+        let Some(fault) = fault else {
             return Ok(());
+        };
+        let what = format!("{:?} {fault}", name.as_str());
+        if self.fix.is_some() && !matches!(fault, Fault::Missing) {
+            put_aside(&self.dir, &self.places.path_of(name), name.as_str());
         }
-        match file_sha1(&path)? {
-            Some(found) if found != record => {
-                let what = format!("{:?} has other contents than the index says", name.as_str());
-                self.repair(what, "recorded with these contents", |fix| fix.put(name, &found))
-            }
-            _ => Ok(()),
-        }
+        self.repair(what, "a device that has it sends it again", |fix| fix.forget(name, &fault.to_string()))
     }
 
     fn unusable_record(&mut self, reason: &str) -> Result<()> {
@@ -139,21 +185,22 @@ impl Check<'_> {
         Ok(())
     }
 
-    /// Checks that each file has a record.
+    /// Each file: does the index know it?
     fn files(&mut self) -> Result<()> {
-        let entries = match fs::read_dir(&self.folder) {
+        let folder = self.places.folder();
+        let entries = match fs::read_dir(&folder) {
             Ok(entries) => entries,
             Err(err) if err.kind() == std::io::ErrorKind::NotFound => return Ok(()),
-            Err(err) => return Err(Error::Io("reading", self.folder.clone(), err)),
+            Err(err) => return Err(Error::Io("reading", folder, err)),
         };
         for entry in entries {
-            let entry = entry.map_err(Error::io("reading", &self.folder))?;
-            let meta = entry.metadata().map_err(Error::io("reading", &self.folder))?;
+            let entry = entry.map_err(Error::io("reading", &folder))?;
+            let meta = entry.metadata().map_err(Error::io("reading", &folder))?;
             let shown = entry.file_name().to_string_lossy().into_owned();
             let name = entry.file_name().into_string().map_err(|_| BadName("is not UTF-8"));
             match name.and_then(MediaName::parse) {
                 _ if !meta.is_file() => {
-                    self.listener.note(format!("{shown:?} is not a file; it is left alone"))
+                    self.listener.note(format!("{shown:?} is not a file; it is left alone"));
                 }
                 Ok(_) if meta.len() == 0 || meta.len() > MAX_FILE_BYTES => {
                     self.listener.note(format!(
@@ -173,16 +220,31 @@ impl Check<'_> {
         if self.pending.contains(name) || self.db.record(name)?.is_some_and(|record| record.is_live()) {
             return Ok(());
         }
-        let what = format!("{:?} is in the folder, and not in the index", name.as_str());
-        match file_sha1(&name.path_in(&self.folder))? {
-            Some(found) => self.repair(what, "recorded", |fix| fix.put(name, &found)),
-            None => Ok(()),
+        // The disk may have made another case of the name.
+        if self.places.ignores_case() && self.db.has_twin(name)? {
+            return Ok(());
+        }
+        let path = name.path_in(&self.places.folder());
+        let Some(found) = file_sha1(&path)? else {
+            return Ok(());
+        };
+        match self.db.forgotten_record(name)? {
+            None => {
+                let what = format!("{:?} is in the folder, and not in the index", name.as_str());
+                self.repair(what, "recorded", |fix| fix.put(name, &found))
+            }
+            Some((expected, is_damaged)) if is_damaged && expected == found => {
+                let what = format!("{:?} is back", name.as_str());
+                self.repair(what, "recorded", |fix| fix.put(name, &found))
+            }
+            // Whether it is what the devices have is for them to say.
+            Some(_) => Ok(()),
         }
     }
 
     fn totals(&mut self) -> Result<()> {
         if let Some(fix) = &self.fix {
-            // The repairs so far are not in the table yet.
+            // What was repaired so far is not in the table yet.
             fix.store_totals()?;
         }
         let (stored, counted) = (self.db.totals()?, self.db.counted_totals()?);
@@ -193,7 +255,7 @@ impl Check<'_> {
             "the index counts {} files and usn {}, and holds {} files and usn {}",
             stored.files, stored.last_usn, counted.files, counted.last_usn
         );
-        self.repair(what, "counted again", |fix| {
+        self.repair(what, "counted anew", |fix| {
             fix.recount(counted);
             Ok(())
         })
@@ -205,15 +267,12 @@ impl Check<'_> {
         how: &str,
         repair: impl FnOnce(&mut Recording<'_>) -> Result<()>,
     ) -> Result<()> {
-        match &mut self.fix {
-            Some(fix) => {
-                repair(fix)?;
-                self.listener.problem(format!("{what}: {how}"));
-            }
-            None => {
-                self.unrepaired += 1;
-                self.listener.problem(what);
-            }
+        if let Some(fix) = &mut self.fix {
+            repair(fix)?;
+            self.listener.problem(format!("{what}: {how}"));
+        } else {
+            self.unrepaired += 1;
+            self.listener.problem(what);
         }
         Ok(())
     }

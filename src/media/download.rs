@@ -1,101 +1,125 @@
 //! A zip of files for a client, streamed from the files themselves.
 //!
-//! The files are opened under the lock. After that they may be replaced or deleted, but an open file keeps the contents
-//! that the index recorded. Each file is hashed while it is sent. If it differs from its record, the response is cut
-//! off, so that no client keeps the file.
+//! The files are opened under the lock. After that they may be replaced or deleted: what was opened stays what the index
+//! told. Before the reply begins, each is read and compared with its record (`lost`), so that no client ever gets damaged
+//! bytes. While it is sent, its CRC is compared with that of the first reading.
+//!
+//! Clients drop as many names from their list as files arrive, whatever the files are, and ask for the rest. So a damaged
+//! file is replaced by a second copy of another file in the reply: the client takes that one twice, which does no harm, and
+//! goes on with the next names. There is no such reply when all files that it asks for are damaged. Then the request fails, and
+//! the next sync does not list them any more.
 
-use std::fs::{self, File};
-use std::io::{Read, Write};
+use std::fs::File;
+use std::io::Write;
+use std::os::unix::fs::FileExt;
 
-use sha1::{Digest, Sha1};
+use crc32fast::Hasher as Crc32;
 
-use crate::error::{Error, Result};
 use crate::media::index::Record;
+use crate::media::lost::{self, Fault, Lost};
 use crate::media::name::MediaName;
 use crate::media::upload::checked_name;
 use crate::media::zip::{META, ZipWriter, zip_bytes};
 use crate::media::{BLOCK_BYTES, MAX_FILES, MediaStore};
+use crate::error::{Error, Result};
 
-/// Maximum size of a zip, as on the official server: the file that exceeds it is the last. Clients request the rest.
-const ENOUGH_BYTES: u64 = 2_621_440;
+/// A zip ends after the file that passes this size, as on the official server. The client asks for the rest.
+pub(super) const ENOUGH_BYTES: u64 = 2_621_440;
 
-/// The open files of one response.
+/// The files of one reply, open and compared with their records.
 pub struct Download {
-    files: Vec<OpenFile>,
+    files: Vec<WholeFile>,
+    /// Which file each entry of the zip is.
+    entries: Vec<usize>,
     meta: Vec<u8>,
 }
 
-struct OpenFile {
+struct WholeFile {
     name: MediaName,
-    file: File,
     record: Record,
+    file: File,
+    crc: u32,
 }
 
+type Opened = (MediaName, Record, std::result::Result<File, Fault>);
+
 impl MediaStore {
-    /// Opens the requested files, or as many of the first ones as fit into one zip.
+    /// Opens and checks the files that a client asks for, or as many of the first ones as go into one zip.
     pub fn download(&self, names: Vec<String>) -> Result<Download> {
         if names.len() > MAX_FILES {
             return Err(Error::bad(format!("{} media files at once", names.len())));
         }
         let names = names.into_iter().map(checked_name).collect::<Result<Vec<_>>>()?;
-        let mut files = Vec::with_capacity(names.len());
+        let (asked, opened) = self.open_files(names)?;
+        let (mut files, mut lost) = (Vec::with_capacity(opened.len()), Vec::new());
+        for (name, record, file) in opened {
+            match file.and_then(|file| Ok((lost::read_through(&file, &record)?, file))) {
+                Ok((crc, file)) => files.push(WholeFile { name, record, file, crc }),
+                Err(_) => lost.push(Lost { name, record }),
+            }
+        }
+        self.forget_or_log(&lost);
+        let smallest = files.iter().enumerate().min_by_key(|(_, file)| file.record.bytes);
+        let mut entries: Vec<usize> = (0..files.len()).collect();
+        match smallest {
+            Some((smallest, _)) => entries.resize(asked, smallest),
+            None if asked > 0 => return Err(Error::LostFile("is not there, or damaged")),
+            None => {}
+        }
+        let meta = meta_of(&files, &entries)?;
+        Ok(Download { files, entries, meta })
+    }
+
+    /// Returns how many of the names are answered, and those of them that the index lists.
+    fn open_files(&self, names: Vec<MediaName>) -> Result<(usize, Vec<Opened>)> {
         self.read(|db| {
-            let mut bytes = 0;
+            let (mut asked, mut bytes, mut opened) = (0, 0, Vec::with_capacity(names.len()));
             for name in names {
                 if bytes > ENOUGH_BYTES {
                     break;
                 }
-                let Some(record) = db.record(&name)?.filter(Record::is_live) else {
-                    return Err(Error::LostFile("is not in the index"));
-                };
-                bytes += record.bytes;
-                files.push(self.open_file(name, record)?);
+                asked += 1;
+                // A file that another device has deleted since is passed over like a damaged one.
+                if let Some(record) = db.record(&name)?.filter(Record::is_live) {
+                    bytes += record.bytes;
+                    let file = lost::open(&self.places, &name, &record)?;
+                    opened.push((name, record, file));
+                }
             }
-            Ok(())
-        })?;
-        let meta = meta_of(&files)?;
-        Ok(Download { files, meta })
-    }
-
-    fn open_file(&self, name: MediaName, record: Record) -> Result<OpenFile> {
-        let path = name.path_in(&self.folder());
-        let opened = match fs::symlink_metadata(&path) {
-            Ok(meta) if meta.is_file() && meta.len() == record.bytes => {
-                File::open(&path).map_err(Error::io("opening", &path))
-            }
-            Ok(_) => Err(Error::LostFile("is not the file of its record")),
-            Err(_) => Err(Error::LostFile("is missing")),
-        };
-        let file = opened.inspect_err(|err| log::debug!("media file {:?}: {err}", name.as_str()))?;
-        Ok(OpenFile { name, file, record })
+            Ok((asked, opened))
+        })
     }
 }
 
-fn meta_of(files: &[OpenFile]) -> Result<Vec<u8>> {
-    let names: serde_json::Map<String, serde_json::Value> =
-        files.iter().enumerate().map(|(n, file)| (n.to_string(), file.name.as_str().into())).collect();
+fn meta_of(files: &[WholeFile], entries: &[usize]) -> Result<Vec<u8>> {
+    let names: serde_json::Map<String, serde_json::Value> = entries
+        .iter()
+        .enumerate()
+        .map(|(n, file)| (n.to_string(), files[*file].name.as_str().into()))
+        .collect();
     serde_json::to_vec(&names).map_err(|err| Error::Broken(format!("writing _meta: {err}")))
 }
 
 impl Download {
-    /// The number of files.
+    /// How many files.
     pub fn files(&self) -> usize {
         self.files.len()
     }
 
-    /// The length of the zip in bytes.
+    /// The length of the zip.
     pub fn bytes(&self) -> u64 {
-        let files = self.files.iter().enumerate();
-        let entries = files.map(|(n, file)| (n.to_string().len(), file.record.bytes));
+        let entries = self.entries.iter().enumerate();
+        let entries = entries.map(|(n, file)| (n.to_string().len(), self.files[*file].record.bytes));
         zip_bytes(entries.chain([(META.len(), self.meta.len() as u64)]))
     }
 
-    /// Writes the zip. The lock is not held.
-    pub fn write_to(mut self, out: &mut impl Write) -> Result<()> {
+    /// Writes the zip. No lock is held.
+    pub fn write_to(self, out: &mut impl Write) -> Result<()> {
         let expected = self.bytes();
         let mut zip = ZipWriter::new(out);
-        for (n, open) in self.files.iter_mut().enumerate() {
-            zip.add(&n.to_string(), open.record.bytes, |sink| open.send(sink))?;
+        for (n, file) in self.entries.iter().enumerate() {
+            let file = &self.files[*file];
+            zip.add(&n.to_string(), file.record.bytes, |sink| file.send(sink))?;
         }
         zip.add(META, self.meta.len() as u64, |sink| sink(&self.meta))?;
         if zip.finish()? == expected {
@@ -106,29 +130,25 @@ impl Download {
     }
 }
 
-impl OpenFile {
-    fn send(&mut self, sink: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()> {
-        let mut sha1 = Sha1::new();
-        let mut left = self.record.bytes;
+impl WholeFile {
+    fn send(&self, sink: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()> {
+        let mut crc = Crc32::new();
+        let mut at = 0;
         let mut block = vec![0; BLOCK_BYTES];
-        while left > 0 {
-            let wanted = left.min(BLOCK_BYTES as u64) as usize;
-            let count = self
-                .file
-                .read(&mut block[..wanted])
-                .map_err(Error::io("reading", "a media file".as_ref()))?;
-            if count == 0 {
-                break;
-            }
-            sha1.update(&block[..count]);
-            sink(&block[..count])?;
-            left -= count as u64;
+        while at < self.record.bytes {
+            let wanted = (self.record.bytes - at).min(BLOCK_BYTES as u64) as usize;
+            let block = &mut block[..wanted];
+            self.file.read_exact_at(block, at).map_err(Error::io("reading", "a media file".as_ref()))?;
+            crc.update(block);
+            sink(block)?;
+            at += wanted as u64;
         }
-        if left == 0 && self.record.sha1 == <[u8; 20]>::from(sha1.finalize()) {
+        if crc.finalize() == self.crc {
             Ok(())
         } else {
-            log::debug!("media file {:?} has other contents than its record", self.name.as_str());
-            Err(Error::LostFile("has other contents than it should"))
+            // The reply ends in the middle, so the client keeps nothing of it.
+            log::error!("media file {:?} reads differently each time", self.name.as_str());
+            Err(Error::LostFile("changed while it was sent"))
         }
     }
 }

@@ -1,8 +1,10 @@
 //! The index of a user's media files: `media.db` in the official schema 4 (sync-protocol.md 9), so that ankipi and the
 //! official server can replace each other. Version 3 is upgraded on opening.
 //!
-//! Rows are never removed. Size 0 marks a deleted file; its checksum stays. `meta` holds the last usn and the totals.
+//! Size 0 marks a deleted file; its checksum stays. `meta` holds the last usn and the totals. Rows are removed only when
+//! a file was lost or damaged (`lost`). A table of our own lists those files until a device has sent them again.
 
+use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
@@ -13,7 +15,8 @@ use crate::error::{Error, Result};
 use crate::files;
 use crate::files::sqlite_files::{has_side_files, immutable_uri};
 use crate::media::name::MediaName;
-use crate::media::{Sha1Sum, Totals};
+use crate::media::places::folded;
+use crate::media::{FOLDER, Sha1Sum, Totals};
 use crate::os::clock;
 
 /// The name of the index in a user's folder, as on the official server.
@@ -54,6 +57,12 @@ CREATE TABLE ankipi_media AS
 CREATE TABLE ankipi_meta AS SELECT usn FROM meta;
 DROP TABLE media;
 DROP TABLE meta;";
+/// A new index in place of a lost one goes on with usns that no device knows: it starts at the minutes since 1970. All
+/// clients see a change then, and compare counts.
+const GO_ON_ELSEWHERE: &str = "\
+UPDATE meta SET last_usn = max(0, CAST(strftime('%s', 'now') AS int) / 60);
+INSERT INTO media SELECT 'ankipi:forgot', zeroblob(20), 0, last_usn, 0 FROM meta;";
+
 const UPGRADE_FILL: &str = "\
 INSERT INTO media SELECT fname, csum, size, usn, CAST(strftime('%s', 'now') AS int) FROM ankipi_media;
 UPDATE meta SET last_usn = max((SELECT coalesce(max(usn), 0) FROM ankipi_meta),
@@ -62,6 +71,22 @@ UPDATE meta SET last_usn = max((SELECT coalesce(max(usn), 0) FROM ankipi_meta),
   total_nonempty_files = (SELECT count() FROM media WHERE size > 0);
 DROP TABLE ankipi_media;
 DROP TABLE ankipi_meta;";
+
+/// What was forgotten and did not come back, for the owner to see. The official server leaves this table alone.
+const FORGOTTEN: &str = "\
+CREATE TABLE IF NOT EXISTS ankipi_forgotten (
+  fname text NOT NULL PRIMARY KEY,
+  csum blob NOT NULL,
+  size int NOT NULL,
+  why text NOT NULL,
+  secs int NOT NULL
+)";
+
+/// The name whose deletion makes clients compare counts. No client can have a file of this name, as all strip the colon.
+const NOBODYS_NAME: &str = "ankipi:forgot";
+
+/// Why records are forgotten of which the devices know newer ones.
+const WENT_BACK: &str = "may be newer on a device than in this folder";
 
 /// An open index.
 pub struct MediaDb {
@@ -113,7 +138,7 @@ impl MediaDb {
         let db = MediaDb::prepare(db)?;
         // A commit is durable when it returns, and costs one fsync.
         db.db.execute_batch("PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL")?;
-        db.upgrade()?;
+        db.upgrade(has_entries(&dir.join(FOLDER)))?;
         Ok(db)
     }
 
@@ -123,7 +148,7 @@ impl MediaDb {
         files::refuse_link(&path)?;
         if !path.exists() {
             let db = MediaDb { db: Connection::open_in_memory()? };
-            db.upgrade()?;
+            db.upgrade(false)?;
             return Ok(db);
         }
         if has_side_files(&path) {
@@ -155,10 +180,11 @@ impl MediaDb {
         Ok(self.db.query_row("PRAGMA user_version", [], |row| row.get(0))?)
     }
 
-    fn upgrade(&self) -> Result<()> {
+    /// Brings an index to our schema. `is_lost` says that a new one takes the place of one that was lost.
+    fn upgrade(&self, is_lost: bool) -> Result<()> {
         let steps = match self.version()? {
             SCHEMA_VERSION => return Ok(()),
-            0 => [SCHEMA, "", ""],
+            0 => [SCHEMA, if is_lost { GO_ON_ELSEWHERE } else { "" }, ""],
             3 => [UPGRADE_FROM_3, SCHEMA, UPGRADE_FILL],
             other => {
                 return Err(Error::Broken(format!(
@@ -220,9 +246,87 @@ impl MediaDb {
         Ok((found != "ok").then_some(found))
     }
 
+    /// Whether a live record of another name is the same name to a file system that ignores case.
+    pub fn has_twin(&self, name: &MediaName) -> Result<bool> {
+        let wanted = folded(name.as_str());
+        let mut select = self.db.prepare("SELECT fname FROM media WHERE size > 0")?;
+        let mut rows = select.query([])?;
+        while let Some(row) = rows.next()? {
+            let other = row.get_ref(0)?.as_str().unwrap_or_default();
+            if other != name.as_str() && folded(other) == wanted {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    fn has_forgotten(&self) -> Result<bool> {
+        Ok(self.db.table_exists(None, "ankipi_forgotten")?)
+    }
+
+    /// How many files are awaited from the devices.
+    pub fn count_forgotten(&self) -> Result<i64> {
+        if !self.has_forgotten()? {
+            return Ok(0);
+        }
+        Ok(self.db.query_row("SELECT count(*) FROM ankipi_forgotten", [], |row| row.get(0))?)
+    }
+
+    /// A line for each of the newest files that are awaited from the devices.
+    pub fn forgotten(&self, limit: u32) -> Result<Vec<String>> {
+        if !self.has_forgotten()? {
+            return Ok(Vec::new());
+        }
+        let mut select = self
+            .db
+            .prepare("SELECT fname, why, secs FROM ankipi_forgotten ORDER BY secs DESC, fname LIMIT ?1")?;
+        let line = |row: &Row<'_>| {
+            let (name, why): (String, String) = (row.get(0)?, row.get(1)?);
+            Ok(format!("{name:?} {why}, noticed {}", clock::moment(row.get(2)?)))
+        };
+        let lines = select.query_map([limit], line)?.collect::<rusqlite::Result<_>>()?;
+        Ok(lines)
+    }
+
+    /// The record of a file that is awaited from the devices, and whether it was forgotten because it was damaged.
+    pub fn forgotten_record(&self, name: &MediaName) -> Result<Option<(Record, bool)>> {
+        if !self.has_forgotten()? {
+            return Ok(None);
+        }
+        let mut select =
+            self.db.prepare("SELECT csum, size, why FROM ankipi_forgotten WHERE fname = ?1")?;
+        let read = |row: &Row<'_>| {
+            let record = Record { sha1: row.get(0)?, bytes: row.get::<_, i64>(1)?.max(0) as u64 };
+            Ok((record, row.get::<_, String>(2)? != WENT_BACK))
+        };
+        Ok(select.query_row([name], read).optional()?)
+    }
+
+
+    /// Hands the records of existing files in the next page of changes after `usn` to `each`. Names that no client can
+    /// request are left out.
+    pub fn records_after(&self, usn: i64, mut each: impl FnMut(MediaName, Record) -> Result<()>) -> Result<()> {
+        let mut select =
+            self.db.prepare("SELECT fname, csum, size FROM media WHERE usn > ?1 ORDER BY usn LIMIT ?2")?;
+        let mut rows = select.query(params![usn, CHANGES_PAGE])?;
+        while let Some(row) = rows.next()? {
+            let record = Record { sha1: row.get(1)?, bytes: row.get::<_, i64>(2)?.max(0) as u64 };
+            if let (true, Ok(name)) = (record.is_live(), MediaName::parse(row.get(0)?)) {
+                each(name, record)?;
+            }
+        }
+        Ok(())
+    }
+
     /// Begins the transaction that records changes of files.
     pub fn begin(&self) -> Result<Recording<'_>> {
-        Ok(Recording { transaction: self.db.unchecked_transaction()?, totals: self.totals()?, db: self })
+        Ok(Recording {
+            transaction: self.db.unchecked_transaction()?,
+            totals: self.totals()?,
+            has_forgotten: self.has_forgotten()?,
+            forgets: false,
+            db: self,
+        })
     }
 }
 
@@ -231,17 +335,28 @@ pub struct Recording<'d> {
     transaction: rusqlite::Transaction<'d>,
     db: &'d MediaDb,
     totals: Totals,
+    /// Whether the table of forgotten files exists.
+    has_forgotten: bool,
+    /// Whether this transaction forgets something.
+    forgets: bool,
 }
 
 impl Recording<'_> {
     /// Records that a file has these contents, under the next usn.
     pub fn put(&mut self, name: &MediaName, record: &Record) -> Result<()> {
+        self.stop_waiting_for(name)?;
         self.change(name, record)
     }
 
     /// Records that a file is deleted, under the next usn. The checksum stays.
     pub fn delete(&mut self, name: &MediaName) -> Result<()> {
-        match self.db.record(name)? {
+        // Of a forgotten file other devices have to hear, too, or they would send it again.
+        let record = match self.db.record(name)? {
+            None => self.db.forgotten_record(name)?.map(|(record, _)| record),
+            record => record,
+        };
+        self.stop_waiting_for(name)?;
+        match record {
             Some(record) => self.change(name, &Record { bytes: 0, ..record }),
             None => Ok(()),
         }
@@ -265,6 +380,68 @@ impl Recording<'_> {
         Ok(())
     }
 
+    /// Removes a live record as if there had never been one, and notes why.
+    pub fn forget(&mut self, name: &MediaName, why: &str) -> Result<()> {
+        self.prepare_to_forget()?;
+        if let Some(old) = self.db.record(name)?.filter(Record::is_live) {
+            let note = "INSERT OR REPLACE INTO ankipi_forgotten VALUES (?1, ?2, ?3, ?4, ?5)";
+            let values = params![name, old.sha1, old.bytes as i64, why, clock::now_secs()];
+            self.transaction.execute(note, values)?;
+            self.transaction.execute("DELETE FROM media WHERE fname = ?1", [name])?;
+            self.totals.bytes -= old.bytes as i64;
+            self.totals.files -= 1;
+        }
+        Ok(())
+    }
+
+    /// Removes all records, and goes on beyond the usn that a client knows. Returns how many files were listed.
+    pub fn forget_all(&mut self, client_usn: i64) -> Result<i64> {
+        self.prepare_to_forget()?;
+        let note = "INSERT OR REPLACE INTO ankipi_forgotten SELECT fname, csum, size, ?1, ?2 FROM media WHERE size > 0";
+        self.transaction.execute(note, params![WENT_BACK, clock::now_secs()])?;
+        self.transaction.execute("DELETE FROM media", [])?;
+        let last_usn = i32::try_from(client_usn).unwrap_or(i32::MAX).max(self.totals.last_usn);
+        let before = std::mem::replace(&mut self.totals, Totals { last_usn, bytes: 0, files: 0 });
+        Ok(before.files)
+    }
+
+    fn prepare_to_forget(&mut self) -> Result<()> {
+        if !self.forgets {
+            self.transaction.execute_batch(FORGOTTEN)?;
+            (self.forgets, self.has_forgotten) = (true, true);
+        }
+        Ok(())
+    }
+
+    fn stop_waiting_for(&self, name: &MediaName) -> Result<()> {
+        if self.has_forgotten {
+            self.transaction.execute("DELETE FROM ankipi_forgotten WHERE fname = ?1", [name])?;
+        }
+        Ok(())
+    }
+
+    /// Does not wait any more for files that were forgotten before a moment, in seconds since 1970.
+    pub fn stop_waiting_since_before(&mut self, secs: i64) -> Result<()> {
+        if self.has_forgotten {
+            self.transaction.execute("DELETE FROM ankipi_forgotten WHERE secs < ?1", [secs])?;
+        }
+        Ok(())
+    }
+
+    /// Makes every client compare its count of files with ours.
+    fn make_clients_count(&mut self) -> Result<()> {
+        self.totals.last_usn += 1;
+        let put = "INSERT INTO media VALUES (?1, zeroblob(20), 0, ?2, ?3)
+            ON CONFLICT (fname) DO UPDATE SET usn = excluded.usn, mtime = excluded.mtime WHERE size = 0";
+        self.transaction.execute(put, params![NOBODYS_NAME, self.totals.last_usn, clock::now_secs()])?;
+        Ok(())
+    }
+
+    /// The last usn so far.
+    pub fn last_usn(&self) -> i32 {
+        self.totals.last_usn
+    }
+
     /// Replaces the totals by these.
     pub fn recount(&mut self, counted: Totals) {
         self.totals = counted;
@@ -281,9 +458,17 @@ impl Recording<'_> {
     }
 
     /// Commits, durably. Returns the last usn.
-    pub fn commit(self) -> Result<i32> {
+    pub fn commit(mut self) -> Result<i32> {
+        if self.forgets {
+            self.make_clients_count()?;
+        }
         self.store_totals()?;
         self.transaction.commit()?;
         Ok(self.totals.last_usn)
     }
+}
+
+/// Whether a folder holds anything.
+fn has_entries(folder: &Path) -> bool {
+    fs::read_dir(folder).is_ok_and(|mut entries| entries.next().is_some())
 }

@@ -8,7 +8,8 @@
 //! # Invariant
 //!
 //! Each live record has its file, and no file has other contents than its record says. This does not hold while an
-//! upload is put in place. A crash in that moment is repaired at the next start.
+//! upload is put in place. A crash in that moment is repaired at the next start. Nor does it hold when the disk loses or
+//! damages a file. That is noticed before the file is sent, and repaired by the devices (`lost`).
 //!
 //! # How an upload is put in place
 //!
@@ -28,7 +29,9 @@
 pub mod check;
 pub mod download;
 pub mod index;
+pub mod lost;
 pub mod name;
+pub mod places;
 pub mod take_over;
 pub mod upload;
 pub mod zip;
@@ -48,6 +51,8 @@ use crate::files;
 use crate::text::hex::unhex;
 use index::{Change, MediaDb, Record};
 use name::MediaName;
+use crate::files::damaged::{DAMAGED_FOLDER, put_aside, put_folders_aside};
+use places::Places;
 
 /// SHA-1 of a file's contents.
 pub type Sha1Sum = [u8; 20];
@@ -87,6 +92,7 @@ pub struct Totals {
 /// One user's media.
 pub struct MediaStore {
     dir: PathBuf,
+    places: Places,
     staged: AtomicU32,
     state: Mutex<State>,
 }
@@ -110,21 +116,27 @@ struct Intent {
 impl MediaStore {
     /// Opens the store in a user's folder and recovers from a crash. A damaged store is only logged, so that the server
     /// still starts. Its requests return the error.
-    pub fn open(dir: &Path) -> Result<MediaStore> {
-        files::create_folder(&dir.join(FOLDER))?;
-        remove_staged(dir)?;
+    pub fn open(dir: &Path) -> MediaStore {
+        if let Err(err) = ready_folder(dir).and_then(|()| remove_staged(dir)) {
+            log::error!("{}: the media are not ready: {err}", dir.display());
+        }
         let state = State { writer: None, last_used: Instant::now(), needs_recovery: true };
-        let store = MediaStore { dir: dir.to_owned(), staged: AtomicU32::new(0), state: Mutex::new(state) };
+        let store = MediaStore {
+            dir: dir.to_owned(),
+            places: Places::new(dir),
+            staged: AtomicU32::new(0),
+            state: Mutex::new(state),
+        };
         // The index stays closed. This saves an idle server the memory, and the wait for random bytes.
         if let Err(err) = store.lock().map(drop) {
             log::error!("{}: the media cannot be used: {err}", dir.display());
         }
-        Ok(store)
+        store
     }
 
     /// Creates the folder again for a user whose data was deleted.
     pub fn make_folder(&self) -> Result<()> {
-        files::create_folder(&self.folder())
+        ready_folder(&self.dir)
     }
 
     /// The last usn and the totals.
@@ -134,6 +146,7 @@ impl MediaStore {
 
     /// Hands the next page of changes after `usn` to `each`, ordered by usn.
     pub fn changes_after(&self, usn: i64, each: impl FnMut(Change) -> Result<()>) -> Result<()> {
+        self.look_after_page(usn)?;
         self.read(|db| db.changes_after(usn, each))
     }
 
@@ -168,9 +181,10 @@ impl MediaStore {
             state.needs_recovery = true;
             state
         });
+        ready_folder(&self.dir)?;
         if state.needs_recovery {
-            files::refuse_link(&self.folder())?;
-            recover(&self.dir)?;
+            files::refuse_link(&self.places.folder())?;
+            self.if_damaged(recover(&self.dir, &self.places), &mut state)?;
             state.needs_recovery = false;
         }
         state.last_used = Instant::now();
@@ -178,15 +192,38 @@ impl MediaStore {
     }
 
     fn read<T>(&self, work: impl FnOnce(&MediaDb) -> Result<T>) -> Result<T> {
-        let state = self.lock()?;
-        match &state.writer {
+        let mut state = self.lock()?;
+        let done = match &state.writer {
             Some(db) => work(db),
-            None => work(&MediaDb::open_to_read(&self.dir)?),
-        }
+            None => MediaDb::open_to_read(&self.dir).and_then(|db| work(&db)),
+        };
+        self.if_damaged(done, &mut state)
     }
 
-    fn folder(&self) -> PathBuf {
-        self.dir.join(FOLDER)
+    fn write<T>(&self, work: impl FnOnce(&mut State) -> Result<T>) -> Result<T> {
+        let mut state = self.lock()?;
+        let done = work(&mut state);
+        self.if_damaged(done, &mut state)
+    }
+
+    /// Puts the index aside if SQLite called it damaged: the next request begins a new one.
+    fn if_damaged<T>(&self, done: Result<T>, state: &mut State) -> Result<T> {
+        if done.is_err() && put_folders_aside(&self.dir, index::FILE_NAME) {
+            return Err(Error::Busy("a folder was in the way of the media's index; try again".to_owned()));
+        }
+        if let Err(err) = &done
+            && (is_damage(err) || self.dir.join(index::FILE_NAME).is_dir())
+        {
+            log::error!(
+                "{}: the index of the media is damaged ({err}). It is put aside in {DAMAGED_FOLDER}/, and a new one is \
+                 begun: the devices are asked for their files again",
+                self.dir.display()
+            );
+            state.writer = None;
+            put_index_aside(&self.dir);
+            return Err(Error::Busy("the index of the media was damaged; try again".to_owned()));
+        }
+        done
     }
 
     fn next_staged_path(&self) -> PathBuf {
@@ -203,6 +240,16 @@ impl State {
     }
 }
 
+/// Creates the folder of the files if it is missing. A file in its place is put aside.
+fn ready_folder(dir: &Path) -> Result<()> {
+    let folder = dir.join(FOLDER);
+    if fs::symlink_metadata(&folder).is_ok_and(|meta| meta.is_file()) {
+        log::error!("{} is a file: it is put aside in {DAMAGED_FOLDER}/", folder.display());
+        put_aside(dir, &folder, FOLDER);
+    }
+    files::create_folder(&folder)
+}
+
 /// Removes the temporary files of unfinished uploads.
 fn remove_staged(dir: &Path) -> Result<()> {
     for entry in fs::read_dir(dir).map_err(Error::io("reading", dir))? {
@@ -214,12 +261,45 @@ fn remove_staged(dir: &Path) -> Result<()> {
     Ok(())
 }
 
+/// Whether an error tells that the index itself is damaged.
+fn is_damage(err: &Error) -> bool {
+    use rusqlite::Error as Sqlite;
+    // A table is missing, or a value is not what we or the official server write.
+    let is_odd = |err: &Sqlite| {
+        matches!(
+            err,
+            Sqlite::SqlInputError { .. }
+                | Sqlite::QueryReturnedNoRows
+                | Sqlite::InvalidColumnType(..)
+                | Sqlite::FromSqlConversionFailure(..)
+                | Sqlite::IntegralValueOutOfRange(..)
+                | Sqlite::Utf8Error(..)
+        )
+    };
+    err.is_damage() || matches!(err, Error::Db(err) if is_odd(err))
+}
+
+/// Moves the index to the damaged files, with its side files.
+fn put_index_aside(dir: &Path) {
+    for suffix in ["-wal", "-shm", "-journal", ""] {
+        let name = format!("{}{suffix}", index::FILE_NAME);
+        let path = dir.join(&name);
+        if path.exists() {
+            put_aside(dir, &path, &name);
+        }
+    }
+}
+
 /// The intended changes of an interrupted upload.
 fn pending(dir: &Path) -> Result<Vec<(MediaName, Option<Sha1Sum>)>> {
     let path = dir.join(PENDING);
     let json = match fs::read(&path) {
         Ok(json) => json,
         Err(err) if err.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(err) if err.kind() == std::io::ErrorKind::IsADirectory => {
+            put_aside(dir, &path, PENDING);
+            return Ok(Vec::new());
+        }
         Err(err) => return Err(Error::Io("reading", path, err)),
     };
     let intents: Vec<Intent> = serde_json::from_slice(&json).unwrap_or_else(|err| {
@@ -238,17 +318,17 @@ fn pending(dir: &Path) -> Result<Vec<(MediaName, Option<Sha1Sum>)>> {
 }
 
 /// Finishes an interrupted upload, so that records and files agree.
-fn recover(dir: &Path) -> Result<()> {
+fn recover(dir: &Path, places: &Places) -> Result<()> {
     let pending = pending(dir)?;
     if pending.is_empty() {
         return files::remove_if_there(&dir.join(PENDING));
     }
-    let (db, folder) = (MediaDb::open(dir)?, dir.join(FOLDER));
+    let db = MediaDb::open(dir)?;
     let mut recording = db.begin()?;
     let mut gone = Vec::new();
     let mut recorded = 0;
     for (name, intended) in &pending {
-        let path = name.path_in(&folder);
+        let path = places.path_of(name);
         let live = db.record(name)?.filter(Record::is_live);
         match (file_sha1(&path)?, intended) {
             (Some(found), Some(sha1)) if found.sha1 == *sha1 && live.as_ref() != Some(&found) => {
@@ -260,13 +340,13 @@ fn recover(dir: &Path) -> Result<()> {
         }
     }
     // The renames of the upload may not be durable yet.
-    files::sync_folder(&folder)?;
+    places.sync()?;
     match recorded {
         0 => drop(recording),
         _ => drop(recording.commit()?),
     }
     gone.iter().try_for_each(|path| files::remove_if_there(path))?;
-    files::sync_folder(&folder)?;
+    places.sync()?;
     if recorded + gone.len() > 0 {
         log::warn!(
             "{}: finished a media upload that was interrupted: {recorded} files recorded, {} removed",
@@ -326,7 +406,7 @@ mod tests {
     /// A store that holds `a` and `b`, with "1" in them.
     fn store() -> (tempfile::TempDir, MediaStore) {
         let dir = tempfile::tempdir().unwrap();
-        let store = MediaStore::open(dir.path()).unwrap();
+        let store = MediaStore::open(dir.path());
         store.upload(&zip_of(dir.path(), &[("a", Some("1")), ("b", Some("1"))])).unwrap();
         (dir, store)
     }
@@ -344,7 +424,7 @@ mod tests {
 
     /// The state after the next start: each name with its usn and contents.
     fn healed(dir: &Path) -> Vec<(String, i32, Option<Sha1Sum>)> {
-        let store = MediaStore::open(dir).unwrap();
+        let store = MediaStore::open(dir);
         assert!(!dir.join(PENDING).exists());
         let mut rows = Vec::new();
         store
@@ -411,6 +491,7 @@ mod tests {
     fn a_failure_in_the_middle_heals_without_a_restart() {
         let (dir, store) = store();
         // A folder in place of a file makes the second rename fail.
+        fs::write(dir.path().join(DAMAGED_FOLDER), "so that the folder below cannot be put aside").unwrap();
         fs::create_dir(dir.path().join(FOLDER).join("c")).unwrap();
         let zip = zip_of(dir.path(), &[("a", Some("2")), ("c", Some("3"))]);
         assert_eq!(store.upload(&zip).unwrap_err().status(), 500);

@@ -8,10 +8,11 @@ use std::io;
 use std::path::Path;
 
 use crate::error::{Error, Result};
-use crate::files::{GentleFile, create_folder, sync_folder};
+use crate::files::{GentleFile, create_folder};
 use crate::media::index::MediaDb;
 use crate::media::name::MediaName;
-use crate::media::{FOLDER, MAX_FILE_BYTES, Totals, file_sha1};
+use crate::media::places::Places;
+use crate::media::{FOLDER, MAX_FILE_BYTES, STAGED_PREFIX, Totals, file_sha1};
 
 /// The result of an import.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -26,6 +27,7 @@ pub struct Taken {
 pub fn import(dir: &Path, from: &Path, last_usn: i32) -> Result<Taken> {
     let folder = dir.join(FOLDER);
     create_folder(&folder)?;
+    let (places, staged) = (Places::new(dir), dir.join(format!("{STAGED_PREFIX}import")));
     let db = MediaDb::open(dir)?;
     let mut recording = db.begin()?;
     recording.recount(Totals { last_usn, bytes: 0, files: 0 });
@@ -48,14 +50,15 @@ pub fn import(dir: &Path, from: &Path, last_usn: i32) -> Result<Taken> {
             taken.unusable += 1;
             continue;
         };
-        let copy = name.path_in(&folder);
-        copy_file(&entry.path(), &copy)?;
-        if let Some(record) = file_sha1(&copy)? {
+        copy_file(&entry.path(), &staged)?;
+        let is_taken = places.ignores_case() && fs::symlink_metadata(name.path_in(&folder)).is_ok();
+        places.put(&staged, &name, is_taken)?;
+        if let Some(record) = file_sha1(&places.path_of(&name))? {
             recording.put(&name, &record)?;
             taken.files += 1;
         }
     }
-    sync_folder(&folder)?;
+    places.sync()?;
     recording.commit()?;
     Ok(taken)
 }

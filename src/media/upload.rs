@@ -1,8 +1,9 @@
 //! A zip of changes from a client. Each file is first written to a temporary file. Then all of them are moved into the
 //! folder and recorded in the index. The header of `media` explains the order of these steps.
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::Write;
+use std::path::Path;
 
 use sha1::{Digest, Sha1};
 
@@ -12,7 +13,9 @@ use crate::files::GentleFile;
 use crate::files::spool::Spool;
 use crate::files::temporary::TemporaryFile;
 use crate::media::index::{MediaDb, Record};
+use crate::media::lost;
 use crate::media::name::{BadName, MediaName};
+use crate::media::places::folded;
 use crate::media::zip;
 use crate::media::zip::{Entry, META, ZipReader};
 use crate::media::{Intent, MAX_FILES, MediaStore, PENDING, Sha1Sum, State};
@@ -43,8 +46,18 @@ enum Change {
     Delete,
     /// New contents, in a temporary file.
     Put(Record, StagedFile),
-    /// The index and the folder already had these contents when they were checked.
+    /// The folder already had these contents when it was checked.
     Same(Record),
+}
+
+/// What the folder has under a name before an upload.
+#[derive(PartialEq, Eq)]
+enum Stored {
+    No,
+    /// A file with this record.
+    Recorded(Sha1Sum),
+    /// A file that was left there when its record was lost.
+    Unrecorded,
 }
 
 /// New contents on their way into the folder.
@@ -87,17 +100,22 @@ impl MediaStore {
 
     /// Writes an entry to a temporary file, unless the store already has it.
     fn stage(&self, zip: &ZipReader, entry: &Entry, name: &MediaName) -> Result<Change> {
-        let known = self.read(|db| db.record(name))?.filter(|record| record.bytes == entry.bytes());
-        let known = known.filter(|_| self.has_file(name, entry.bytes()));
+        let stored = self.stored(name, entry.bytes())?;
         let file_of_spool = zip.file_of(entry)?;
-        if known.is_some() || file_of_spool.is_some() {
-            let sha1 = unpack(zip, entry, |_| Ok(()))?;
-            if let Some(known) = known.filter(|known| known.sha1 == sha1) {
-                return Ok(Change::Same(known));
+        if stored != Stored::No || file_of_spool.is_some() {
+            let record = Record { sha1: unpack(zip, entry, |_| Ok(()))?, bytes: entry.bytes() };
+            let may_be_same = match stored {
+                Stored::No => false,
+                Stored::Recorded(sha1) => sha1 == record.sha1,
+                Stored::Unrecorded => true,
+            };
+            // The stored file is read, as the disk may have damaged it.
+            if may_be_same && lost::fault(&self.places, name, &record)?.is_none() {
+                return Ok(Change::Same(record));
             }
             if let Some(path) = file_of_spool {
                 let staged = StagedFile { file: TemporaryFile::at(path.to_owned()), unsynced: None };
-                return Ok(Change::Put(Record { sha1, bytes: entry.bytes() }, staged));
+                return Ok(Change::Put(record, staged));
             }
         }
         let path = self.next_staged_path();
@@ -110,51 +128,68 @@ impl MediaStore {
         Ok(Change::Put(Record { sha1, bytes: entry.bytes() }, staged))
     }
 
-    fn has_file(&self, name: &MediaName, bytes: u64) -> bool {
-        fs::symlink_metadata(name.path_in(&self.folder()))
-            .is_ok_and(|meta| meta.is_file() && meta.len() == bytes)
+    /// Whether there is a file of this name and length.
+    fn stored(&self, name: &MediaName, bytes: u64) -> Result<Stored> {
+        if !self.places.has_file(name, bytes) {
+            return Ok(Stored::No);
+        }
+        self.read(|db| match db.record(name)?.filter(Record::is_live) {
+            Some(record) if record.bytes == bytes => Ok(Stored::Recorded(record.sha1)),
+            Some(_) => Ok(Stored::No),
+            // Where case is ignored it may be the file of another name.
+            None if self.places.ignores_case() && db.has_twin(name)? => Ok(Stored::No),
+            None => Ok(Stored::Unrecorded),
+        })
     }
 
     fn put_in_place(&self, staged: &[Staged]) -> Result<Outcome> {
-        let mut state = self.lock()?;
+        self.write(|state| self.put_staged_in_place(staged, state))
+    }
+
+    fn put_staged_in_place(&self, staged: &[Staged], state: &mut State) -> Result<Outcome> {
         let db = state.writer(&self.dir)?;
         let mut changes = Vec::with_capacity(staged.len());
         for Staged { name, change } in staged {
             let live = db.record(name)?.filter(Record::is_live);
             match change {
                 Change::Same(record) if live.as_ref() == Some(record) => {}
-                Change::Same(_) => {
+                Change::Same(_) if live.is_some() => {
                     return Err(Error::Busy("another device changed the same media files".to_owned()));
                 }
-                Change::Delete if live.is_none() => {}
-                _ => changes.push(Effective { name, change, live }),
+                Change::Delete if live.is_none() && db.forgotten_record(name)?.is_none() => {}
+                _ => {
+                    let is_taken = live.is_none()
+                        && self.places.ignores_case()
+                        && (db.has_twin(name)? || changes.iter().any(|other: &Effective| other.is_twin_of(name)));
+                    changes.push(Effective { name, change, live, is_taken });
+                }
             }
         }
         if changes.is_empty() {
             return Ok(Outcome { last_usn: db.totals()?.last_usn, ..Outcome::default() });
         }
         state.needs_recovery = true;
-        let outcome = self.put_changes_in_place(&mut state, &changes)?;
+        let outcome = self.put_changes_in_place(state, &changes)?;
         state.needs_recovery = false;
         Ok(outcome)
     }
 
     fn put_changes_in_place(&self, state: &mut State, changes: &[Effective]) -> Result<Outcome> {
-        let folder = self.folder();
         files::replace_file(&self.dir, PENDING, &intents(changes)?)?;
-        for Effective { name, change, .. } in changes {
-            if let Change::Put(_, StagedFile { file, .. }) = change {
-                let path = name.path_in(&folder);
-                fs::rename(file.path(), &path).map_err(Error::io("renaming", file.path()))?;
+        for Effective { name, change, is_taken, .. } in changes {
+            match change {
+                Change::Put(_, StagedFile { file, .. }) => self.places.put(file.path(), name, *is_taken)?,
+                Change::Same(_) => sync_file(&self.places.path_of(name))?,
+                Change::Delete => {}
             }
         }
-        files::sync_folder(&folder)?;
+        self.places.sync()?;
         let outcome = record(state.writer(&self.dir)?, changes)?;
         if outcome.deleted > 0 {
             for Effective { name, .. } in changes.iter().filter(|one| matches!(one.change, Change::Delete)) {
-                files::remove_if_there(&name.path_in(&folder))?;
+                files::remove_if_there(&self.places.path_of(name))?;
             }
-            files::sync_folder(&folder)?;
+            self.places.sync()?;
         }
         files::remove_if_there(&self.dir.join(PENDING))?;
         Ok(outcome)
@@ -186,12 +221,25 @@ fn sync(staged: &[Staged], body: &Spool) -> Result<()> {
     Ok(())
 }
 
+/// Makes a file durable that is to be recorded.
+fn sync_file(path: &Path) -> Result<()> {
+    File::open(path).and_then(|file| file.sync_all()).map_err(Error::io("syncing", path))
+}
+
 /// A change that is not applied yet.
 struct Effective<'s> {
     name: &'s MediaName,
     change: &'s Change,
     /// The current record, if the file exists.
     live: Option<Record>,
+    /// Whether another file has this name in `media/`, as the file system ignores case.
+    is_taken: bool,
+}
+
+impl Effective<'_> {
+    fn is_twin_of(&self, name: &MediaName) -> bool {
+        matches!(self.change, Change::Put(..)) && folded(self.name.as_str()) == folded(name.as_str())
+    }
 }
 
 fn intents(changes: &[Effective]) -> Result<Vec<u8>> {
@@ -211,11 +259,11 @@ fn intents(changes: &[Effective]) -> Result<Vec<u8>> {
 fn record(db: &MediaDb, changes: &[Effective]) -> Result<Outcome> {
     let mut recording = db.begin()?;
     let mut outcome = Outcome::default();
-    for Effective { name, change, live } in changes {
+    for Effective { name, change, live, .. } in changes {
         match change {
             // The record is right already, but its file was missing or damaged.
             Change::Put(record, _) if live.as_ref() == Some(record) => {}
-            Change::Put(record, _) => {
+            Change::Put(record, _) | Change::Same(record) => {
                 recording.put(name, record)?;
                 outcome.added += 1;
                 outcome.added_bytes += record.bytes;
@@ -224,7 +272,6 @@ fn record(db: &MediaDb, changes: &[Effective]) -> Result<Outcome> {
                 recording.delete(name)?;
                 outcome.deleted += 1;
             }
-            Change::Same(_) => {}
         }
     }
     Ok(Outcome { last_usn: recording.commit()?, ..outcome })

@@ -6,7 +6,6 @@ use crate::collection::schema::TABLES_WITH_USN;
 use crate::collection::{Collection, Stamps};
 use crate::error::Result;
 use crate::messages::SanityCounts;
-use crate::os::clock;
 
 impl Collection {
     /// The row counts to compare with the client's. None if a row has usn -1 ("pending"), which no row on a server may
@@ -34,8 +33,7 @@ impl Collection {
 
     /// Sets the collection's stamps and commits; returns the new modified stamp, ms.
     pub fn finish(&self, before: Stamps) -> Result<i64> {
-        // The clock of a board without an RTC may be behind. The new stamp must still be later than the old one.
-        let stamp = clock::now_millis().max(before.modified.saturating_add(1));
+        let stamp = before.next_modified();
         self.db.execute("UPDATE col SET ls = ?1, mod = ?1, usn = ?2", params![stamp, before.usn + 1])?;
         self.stamp_renamed(before.usn)?;
         self.commit()?;

@@ -5,6 +5,8 @@
 //! had it gets 409 at its next step.
 
 use std::collections::BTreeMap;
+use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -18,8 +20,16 @@ use crate::collection::{Collection, FILE_NAME, Meta, PATIENCE, Range, Stamps};
 use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::files;
+use crate::files::damaged::put_folders_aside;
 use crate::media::MediaStore;
 use crate::sync::{ChunkCursor, NotetypeShapes, new_collection};
+
+/// Longer than the time between `meta` and `start` of one sync.
+const LONGEST_SYNC: Duration = Duration::from_secs(600);
+
+/// What an owner can do about a damaged collection.
+pub const HELP_WITH_DAMAGE: &str = "`ankipi restore` puts a backup back; or move the file away, and upload from a device that \
+                                has everything";
 
 /// All users, by name. Accounts are added and removed while the server runs.
 pub struct Users {
@@ -53,6 +63,10 @@ struct State {
     readers: Arc<AtomicUsize>,
     /// Snapshot held for running downloads. While it is held, syncs write to the WAL.
     keeper: Option<Snapshot>,
+    /// When a device last replaced the collection.
+    replaced: Option<Instant>,
+    /// The file that SQLite found damaged in the middle of a sync: device and inode.
+    damaged: Option<(u64, u64)>,
 }
 
 impl State {
@@ -101,7 +115,13 @@ impl Users {
             session_idle: config.session_idle,
             users: Mutex::default(),
         };
-        names.iter().try_for_each(|name| users.by_name(name).map(drop))?;
+        for name in names {
+            files::refuse_link(&config.base.join(name))?;
+            // The others are served all the same.
+            if let Err(err) = users.by_name(name) {
+                log::error!("{name}: the folder cannot be used: {err}");
+            }
+        }
         // A killed server may have created folders without syncing their parent.
         files::sync_folder(&config.base)?;
         Ok(users)
@@ -161,10 +181,12 @@ impl User {
         let dir = base.join(name);
         files::refuse_link(&dir)?;
         files::create_folder(&dir)?;
-        replace::clean_up(&dir)?;
+        if let Err(err) = replace::clean_up(&dir) {
+            log::error!("{}: what an interrupted request left cannot be tidied up: {err}", dir.display());
+        }
         Ok(User {
             name: name.to_owned(),
-            media: MediaStore::open(&dir)?,
+            media: MediaStore::open(&dir),
             dir,
             is_removed: AtomicBool::new(false),
             backups,
@@ -232,7 +254,24 @@ impl User {
         if !replace::recover(&self.dir)? {
             return Ok(None);
         }
+        if state.damaged.is_some() && state.damaged == self.file_in_place() {
+            return Err(Error::Damaged("the collection is damaged, as an earlier sync found".to_owned()));
+        }
         self.open_with(&mut state, Collection::open_to_read)?.meta().map(Some)
+    }
+
+    /// Remembers that the collection is damaged if that is why a step failed. The next `meta` tells the user.
+    fn note_damage<T>(&self, outcome: &Result<T>, state: &mut State) {
+        if let Err(err) = outcome
+            && err.is_damage()
+        {
+            log::error!("{}: the collection is damaged ({err}); {HELP_WITH_DAMAGE}", self.dir.display());
+            state.damaged = self.file_in_place();
+        }
+    }
+
+    fn file_in_place(&self) -> Option<(u64, u64)> {
+        fs::metadata(self.collection_path()).ok().map(|meta| (meta.dev(), meta.ino()))
     }
 
     /// Ends any open session, opens a new one and runs its first step.
@@ -253,8 +292,10 @@ impl User {
                 Ok(outcome)
             }
             Err(err) => {
+                let failed = Err(err);
+                self.note_damage(&failed, &mut state);
                 self.checkpoint_if_unused(&mut state);
-                Err(err)
+                failed
             }
         }
     }
@@ -272,9 +313,15 @@ impl User {
         let collection = self.open_with(state, Collection::open)?;
         collection.limit_rows(self.max_row_bytes)?;
         collection.begin()?;
+        let meta = collection.meta()?;
+        if client_usn > meta.stamps.usn && state.replaced.is_some_and(|when| when.elapsed() < LONGEST_SYNC) {
+            // The client asked for the stamps before that.
+            return Err(Error::Busy("another device has uploaded a collection meanwhile; try again".to_owned()));
+        }
+        collection.refuse_if_behind(&meta, client_usn)?;
         Ok(Session {
             skey: skey.to_owned(),
-            meta: collection.meta()?,
+            meta,
             collection,
             client_usn,
             client_is_newer,
@@ -296,6 +343,7 @@ impl User {
             }
         };
         let outcome = work(&mut session);
+        self.note_damage(&outcome, &mut state);
         if outcome.is_ok() {
             session.last_step = Instant::now();
             state.session = Some(session);
@@ -312,6 +360,7 @@ impl User {
         match state.session.take() {
             Some(session) if session.skey == skey => {
                 let outcome = work(session);
+                self.note_damage(&outcome, &mut state);
                 self.checkpoint_if_unused(&mut state);
                 outcome
             }
@@ -343,6 +392,9 @@ impl User {
                 self.upgrade_in_place(state)?;
                 open(&path)
             }
+            Err(Error::Busy(text)) => Err(Error::Busy(text)),
+            Err(_) if put_folders_aside(&self.dir, FILE_NAME) => open(&path),
+            Err(err) if err.is_failed_open() => Err(why_unopenable(&path).unwrap_or(err)),
             opened => opened,
         }
     }
@@ -369,10 +421,21 @@ impl User {
     pub fn download(self: &Arc<User>) -> Result<Download> {
         let mut state = self.lock();
         self.end_session(&mut state);
+        self.correct_stamps(&mut state)?;
         let snapshot = self.open_with(&mut state, Snapshot::open)?;
         state.readers.fetch_add(1, Ordering::Relaxed);
         let readers = state.readers.clone();
         Ok(Download { user: self.clone(), snapshot: Some(snapshot), old_copy: None, readers })
+    }
+
+    /// Replaces stamps in the future, unless another download reads the file.
+    fn correct_stamps(&self, state: &mut State) -> Result<()> {
+        let stamps = self.open_with(state, Collection::open_to_read)?.stamps()?;
+        if stamps.is_from_future() && !state.is_read() {
+            self.open_with(state, Collection::open)?.correct_stamps(stamps)?;
+            self.checkpoint_if_unused(state);
+        }
+        Ok(())
     }
 
     /// A full download in schema 11, for clients of protocol 8 to 10. The copy is made before this returns, without
@@ -406,8 +469,23 @@ impl User {
         if matches!(replaced, Ok(()) | Err(Error::Unconfirmed(_))) {
             // Downloads of the old collection need no held snapshot any more: nobody writes to its file.
             (state.readers, state.keeper) = Default::default();
+            state.replaced = Some(Instant::now());
         }
         replaced
+    }
+}
+
+/// Why SQLite could not open the file, if waiting does not help.
+fn why_unopenable(path: &Path) -> Option<Error> {
+    if path.is_dir() {
+        return Some(Error::Damaged(format!("{} is a folder", path.display())));
+    }
+    // SQLite could not open it either, so no lock of this process is lost by closing it.
+    match fs::File::open(path) {
+        Err(err) if err.kind() == std::io::ErrorKind::PermissionDenied => {
+            Some(Error::Damaged(format!("opening {}: {err}", path.display())))
+        }
+        _ => None,
     }
 }
 

@@ -197,7 +197,7 @@ fn the_config_is_replaced_whole_or_not_at_all() {
     assert_eq!(server.rows("SELECT crt FROM col"), ["1600000000"]);
     // A device whose own is older gets it as it came.
     let other = server.device();
-    other.start(9, false).ok();
+    other.start(0, false).ok();
     let theirs = other.apply_changes(NO_CHANGES).unpacked();
     assert!(String::from_utf8(theirs).unwrap().contains(r#""b":[1.50, {"\u00e9":null}]"#));
 }

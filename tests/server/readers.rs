@@ -159,7 +159,11 @@ fn whoever_reads_sees_one_state_whatever_others_do() {
                 }
                 let usn = device.meta()["usn"].as_i64().unwrap();
                 let started = device.start(usn, true);
-                assert_eq!(started.status, 200, "{}", server.log());
+                // The upload may come before the sync has begun.
+                assert!([200, 503].contains(&started.status), "{} {}", started.status, server.log());
+                if started.status == 503 {
+                    continue;
+                }
                 let fields = format!("sync{n} {}\u{1f}", "q".repeat(3000));
                 let rows: Vec<_> = (1..=250).map(|id| note(id, 100 + n, &fields)).collect();
                 // A download or an upload in between ends the session.

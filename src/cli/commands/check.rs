@@ -12,6 +12,7 @@ use crate::collection::Collection;
 use crate::error::{Error, Result};
 use crate::media::check as media_check;
 use crate::media::check::{Depth, Listener};
+use crate::sync::session::HELP_WITH_DAMAGE;
 use crate::{files, logging};
 
 /// Reading a larger collection takes a while on a small board.
@@ -24,14 +25,16 @@ pub static CHECK: Command = Command {
     summary: "say whether what is stored is in order",
     help: "\
 Looks at the collection of one user or of all, and compares media.db with the
-files in media/. Ends with 1 if anything is not in order. The server may run; if
-a device syncs, it waits until that is done.
+files in media/. Names media files that the disk lost or damaged; a device that
+has one sends it again when it syncs. Ends with 1 if anything is not in order.
+The server may run; if a device syncs, it waits until that is done.
 
 Options:
-  --deep    read every media file and compare its checksum
-  --fix     mend the media in a way that every device will see: what is in the
-            folder counts. Stop the server first, and put back files that you
-            have a copy of; the devices delete those that are gone.
+  --deep    read every media file and compare its checksum, and look up every
+            row of the collection in its indexes
+  --fix     with the server stopped: ask the devices for media files that are
+            missing or damaged, whose remains go to damaged/; record files that
+            were put into media/. Deletes and replaces nothing on any device.
 ",
     run,
 };
@@ -67,7 +70,7 @@ fn check_user(base: &Path, name: &str, depth: Depth) -> Result<bool> {
     // With --fix, this process holds the lock.
     let beside_server = !depth.fix && files::is_in_use(base);
     let unmended =
-        check_collection(&dir, beside_server, &mut report) + media_check::check(&dir, depth, &mut report)?;
+        check_collection(&dir, beside_server, depth.deep, &mut report) + media_check::check(&dir, depth, &mut report)?;
     report.progress.clear();
     let verdict = match (report.problems, unmended) {
         (0, _) => "in order".to_owned(),
@@ -80,7 +83,7 @@ fn check_user(base: &Path, name: &str, depth: Depth) -> Result<bool> {
 }
 
 /// Returns the number of problems. None of them can be repaired here.
-fn check_collection(dir: &Path, beside_server: bool, report: &mut Report) -> u64 {
+fn check_collection(dir: &Path, beside_server: bool, deep: bool, report: &mut Report) -> u64 {
     let path = dir.join(collection::FILE_NAME);
     if !path.exists() {
         return 0;
@@ -90,9 +93,9 @@ fn check_collection(dir: &Path, beside_server: bool, report: &mut Report) -> u64
         report.progress.show_at_once(&format!("{}: reading the collection", report.user));
     }
     let found = if beside_server {
-        open_between_syncs(dir, &mut report.progress).and_then(|snapshot| snapshot.damage())
+        open_between_syncs(dir, &mut report.progress).and_then(|snapshot| snapshot.damage(deep))
     } else {
-        Collection::open_to_read(&path).and_then(|collection| collection.damage())
+        Collection::open_to_read(&path).and_then(|collection| collection.damage(deep))
     };
     let damage = match found {
         Ok(None) => return 0,
@@ -108,8 +111,7 @@ fn check_collection(dir: &Path, beside_server: bool, report: &mut Report) -> u64
         Err(err) => err.to_string(),
     };
     report.problem(format!(
-        "collection.anki2 is damaged ({damage}). Upload it anew from a device, or put one of {}/backups back",
-        dir.display()
+        "collection.anki2 is damaged ({damage}). Stop the server; then {HELP_WITH_DAMAGE}"
     ));
     1
 }

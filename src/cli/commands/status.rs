@@ -31,7 +31,8 @@ pub static STATUS: Command = Command {
 Says whether a server runs on the data folder, since when and with how much
 memory; how much room is left on the disk; whether the clock is set, without
 which no device can sync; and of each user the last change of the collection
-(UTC), sizes, and the devices with the day of their last sync.
+(UTC), sizes, media files that this disk lost and that a device is awaited to
+send again, and the devices with the day of their last sync.
 Devices of plain SYNC_USERn accounts share one key and are not told apart.
 
   --json  the same for programs; sizes in bytes, times in seconds since 1970
@@ -91,7 +92,7 @@ struct StoredUser {
     #[serde(serialize_with = "value_or_error")]
     collection: Fact<Option<StoredCollection>>,
     #[serde(serialize_with = "value_or_error")]
-    media: Fact<Files>,
+    media: Fact<StoredMedia>,
     #[serde(serialize_with = "value_or_error")]
     backups: Fact<Files>,
     #[serde(serialize_with = "value_or_error")]
@@ -111,6 +112,18 @@ struct StoredCollection {
 struct Files {
     files: u64,
     bytes: u64,
+}
+
+/// How many media files are named that devices are asked for.
+const NAMED: u32 = 10;
+
+#[derive(Serialize)]
+struct StoredMedia {
+    files: u64,
+    bytes: u64,
+    /// Files that the disk lost and that devices are asked for: how many, and a line for each of the newest.
+    awaited: u64,
+    awaited_newest: Vec<String>,
 }
 
 #[derive(Serialize)]
@@ -174,9 +187,15 @@ impl StoredUser {
             Ok(Some(StoredCollection { notes, cards, bytes, changed }))
         };
         let media = || {
-            let totals = MediaDb::open_to_read(dir)?.totals()?;
+            let index = MediaDb::open_to_read(dir)?;
+            let totals = index.totals()?;
             let unsigned = |number| u64::try_from(number).unwrap_or(0);
-            Ok(Files { files: unsigned(totals.files), bytes: unsigned(totals.bytes) })
+            Ok(StoredMedia {
+                files: unsigned(totals.files),
+                bytes: unsigned(totals.bytes),
+                awaited: unsigned(index.count_forgotten()?),
+                awaited_newest: index.forgotten(NAMED)?,
+            })
         };
         let kept = || {
             let backups = backups(dir)?;
@@ -209,6 +228,13 @@ impl StoredUser {
         let media = self.media.as_ref().map(|media| format!("{} files, {}", media.files, size(media.bytes)));
         let backups = self.backups.as_ref().map(|kept| format!("{}, {}", kept.files, size(kept.bytes)));
         let mut lines = vec![("collection", collection), ("media", media), ("backups", backups)];
+        if let Ok(media) = &self.media {
+            lines.extend(media.awaited_newest.iter().map(|line| ("awaited", Ok(line.clone()))));
+            let more = media.awaited - media.awaited_newest.len() as u64;
+            if more > 0 {
+                lines.push(("awaited", Ok(format!("and {more} more"))));
+            }
+        }
         match &self.devices {
             Ok(devices) => lines.extend(devices.iter().map(|StoredDevice { last_sync, client }| {
                 ("device", Ok(format!("last sync {last_sync}, {client}")))

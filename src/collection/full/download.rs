@@ -99,9 +99,9 @@ impl Snapshot {
         Ok(snapshot)
     }
 
-    /// The first damage that SQLite's `quick_check` finds, or none.
-    pub fn damage(&self) -> Result<Option<String>> {
-        self.collection.damage()
+    /// The first damage that SQLite finds, or none. `deep` also looks up each row in each index.
+    pub fn damage(&self, deep: bool) -> Result<Option<String>> {
+        self.collection.damage(deep)
     }
 
     fn begin(collection: Collection) -> Result<Snapshot> {

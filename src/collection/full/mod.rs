@@ -4,6 +4,7 @@
 
 pub mod backups;
 pub mod download;
+mod indexes;
 mod refusal;
 pub mod replace;
 pub mod restore;

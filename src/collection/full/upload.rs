@@ -1,13 +1,13 @@
 //! Full upload: checks that a file is a collection that every device can use (collection-format.md 13)
 //!
 //! `PRAGMA integrity_check` looks up each row in each index and takes minutes on a board. This module finds the same
-//! damage in one pass over each table and index: `quick_check` for the structure, checksums to compare large tables
-//! with their indexes, and `integrity_check` for the small tables, whose indexes depend on the collation. Then every
-//! object is translated as a sync would. A refusal has a sentence for the user, who can repair the collection in the
+//! damage in one pass over each table and index: `quick_check` for the structure; for each index of the large tables
+//! that it holds the rows of its table (by checksums) and that each entry comes after the one before; `integrity_check`
+//! for the small tables, whose indexes depend on the collation. Other indexes than those of every collection are dropped.
+//! Then every object is translated as a sync would. A refusal has a sentence for the user, who can repair the collection in the
 //! client.
 
 use std::fs::{File, OpenOptions};
-use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io::Read;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
@@ -16,6 +16,7 @@ use rusqlite::types::ValueRef;
 use rusqlite::{Connection, Row};
 
 use crate::collection::full::download::{JOURNAL_BYTES, Snapshot};
+use crate::collection::full::indexes::{self, Checksum};
 use crate::collection::full::refusal::{
     Checked, Failure, MEND, REMOVE_IT, TRY_AGAIN, UPDATE_CLIENT, UPDATE_SERVER, WHOLE_COLLECTION, refuse,
 };
@@ -124,15 +125,16 @@ fn read_contents(collection: &Collection, max_row_bytes: u64) -> Checked {
         row_sizes::check_small_tables(db, version, max_row_bytes)?;
         upgrade::upgrade(db, version, max_row_bytes)?;
     }
-    for index in INDEXES {
-        db.execute_batch(&index.create_sql())?;
-    }
+    indexes::replace_unknown(db)?;
     row_sizes::check_small_tables(db, SCHEMA_VERSION, max_row_bytes)?;
     for (table, _) in TABLES.iter().filter(|(table, _)| !LARGE_TABLES.contains(table)) {
         check_structure(db, &format!("PRAGMA integrity_check({table})"))?;
     }
     for table in LARGE_TABLES {
         check_rows(db, table, max_row_bytes)?;
+        if indexes::has_automatic(db, table)? {
+            check_structure(db, &format!("PRAGMA integrity_check({table})"))?;
+        }
     }
     collection.check_objects()?;
     // Updates write whole rows, which may hold the sort field twice. All rows were checked above.
@@ -223,34 +225,6 @@ fn check_col(db: &Connection) -> Checked {
     }
 }
 
-/// Checksum for comparing an index with its table: the number of entries and the sum of their hashes, in any order.
-#[derive(Clone, Copy, Default, PartialEq, Eq)]
-struct Checksum {
-    entries: u64,
-    sum: u64,
-}
-
-impl Checksum {
-    fn add<'r>(
-        &mut self,
-        entry: impl Iterator<Item = rusqlite::Result<ValueRef<'r>>>,
-    ) -> rusqlite::Result<()> {
-        // The hash is not keyed: a user who forges a collision damages only their own collection.
-        let mut hasher = DefaultHasher::new();
-        for value in entry {
-            match value? {
-                ValueRef::Null => 0.hash(&mut hasher),
-                ValueRef::Integer(value) => value.hash(&mut hasher),
-                ValueRef::Real(value) => value.to_bits().hash(&mut hasher),
-                ValueRef::Text(bytes) | ValueRef::Blob(bytes) => bytes.hash(&mut hasher),
-            }
-        }
-        self.entries += 1;
-        self.sum = self.sum.wrapping_add(hasher.finish());
-        Ok(())
-    }
-}
-
 /// Reads each row of a large table once. Checks its length, that its texts are UTF-8, and that the indexes match.
 fn check_rows(db: &Connection, table: &str, max_row_bytes: u64) -> Checked {
     let indexes: Vec<&Index> = INDEXES.iter().filter(|index| index.table == table).collect();
@@ -288,7 +262,7 @@ fn check_rows(db: &Connection, table: &str, max_row_bytes: u64) -> Checked {
         }
     }
     for (index, expected) in indexes.iter().zip(checksums) {
-        if checksum_of_index(db, index)? != expected {
+        if indexes::checksum_of(db, index)? != expected {
             return refuse(format!("it is damaged: index {} does not match table {table}", index.name), MEND);
         }
     }
@@ -308,24 +282,6 @@ fn check_texts(table: &str, row: &Row<'_>, columns: std::ops::Range<usize>) -> C
         }
     }
     Ok(bytes)
-}
-
-fn checksum_of_index(db: &Connection, index: &Index) -> Checked<Checksum> {
-    let mut checksum = Checksum::default();
-    let condition = index.only_if.unwrap_or("1");
-    let sql = format!(
-        "SELECT {}, id FROM {} INDEXED BY {} WHERE {condition} ORDER BY {}",
-        index.columns.join(", "),
-        index.table,
-        index.name,
-        index.columns[0]
-    );
-    let mut select = db.prepare(&sql)?;
-    let mut rows = select.query([])?;
-    while let Some(row) = rows.next()? {
-        checksum.add((0..=index.columns.len()).map(|column| row.get_ref(column)))?;
-    }
-    Ok(checksum)
 }
 
 #[cfg(test)]
@@ -446,6 +402,48 @@ mod tests {
         })
         .expect_err("an index with an entry too many");
         assert!(reason.contains("ix_cards_nid"), "{reason}");
+    }
+
+    /// `quick_check` finds nothing wrong with these, and SQLite finds only some of the rows by them.
+    #[test]
+    fn an_index_in_the_wrong_order_is_found() {
+        for (index, columns, backwards) in [
+            ("ix_cards_nid", "cards (nid)", "cards (nid DESC)"),
+            ("ix_cards_sched", "cards (did, queue, due)", "cards (did, queue, due DESC)"),
+            ("idx_cards_odid", "cards (odid) WHERE odid != 0", "cards (odid DESC) WHERE odid != 0"),
+        ] {
+            let Unfit { reason, .. } = verdict_after(|_, db| {
+                db.execute_batch(&format!(
+                    "UPDATE cards SET odid = id WHERE id % 2; DROP INDEX {index};
+                     CREATE INDEX {index} ON {backwards}; PRAGMA writable_schema = ON;
+                     UPDATE sqlite_schema SET sql = 'CREATE INDEX {index} ON {columns}' WHERE name = '{index}'"
+                ))
+                .unwrap();
+            })
+            .expect_err(index);
+            assert!(reason.contains(index) && reason.contains("out of order"), "{reason}");
+        }
+    }
+
+    #[test]
+    fn indexes_that_no_collection_has_are_dropped() {
+        let dir = tempfile::tempdir().unwrap();
+        crate::sync::new_collection::create(dir.path()).unwrap();
+        let path = dir.path().join(crate::collection::FILE_NAME);
+        let db = Connection::open(&path).unwrap();
+        db.execute_batch(
+            "CREATE INDEX \"an add-on's\" ON notes (flds); DROP INDEX ix_cards_usn; CREATE INDEX ix_cards_usn ON cards (mod)",
+        )
+        .unwrap();
+        drop(db);
+        check(&path, MAX_ROW).unwrap().unwrap();
+        let collection = Collection::open_to_read(&path).unwrap();
+        let of = |name: &str| -> Option<String> {
+            let sql = "SELECT max(sql) FROM sqlite_schema WHERE name = ?1";
+            collection.db.query_row(sql, [name], |row| row.get(0)).unwrap()
+        };
+        assert_eq!(of("an add-on's"), None);
+        assert!(of("ix_cards_usn").unwrap().contains("(usn)"));
     }
 
     #[test]

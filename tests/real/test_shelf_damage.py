@@ -1,0 +1,206 @@
+"""Every kind of damage to every file of a user's folder: the server starts, others are served, the user hears what to do, and
+nothing good is lost. Prints a table (pytest -s).
+
+Each damage has a user of its own, on one server. All have the same folder and the same device, made once.
+"""
+
+import shutil
+import threading
+from pathlib import Path
+
+import pytest
+from anki.collection import Collection
+from anki.errors import BackendError, NetworkError, SyncError
+
+from device import FULL_DOWNLOAD, FULL_SYNC, FULL_UPLOAD, NO_CHANGES, Device
+from server import Server, phc
+from shelf import DAMAGES, PRESSES, ankipi, press
+from test_media import held, put, sync_media
+
+pytestmark = [pytest.mark.ours, pytest.mark.slow]
+
+PASSWORD = "secret"
+ASKED = {NO_CHANGES: "syncs", FULL_SYNC: "is asked which side to keep", FULL_DOWNLOAD: "is asked to download", FULL_UPLOAD: "is asked to upload"}
+FRONTS = ["newest", "one", "two"]
+
+
+def junk(path: Path) -> None:
+    path.write_bytes(bytes(range(256)) * 40)
+
+
+def nothing(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def folder(path: Path) -> None:
+    path.unlink(missing_ok=True)
+    path.mkdir()
+
+
+def another_users(name: str):
+    def damage(path: Path) -> None:
+        shutil.copy(path.parents[len(Path(name).parts) - 1].parent / "bob" / name, path)
+    return damage
+
+
+def gone(path: Path) -> None:
+    shutil.rmtree(path)
+
+
+def file_in_its_place(path: Path) -> None:
+    shutil.rmtree(path)
+    path.write_text("a file")
+
+
+def flipped(page_part: float):
+    def damage(path: Path) -> None:
+        data = bytearray(path.read_bytes())
+        at = int(len(data) * page_part)
+        data[at:at + 64] = bytes(64)
+        path.write_bytes(data)
+    return damage
+
+
+# File, or folder, with what is done to it.
+WHOLE = {"missing": DAMAGES["missing"], "empty": DAMAGES["empty"], "cut": DAMAGES["cut"], "flipped bit": DAMAGES["flipped bit"],
+         "folder in its place": DAMAGES["folder in its place"]}
+CASES = {
+    "collection.anki2": WHOLE | {"bytes lost at 1/8": flipped(0.125), "header lost": flipped(0), "another user's": another_users("collection.anki2")},
+    "collection.anki2-wal": {"junk": junk, "empty": nothing, "folder in its place": folder},
+    "collection.anki2-journal": {"junk": junk, "empty": nothing, "folder in its place": folder},
+    "media.db": WHOLE | {"header lost": flipped(0), "another user's": another_users("media.db")},
+    "media.db-wal": {"junk": junk, "empty": nothing, "folder in its place": folder},
+    "media.pending": {"junk": junk, "empty": nothing, "folder in its place": folder},
+    "media/0.jpg": WHOLE | {"another user's": another_users("media/0.jpg")},
+    "media": {"missing": gone, "file in its place": file_in_its_place},
+    "keys": {"junk": junk, "empty": nothing, "folder in its place": folder},
+    "backups/collection-00001.anki2": WHOLE | {"another user's": another_users("backups/collection-00001.anki2")},
+    "backups": {"missing": gone, "file in its place": file_in_its_place},
+    "": {"missing": gone},
+}
+DAMAGED: list = [(name, kind, damage) for name, kinds in CASES.items() for kind, damage in kinds.items()]
+
+
+@pytest.fixture
+def shelf(tmp_path):
+    """The server with all users, stopped, and the folder of the device that all users have."""
+    hashed = phc(PASSWORD)
+    names = ["anna", "bob", *(f"u{n}" for n in range(len(DAMAGED)))]
+    server = Server(tmp_path / "base", [f"{name}:{hashed}" for name in names], PASSWORDS_HASHED="1")
+    devices = tmp_path / "devices"
+    for name in ("anna", "bob"):
+        desk = Device(devices / name, server.url, name, PASSWORD)
+        desk.add_note("one")
+        desk.upload()
+        desk.add_note("two")
+        desk.col.mod_schema(check=False)
+        desk.upload()  # which makes a backup of the first
+        for n in range(3):
+            put(desk, f"{n}.jpg", f"{n} of {name}".encode())
+        desk.sync()
+        sync_media(desk)
+        desk.close()
+    server.stop()
+    for n in range(len(DAMAGED)):
+        shutil.rmtree(server.base / f"u{n}", ignore_errors=True)
+        shutil.copytree(server.base / "anna", server.base / f"u{n}")
+    yield server, devices / "anna"
+    if server in Server.running:
+        server.stop()
+
+
+def device_of(server: Server, template: Path, name: str, at: Path) -> Device:
+    """A device that is in sync with what the user's folder held."""
+    device = Device(at / name, server.url, name, PASSWORD)
+    path = Path(device.col.path)
+    device.close()
+    shutil.rmtree(path.parent)
+    shutil.copytree(template, path.parent)
+    device.col = Collection(str(path))
+    return device
+
+
+def try_sync(device: Device) -> tuple[int | None, str]:
+    try:
+        asked = device.try_sync()
+        return asked, ASKED[asked]
+    except (SyncError, NetworkError, BackendError) as err:
+        return None, str(err)
+
+
+def story(server: Server, template: Path, number: int, at: Path) -> tuple[str, list[str]]:
+    """What the user hears, and what is wrong with it."""
+    user = f"u{number}"
+    device = device_of(server, template, user, at)
+    device.add_note("newest")
+    wrong = []
+    asked, heard = try_sync(device)
+    if asked is None and "try again" in heard.lower():
+        asked, heard = try_sync(device)
+    if asked is None and "damaged" in heard:
+        # The owner does what the log says.
+        path = server.base / user / "collection.anki2"
+        path.rename(path.with_name("put-away"))
+        asked, then = try_sync(device)
+        heard += f" THEN {then}"
+    if asked in (FULL_SYNC, FULL_UPLOAD):
+        device.upload()
+    elif asked != NO_CHANGES:
+        wrong.append(f"does not hear what to do: {heard}")
+    fresh = Device(at / f"{user}-fresh", server.url, user, PASSWORD)
+    try:
+        fresh.download()
+        # A new device is what notices.
+        said = press(fresh) + press(device, PRESSES)
+        heard += "".join(f"; media: {text}" for text in dict.fromkeys(said))
+        sync_media(fresh)
+        if fresh.fronts() != FRONTS:
+            wrong.append(f"notes {fresh.fronts()}")
+        if held(fresh) != held(device) or len(held(device)) != 3:
+            wrong.append(f"media {sorted(held(fresh))} and {sorted(held(device))}")
+    except (SyncError, NetworkError, BackendError) as err:
+        wrong.append(f"a new device: {err}")
+    fresh.close()
+    device.close()
+    return heard, wrong
+
+
+@pytest.mark.parametrize("runs", [False, True], ids=["while it is stopped", "while it runs"])
+def test_every_damage_to_every_file(shelf, tmp_path, runs):
+    server, template = shelf
+    if runs:
+        server.start()
+    for number, (name, _, damage) in enumerate(DAMAGED):
+        damage(server.base / f"u{number}" / name)
+    if not runs:
+        server.start()
+    # Others are served.
+    bob = Device(tmp_path / "bob-too", server.url, "bob", PASSWORD)
+    bob.download()
+    assert bob.fronts() == ["one", "two"]
+    bob.add_note("three")
+    bob.sync()
+    bob.close()
+    results: dict[int, tuple[str, list[str]]] = {}
+
+    def work(first: int) -> None:
+        for number in range(first, len(DAMAGED), 3):
+            try:
+                results[number] = story(server, template, number, tmp_path / "users")
+            except BaseException as err:
+                results[number] = ("", [repr(err)])
+
+    threads = [threading.Thread(target=work, args=(first,)) for first in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert server.process.poll() is None
+    print(f"\n{'file':32} {'damage':22} the user")
+    failures = []
+    for number, (name, kind, _) in enumerate(DAMAGED):
+        heard, wrong = results[number]
+        print(f"{name or 'the folder':32} {kind:22} {heard}{' !! ' + '; '.join(wrong) if wrong else ''}")
+        failures += [f"{name or 'the folder'}, {kind}: {fault}" for fault in wrong]
+    assert not failures, "\n".join(failures)
+    assert ankipi(server, "status").returncode == 0
