@@ -22,7 +22,9 @@ pub fn put_aside(dir: &Path, path: &Path, name: &str) {
             to = damaged.join(format!("{free}-{name}"));
         }
         match fs::rename(path, &to) {
-            Err(err) if is_about_name(&err) => fs::rename(path, damaged.join(path.file_name().unwrap_or_default())),
+            Err(err) if is_about_name(&err) => {
+                fs::rename(path, damaged.join(path.file_name().unwrap_or_default()))
+            }
             moved => moved,
         }
         .map_err(Error::io("putting aside", path))

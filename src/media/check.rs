@@ -7,14 +7,14 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use crate::error::{Error, Result};
+use crate::files::damaged::put_aside;
 use crate::media::index::{FILE_NAME, MediaDb, Recording};
 use crate::media::lost::{self, Fault};
 use crate::media::name::{BadName, MediaName};
-use crate::files::damaged::put_aside;
 use crate::media::places::Places;
 use crate::media::{MAX_FILE_BYTES, file_sha1, is_damage, pending, put_index_aside, recover, remove_staged};
 use crate::os::clock;
-use crate::error::{Error, Result};
 
 /// How many names are held at a time.
 const NAMES_AT_ONCE: u32 = 500;

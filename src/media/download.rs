@@ -15,13 +15,13 @@ use std::os::unix::fs::FileExt;
 
 use crc32fast::Hasher as Crc32;
 
+use crate::error::{Error, Result};
 use crate::media::index::Record;
 use crate::media::lost::{self, Fault, Lost};
 use crate::media::name::MediaName;
 use crate::media::upload::checked_name;
 use crate::media::zip::{META, ZipWriter, zip_bytes};
 use crate::media::{BLOCK_BYTES, MAX_FILES, MediaStore};
-use crate::error::{Error, Result};
 
 /// A zip ends after the file that passes this size, as on the official server. The client asks for the rest.
 pub(super) const ENOUGH_BYTES: u64 = 2_621_440;

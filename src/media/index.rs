@@ -293,8 +293,7 @@ impl MediaDb {
         if !self.has_forgotten()? {
             return Ok(None);
         }
-        let mut select =
-            self.db.prepare("SELECT csum, size, why FROM ankipi_forgotten WHERE fname = ?1")?;
+        let mut select = self.db.prepare("SELECT csum, size, why FROM ankipi_forgotten WHERE fname = ?1")?;
         let read = |row: &Row<'_>| {
             let record = Record { sha1: row.get(0)?, bytes: row.get::<_, i64>(1)?.max(0) as u64 };
             Ok((record, row.get::<_, String>(2)? != WENT_BACK))
@@ -302,10 +301,13 @@ impl MediaDb {
         Ok(select.query_row([name], read).optional()?)
     }
 
-
     /// Hands the records of existing files in the next page of changes after `usn` to `each`. Names that no client can
     /// request are left out.
-    pub fn records_after(&self, usn: i64, mut each: impl FnMut(MediaName, Record) -> Result<()>) -> Result<()> {
+    pub fn records_after(
+        &self,
+        usn: i64,
+        mut each: impl FnMut(MediaName, Record) -> Result<()>,
+    ) -> Result<()> {
         let mut select =
             self.db.prepare("SELECT fname, csum, size FROM media WHERE usn > ?1 ORDER BY usn LIMIT ?2")?;
         let mut rows = select.query(params![usn, CHANGES_PAGE])?;

@@ -20,13 +20,13 @@ use std::os::unix::fs::FileExt;
 use crc32fast::Hasher as Crc32;
 use sha1::{Digest, Sha1};
 
+use crate::error::{Error, Result};
+use crate::files::damaged::{is_about_name, put_aside};
+use crate::media::download::ENOUGH_BYTES;
 use crate::media::index::Record;
 use crate::media::name::MediaName;
-use crate::files::damaged::{is_about_name, put_aside};
 use crate::media::places::Places;
-use crate::media::download::ENOUGH_BYTES;
 use crate::media::{BLOCK_BYTES, MAX_FILES, MediaStore, State};
-use crate::error::{Error, Result};
 
 /// Usns that are left for changes after one that is taken over from a client.
 const USNS_LEFT: i64 = 100_000_000;
@@ -113,7 +113,11 @@ pub fn read_through(file: &File, record: &Record) -> std::result::Result<u32, Fa
             Err(err) => return Err(Fault::Unreadable(err)),
         }
     }
-    if record.sha1 == <[u8; 20]>::from(sha1.finalize()) { Ok(crc.finalize()) } else { Err(Fault::OtherContents) }
+    if record.sha1 == <[u8; 20]>::from(sha1.finalize()) {
+        Ok(crc.finalize())
+    } else {
+        Err(Fault::OtherContents)
+    }
 }
 
 /// What is wrong with the file of a record, if something is. Reads all of it.

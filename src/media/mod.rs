@@ -48,10 +48,10 @@ use sha1::{Digest, Sha1};
 
 use crate::error::{Error, Result};
 use crate::files;
+use crate::files::damaged::{DAMAGED_FOLDER, put_aside, put_folders_aside};
 use crate::text::hex::unhex;
 use index::{Change, MediaDb, Record};
 use name::MediaName;
-use crate::files::damaged::{DAMAGED_FOLDER, put_aside, put_folders_aside};
 use places::Places;
 
 /// SHA-1 of a file's contents.

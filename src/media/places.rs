@@ -14,12 +14,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use sha1::{Digest, Sha1};
 
-use crate::media::name::MediaName;
-use crate::media::FOLDER;
-use crate::text::hex::hex;
 use crate::error::{Error, Result};
 use crate::files;
 use crate::files::damaged::{is_about_name, put_aside};
+use crate::media::FOLDER;
+use crate::media::name::MediaName;
+use crate::text::hex::hex;
 
 /// The folder of the files that `media/` cannot hold, in the user's folder.
 const ODD_FOLDER: &str = "media.odd";
@@ -95,7 +95,11 @@ impl Places {
         self.has_odd.store(true, Ordering::Relaxed);
         let odd = self.odd_path(name);
         fs::rename(staged, &odd).map_err(Error::io("renaming", staged))?;
-        log::warn!("media/ cannot hold the name {:?} ({refusal}): the file is {}", name.as_str(), odd.display());
+        log::warn!(
+            "media/ cannot hold the name {:?} ({refusal}): the file is {}",
+            name.as_str(),
+            odd.display()
+        );
         Ok(())
     }
 

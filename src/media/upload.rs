@@ -160,7 +160,8 @@ impl MediaStore {
                 _ => {
                     let is_taken = live.is_none()
                         && self.places.ignores_case()
-                        && (db.has_twin(name)? || changes.iter().any(|other: &Effective| other.is_twin_of(name)));
+                        && (db.has_twin(name)?
+                            || changes.iter().any(|other: &Effective| other.is_twin_of(name)));
                     changes.push(Effective { name, change, live, is_taken });
                 }
             }

@@ -316,7 +316,9 @@ impl User {
         let meta = collection.meta()?;
         if client_usn > meta.stamps.usn && state.replaced.is_some_and(|when| when.elapsed() < LONGEST_SYNC) {
             // The client asked for the stamps before that.
-            return Err(Error::Busy("another device has uploaded a collection meanwhile; try again".to_owned()));
+            return Err(Error::Busy(
+                "another device has uploaded a collection meanwhile; try again".to_owned(),
+            ));
         }
         collection.refuse_if_behind(&meta, client_usn)?;
         Ok(Session {

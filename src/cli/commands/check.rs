@@ -69,8 +69,8 @@ fn check_user(base: &Path, name: &str, depth: Depth) -> Result<bool> {
     let dir = base.join(name);
     // With --fix, this process holds the lock.
     let beside_server = !depth.fix && files::is_in_use(base);
-    let unmended =
-        check_collection(&dir, beside_server, depth.deep, &mut report) + media_check::check(&dir, depth, &mut report)?;
+    let unmended = check_collection(&dir, beside_server, depth.deep, &mut report)
+        + media_check::check(&dir, depth, &mut report)?;
     report.progress.clear();
     let verdict = match (report.problems, unmended) {
         (0, _) => "in order".to_owned(),
@@ -110,9 +110,8 @@ fn check_collection(dir: &Path, beside_server: bool, deep: bool, report: &mut Re
         Ok(Some(damage)) => damage,
         Err(err) => err.to_string(),
     };
-    report.problem(format!(
-        "collection.anki2 is damaged ({damage}). Stop the server; then {HELP_WITH_DAMAGE}"
-    ));
+    report
+        .problem(format!("collection.anki2 is damaged ({damage}). Stop the server; then {HELP_WITH_DAMAGE}"));
     1
 }
 

@@ -102,7 +102,8 @@ pub fn checksum_of(db: &Connection, index: &Index) -> Checked<Checksum> {
             }
         }
         if order != Ordering::Less {
-            let what = format!("it is damaged: index {} of table {} is out of order", index.name, index.table);
+            let what =
+                format!("it is damaged: index {} of table {} is out of order", index.name, index.table);
             return refuse(what, MEND);
         }
     }
@@ -196,7 +197,9 @@ mod tests {
                 assert_ne!(last.compare(value), Ordering::Greater, "{value:?}");
                 // And SQLite agrees on what is equal.
                 let differs: bool = db
-                    .query_row("SELECT ?1 IS NOT ?2", [owned(&last), owned(&Key::of(value))], |row| row.get(0))
+                    .query_row("SELECT ?1 IS NOT ?2", [owned(&last), owned(&Key::of(value))], |row| {
+                        row.get(0)
+                    })
                     .unwrap();
                 assert_eq!(last.compare(value) != Ordering::Equal, differs, "{value:?}");
             }
