@@ -170,7 +170,8 @@ impl Accounts {
     ///
     /// Errors: `Forbidden`; `Busy` while the user or the address has to wait.
     pub fn log_in(&self, name: &str, password: &str, client: &str, address: IpAddr) -> Result<String> {
-        let wait = lock(&self.throttle).delay(name, address, Instant::now());
+        let is_account = lock(&self.known).accounts.iter().any(|account| account.name == name);
+        let wait = lock(&self.throttle).delay(name, is_account, address, Instant::now());
         if let Some(wait) = wait {
             let secs = wait.as_secs() + 1;
             return Err(failure(
@@ -203,7 +204,7 @@ impl Accounts {
                 self.key_for(&account, client)
             }
             account => {
-                lock(&self.throttle).failed(name, address, Instant::now());
+                lock(&self.throttle).failed(name, is_account, address, Instant::now());
                 let reason = if account.is_some() { "wrong password" } else { "unknown user" };
                 Err(failure(name, address, reason, Error::Forbidden("wrong name or password".to_owned())))
             }

@@ -5,6 +5,7 @@
 
 use std::net::IpAddr;
 
+use crate::api::quota_and_free_space::{Meter, Ration};
 use crate::api::routes::Method;
 use crate::api::{App, SYNC_VERSIONS};
 use crate::error::{Error, Result};
@@ -116,6 +117,12 @@ impl App {
             user = self.user_of_key(method, hkey, log)?;
             self.check_declared(method, user.as_deref(), caps, declared)?;
         }
+        let ration = match &user {
+            Some(name) => self.ration(method, Some(name))?,
+            None => Some(Ration::of_disk(&self.config)),
+        };
+        let mut meter = Meter::new(ration.as_ref());
+        let mut before = |bytes| meter.add(bytes);
         let body = match (has_data, fields.is_gzip) {
             (false, _) => Body::nothing(caps),
             // Fields after the data have no meaning here, so the body can be streamed.
@@ -123,9 +130,9 @@ impl App {
             // The data is not unpacked, so it is spooled where it will be used.
             (true, Some(false)) => {
                 let spool = self.spool(method, user.as_deref())?;
-                form.into_spooled_body(&mut fields, spool)?
+                form.into_spooled_body(&mut fields, spool, &mut before)?
             }
-            (true, _) => form.into_spooled_body(&mut fields, Spool::new(&self.config.base))?,
+            (true, _) => form.into_spooled_body(&mut fields, Spool::new(&self.config.base), &mut before)?,
         };
         let header = header_of(Fields { client: fields.client.or(Some(agent)), ..fields });
         log.client(&header.client);

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::config::Config;
 use crate::config::network::Network;
+use crate::files;
 use crate::http::{PEER_HEADER, Request};
 
 /// The names of the official server (those of the axum-client-ip crate), and the header that each means.
@@ -24,12 +25,7 @@ const SOURCES: [(&str, &str); 9] = [
 pub fn of(request: &Request, config: &Config) -> IpAddr {
     let peer = request.header(PEER_HEADER).and_then(|text| text.parse().ok());
     let peer: IpAddr = peer.map_or(IpAddr::from([0, 0, 0, 0]), |peer: IpAddr| peer.to_canonical());
-    if let Some(header) = header_of(config)
-        && !is_trusted(peer, &config.trusted_proxies)
-        && request.header(header).is_some()
-    {
-        warn_once(peer);
-    }
+    notice_unused_proxy(peer, request, config);
     resolve(peer, |name| request.headers(name), config)
 }
 
@@ -94,14 +90,66 @@ fn parse(text: &str) -> Option<IpAddr> {
     address.ok().map(|address: IpAddr| address.to_canonical())
 }
 
-/// An owner easily forgets to trust a proxy on another machine. Then all clients share its address.
-fn warn_once(peer: IpAddr) {
-    static WARNED: AtomicBool = AtomicBool::new(false);
-    if !WARNED.swap(true, Ordering::Relaxed) {
-        log::warn!(
+/// A proxy whose header is not used is easily overlooked: all its clients then have one address, and share its limits. So the
+/// log and `ankipi status` name it, once.
+fn notice_unused_proxy(peer: IpAddr, request: &Request, config: &Config) {
+    static IS_NOTICED: AtomicBool = AtomicBool::new(false);
+    if IS_NOTICED.load(Ordering::Relaxed) {
+        return;
+    }
+    let Some(notice) = unused_proxy(
+        peer,
+        |name| request.header(name).is_some(),
+        config.ip_header.as_deref(),
+        &config.trusted_proxies,
+    ) else {
+        return;
+    };
+    if !IS_NOTICED.swap(true, Ordering::Relaxed) {
+        log::warn!("{notice}");
+        if let Err(err) = files::leave_notice(&config.base, &notice) {
+            log::warn!("`ankipi status` cannot show this: {err}");
+        }
+    }
+}
+
+/// What to tell the owner of this peer, if it seems to be a proxy that the settings do not know.
+fn unused_proxy(
+    peer: IpAddr,
+    has: impl Fn(&str) -> bool,
+    setting: Option<&str>,
+    proxies: &[Network],
+) -> Option<String> {
+    match setting.map(header_name).filter(|name| !name.is_empty()) {
+        Some(header) if !is_trusted(peer, proxies) && has(header) => Some(format!(
             "{peer} sends the header of SYNC_IP_HEADER and is not trusted; if it is your proxy, add it to \
              SYNC_TRUSTED_PROXIES"
-        );
+        )),
+        // Anybody may send such a header, so this is for peers on this machine or in its network only.
+        None if setting.is_none() && is_near(peer) => {
+            let header = FORWARDING.into_iter().find(|header| has(header))?;
+            let trust = if is_trusted(peer, proxies) {
+                String::new()
+            } else {
+                format!(" and SYNC_TRUSTED_PROXIES={peer}")
+            };
+            Some(format!(
+                "{peer} sends {header}, so it seems to be a proxy, and all its clients count as one; \
+                 set SYNC_IP_HEADER={header}{trust}"
+            ))
+        }
+        _ => None,
+    }
+}
+
+/// The headers by which an unknown proxy is noticed.
+const FORWARDING: [&str; 4] = ["X-Forwarded-For", "X-Real-IP", "CF-Connecting-IP", "Forwarded"];
+
+/// Whether an address is of this machine or of a private network.
+fn is_near(address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(v4) => v4.is_loopback() || v4.is_private() || v4.is_link_local(),
+        IpAddr::V6(v6) => v6.is_loopback() || v6.is_unique_local() || v6.is_unicast_link_local(),
     }
 }
 
@@ -133,5 +181,24 @@ mod tests {
         }
         assert_eq!(header_name("XRealIp"), "x-real-ip");
         assert_eq!(header_name("X-Real-IP"), "X-Real-IP");
+    }
+
+    #[test]
+    fn a_proxy_that_the_settings_do_not_know_is_named() {
+        let told = |peer: &str, header: &str, (setting, proxies): (Option<&str>, &str)| {
+            let has = |name: &str| name.eq_ignore_ascii_case(header);
+            unused_proxy(peer.parse().unwrap(), has, setting, &[proxies.parse().unwrap()])
+        };
+        let none = (None, "127.0.0.0/8");
+        let said = told("127.0.0.1", "x-forwarded-for", none).unwrap();
+        assert!(said.ends_with("set SYNC_IP_HEADER=X-Forwarded-For"), "{said}");
+        let said = told("172.17.0.1", "x-real-ip", none).unwrap();
+        assert!(said.ends_with("set SYNC_IP_HEADER=X-Real-IP and SYNC_TRUSTED_PROXIES=172.17.0.1"), "{said}");
+        assert_eq!(told("192.0.2.1", "x-forwarded-for", none), None);
+        assert_eq!(told("127.0.0.1", "user-agent", none), None);
+        let set = (Some("X-Real-IP"), "127.0.0.0/8");
+        assert_eq!(told("127.0.0.1", "x-real-ip", set), None);
+        assert!(told("172.17.0.1", "x-real-ip", set).unwrap().contains("SYNC_TRUSTED_PROXIES"));
+        assert_eq!(told("127.0.0.1", "x-forwarded-for", (Some("ConnectInfo"), "127.0.0.0/8")), None);
     }
 }

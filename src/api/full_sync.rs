@@ -1,12 +1,14 @@
 //! Full syncs: upload or download of a whole collection, streamed between file and socket.
 
+use std::fs;
 use std::io::Write;
 
 use crate::api::authentication::Call;
 use crate::api::quota_and_free_space;
-use crate::api::quota_and_free_space::Rationed;
+use crate::api::quota_and_free_space::{Ration, Rationed};
 use crate::api::routes::Method;
 use crate::api::{App, HEAD_ALONE, give_up, refuse, respond_with};
+use crate::collection::FILE_NAME;
 use crate::collection::full::upload;
 use crate::collection::full::upload::Unfit;
 use crate::error::{Error, Result};
@@ -76,10 +78,11 @@ impl App {
         let ration = self.ration(Method::Upload, call.user.as_deref())?;
         let mut file = GentleFile::create(scratch.path())?;
         let mut sink = Rationed::new(&mut file, ration.as_ref());
-        log.received(
-            body.read_into(&mut sink, quota_and_free_space::error_of(Error::io("writing", scratch.path())))?,
-        );
+        let received =
+            body.read_into(&mut sink, quota_and_free_space::error_of(Error::io("writing", scratch.path())))?;
+        log.received(received);
         self.confirm(&call)?;
+        ration.map_or(Ok(()), |ration| ration.check_whole(received.decoded))?;
         Ok((call, scratch))
     }
 
@@ -94,7 +97,11 @@ impl App {
         let begun = match call.packing() {
             Packing::Zstd => user.download(),
             // The copy is made first. The response head may be sent meanwhile.
-            Packing::Plain => waiting.while_doing(HEAD_ALONE, || user.download_for_old_clients()),
+            Packing::Plain => waiting.while_doing(HEAD_ALONE, || {
+                let bytes = fs::metadata(user.dir.join(FILE_NAME)).map_or(0, |meta| meta.len());
+                Ration::of_disk(&self.config).check_free(bytes, 0)?;
+                user.download_for_old_clients()
+            }),
         };
         let download = match begun {
             Ok(download) => download,

@@ -14,6 +14,7 @@ use crate::http::Request;
 use crate::http::keep_client_waiting::WaitingReply;
 use crate::http::response::{Packing, ReplyStream};
 use crate::logging::access_log::AccessLog;
+use crate::media::upload::Room;
 use crate::messages::media::{
     BeginReply, BeginRequest, ChangeRow, ChangesRequest, FilesRequest, SANITY_FAILED, SANITY_OK,
     SanityRequest, Wrapped,
@@ -65,7 +66,14 @@ impl App {
 
     pub(super) fn upload_changes(&self, call: &Call, body: &mut Spool) -> Result<Answer> {
         let user = self.user(call)?;
-        let outcome = user.media.upload(body)?;
+        let ration = self.ration(call.method, call.user.as_deref())?;
+        let room = Room {
+            free: &|bytes, written| {
+                ration.as_ref().map_or(Ok(()), |ration| ration.check_free(bytes, written))
+            },
+            total: &|bytes| ration.as_ref().map_or(Ok(()), |ration| ration.check_media(bytes)),
+        };
+        let outcome = user.media.upload(body, &room)?;
         let did = format!(
             "{} changes in: {} files of {} bytes, {} deleted; usn {}",
             outcome.processed, outcome.added, outcome.added_bytes, outcome.deleted, outcome.last_usn

@@ -36,7 +36,7 @@ use crate::sync::session::{User, Users};
 use authentication::Call;
 use clients::UsersOfKeys;
 use metrics::Metrics;
-use quota_and_free_space::{Ration, Rationed};
+use quota_and_free_space::{Ration, Rationed, Spare};
 use routes::{Method, Page, Route};
 
 pub use pages::lan_address;
@@ -55,6 +55,7 @@ pub struct App {
     folder: DataFolder,
     /// Whether the clock was in doubt when it was last looked at.
     is_clock_unset: AtomicBool,
+    spare: Spare,
 }
 
 /// A reply in JSON, and a note for the log.
@@ -78,6 +79,7 @@ impl App {
             users_of_keys: UsersOfKeys::default(),
             folder,
             is_clock_unset: AtomicBool::new(false),
+            spare: Spare::default(),
         })
     }
 
@@ -197,9 +199,9 @@ impl App {
     }
 
     /// The storage limits of the request.
-    fn ration(&self, method: Method, user: Option<&str>) -> Result<Option<Ration>> {
+    fn ration(&self, method: Method, user: Option<&str>) -> Result<Option<Ration<'_>>> {
         match user {
-            Some(name) => Ration::of(method, &*self.users.by_name(name)?, &self.config),
+            Some(name) => Ration::of(method, &*self.users.by_name(name)?, &self.config, &self.spare),
             None => Ok(None),
         }
     }
@@ -226,10 +228,10 @@ impl App {
     /// Admits a request and spools its body.
     fn receive(&self, method: Method, request: &mut Request, log: &mut AccessLog) -> Result<(Call, Spool)> {
         let (call, mut body) = self.admit(method, request, log)?;
+        let ration = self.ration(method, call.user.as_deref())?;
         let (spool, received) = match body.take_spool() {
             Some(spooled) => spooled,
             None => {
-                let ration = self.ration(method, call.user.as_deref())?;
                 let mut spool = self.spool(method, call.user.as_deref())?;
                 let mut sink = Rationed::new(&mut spool, ration.as_ref());
                 let sink_error =
@@ -240,6 +242,7 @@ impl App {
         };
         log.received(received);
         self.confirm(&call)?;
+        ration.map_or(Ok(()), |ration| ration.check_whole(received.decoded))?;
         Ok((call, spool))
     }
 

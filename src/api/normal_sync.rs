@@ -9,11 +9,13 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::api::authentication::Call;
+use crate::api::quota_and_free_space::Ration;
 use crate::api::{Answer, App};
 use crate::error::{Error, Result};
 use crate::files::spool::Spool;
 use crate::messages;
 use crate::messages::{SanityReply, SanityRequest, Source, changes, chunk, graves};
+use crate::sync::session::Session;
 
 /// The JSON of a request, which is parsed once or twice.
 enum Json<'b> {
@@ -24,6 +26,13 @@ enum Json<'b> {
 }
 
 impl<'b> Json<'b> {
+    fn bytes(&self) -> u64 {
+        match self {
+            Json::Memory(text) => text.len() as u64,
+            Json::Spooled(spool) => spool.len(),
+        }
+    }
+
     fn of(body: &'b mut Spool) -> Result<Json<'b>> {
         // Two steps, because one match would borrow the body for both arms.
         if body.memory().is_none() {
@@ -97,13 +106,16 @@ impl App {
     pub(super) fn apply_changes(&self, call: &Call, body: &mut Spool) -> Result<Answer> {
         let mut sent = Json::of(body)?;
         changes::check(sent.source()?, self.config.max_row_bytes)?;
-        let user = self.user(call)?;
+        let (user, body_bytes) = (self.user(call)?, sent.bytes());
+        let ration = self.ration(call.method, call.user.as_deref())?;
         let mut json = Spool::new(&user.dir);
         user.step(&call.header.skey, |session| {
             // Our changes are written first, before those of the client are applied.
             session.collection.write_changes(session.unseen(), !session.client_is_newer, &mut json)?;
             session.shapes.clear();
-            session.collection.apply_changes(sent.source()?, session.stamps().usn, self.config.max_row_bytes)
+            let (usn, max_row_bytes) = (session.stamps().usn, self.config.max_row_bytes);
+            session.collection.apply_changes(sent.source()?, usn, max_row_bytes)?;
+            check_collection(ration.as_ref(), session, body_bytes)
         })?;
         Ok(Answer { did: String::new(), json })
     }
@@ -122,15 +134,18 @@ impl App {
     pub(super) fn apply_chunk(&self, call: &Call, body: &mut Spool) -> Result<Answer> {
         let mut sent = Json::of(body)?;
         chunk::check(sent.source()?, self.config.max_row_bytes)?;
-        let user = self.user(call)?;
+        let (user, body_bytes) = (self.user(call)?, sent.bytes());
+        let ration = self.ration(call.method, call.user.as_deref())?;
         let counts = user.step(&call.header.skey, |session| {
-            session.collection.apply_chunk(
+            let counts = session.collection.apply_chunk(
                 sent.source()?,
                 session.client_usn,
                 session.stamps().usn,
                 &mut session.shapes,
                 self.config.max_row_bytes,
-            )
+            )?;
+            check_collection(ration.as_ref(), session, body_bytes)?;
+            Ok(counts)
         })?;
         Answer::null(&user.dir, format!("in: {counts}"))
     }
@@ -165,6 +180,16 @@ impl App {
         let user = self.user(call)?;
         user.abort(&call.header.skey);
         Answer::null(&user.dir, String::new())
+    }
+}
+
+/// Fails, and so ends the session, if a step has taken the user over the quota.
+fn check_collection(ration: Option<&Ration<'_>>, session: &Session, body_bytes: u64) -> Result<()> {
+    match ration {
+        Some(ration) if ration.has_quota() => {
+            ration.check_collection(session.collection.bytes()?, body_bytes)
+        }
+        _ => Ok(()),
     }
 }
 

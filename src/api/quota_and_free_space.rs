@@ -1,53 +1,115 @@
 //! Storage limits of a request: the user's quota, and the space to keep free on the disk.
+//!
+//! They are checked for a body by its declared length, while it is written, and when it is whole; for what is unpacked of
+//! it (media) before that is written; and for the collection, before a step's changes may stay.
 
+use std::collections::HashMap;
 use std::fs;
 use std::io::{self, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
 use crate::api::routes::Method;
 use crate::collection;
 use crate::config::Config;
 use crate::error::{Error, Result};
+use crate::limits::{STORAGE_SPARE_BYTES, STORAGE_SPARE_REQUEST_BYTES, STORAGE_STEP_BYTES};
 use crate::os;
+use crate::os::clock;
+use crate::os::clock::Day;
 use crate::sync::session::User;
 
-/// Always allowed: reviews, and the deletions that bring a user below the quota again.
-const ALWAYS_BYTES: u64 = 64 * 1024;
+/// What each user has stored beyond a limit today, in small requests.
+#[derive(Default)]
+pub struct Spare(Mutex<HashMap<PathBuf, (Day, u64)>>);
 
-/// Bytes written between two checks of the free space.
-const STEP_BYTES: u64 = 1024 * 1024;
-
-/// The limits for one request.
-pub struct Ration {
-    dir: PathBuf,
-    min_free: u64,
-    /// Bytes left of the quota, and the quota.
-    quota: Option<(u64, u64)>,
+impl Spare {
+    /// Takes so many bytes of what a user may store beyond the limits today. Returns whether there were so many left.
+    fn take(&self, dir: &Path, bytes: u64) -> bool {
+        let today = clock::today();
+        let mut spare = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let (day, taken) = spare.entry(dir.to_owned()).or_insert((today, 0));
+        if *day != today {
+            (*day, *taken) = (today, 0);
+        }
+        let sum = taken.saturating_add(bytes);
+        let is_left = sum <= STORAGE_SPARE_BYTES;
+        if is_left {
+            *taken = sum;
+        }
+        is_left
+    }
 }
 
-impl Ration {
-    /// The limits for this method; None for methods that store almost nothing.
-    pub fn of(method: Method, user: &User, config: &Config) -> Result<Option<Ration>> {
-        if !matches!(method, Method::Upload | Method::UploadChanges | Method::ApplyChunk) {
+/// The limits for one request.
+pub struct Ration<'s> {
+    dir: PathBuf,
+    min_free: u64,
+    quota: Option<Quota>,
+    /// What small requests may take; none for strangers.
+    spare: Option<&'s Spare>,
+}
+
+/// The quota of a user, and how it is used.
+struct Quota {
+    bytes: u64,
+    media: u64,
+    /// Without a collection that this request replaces.
+    collection: u64,
+}
+
+impl Quota {
+    fn left(&self) -> u64 {
+        self.bytes.saturating_sub(self.media.saturating_add(self.collection))
+    }
+
+    fn exceeded(&self) -> Error {
+        Error::TooLarge(format!(
+            "this would take the user over the quota of {} bytes; SYNC_QUOTA_MEGS raises it",
+            self.bytes
+        ))
+    }
+}
+
+impl<'s> Ration<'s> {
+    /// The limits for this method; None for methods that store nothing.
+    pub fn of(method: Method, user: &User, config: &Config, spare: &'s Spare) -> Result<Option<Ration<'s>>> {
+        if method.has_small_body() {
             return Ok(None);
         }
         let quota = match config.quota_bytes {
-            Some(quota) => Some((quota.saturating_sub(other_bytes_of(method, user)?), quota)),
+            Some(bytes) => Some(Quota {
+                bytes,
+                media: u64::try_from(user.media.totals()?.bytes).unwrap_or(0),
+                // Backups do not count: the server makes them.
+                collection: match method {
+                    Method::Upload => 0,
+                    _ => fs::metadata(user.dir.join(collection::FILE_NAME)).map_or(0, |meta| meta.len()),
+                },
+            }),
             None => None,
         };
-        Ok(Some(Ration { dir: user.dir.clone(), min_free: config.min_free_bytes, quota }))
+        Ok(Some(Ration { dir: user.dir.clone(), min_free: config.min_free_bytes, quota, spare: Some(spare) }))
     }
 
-    /// Refuses to store `bytes` bytes, of which `written` are already on the disk.
+    /// What the disk allows, for a client that has not shown a key yet, and for copies that the server makes.
+    pub fn of_disk(config: &Config) -> Ration<'s> {
+        Ration { dir: config.base.clone(), min_free: config.min_free_bytes, quota: None, spare: None }
+    }
+
+    /// Refuses to store `bytes` bytes, of which `written` are already on the disk. Small requests pass; see `check_whole`.
     pub fn check(&self, bytes: u64, written: u64) -> Result<()> {
-        if bytes <= ALWAYS_BYTES {
+        if self.spare.is_some() && bytes <= STORAGE_SPARE_REQUEST_BYTES {
             return Ok(());
         }
-        if let Some((_, quota)) = self.quota.filter(|(left, _)| bytes > *left) {
-            return Err(Error::TooLarge(format!(
-                "this would take the user over the quota of {quota} bytes; SYNC_QUOTA_MEGS raises it"
-            )));
+        match &self.quota {
+            Some(quota) if bytes > quota.left() => Err(quota.exceeded()),
+            _ => self.check_free(bytes, written),
         }
+    }
+
+    /// Refuses to write `bytes` bytes, of which `written` are already on the disk, if too little stays free.
+    pub fn check_free(&self, bytes: u64, written: u64) -> Result<()> {
         let free = os::free_bytes(&self.dir).map_err(Error::io("asking for the free space at", &self.dir))?;
         if free.saturating_add(written) < bytes.saturating_add(self.min_free) {
             Err(Error::DiskFull(format!(
@@ -59,42 +121,93 @@ impl Ration {
             Ok(())
         }
     }
+
+    /// Checks a body of this length, all of which has arrived. A small one may go beyond the limits, for as long as there
+    /// is something left of the day's spare bytes.
+    pub fn check_whole(&self, bytes: u64) -> Result<()> {
+        let checked = match &self.quota {
+            Some(quota) if bytes > quota.left() => Err(quota.exceeded()),
+            _ => self.check_free(bytes, bytes),
+        };
+        match (checked, self.spare) {
+            (Err(_), Some(spare)) if bytes <= STORAGE_SPARE_REQUEST_BYTES && spare.take(&self.dir, bytes) => {
+                Ok(())
+            }
+            (checked, _) => checked,
+        }
+    }
+
+    /// Whether `check_collection` may fail.
+    pub fn has_quota(&self) -> bool {
+        self.quota.is_some()
+    }
+
+    /// Checks the size that a collection has after a step with a body of this length: rows may take more than their JSON.
+    pub fn check_collection(&self, collection: u64, body: u64) -> Result<()> {
+        match &self.quota {
+            Some(quota)
+                if body > STORAGE_SPARE_REQUEST_BYTES
+                    && collection > quota.collection
+                    && collection.saturating_add(quota.media) > quota.bytes =>
+            {
+                Err(quota.exceeded())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Checks the size that all media files of the user would have.
+    pub fn check_media(&self, media: u64) -> Result<()> {
+        match &self.quota {
+            Some(quota) if media.saturating_add(quota.collection) > quota.bytes => Err(quota.exceeded()),
+            _ => Ok(()),
+        }
+    }
 }
 
-/// Bytes that the user stores, without those that this request replaces. Backups do not count: the server makes them.
-fn other_bytes_of(method: Method, user: &User) -> Result<u64> {
-    let media = u64::try_from(user.media.totals()?.bytes).unwrap_or(0);
-    let collection = match method {
-        Method::Upload => 0,
-        _ => fs::metadata(user.dir.join(collection::FILE_NAME)).map_or(0, |meta| meta.len()),
-    };
-    Ok(media.saturating_add(collection))
+/// Counts what is written, and says when a limit is exceeded.
+pub struct Meter<'r> {
+    ration: Option<&'r Ration<'r>>,
+    written: u64,
+    check_at: u64,
+}
+
+impl<'r> Meter<'r> {
+    /// Nothing is written yet.
+    pub fn new(ration: Option<&'r Ration<'r>>) -> Meter<'r> {
+        Meter { ration, written: 0, check_at: STORAGE_SPARE_REQUEST_BYTES }
+    }
+
+    /// Call before so many bytes more are written.
+    pub fn add(&mut self, bytes: usize) -> Result<()> {
+        let sum = self.written + bytes as u64;
+        if let (Some(ration), true) = (self.ration, sum > self.check_at) {
+            ration.check(sum, self.written)?;
+            self.check_at = sum + STORAGE_STEP_BYTES;
+        }
+        self.written = sum;
+        Ok(())
+    }
 }
 
 /// A writer that fails when a limit is exceeded.
 pub struct Rationed<'r, W> {
     inner: W,
-    ration: Option<&'r Ration>,
-    written: u64,
-    check_at: u64,
+    meter: Meter<'r>,
 }
 
 impl<'r, W: Write> Rationed<'r, W> {
     /// Counts the bytes written to `inner`.
-    pub fn new(inner: W, ration: Option<&'r Ration>) -> Rationed<'r, W> {
-        Rationed { inner, ration, written: 0, check_at: STEP_BYTES }
+    pub fn new(inner: W, ration: Option<&'r Ration<'r>>) -> Rationed<'r, W> {
+        Rationed { inner, meter: Meter::new(ration) }
     }
 }
 
 impl<W: Write> Write for Rationed<'_, W> {
     fn write(&mut self, data: &[u8]) -> io::Result<usize> {
-        if let (Some(ration), true) = (self.ration, self.written >= self.check_at) {
-            ration.check(self.written + data.len() as u64, self.written).map_err(io::Error::other)?;
-            self.check_at = self.written + STEP_BYTES;
-        }
-        let count = self.inner.write(data)?;
-        self.written += count as u64;
-        Ok(count)
+        self.meter.add(data.len()).map_err(io::Error::other)?;
+        self.inner.write_all(data)?;
+        Ok(data.len())
     }
 
     fn flush(&mut self) -> io::Result<()> {

@@ -2,6 +2,7 @@
 
 use crate::config::Config;
 use crate::http::body::Caps;
+use crate::limits::{BESIDE_LARGEST_FILE_BYTES, SMALL_BODY_BYTES};
 
 /// What a request asks for.
 #[derive(Debug, PartialEq, Eq)]
@@ -134,7 +135,7 @@ impl Method {
     }
 
     /// Whether its body holds a few keys or nothing.
-    fn has_small_body(self) -> bool {
+    pub fn has_small_body(self) -> bool {
         use Method::{ApplyChanges, ApplyChunk, ApplyGraves, Start, Upload, UploadChanges};
         !matches!(self, Start | ApplyGraves | ApplyChanges | ApplyChunk | Upload | UploadChanges)
     }
@@ -152,13 +153,6 @@ impl Method {
         }
     }
 }
-
-/// Maximum size of bodies that hold a few keys or nothing.
-const SMALL_BODY_BYTES: u64 = 64 * 1024;
-
-/// Bytes of a media zip besides its last file, which may be as large as the largest payload: 2.5 MiB of other files,
-/// and the structure of the zip.
-const BESIDE_LARGEST_FILE_BYTES: u64 = 4 * 1024 * 1024;
 
 /// Whether a path is for a transfer that may take minutes. The server keeps slots free for other requests.
 pub fn is_bulk(path: &str) -> bool {

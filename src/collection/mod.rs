@@ -277,6 +277,13 @@ impl Collection {
         Ok(self.db.execute_batch("BEGIN IMMEDIATE")?)
     }
 
+    /// The size of the database with what the open transaction has added, in bytes.
+    pub fn bytes(&self) -> Result<u64> {
+        let pragma = |name| self.db.pragma_query_value(None, name, |row| row.get::<_, i64>(0));
+        let bytes = pragma("page_count")?.saturating_mul(pragma("page_size")?);
+        Ok(u64::try_from(bytes).unwrap_or(0))
+    }
+
     /// Commits the transaction. It is on disk when this returns.
     pub fn commit(&self) -> Result<()> {
         Ok(self.db.execute_batch("COMMIT")?)

@@ -69,7 +69,24 @@ pub fn read_only(base: &Path) -> Error {
 
 /// The process id of the server that runs on the data folder, if one does. It may be an id of another container.
 pub fn holder(base: &Path) -> Option<u32> {
-    is_in_use(base).then(|| fs::read_to_string(base.join(LOCK_FILE)).ok()?.parse().ok()).flatten()
+    is_in_use(base)
+        .then(|| fs::read_to_string(base.join(LOCK_FILE)).ok()?.lines().next()?.parse().ok())
+        .flatten()
+}
+
+/// Leaves a line for the owner beside the process id: something about the settings that the running server noticed. It goes
+/// with the next start.
+pub fn leave_notice(base: &Path, notice: &str) -> Result<()> {
+    let path = base.join(LOCK_FILE);
+    let mut open = OpenOptions::new();
+    let file = open.append(true).custom_flags(os::NO_FOLLOW).open(&path);
+    file.and_then(|mut file| write!(file, "\n{notice}")).map_err(Error::io("writing", &path))
+}
+
+/// What the running server noticed.
+pub fn notices(base: &Path) -> Vec<String> {
+    let text = fs::read_to_string(base.join(LOCK_FILE)).unwrap_or_default();
+    if is_in_use(base) { text.lines().skip(1).map(str::to_owned).collect() } else { Vec::new() }
 }
 
 /// The servers that run on this machine, as far as this user may see: process ids and data folders. A server keeps the lock

@@ -155,8 +155,15 @@ impl<'r> WireForm<'r> {
     }
 
     /// The body, spooled so that the fields after it can be read. Call when `read_fields` has returned true.
-    pub fn into_spooled_body(mut self, fields: &mut Fields, mut data: Spool) -> Result<Body<'r>> {
+    /// `before` is called with the length of each block before it is written, and may refuse it.
+    pub fn into_spooled_body(
+        mut self,
+        fields: &mut Fields,
+        mut data: Spool,
+        before: &mut dyn FnMut(usize) -> Result<()>,
+    ) -> Result<Body<'r>> {
         pass_on(&mut self.form, &|err| self.wire.fault(err), &mut |block| {
+            before(block.len())?;
             data.write_all(block).map_err(spooling_error)
         })?;
         self.read_fields(fields)?;
@@ -335,7 +342,8 @@ mod tests {
         let mut fields = Fields::default();
         let mut spooled = WireForm::new(&mut again, "x", CAPS);
         assert!(spooled.read_fields(&mut fields)?);
-        let spooled = || read(spooled.into_spooled_body(&mut fields, Spool::new(dir.path()))?);
+        let spooled =
+            || read(spooled.into_spooled_body(&mut fields, Spool::new(dir.path()), &mut |_| Ok(()))?);
         let spooled = spooled();
         assert_eq!(format!("{streamed:?}"), format!("{spooled:?}"));
         streamed

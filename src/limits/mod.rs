@@ -176,6 +176,52 @@ impl Limits {
     }
 }
 
+/// After how many failed logins there is a delay, and the longest one. It doubles with each failure.
+pub struct LoginRule {
+    /// Failures without a delay.
+    pub free: u32,
+    /// The maximum delay.
+    pub longest: Duration,
+}
+
+/// For a user at an address.
+pub const LOGIN_PAIR: LoginRule = LoginRule { free: 3, longest: Duration::from_secs(300) };
+
+/// For an address; not for accounts that were not guessed there.
+pub const LOGIN_ADDRESS: LoginRule = LoginRule { free: 10, longest: Duration::from_secs(60) };
+
+/// For a user at all addresses that have failed themselves.
+pub const LOGIN_USER: LoginRule = LoginRule { free: 10, longest: Duration::from_secs(30) };
+
+/// How many counts of each kind are kept, 32 bytes each: more than a board sees in an hour.
+pub const LOGIN_COUNTS: usize = 256;
+
+/// How long a count is kept after its last failure.
+pub const LOGIN_MEMORY: Duration = Duration::from_secs(3600);
+
+/// How many unknown names at delayed addresses are hashed as those of accounts are: so many at once, and then one in this
+/// time.
+pub const LOGIN_UNKNOWN_BURST: u32 = 5;
+/// See `LOGIN_UNKNOWN_BURST`.
+pub const LOGIN_UNKNOWN_EVERY: Duration = Duration::from_secs(2);
+
+/// Bodies of methods that take a few keys or nothing: maximum bytes, as sent and unpacked.
+pub const SMALL_BODY_BYTES: u64 = 64 * 1024;
+
+/// What a media zip may hold beside its last file, which may be as large as the largest payload: 2.5 MiB of other files,
+/// and the zip's own structures.
+pub const BESIDE_LARGEST_FILE_BYTES: u64 = 4 * 1024 * 1024;
+
+/// A request of up to this size is stored also when the user is over the quota, or the disk below its reserve: reviews, and
+/// the deletions that bring a user below the quota again. All of a user in a day must stay below `STORAGE_SPARE_BYTES`.
+pub const STORAGE_SPARE_REQUEST_BYTES: u64 = 64 * 1024;
+
+/// See `STORAGE_SPARE_REQUEST_BYTES`. 4 MiB are 10 000 reviews, or the deletion of 300 000 notes.
+pub const STORAGE_SPARE_BYTES: u64 = 4 * 1024 * 1024;
+
+/// Bytes written between two checks of the free space.
+pub const STORAGE_STEP_BYTES: u64 = 1024 * 1024;
+
 #[cfg(test)]
 mod tests {
     use super::*;

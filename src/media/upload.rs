@@ -21,6 +21,27 @@ use crate::media::zip::{Entry, META, ZipReader};
 use crate::media::{Intent, MAX_FILES, MediaStore, PENDING, Sha1Sum, State};
 use crate::text::hex::hex;
 
+/// Asks how much an upload may store.
+pub struct Room<'r> {
+    /// Whether so many bytes may be written, of which some are on the disk already.
+    pub free: &'r dyn Fn(u64, u64) -> Result<()>,
+    /// Whether all files together may have so many bytes.
+    pub total: &'r dyn Fn(u64) -> Result<()>,
+}
+
+impl Room<'_> {
+    /// No limit.
+    pub const ENDLESS: Room<'static> = Room { free: &|_, _| Ok(()), total: &|_| Ok(()) };
+
+    /// Checks the size of all files once `added` bytes have taken the place of `replaced` ones.
+    fn check_total(&self, total: i64, added: u64, replaced: u64) -> Result<()> {
+        if added <= replaced {
+            return Ok(());
+        }
+        (self.total)(u64::try_from(total).unwrap_or(0).saturating_add(added - replaced))
+    }
+}
+
 /// The result of an upload.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Outcome {
@@ -79,9 +100,10 @@ impl MediaStore {
     }
 
     /// Applies the changes of a zip: all of them, or on an error none.
-    pub fn upload(&self, body: &Spool) -> Result<Outcome> {
+    pub fn upload(&self, body: &Spool, room: &Room<'_>) -> Result<Outcome> {
         let zip = ZipReader::open(body)?;
         let pairs = read_meta(&zip)?;
+        self.check_room(&pairs, body, room)?;
         let processed = pairs.len();
         let mut staged: Vec<Staged> = Vec::with_capacity(processed);
         for (name, entry) in pairs {
@@ -94,8 +116,24 @@ impl MediaStore {
             staged.push(Staged { name, change });
         }
         sync(&staged, body)?;
-        let outcome = self.put_in_place(&staged)?;
+        let outcome = self.put_in_place(&staged, room)?;
         Ok(Outcome { processed, ..outcome })
+    }
+
+    /// Checks what the zip would store, before any of it is unpacked.
+    fn check_room(&self, pairs: &Pairs<'_>, body: &Spool, room: &Room<'_>) -> Result<()> {
+        let unpacked: u64 = pairs.iter().filter_map(|(_, entry)| *entry).map(Entry::bytes).sum();
+        if unpacked == 0 {
+            return Ok(());
+        }
+        // A large stored file is on the disk already, in the file that is renamed later.
+        (room.free)(unpacked, body.file().map_or(0, |_| body.len()))?;
+        let mut replaced = 0;
+        for (name, _) in pairs {
+            let live = self.read(|db| db.record(name))?.filter(Record::is_live);
+            replaced += live.map_or(0, |record| record.bytes);
+        }
+        room.check_total(self.totals()?.bytes, unpacked, replaced)
     }
 
     /// Writes an entry to a temporary file, unless the store already has it.
@@ -142,11 +180,11 @@ impl MediaStore {
         })
     }
 
-    fn put_in_place(&self, staged: &[Staged]) -> Result<Outcome> {
-        self.write(|state| self.put_staged_in_place(staged, state))
+    fn put_in_place(&self, staged: &[Staged], room: &Room<'_>) -> Result<Outcome> {
+        self.write(|state| self.put_staged_in_place(staged, room, state))
     }
 
-    fn put_staged_in_place(&self, staged: &[Staged], state: &mut State) -> Result<Outcome> {
+    fn put_staged_in_place(&self, staged: &[Staged], room: &Room<'_>, state: &mut State) -> Result<Outcome> {
         let db = state.writer(&self.dir)?;
         let mut changes = Vec::with_capacity(staged.len());
         for Staged { name, change } in staged {
@@ -169,6 +207,10 @@ impl MediaStore {
         if changes.is_empty() {
             return Ok(Outcome { last_usn: db.totals()?.last_usn, ..Outcome::default() });
         }
+        // Again, as another device may have uploaded meanwhile.
+        let added = changes.iter().map(Effective::added_bytes).sum();
+        let replaced = changes.iter().filter_map(|one| one.live.as_ref()).map(|record| record.bytes).sum();
+        room.check_total(db.totals()?.bytes, added, replaced)?;
         state.needs_recovery = true;
         let outcome = self.put_changes_in_place(state, &changes)?;
         state.needs_recovery = false;
@@ -240,6 +282,15 @@ struct Effective<'s> {
 impl Effective<'_> {
     fn is_twin_of(&self, name: &MediaName) -> bool {
         matches!(self.change, Change::Put(..)) && folded(self.name.as_str()) == folded(name.as_str())
+    }
+}
+
+impl Effective<'_> {
+    fn added_bytes(&self) -> u64 {
+        match self.change {
+            Change::Put(record, _) => record.bytes,
+            Change::Delete | Change::Same(_) => 0,
+        }
     }
 }
 

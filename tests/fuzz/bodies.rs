@@ -227,7 +227,8 @@ fn read_spooled(wire: &mut dyn Read, boundary: &str) -> Option<Contents> {
     let mut fields = Fields::default();
     let mut form = WireForm::new(wire, boundary, CAPS);
     let plain = if form.read_fields(&mut fields).ok()? {
-        let body = form.into_spooled_body(&mut fields, Spool::new(&std::env::temp_dir())).ok()?;
+        let body =
+            form.into_spooled_body(&mut fields, Spool::new(&std::env::temp_dir()), &mut |_| Ok(())).ok()?;
         Some(read(body)?)
     } else {
         None

@@ -30,9 +30,10 @@ pub static STATUS: Command = Command {
     help: "\
 Says whether a server runs on the data folder, since when and with how much
 memory; how much room is left on the disk; whether the clock is set, without
-which no device can sync; and of each user the last change of the collection
-(UTC), sizes, media files that this disk lost and that a device is awaited to
-send again, and the devices with the day of their last sync.
+which no device can sync; what the server noticed about its settings, such as
+a proxy whose SYNC_IP_HEADER is not set; and of each user the last change of
+the collection (UTC), sizes, media files that this disk lost and that a device
+is awaited to send again, and the devices with the day of their last sync.
 Devices of plain SYNC_USERn accounts share one key and are not told apart.
 
   --json  the same for programs; sizes in bytes, times in seconds since 1970
@@ -54,6 +55,7 @@ fn run(mut invocation: Invocation) -> Result<ExitCode> {
         running: runs,
         process: if runs { files::holder(&base).and_then(Process::read) } else { None },
         clock_doubt: clock::doubt(),
+        notices: files::notices(&base),
         free_bytes: os::free_bytes(&base).map_err(|err| err.to_string()),
         users: names.iter().map(|name| StoredUser::read(&base, name)).collect(),
         folder: base,
@@ -79,6 +81,8 @@ struct Status {
     free_bytes: Fact<u64>,
     /// Why the clock cannot be believed; None if it can.
     clock_doubt: Option<String>,
+    /// What the running server noticed about the settings.
+    notices: Vec<String>,
     users: Vec<StoredUser>,
 }
 
@@ -157,6 +161,9 @@ impl Status {
         let _ = writeln!(text, "data     {}, {free}", self.folder.display());
         if let Some(doubt) = &self.clock_doubt {
             let _ = writeln!(text, "clock    {doubt}; devices cannot sync until it is set");
+        }
+        for notice in &self.notices {
+            let _ = writeln!(text, "notice   {notice}");
         }
         for user in &self.users {
             let _ = writeln!(text, "\n{}", user.name);
