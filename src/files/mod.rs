@@ -3,12 +3,14 @@
 //! Not here: what is in the files. Imports `os` and `error`.
 
 pub mod durable;
+mod held_folder;
 pub mod locks;
 pub mod owner;
 pub mod spool;
 pub mod sqlite_files;
 pub mod temporary;
 
-pub use durable::{GentleFile, create_folder, remove_if_there, replace_file, sync_folder};
+pub use durable::{GentleFile, create_folder, remove_folder, remove_if_there, replace_file, sync_folder};
+pub use held_folder::{HeldFolder, is_there};
 pub use locks::{holder, is_in_use, keep_in_place, lock_data_folder, running_servers, wait_to_replace};
 pub use owner::{create_for_owner, give_all, refuse_link};

@@ -183,7 +183,9 @@ pub const LEFTOVER_PREFIX: &str = "spool-";
 pub fn remove_leftovers(dir: &Path) -> io::Result<()> {
     for entry in fs::read_dir(dir)? {
         let entry = entry?;
-        if entry.file_name().to_string_lossy().starts_with(LEFTOVER_PREFIX) {
+        // Never a folder: a user of an earlier release may be called like this.
+        let is_file = entry.file_type()?.is_file();
+        if is_file && entry.file_name().to_string_lossy().starts_with(LEFTOVER_PREFIX) {
             log::warn!("removed {}, which an interrupted request had left", entry.path().display());
             fs::remove_file(entry.path())?;
         }

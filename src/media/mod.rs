@@ -122,9 +122,15 @@ impl MediaStore {
         Ok(store)
     }
 
-    /// Creates the folder again for a user whose data was deleted.
-    pub fn make_folder(&self) -> Result<()> {
-        files::create_folder(&self.folder())
+    /// Forgets all that belongs to a folder in whose place there is another one now, and prepares that.
+    pub fn start_afresh(&self) -> Result<()> {
+        {
+            let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+            state.writer = None;
+            state.needs_recovery = true;
+        }
+        files::create_folder(&self.folder())?;
+        remove_staged(&self.dir)
     }
 
     /// The last usn and the totals.

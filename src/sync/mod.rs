@@ -13,6 +13,7 @@ mod send_objects;
 mod send_rows;
 pub mod session;
 mod start;
+pub mod users;
 
 pub use merge_rows::NotetypeShapes;
 pub use send_rows::ChunkCursor;
