@@ -1,7 +1,7 @@
 //! Who may log in, and which host key belongs to whom.
 //!
-//! Here: `password` (hashes), `login_throttle`, `device_keys`, `users_file`. Not here: the folders of users
-//! (`sync::session`), HTTP. Imports `config`, `files`, `text`, `os`.
+//! Here: `snapshot`, `password` (hashes), `login_throttle`, `device_keys`, `users_file`. Not here: folders of users
+//! (`sync::users`), HTTP. Imports `config`, `files`, `text`, `os`.
 //!
 //! Accounts come from SYNC_USERn and from the accounts file. A SYNC_USERn account with a plain password has the host
 //! key that the official server computes. So its clients stay logged in when either server replaces the other. With

@@ -1,10 +1,12 @@
 //! Names of users. A name becomes the name of a folder beside ankipi's own files, so some names are reserved.
 
 use crate::error::{Error, Result};
-use crate::files::spool;
 
 /// The file with the accounts, inside the data folder.
 pub const USERS_FILE: &str = "users";
+
+/// Prefix of files with what a request sent.
+pub const SPOOL_PREFIX: &str = "spool-";
 
 /// In front of a user's name: the folder while it is deleted.
 pub const REMOVED_PREFIX: &str = ".removed-";
@@ -23,7 +25,7 @@ enum Reserved {
 /// All reserved names. Names with a dot in front (`.ankipi.lock`, `REMOVED_PREFIX` and others) can never be users.
 const RESERVED: &[Reserved] = &[
     Reserved::Name(USERS_FILE),
-    Reserved::Prefix(spool::LEFTOVER_PREFIX),
+    Reserved::Prefix(SPOOL_PREFIX),
     // `users.new`, and the folder of an unfinished import.
     Reserved::Suffix(".new"),
 ];

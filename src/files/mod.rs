@@ -1,6 +1,7 @@
 //! Files on the owner's disk: durable writes (fsync, rename), locks between processes, owners, spools.
 //!
-//! Not here: what is in the files. Imports `os` and `error`.
+//! Not here: what is in the files. Imports `os`, `error`, and the names of our own files from
+//! `config`.
 
 pub mod durable;
 mod held_folder;
