@@ -278,14 +278,14 @@ const ANKISYNCD: &str = "carl:$ankisyncd$6361726c$\
     c10296bc5d206b72ea6d7c537ed4b02a061dadbb20595bb22ddcfcd1eb4816760123456789abcdef";
 
 /// Replaces the accounts file, as `ankipi user` does.
-fn rewrite_users(base: &Path, change: impl FnOnce(String) -> String) {
+pub fn rewrite_users(base: &Path, change: impl FnOnce(String) -> String) {
     let users = change(fs::read_to_string(base.join("users")).unwrap());
     fs::write(base.join("users.next"), users).unwrap();
     fs::rename(base.join("users.next"), base.join("users")).unwrap();
 }
 
 /// Makes one byte of a file unreadable as text; returns what was there before.
-fn damage(path: &Path, at: usize) -> Vec<u8> {
+pub fn damage(path: &Path, at: usize) -> Vec<u8> {
     let good = fs::read(path).unwrap();
     let mut bad = good.clone();
     bad[at] = 0xff;

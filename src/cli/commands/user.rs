@@ -1,9 +1,12 @@
 //! `ankipi user`: the accounts in the accounts file.
 
 use std::fs;
+use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 
+use crate::accounts::device_keys::Keys;
+use crate::accounts::password::Hash;
 use crate::accounts::snapshot::{AccountSettings, Snapshot};
 use crate::accounts::users_file;
 use crate::accounts::users_file::UsersFile;
@@ -92,6 +95,7 @@ fn add(invocation: Invocation) -> Result<ExitCode> {
     users_file::change(&base, |users| {
         // Another process may have been faster.
         is_new(users, &name)?;
+        void_damaged_keys(&base.join(&name), &hash)?;
         users.set(&name, hash);
         // Created here, so that the folder has the owner of the data folder, whoever runs this.
         files::create_folder(&base.join(&name))
@@ -107,6 +111,14 @@ fn add(invocation: Invocation) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// With a new password all keys are void. But a damaged file does not tell for which password they are.
+fn void_damaged_keys(folder: &Path, new: &Hash) -> Result<()> {
+    match Keys::read(folder, None) {
+        Ok(Keys { damage: None, .. }) => Ok(()),
+        _ => Keys::none(&new.tag()).write(folder),
+    }
+}
+
 fn passwd(invocation: Invocation) -> Result<ExitCode> {
     let is_there = |users: &UsersFile, name: &str| match users.get(name) {
         Some(_) => Ok(()),
@@ -116,6 +128,7 @@ fn passwd(invocation: Invocation) -> Result<ExitCode> {
     users_file::change(&base, |users| {
         // It may have been removed while the password was typed.
         is_there(users, &name)?;
+        void_damaged_keys(&base.join(&name), &hash)?;
         users.set(&name, hash);
         Ok(())
     })?;
