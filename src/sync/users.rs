@@ -80,7 +80,8 @@ impl Users {
         ended.iter().for_each(|user| user.end());
     }
 
-    /// The user of that name. `Forbidden` if there is no such account any more. `create` is called if there is no folder.
+    /// The user of that name. `Forbidden` if there is no such account any more. `create` is
+    /// called if there is no folder and was none.
     pub fn by_name(&self, name: &str, create: impl FnOnce(&Path) -> Result<()>) -> Result<Arc<User>> {
         let entry = {
             let mut known = self.lock();
@@ -97,6 +98,13 @@ impl Users {
             return Ok(user.clone());
         }
         if !files::is_there(&dir)? {
+            // A folder that was there may come back: a new collection in its place would be an empty one for all devices.
+            if held.is_some() {
+                return Err(Error::Broken(format!(
+                    "{} is gone: put it back, or make it anew (or restart ankipi) to begin with an empty one",
+                    dir.display()
+                )));
+            }
             create(&dir)?;
         }
         let folder = usable_folder(&dir)?;

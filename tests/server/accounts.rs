@@ -392,10 +392,12 @@ fn a_new_account_of_an_old_name_has_none_of_the_old_media() {
         // No request between the two: the server cannot notice the first.
         done(base, &["user", "remove", "anna", "--delete-data", "--yes"], "");
     }
-    // An account of the settings, whose folder somebody deletes.
+    // An account of the settings, whose folder somebody deletes and makes anew.
     let test = server.device();
     upload(&test, "a.png");
     fs::remove_dir_all(base.join("test")).unwrap();
+    test.call("meta", r#"{"v":11,"cv":"x"}"#).refused(500);
+    fs::create_dir(base.join("test")).unwrap();
     assert_eq!((usn(&test), changes(&test)), (0, 0));
     upload(&test, "b.png");
     assert_eq!(test.meta()["empty"], true);
