@@ -78,14 +78,15 @@
 //!
 //! - One per user around the collection (`sync::session::User`), another around the media (`media::MediaStore`), so that
 //!   both sync at the same time.
-//! - One around the map of users (`sync::session::Users`), held for a look-up, and while the folder of a new user is made.
-//! - In `accounts`: around what is known of accounts (a look-up, or a reload), one per account around its keys, one around
-//!   the counts of failed logins, one around password hashing.
+//! - One around the map of users (`sync::users::Users`), held for a look-up, and one per user around the folder, held while
+//!   it is prepared.
+//! - In `accounts`: around the snapshot of all accounts, held to look at it or to replace it; around making a new one; around
+//!   the counts of failed logins; around password hashing.
 //! - In `compression::zstd`: around the buffers of decoders that are kept. In `http::keep_client_waiting`: around the list
 //!   of waiting clients, and one around each reply to them.
 //!
-//! No code takes a second lock while it holds one of these, with two exceptions: making a new user's media store, and
-//! reloading accounts.
+//! No code takes a second lock while it holds one of these, with two exceptions: preparing a user's folder (which takes the
+//! user's locks, and those of `accounts` if the folder is missing), and making a new snapshot of the accounts.
 //!
 //! Between processes: the lock file of `accounts::users_file::lock` is held while accounts or keys change. It is taken
 //! first, briefly, and never while a password is asked for or hashed. A download opens and closes its snapshot under its

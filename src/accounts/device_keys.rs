@@ -47,43 +47,64 @@ impl Device {
 }
 
 /// The devices of one user.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Keys {
     tag: String,
     /// In the order of their logins.
     pub devices: Vec<Device>,
+    /// What is damaged in the file. Then `devices` are those that could be read, and are not written.
+    pub damage: Option<String>,
 }
 
 impl Keys {
-    /// Reads the keys issued under the password with this tag; all keys if no tag is given.
+    /// Reads the keys issued under the password with this tag; all keys if no tag is given. An error if there is a file
+    /// that cannot be read at all.
     pub fn read(folder: &Path, tag: Option<&str>) -> Result<Keys> {
         let path = folder.join(KEYS_FILE);
-        // A file that is damaged holds fewer keys: devices whose key is gone log in again.
-        let text = match fs::read(&path) {
-            Ok(bytes) => String::from_utf8_lossy(&bytes).into_owned(),
-            Err(err) if [io::ErrorKind::NotFound, io::ErrorKind::IsADirectory].contains(&err.kind()) => {
-                String::new()
+        let contents = match fs::read(&path) {
+            Ok(contents) => contents,
+            // A file in place of the folder is reported when the folder is opened.
+            Err(err) if matches!(err.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
+                return Ok(Keys { tag: tag.unwrap_or_default().to_owned(), ..Keys::default() });
             }
             Err(err) => return Err(Error::Io("reading", path, err)),
         };
-        let mut lines = text.lines();
-        let found = lines.next().and_then(|line| line.strip_prefix("for ")).unwrap_or_default();
-        let tag = tag.unwrap_or(found).to_owned();
-        if found != tag {
-            return Ok(Keys { tag, devices: Vec::new() });
+        let mut lines = contents.strip_suffix(b"\n").unwrap_or(&contents).split(|byte| *byte == b'\n');
+        let mut keys = Keys::default();
+        match lines.next().and_then(tag_of) {
+            Some(found) if tag.is_none_or(|tag| tag == found) => keys.tag = found,
+            Some(_) => return Ok(Keys { tag: tag.unwrap_or_default().to_owned(), ..Keys::default() }),
+            None => keys.damaged(&path, 1),
         }
-        let mut devices = Vec::new();
-        for line in lines {
+        for (number, line) in (2..).zip(lines) {
             match parse(line) {
-                Some(device) => devices.push(device),
-                None => log::warn!("{}: left out a line that is not a key", path.display()),
+                Some(device) => keys.devices.push(device),
+                None => keys.damaged(&path, number),
             }
         }
-        Ok(Keys { tag, devices })
+        Ok(keys)
     }
 
-    /// Replaces the file with these keys.
+    fn damaged(&mut self, path: &Path, line: usize) {
+        self.damage.get_or_insert_with(|| {
+            format!(
+                "{} is damaged in line {line}; put a copy in its place, or log all devices of the user out with \
+                 `ankipi device revoke USER --all`",
+                path.display()
+            )
+        });
+    }
+
+    /// No keys, for the password with this tag.
+    pub fn none(tag: &str) -> Keys {
+        Keys { tag: tag.to_owned(), ..Keys::default() }
+    }
+
+    /// Replaces the file with these keys. An error if they come from a damaged file: some would be lost.
     pub fn write(&self, folder: &Path) -> Result<()> {
+        if let Some(damage) = &self.damage {
+            return Err(Error::Broken(damage.clone()));
+        }
         let mut text = format!("for {}\n", self.tag);
         for device in &self.devices {
             text += &format!("{} {} {} {}\n", hex(&device.digest), device.first, device.last, device.client);
@@ -111,20 +132,25 @@ impl Keys {
         Ok(key)
     }
 
-    /// The device with this key. The duration does not reveal which device matches.
-    pub fn find(&mut self, digest: &KeyDigest) -> Option<&mut Device> {
+    /// The place of the device with this key. The duration does not reveal which device matches.
+    pub fn find(&self, digest: &KeyDigest) -> Option<usize> {
         let mut found = None;
-        for device in &mut self.devices {
+        for (at, device) in self.devices.iter().enumerate() {
             if device.digest.ct_eq(digest).to_bool() {
-                found = Some(device);
+                found = Some(at);
             }
         }
         found
     }
 }
 
-fn parse(line: &str) -> Option<Device> {
-    let mut fields = line.splitn(4, ' ');
+fn tag_of(line: &[u8]) -> Option<String> {
+    let tag = std::str::from_utf8(line).ok()?.strip_prefix("for ")?;
+    unhex::<8>(tag).map(|_| tag.to_owned())
+}
+
+fn parse(line: &[u8]) -> Option<Device> {
+    let mut fields = std::str::from_utf8(line).ok()?.splitn(4, ' ');
     Some(Device {
         digest: unhex(fields.next()?)?,
         first: fields.next()?.parse().ok()?,
@@ -137,17 +163,20 @@ fn parse(line: &str) -> Option<Device> {
 mod tests {
     use super::*;
 
+    const OLD: &str = "0123456789abcdef";
+    const NEW: &str = "0123456789abcde0";
+
     #[test]
     fn keys_are_found_again_under_the_same_password_alone() {
         let dir = tempfile::tempdir().unwrap();
-        let mut keys = Keys::read(dir.path(), Some("old")).unwrap();
+        let mut keys = Keys::read(dir.path(), Some(OLD)).unwrap();
         let key = keys.add("26.09.3,29bb700b,linux\nx y").unwrap();
         keys.write(dir.path()).unwrap();
         let digest: KeyDigest = Sha256::digest(&key).into();
-        let mut again = Keys::read(dir.path(), Some("old")).unwrap();
-        assert_eq!(again.find(&digest).unwrap().client, "26.09.3,29bb700b,linuxx y");
+        let again = Keys::read(dir.path(), Some(OLD)).unwrap();
+        assert_eq!(again.devices[again.find(&digest).unwrap()].client, "26.09.3,29bb700b,linuxx y");
         assert_eq!(again.devices, keys.devices);
-        assert!(Keys::read(dir.path(), Some("new")).unwrap().find(&digest).is_none());
+        assert!(Keys::read(dir.path(), Some(NEW)).unwrap().find(&digest).is_none());
         assert_eq!(Keys::read(dir.path(), None).unwrap().devices.len(), 1);
         assert!(!fs::read_to_string(dir.path().join(KEYS_FILE)).unwrap().contains(&key));
     }
@@ -163,5 +192,38 @@ mod tests {
         keys.add("").unwrap();
         assert_eq!(keys.devices.len(), MAX_KEYS);
         assert!(keys.find(&gone).is_none());
+    }
+
+    #[test]
+    fn a_damaged_file_tells_what_is_left_of_it_and_is_never_written_over() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut keys = Keys::none(OLD);
+        for client in ["a", "b", "c"] {
+            keys.add(client).unwrap();
+        }
+        keys.write(dir.path()).unwrap();
+        let path = dir.path().join(KEYS_FILE);
+        let good = fs::read(&path).unwrap();
+        // One byte that is no UTF-8, in each place of the second line, and in the first.
+        let line = good.iter().position(|byte| *byte == b'\n').unwrap() + 1;
+        for (at, left, number) in [(line, 2, 2), (line + 70, 2, 2), (line + 87, 2, 2), (4, 3, 1)] {
+            let mut bad = good.clone();
+            bad[at] = 0xff;
+            fs::write(&path, &bad).unwrap();
+            let mut keys = Keys::read(dir.path(), Some(OLD)).unwrap();
+            assert!(keys.damage.as_ref().unwrap().contains(&format!("line {number}")), "{:?}", keys.damage);
+            assert_eq!(keys.devices.len(), left);
+            keys.add("d").unwrap();
+            keys.write(dir.path()).unwrap_err();
+            assert_eq!(fs::read(&path).unwrap(), bad);
+        }
+        // Keys of an earlier password are void, whatever is in them.
+        let mut bad = good;
+        bad[line] = 0xff;
+        fs::write(&path, &bad).unwrap();
+        let void = Keys::read(dir.path(), Some(NEW)).unwrap();
+        assert!(void.damage.is_none() && void.devices.is_empty());
+        fs::write(&path, "").unwrap();
+        assert!(Keys::read(dir.path(), Some(OLD)).unwrap().damage.is_some());
     }
 }

@@ -1,7 +1,7 @@
 //! Who may log in, and which host key belongs to whom.
 //!
-//! Here: `password` (hashes), `login_throttle`, `device_keys`, `users_file`. Not here: the folders of users
-//! (`sync::session`), HTTP. Imports `config`, `files`, `text`, `os`.
+//! Here: `snapshot`, `password` (hashes), `login_throttle`, `device_keys`, `users_file`. Not here: folders of users
+//! (`sync::users`), HTTP. Imports `config`, `files`, `text`, `os`.
 //!
 //! Accounts come from SYNC_USERn and from the accounts file. A SYNC_USERn account with a plain password has the host
 //! key that the official server computes. So its clients stay logged in when either server replaces the other. With
@@ -9,63 +9,46 @@
 //! Therefore accounts with a hash, and so all of the accounts file, get a random key at each login. Its SHA-256 is
 //! stored in `SYNC_BASE/<user>/keys`.
 //!
+//! What is known is one `Snapshot`. Requests read it without waiting. Whoever changes it holds `writing`, reads the
+//! newest state, looks the account up by name, writes, and then replaces the snapshot: so a login that took long cannot
+//! bring back an account or a password of before, and no key is lost between two changes.
+//!
 //! Other processes change the accounts file and the keys (`ankipi user`, `ankipi device`). Each request compares the
-//! stamp of the accounts file (one stat) and reloads everything if the stamp has changed. Nothing else here reads
-//! files. Only logins and the first request of a device on a new day write.
+//! stamp of the accounts file (one stat) and reads everything again if the stamp has changed. Only logins and the first
+//! request of a device on a new day write.
 
 pub mod device_keys;
 pub mod login_throttle;
 pub mod password;
+pub mod snapshot;
 pub mod users_file;
 
 use std::net::IpAddr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
-use ctutils::CtEq;
 use sha1::Sha1;
 use sha2::{Digest, Sha256};
 
-use crate::config::{Config, UserSetting};
 use crate::error::{Error, Result};
 use crate::os::clock;
 use crate::text::hex::hex;
 use device_keys::{KeyDigest, Keys};
 use login_throttle::Throttle;
 use password::Hash;
-use users_file::Stamp;
+use snapshot::{Account, AccountSettings, Secret, Snapshot};
 
-enum Secret {
-    Plain(String),
-    Hashed(Hash),
-}
-
-struct Account {
-    name: String,
-    folder: PathBuf,
-    secret: Secret,
-    /// SHA-256 of the official host key; None if that key is not accepted.
-    official: Option<KeyDigest>,
-    /// Empty for accounts with a plain password.
-    keys: Mutex<Keys>,
-}
-
-/// The accounts as last read.
-#[derive(Default)]
-struct Known {
-    /// The SYNC_USERn accounts.
-    settings: Vec<UserSetting>,
-    stamp: Option<Stamp>,
-    accounts: Vec<Arc<Account>>,
-}
+/// How often a login is tried again because its account is changed while the password is hashed.
+const MAX_LOGIN_TRIES: u32 = 3;
 
 /// All accounts.
 pub struct Accounts {
     base: PathBuf,
-    passwords_hashed: bool,
-    official_keys: bool,
-    known: Mutex<Known>,
+    /// Locked to look at it or to replace it, never longer.
+    current: Mutex<Arc<Snapshot>>,
+    /// Held while a new snapshot is made.
+    writing: Mutex<()>,
     throttle: Mutex<Throttle>,
     /// Held while a password is hashed. Only one is hashed at a time, so that a burst of logins leaves the other cores
     /// free. The server admits one login at a time, so no worker waits for this lock.
@@ -73,104 +56,78 @@ pub struct Accounts {
 }
 
 impl Accounts {
-    /// Loads the accounts of the settings and of the accounts file. A wrong account in the settings is an error. A
-    /// wrong line of the accounts file is only logged, because the file can be corrected while the server runs.
-    pub fn open(config: &Config) -> Result<Accounts> {
-        let accounts = Accounts {
-            base: config.base.clone(),
-            passwords_hashed: config.passwords_hashed,
-            official_keys: config.official_keys,
-            known: Mutex::default(),
+    /// Reads the accounts of the settings and of the accounts file. Only a wrong account in the settings is an error.
+    /// Any other fault closes its account and is logged.
+    pub fn open(base: PathBuf, settings: AccountSettings) -> Result<Accounts> {
+        let snapshot = Snapshot::read(&base, Arc::new(settings), None)?;
+        snapshot.faults().iter().for_each(|fault| log::error!("{fault}"));
+        Ok(Accounts {
+            base,
+            current: Mutex::new(Arc::new(snapshot)),
+            writing: Mutex::new(()),
             throttle: Mutex::default(),
             hashing: Mutex::new(()),
-        };
-        let stamp = Stamp::of(&accounts.base)?;
-        let settings = config.users.clone();
-        *lock(&accounts.known) = Known { stamp: Some(stamp), accounts: accounts.read(&settings)?, settings };
-        Ok(accounts)
+        })
     }
 
-    /// Reloads accounts and keys if another process changed them. Returns whether anything changed.
-    pub fn refresh(&self) -> bool {
-        let mut known = lock(&self.known);
-        let stamp = match Stamp::of(&self.base) {
-            Ok(stamp) if known.stamp == Some(stamp) => return false,
-            Ok(stamp) => stamp,
-            Err(err) => {
-                log::error!("reload failed, keeping the old accounts: {err}");
-                return false;
-            }
-        };
-        // Stored even if reading fails, so that the error is logged once and not by each request.
-        known.stamp = Some(stamp);
-        match self.read(&known.settings) {
-            Ok(accounts) => {
-                log::info!("reloaded the accounts: there are {}", accounts.len());
-                known.accounts = accounts;
-                true
-            }
-            Err(err) => {
-                log::error!("reload failed, keeping the old accounts: {err}");
-                false
-            }
+    /// What is known now.
+    pub fn current(&self) -> Arc<Snapshot> {
+        lock(&self.current).clone()
+    }
+
+    /// Reads the accounts again if another process has changed them. An error if that cannot be told.
+    pub fn refresh(&self) -> Result<()> {
+        let seen = self.current();
+        if seen.is_retry_due() || !seen.is_current(&self.base)? {
+            self.refreshed(&lock(&self.writing))?;
         }
-    }
-
-    /// Replaces the accounts of the settings. On an error the old ones stay.
-    pub fn reload(&self, settings: Vec<UserSetting>) -> Result<()> {
-        let stamp = Stamp::of(&self.base)?;
-        let accounts = self.read(&settings)?;
-        *lock(&self.known) = Known { stamp: Some(stamp), accounts, settings };
         Ok(())
     }
 
-    fn read(&self, settings: &[UserSetting]) -> Result<Vec<Arc<Account>>> {
-        let mut accounts = Vec::new();
-        for user in settings {
-            accounts.push(Arc::new(self.of_setting(user)?));
+    /// The newest state, while nobody else changes it.
+    fn refreshed(&self, _writing: &MutexGuard<'_, ()>) -> Result<Arc<Snapshot>> {
+        let before = self.current();
+        let is_changed = !before.is_current(&self.base)?;
+        if is_changed || before.is_retry_due() {
+            self.replace(Snapshot::read(&self.base, before.settings().clone(), Some(&before))?);
         }
-        for (name, hash) in users_file::read(&self.base, |fault| log::error!("{fault}"))? {
-            if settings.iter().any(|user| user.name == name) {
-                log::warn!("{name:?} is in SYNC_USERn and in the accounts file: SYNC_USERn is used")
-            } else {
-                accounts.push(Arc::new(Account::hashed(&self.base, name, hash, None)?))
-            }
+        if is_changed {
+            log::info!("reloaded the accounts: there are {}", self.count());
         }
-        Ok(accounts)
+        Ok(self.current())
     }
 
-    fn of_setting(&self, user: &UserSetting) -> Result<Account> {
-        let official: KeyDigest =
-            Sha256::digest(hex(&Sha1::digest(format!("{}:{}", user.name, user.password)))).into();
-        if self.passwords_hashed {
-            let hash = Hash::parse(&user.password).map_err(|err| {
-                Error::Broken(format!(
-                    "PASSWORDS_HASHED is set, but the password of '{}' is {err}. `ankipi hash-password` makes one",
-                    user.name
-                ))
-            })?;
-            return Account::hashed(
-                &self.base,
-                user.name.clone(),
-                hash,
-                self.official_keys.then_some(official),
-            );
-        }
-        Ok(Account {
-            folder: self.base.join(&user.name),
-            name: user.name.clone(),
-            secret: Secret::Plain(user.password.clone()),
-            official: Some(official),
-            keys: Mutex::default(),
-        })
+    /// Replaces the snapshot, and logs the faults that are new or gone.
+    fn replace(&self, snapshot: Snapshot) {
+        let snapshot = Arc::new(snapshot);
+        let before = std::mem::replace(&mut *lock(&self.current), snapshot.clone());
+        let (old, new) = (before.faults(), snapshot.faults());
+        new.iter().filter(|fault| !old.contains(fault)).for_each(|fault| log::error!("{fault}"));
+        old.iter().filter(|fault| !new.contains(fault)).for_each(|fault| log::info!("put right: {fault}"));
+    }
+
+    /// Replaces all settings of accounts. On an error the old ones stay.
+    pub fn reload(&self, settings: AccountSettings) -> Result<()> {
+        let _writing = lock(&self.writing);
+        let snapshot = Snapshot::read(&self.base, Arc::new(settings), Some(&self.current()))?;
+        self.replace(snapshot);
+        Ok(())
+    }
+
+    /// Does something that only an account with this name justifies. Other processes change no account meanwhile.
+    pub fn while_there_is<T>(&self, name: &str, work: impl FnOnce() -> Result<T>) -> Result<T> {
+        let _lock = users_file::lock(&self.base)?;
+        self.refresh()?;
+        self.current().get(name).ok_or_else(no_account)?;
+        work()
     }
 
     /// Checks a password and returns the host key for the client (spec, sync-protocol.md 6.1). An unknown user takes as
     /// long as a wrong password.
     ///
-    /// Errors: `Forbidden`; `Busy` while the user or the address has to wait.
+    /// Errors: `Forbidden`; `Busy` while the user or the address has to wait; others if the account is closed.
     pub fn log_in(&self, name: &str, password: &str, client: &str, address: IpAddr) -> Result<String> {
-        let is_account = lock(&self.known).accounts.iter().any(|account| account.name == name);
+        let is_account = self.current().get(name).is_some();
         let wait = lock(&self.throttle).delay(name, is_account, address, Instant::now());
         if let Some(wait) = wait {
             let secs = wait.as_secs() + 1;
@@ -181,148 +138,184 @@ impl Accounts {
                 Error::Busy(format!("must wait {secs} s to log in")),
             ));
         }
-        let (account, any_account) = {
-            let known = lock(&self.known);
-            let account = known.accounts.iter().find(|account| account.name == name);
-            (account.cloned(), known.accounts.first().cloned())
-        };
-        let is_correct = {
-            let _one_at_a_time = lock(&self.hashing);
-            match (&account, any_account) {
-                (Some(account), _) => account.secret.fits(password),
-                // Compare with another account, so that an unknown user takes as long as a wrong password.
-                (None, any_account) => {
-                    std::hint::black_box(any_account.map(|any_account| any_account.secret.fits(password)));
-                    false
+        for _ in 0..MAX_LOGIN_TRIES {
+            self.refresh()?;
+            let seen = self.current();
+            let account = seen.get(name);
+            let is_correct = {
+                let _one_at_a_time = lock(&self.hashing);
+                match account.and_then(|account| account.secret.as_ref()) {
+                    Some(secret) => secret.fits(password),
+                    // Compare with another account, so that an unknown user takes as long as a wrong password.
+                    None => {
+                        let other = seen.accounts().find_map(|other| other.secret.as_ref());
+                        std::hint::black_box(other.map(|other| other.fits(password)));
+                        false
+                    }
                 }
+            };
+            // From here on, what counts is the account as it is now.
+            self.refresh()?;
+            if tag_in(&self.current(), name) != tag_in(&seen, name) {
+                continue;
             }
+            match account {
+                Some(account) if is_correct => {
+                    lock(&self.throttle).succeeded(name, address);
+                    account.check_open()?;
+                    match self.key_for(account, password, client)? {
+                        Some(key) => return Ok(key),
+                        None => continue,
+                    }
+                }
+                // No password can be compared.
+                Some(account) if account.secret.is_none() => account.check_open()?,
+                None if seen.file_fault.is_some() => {
+                    return Err(Error::Broken("who may log in cannot be read".to_owned()));
+                }
+                _ => {}
+            }
+            lock(&self.throttle).failed(name, account.is_some(), address, Instant::now());
+            let reason = if account.is_some() { "wrong password" } else { "unknown user" };
+            return Err(failure(
+                name,
+                address,
+                reason,
+                Error::Forbidden("wrong name or password".to_owned()),
+            ));
+        }
+        Err(Error::Busy(format!("the account {name:?} is changed again and again; try again")))
+    }
+
+    /// The key of a new login, whose password fits this account. It is durable before the client receives it. None if
+    /// the account has another password by now, or none.
+    fn key_for(&self, account: &Account, password: &str, client: &str) -> Result<Option<String>> {
+        let hash = match &account.secret {
+            Some(Secret::Plain(plain)) => {
+                return Ok(Some(hex(&Sha1::digest(format!("{}:{plain}", account.name)))));
+            }
+            Some(Secret::Hashed(hash)) => hash,
+            None => return Ok(None),
         };
-        match account {
-            Some(account) if is_correct => {
-                lock(&self.throttle).succeeded(name, address);
-                let account = self.with_strong_hash(account, password)?;
-                self.key_for(&account, client)
-            }
-            account => {
-                lock(&self.throttle).failed(name, is_account, address, Instant::now());
-                let reason = if account.is_some() { "wrong password" } else { "unknown user" };
-                Err(failure(name, address, reason, Error::Forbidden("wrong name or password".to_owned())))
-            }
+        let tag = if hash.is_weak() {
+            self.replace_weak_hash(&account.name, hash, password)?
+        } else {
+            Some(hash.tag())
+        };
+        match tag {
+            Some(tag) => self.change_keys(&account.name, &tag, |keys| keys.add(client)),
+            None => Ok(None),
         }
     }
 
-    /// Replaces a hash imported from another server by a PBKDF2 hash. This needs the password, so it happens at a
-    /// login.
-    fn with_strong_hash(&self, account: Arc<Account>, password: &str) -> Result<Arc<Account>> {
-        match &account.secret {
-            Secret::Hashed(hash) if hash.is_weak() => {
-                let hash = {
-                    let _one_at_a_time = lock(&self.hashing);
-                    Hash::of(password, password::DEFAULT_ROUNDS)?
-                };
-                users_file::change(&self.base, |hashes| {
-                    Ok(hashes.insert(account.name.clone(), hash.clone()))
-                })?;
-                log::info!("{:?}: the password is stored with a stronger hash now", account.name);
-                Ok(Arc::new(Account::hashed(&self.base, account.name.clone(), hash, None)?))
+    /// Replaces a hash imported from another server by a PBKDF2 hash, whose tag it returns. None if the account has
+    /// another hash by now. This needs the password, so it happens at a login.
+    fn replace_weak_hash(&self, name: &str, weak: &Hash, password: &str) -> Result<Option<String>> {
+        let strong = {
+            let _one_at_a_time = lock(&self.hashing);
+            Hash::of(password, password::DEFAULT_ROUNDS)?
+        };
+        let tag = strong.tag();
+        let is_replaced = users_file::change(&self.base, |users| {
+            let is_same = users.get(name) == Some(&Ok(weak.clone()));
+            if is_same {
+                users.set(name, strong);
             }
-            _ => Ok(account),
+            Ok(is_same)
+        })?;
+        if !is_replaced {
+            return Ok(None);
         }
+        log::info!("{name:?}: the password is stored with a stronger hash now");
+        Ok(Some(tag))
     }
 
-    /// The key of a new login. It is durable before the client receives it.
-    fn key_for(&self, account: &Account, client: &str) -> Result<String> {
-        match &account.secret {
-            Secret::Plain(password) => Ok(hex(&Sha1::digest(format!("{}:{password}", account.name)))),
-            Secret::Hashed(hash) => self.change_keys(account, hash, |keys| keys.add(client)),
-        }
-    }
-
-    /// Changes the keys as they are in the file now: another process may have revoked some.
+    /// Changes the keys of an account, as the file holds them now. None if the account has another password by now.
     fn change_keys<T>(
         &self,
-        account: &Account,
-        hash: &Hash,
+        name: &str,
+        tag: &str,
         change: impl FnOnce(&mut Keys) -> Result<T>,
-    ) -> Result<T> {
+    ) -> Result<Option<T>> {
         let _lock = users_file::lock(&self.base)?;
-        let mut keys = Keys::read(&account.folder, Some(&hash.tag()))?;
+        let writing = lock(&self.writing);
+        let now = self.refreshed(&writing)?;
+        let Some(account) = now.get(name).filter(|account| account.tag() == tag) else {
+            return Ok(None);
+        };
+        account.check_open()?;
+        let mut keys = Keys::read(&account.folder, Some(tag))?;
         let outcome = change(&mut keys)?;
         keys.write(&account.folder)?;
-        *lock(&account.keys) = keys;
-        Ok(outcome)
+        self.replace(now.with_keys(account, keys));
+        Ok(Some(outcome))
     }
 
     /// The name of the user with this host key.
     pub fn user_of_key(&self, key: &str) -> Result<String> {
         let digest: KeyDigest = Sha256::digest(key).into();
-        let accounts = lock(&self.known).accounts.clone();
+        let now = self.current();
         let mut found = None;
-        for account in &accounts {
+        for account in now.accounts() {
             // No early return: the duration must not reveal which account matches.
             if account.has_key(&digest) {
                 found = Some(account);
             }
         }
-        let account = found.ok_or_else(|| Error::Forbidden("unknown host key".to_owned()))?;
-        if let Err(err) = self.note_use(account, &digest) {
-            log::warn!("{:?}: cannot store the day of the last use: {err}", account.name);
+        let Some(account) = found else {
+            return Err(match now.unread_keys() {
+                // It may be one of those that cannot be read. A client would forget it after a 403.
+                Some(why) => Error::Busy(format!("unknown host key, but not all are known: {why}")),
+                None => Error::Forbidden("unknown host key".to_owned()),
+            });
+        };
+        account.check_open()?;
+        match self.note_use(account, &digest) {
+            Ok(Some(())) => {}
+            Ok(None) => return Err(no_account()),
+            Err(err) => log::warn!("{:?}: cannot store the day of the last use: {err}", account.name),
         }
         Ok(account.name.clone())
     }
 
-    /// Stores the day of the last use, once a day.
-    fn note_use(&self, account: &Account, digest: &KeyDigest) -> Result<()> {
-        let Secret::Hashed(hash) = &account.secret else { return Ok(()) };
+    /// Stores the day of the last use, once a day. None if the account has another password by now.
+    fn note_use(&self, account: &Account, digest: &KeyDigest) -> Result<Option<()>> {
         let today = clock::today();
-        // The day in memory changes even if writing fails, so that not each request tries again.
-        let set_day = |keys: &mut Keys| match keys.find(digest) {
-            Some(device) if device.last < today => {
-                device.last = today;
-                true
+        if account.keys.find(digest).is_none_or(|at| account.keys.devices[at].last >= today) {
+            return Ok(Some(()));
+        }
+        let set_day = |keys: &mut Keys| {
+            if let Some(at) = keys.find(digest) {
+                keys.devices[at].last = today;
             }
-            _ => false,
-        };
-        let is_new_day = set_day(&mut lock(&account.keys));
-        if is_new_day {
-            self.change_keys(account, hash, |keys| {
-                set_day(keys);
-                Ok(())
-            })
-        } else {
             Ok(())
-        }
-    }
-
-    /// The names of all accounts.
-    pub fn names(&self) -> Vec<String> {
-        lock(&self.known).accounts.iter().map(|account| account.name.clone()).collect()
-    }
-}
-
-impl Account {
-    fn hashed(base: &Path, name: String, hash: Hash, official: Option<KeyDigest>) -> Result<Account> {
-        let folder = base.join(&name);
-        let keys = Mutex::new(Keys::read(&folder, Some(&hash.tag()))?);
-        Ok(Account { name, folder, secret: Secret::Hashed(hash), official, keys })
-    }
-
-    fn has_key(&self, digest: &KeyDigest) -> bool {
-        let is_official = self.official.is_some_and(|official| official.ct_eq(digest).to_bool());
-        is_official | lock(&self.keys).find(digest).is_some()
-    }
-}
-
-impl Secret {
-    fn fits(&self, password: &str) -> bool {
-        match self {
-            Secret::Hashed(hash) => hash.fits(password),
-            Secret::Plain(expected) => {
-                password::spend_time(password);
-                password::same(password, expected)
+        };
+        let stored = self.change_keys(&account.name, &account.tag(), set_day);
+        if stored.is_err() {
+            // The day in memory changes nevertheless, so that not each request tries again.
+            let _writing = lock(&self.writing);
+            let now = self.current();
+            if let Some(account) = now.get(&account.name) {
+                let mut keys = account.keys.clone();
+                set_day(&mut keys)?;
+                self.replace(now.with_keys(account, keys));
             }
         }
+        stored
     }
+
+    /// The number of accounts.
+    pub fn count(&self) -> usize {
+        self.current().accounts().count()
+    }
+}
+
+fn tag_in(snapshot: &Snapshot, name: &str) -> Option<String> {
+    snapshot.get(name).map(|account| account.tag())
+}
+
+fn no_account() -> Error {
+    Error::Forbidden("the user has no account any more".to_owned())
 }
 
 /// Maximum length of a name in the log. Clients choose the names.
@@ -341,6 +334,8 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::*;
     use crate::config::{Flags, Settings};
 
@@ -353,16 +348,30 @@ mod tests {
     fn accounts(base: &Path, vars: &[(&str, &str)]) -> Accounts {
         let base = [("SYNC_BASE", base.to_str().unwrap())];
         let vars = vars.iter().chain(&base).map(|(key, value)| ((*key).to_owned(), (*value).to_owned()));
-        Accounts::open(&Settings::read(None, vars, Flags::new()).unwrap().config().unwrap()).unwrap()
+        let config = Settings::read(None, vars, Flags::new()).unwrap().config().unwrap();
+        Accounts::open(config.base.clone(), AccountSettings::of(&config)).unwrap()
     }
 
     fn set(base: &Path, name: &str, hash: Option<&Hash>) {
-        users_file::change(base, |hashes| {
-            hash.map(|hash| hashes.insert(name.to_owned(), hash.clone()))
-                .unwrap_or_else(|| hashes.remove(name));
+        users_file::change(base, |users| {
+            match hash {
+                Some(hash) => users.set(name, hash.clone()),
+                None => drop(users.remove(name)),
+            }
             Ok(())
         })
         .unwrap();
+    }
+
+    /// Whether the accounts were read again.
+    fn refresh(accounts: &Accounts) -> bool {
+        let before = accounts.current().version;
+        accounts.refresh().unwrap();
+        accounts.current().version > before
+    }
+
+    fn names(accounts: &Accounts) -> Vec<String> {
+        accounts.current().accounts().map(|account| account.name.clone()).collect()
     }
 
     #[test]
@@ -403,21 +412,21 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let base = dir.path();
         let accounts = accounts(base, &[]);
-        assert!(!accounts.refresh());
+        assert!(!refresh(&accounts));
         accounts.log_in("anna", "one", "", HOME).unwrap_err();
         set(base, "anna", Some(&Hash::of("one", 1000).unwrap()));
-        assert!(accounts.refresh() && !accounts.refresh());
+        assert!(refresh(&accounts) && !refresh(&accounts));
         let key = accounts.log_in("anna", "one", "", HOME).unwrap();
         assert_eq!(accounts.user_of_key(&key).unwrap(), "anna");
         set(base, "bob", Some(&Hash::of("x", 1000).unwrap()));
-        assert!(accounts.refresh());
+        assert!(refresh(&accounts));
         assert_eq!(accounts.user_of_key(&key).unwrap(), "anna", "another account's change loses keys");
         set(base, "anna", Some(&Hash::of("one", 1000).unwrap()));
-        assert!(accounts.refresh());
+        assert!(refresh(&accounts));
         assert_eq!(accounts.user_of_key(&key).unwrap_err().status(), 403, "a new password keeps old keys");
         set(base, "anna", None);
-        assert!(accounts.refresh());
-        assert_eq!(accounts.names(), ["bob"]);
+        assert!(refresh(&accounts));
+        assert_eq!(names(&accounts), ["bob"]);
     }
 
     #[test]
@@ -445,7 +454,7 @@ mod tests {
         keys.devices[0].last = "2001-02-03".parse().unwrap();
         keys.write(&folder).unwrap();
         users_file::touch(base).unwrap();
-        accounts.refresh();
+        assert!(refresh(&accounts));
         accounts.user_of_key(&key).unwrap();
         assert_eq!(Keys::read(&folder, None).unwrap().devices[0].last, clock::today());
         std::fs::remove_file(folder.join(device_keys::KEYS_FILE)).unwrap();

@@ -162,7 +162,7 @@ impl App {
         if method == Method::HostKey {
             return Ok(None);
         }
-        self.notice_changed_accounts();
+        self.notice_changed_accounts()?;
         let user = self.accounts.user_of_key(hkey)?;
         self.users_of_keys.learn(hkey, &user);
         log.user(&user);

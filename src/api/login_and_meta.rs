@@ -17,11 +17,13 @@ const DAMAGED: &str = "The collection on the server is damaged. What is on this 
 impl App {
     pub(super) fn host_key(&self, call: &Call, body: &mut Spool) -> Result<Answer> {
         let request: LoginRequest = super::normal_sync::parse(body)?;
-        self.notice_changed_accounts();
         let outcome =
             self.accounts.log_in(&request.user, &request.password, &call.header.client, call.address);
         self.metrics.login(&outcome);
-        Answer::of(&self.config.base, &LoginReply { key: outcome? }, format!("logged in {:?}", request.user))
+        let key = outcome?;
+        // Nobody logs in to an account whose folder cannot be used.
+        self.user_named(&request.user)?;
+        Answer::of(&self.config.base, &LoginReply { key }, format!("logged in {:?}", request.user))
     }
 
     pub(super) fn meta(&self, call: &Call, body: &mut Spool) -> Result<Answer> {

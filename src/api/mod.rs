@@ -16,14 +16,19 @@ mod pages;
 mod quota_and_free_space;
 mod routes;
 
+use std::fs;
 use std::net::IpAddr;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use crate::accounts::Accounts;
-use crate::config::{Config, UserSetting};
+use crate::accounts::snapshot::AccountSettings;
+use crate::config::Config;
+use crate::config::user_name::REMOVED_PREFIX;
 use crate::error::{Error, Result};
+use crate::files;
 use crate::files::spool;
 use crate::files::spool::Spool;
 use crate::http::keep_client_waiting::{Signs, WaitingReply};
@@ -32,7 +37,8 @@ use crate::http::{Request, Verb};
 use crate::logging::access_log::AccessLog;
 use crate::os::clock;
 use crate::server::data_folder::DataFolder;
-use crate::sync::session::{User, Users};
+use crate::sync::session::User;
+use crate::sync::users::Users;
 use authentication::Call;
 use clients::UsersOfKeys;
 use metrics::Metrics;
@@ -69,9 +75,10 @@ impl App {
     pub fn open(config: Config, folder: DataFolder) -> Result<App> {
         // Forms whose data comes before their key are spooled here.
         spool::remove_leftovers(&config.base).map_err(Error::io("tidying", &config.base))?;
-        let accounts = Accounts::open(&config)?;
-        let users = Users::open(&config, &accounts.names())?;
-        Ok(App {
+        remove_deleted_users(&config.base)?;
+        let accounts = Accounts::open(config.base.clone(), AccountSettings::of(&config))?;
+        let users = Users::new(&config);
+        let app = App {
             metrics: Metrics::start(),
             config,
             accounts,
@@ -80,12 +87,16 @@ impl App {
             folder,
             is_clock_unset: AtomicBool::new(false),
             spare: Spare::default(),
-        })
+        };
+        app.prepare_folders();
+        // A killed server may have created folders without syncing their parent.
+        files::sync_folder(&app.config.base)?;
+        Ok(app)
     }
 
     /// Whether there are no accounts.
     pub fn has_no_accounts(&self) -> bool {
-        self.accounts.names().is_empty()
+        self.accounts.count() == 0
     }
 
     /// All users.
@@ -181,7 +192,7 @@ impl App {
                 request.into_responder().text(200, "text/html; charset=utf-8", &html)
             }
             Page::Metrics if self.config.metrics.iter().any(|network| network.contains(log.address())) => {
-                let text = self.metrics.text(&self.config, self.accounts.names().len());
+                let text = self.metrics.text(&self.config, self.accounts.count());
                 request.into_responder().text(200, "text/plain; version=0.0.4", &text)
             }
             Page::Metrics => refuse(request, Error::NotFound),
@@ -201,28 +212,50 @@ impl App {
     /// The storage limits of the request.
     fn ration(&self, method: Method, user: Option<&str>) -> Result<Option<Ration<'_>>> {
         match user {
-            Some(name) => Ration::of(method, &*self.users.by_name(name)?, &self.config, &self.spare),
+            Some(name) => Ration::of(method, &*self.user_named(name)?, &self.config, &self.spare),
             None => Ok(None),
         }
     }
 
-    /// Replaces the accounts of the settings. On an error the old ones stay. Returns the number of accounts.
-    pub fn reload_accounts(&self, settings: Vec<UserSetting>) -> Result<usize> {
-        self.accounts.reload(settings)?;
-        let names = self.accounts.names();
-        self.users.keep_only(&names);
-        Ok(names.len())
+    /// Replaces the settings of accounts. On an error the old ones stay. Returns the number of accounts.
+    pub fn reload_accounts(&self, config: &Config) -> Result<usize> {
+        self.accounts.reload(AccountSettings::of(config))?;
+        self.prepare_folders();
+        Ok(self.accounts.count())
     }
 
-    /// Applies changes by `ankipi user` and `ankipi device`.
-    fn notice_changed_accounts(&self) {
-        if self.accounts.refresh() {
-            self.users.keep_only(&self.accounts.names());
+    /// Creates missing folders and recovers after a crash. A folder that cannot be used concerns its user only.
+    fn prepare_folders(&self) {
+        self.follow_accounts();
+        for account in self.accounts.current().accounts().filter(|account| account.closed.is_none()) {
+            if let Err(err) = self.user_named(&account.name) {
+                log::error!("the account {:?} is closed: {err}", account.name);
+            }
         }
     }
 
+    /// Applies changes by `ankipi user` and `ankipi device`.
+    fn notice_changed_accounts(&self) -> Result<()> {
+        self.accounts.refresh()?;
+        self.follow_accounts();
+        Ok(())
+    }
+
+    /// Lets the users know which accounts there are.
+    fn follow_accounts(&self) {
+        let now = self.accounts.current();
+        self.users.follow(now.version, now.accounts().map(|account| (account.name.clone(), account.tag())));
+    }
+
+    /// The user of an account. Creates a missing folder, if the account is still there.
+    fn user_named(&self, name: &str) -> Result<Arc<User>> {
+        self.follow_accounts();
+        let create = |dir: &Path| self.accounts.while_there_is(name, || files::create_folder(dir));
+        self.users.by_name(name, create)
+    }
+
     fn user(&self, call: &Call) -> Result<Arc<User>> {
-        self.users.by_name(call.user.as_deref().unwrap_or_default())
+        self.user_named(call.user.as_deref().unwrap_or_default())
     }
 
     /// Admits a request and spools its body.
@@ -250,7 +283,7 @@ impl App {
     /// revoked device could still change data, or create a folder that was just deleted.
     fn confirm(&self, call: &Call) -> Result<()> {
         let Some(user) = &call.user else { return Ok(()) };
-        self.notice_changed_accounts();
+        self.notice_changed_accounts()?;
         if self.accounts.user_of_key(&call.header.hkey)? == *user {
             Ok(())
         } else {
@@ -260,7 +293,7 @@ impl App {
 
     /// A spool for a body from this user.
     fn spool(&self, method: Method, user: Option<&str>) -> Result<Spool> {
-        Ok(match user.map(|name| self.users.by_name(name)).transpose()? {
+        Ok(match user.map(|name| self.user_named(name)).transpose()? {
             Some(user) if method == Method::UploadChanges => user.media.spool(),
             Some(user) => Spool::new(&user.dir),
             None => Spool::new(&self.config.base),
@@ -308,6 +341,19 @@ impl App {
             }
         }
     }
+}
+
+/// Goes on where `ankipi user remove --delete-data` was interrupted.
+fn remove_deleted_users(base: &Path) -> Result<()> {
+    for entry in fs::read_dir(base).map_err(Error::io("reading", base))? {
+        let entry = entry.map_err(Error::io("reading", base))?;
+        if entry.file_name().to_string_lossy().starts_with(REMOVED_PREFIX)
+            && let Err(err) = files::remove_folder(&entry.path())
+        {
+            log::warn!("{err}");
+        }
+    }
+    Ok(())
 }
 
 /// Old clients take the body literally, so only the response head can be sent ahead.

@@ -10,7 +10,7 @@ pub mod did_you_mean;
 mod file;
 mod listen_address;
 pub mod network;
-mod user_name;
+pub mod user_name;
 mod user_settings;
 pub mod value_kinds;
 
@@ -50,6 +50,17 @@ macro_rules! settings {
             $(#[doc = concat!($key, ": ", $summary, ".")] $(#[doc = $doc])* pub $field: $type,)*
             /// SYNC_USER1, SYNC_USER2, ..., SYNC_USER1_FILE, ...: one account each. Numbers may be left out.
             pub users: Vec<UserSetting>,
+            /// The config file, which is read again on SIGHUP.
+            pub config_file: Option<PathBuf>,
+            /// Lines of the config file without effect, because the environment or the command line has other values.
+            pub overridden: Vec<String>,
+        }
+
+        impl Config {
+            /// The settings that differ in another configuration, without the accounts.
+            pub fn differing(&self, other: &Config) -> Vec<&'static str> {
+                [$((self.$field != other.$field).then_some($key),)*].into_iter().flatten().collect()
+            }
         }
 
         /// All settings but the accounts.
@@ -64,7 +75,10 @@ macro_rules! settings {
         impl Settings {
             /// Checks all settings.
             pub fn config(&self) -> Result<Config> {
-                Ok(Config { $($field: self.value($key, &$kind)?,)* users: user_settings::accounts(self)? })
+                Ok(Config { $($field: self.value($key, &$kind)?,)* users: user_settings::accounts(self)?,
+                    config_file: self.config_file.clone(),
+                    overridden: self.overridden.clone(),
+                })
             }
         }
     };
@@ -111,6 +125,8 @@ pub struct Settings {
     home: Option<String>,
     credentials: Option<PathBuf>,
     warnings: Vec<String>,
+    config_file: Option<PathBuf>,
+    overridden: Vec<String>,
 }
 
 /// A setting as it was typed.
@@ -153,8 +169,14 @@ impl Settings {
         variables: impl Iterator<Item = (String, String)>,
         flags: Flags,
     ) -> Result<Settings> {
-        let mut settings =
-            Settings { values: BTreeMap::new(), home: None, credentials: None, warnings: Vec::new() };
+        let mut settings = Settings {
+            values: BTreeMap::new(),
+            home: None,
+            credentials: None,
+            warnings: Vec::new(),
+            config_file: config_file.map(Path::to_owned),
+            overridden: Vec::new(),
+        };
         if let Some(path) = config_file {
             for line in file::read(path)? {
                 settings.take(line.key, line.value, Origin::File(path.to_owned(), line.number));
@@ -190,6 +212,12 @@ impl Settings {
             };
             self.warnings.push(format!("{key} ({origin}) is not a setting of ankipi: {meant}"));
         } else if !text.is_empty() {
+            if let Some(Value { text: in_file, origin: place @ Origin::File(..) }) = self.values.get(&key)
+                && !matches!(origin, Origin::File(..))
+                && *in_file != text
+            {
+                self.overridden.push(format!("{key} ({place}) has no effect: the {origin} sets it, too"));
+            }
             self.values.insert(key, Value { text, origin });
         }
     }

@@ -3,12 +3,12 @@
 use std::fs;
 use std::path::Path;
 
-use crate::config::user_name::check_user_name;
+use crate::config::user_name::check_folder_name;
 use crate::config::{Origin, Settings};
 use crate::error::{Error, Result};
 
 /// One account of the settings.
-#[derive(Clone)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct UserSetting {
     /// Also the name of the user's folder.
     pub name: String,
@@ -54,7 +54,8 @@ pub fn accounts(settings: &Settings) -> Result<Vec<UserSetting>> {
             let place = if is_file { format!("{key}: the file {text}") } else { key.to_owned() };
             return Err(Error::Broken(format!("{place} must read name:password")));
         };
-        check_user_name(name).map_err(|err| Error::Broken(format!("{key}: {err}")))?;
+        // A reserved name closes that account alone (`accounts`).
+        check_folder_name(name).map_err(|err| Error::Broken(format!("{key}: {err}")))?;
         if users.iter().any(|user| user.name == name) {
             return Err(Error::Broken(format!("{key}: there is an account '{name}' already")));
         }

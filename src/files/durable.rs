@@ -61,6 +61,14 @@ pub fn remove_if_there(path: &Path) -> Result<()> {
     }
 }
 
+/// Deletes a folder and all that is in it; not an error if it does not exist.
+pub fn remove_folder(dir: &Path) -> Result<()> {
+    match fs::remove_dir_all(dir) {
+        Err(err) if err.kind() != io::ErrorKind::NotFound => Err(Error::Io("deleting", dir.to_owned(), err)),
+        _ => Ok(()),
+    }
+}
+
 /// A new file that is synced after every `SYNC_EVERY_BYTES`.
 pub struct GentleFile {
     file: File,

@@ -11,6 +11,8 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use crate::config::user_name::SPOOL_PREFIX;
+
 /// How much of a body stays in memory. 250 notes of 2 KB fit; four workers with a body and a reply each take 4 MiB.
 const MEMORY_BYTES: usize = 512 * 1024;
 
@@ -177,13 +179,15 @@ impl Drop for Spool {
 }
 
 /// Name prefix of overflow files. A crash may leave one; the next start deletes it.
-pub const LEFTOVER_PREFIX: &str = "spool-";
+pub const LEFTOVER_PREFIX: &str = SPOOL_PREFIX;
 
 /// Deletes the overflow files that a crash left in a folder.
 pub fn remove_leftovers(dir: &Path) -> io::Result<()> {
     for entry in fs::read_dir(dir)? {
         let entry = entry?;
-        if entry.file_name().to_string_lossy().starts_with(LEFTOVER_PREFIX) {
+        // Never a folder: a user of an earlier release may be called like this.
+        let is_file = entry.file_type()?.is_file();
+        if is_file && entry.file_name().to_string_lossy().starts_with(LEFTOVER_PREFIX) {
             log::warn!("removed {}, which an interrupted request had left", entry.path().display());
             fs::remove_file(entry.path())?;
         }

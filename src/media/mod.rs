@@ -134,9 +134,15 @@ impl MediaStore {
         store
     }
 
-    /// Creates the folder again for a user whose data was deleted.
-    pub fn make_folder(&self) -> Result<()> {
-        ready_folder(&self.dir)
+    /// Forgets all that belongs to a folder in whose place there is another one now, and prepares that.
+    pub fn start_afresh(&self) -> Result<()> {
+        {
+            let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+            state.writer = None;
+            state.needs_recovery = true;
+        }
+        ready_folder(&self.dir)?;
+        remove_staged(&self.dir)
     }
 
     /// The last usn and the totals.

@@ -60,7 +60,7 @@ pub fn run(config: Config, reload: impl Fn() -> Result<Config> + Send + 'static)
     let backend = tiny_http::Server::from_listener(backend, None)
         .map_err(|err| Error::Broken(format!("starting tiny_http: {err}")))?;
     let workers = Workers::start(&app, backend)?;
-    start_reloading(hangups, &app, reload)?;
+    start_reloading(hangups, &app, config.clone(), reload)?;
     let limits = Limits { idle_exit: config.idle_exit, ..Limits::default() };
     if let Err(err) = os::raise_open_files_limit(OPEN_FILES) {
         log::warn!("cannot raise the limit on open files: {err}");

@@ -1,7 +1,7 @@
 //! A sync that merges: the session of a device from `start` to `finish`, and its steps, a file each.
 //!
 //! Not here: full syncs (`collection::full`), media (`media`), the JSON of the protocol (`messages`), HTTP. Imports
-//! `collection`, `media`, `messages`, `text`, `files`.
+//! `collection`, `media`, `messages`, `text`, `files`, `config`.
 
 mod graves;
 mod merge_objects;
@@ -13,6 +13,7 @@ mod send_objects;
 mod send_rows;
 pub mod session;
 mod start;
+pub mod users;
 mod wrong_stamps;
 
 pub use merge_rows::NotetypeShapes;

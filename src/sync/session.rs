@@ -4,11 +4,10 @@
 //! transaction from `start` to `finish`; dropping it rolls back. A new `start` ends the open session: the device that
 //! had it gets 409 at its next step.
 
-use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -17,7 +16,6 @@ use crate::collection::full::download::Snapshot;
 use crate::collection::full::replace;
 use crate::collection::schema::downgrade::{OldCopy, Scratch};
 use crate::collection::{Collection, FILE_NAME, Meta, PATIENCE, Range, Stamps};
-use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::files;
 use crate::files::damaged::put_folders_aside;
@@ -31,15 +29,6 @@ const LONGEST_SYNC: Duration = Duration::from_secs(600);
 pub const HELP_WITH_DAMAGE: &str = "`ankipi restore` puts a backup back; or move the file away, and upload from a device that \
                                 has everything";
 
-/// All users, by name. Accounts are added and removed while the server runs.
-pub struct Users {
-    base: PathBuf,
-    backups: usize,
-    max_row_bytes: u64,
-    session_idle: Duration,
-    users: Mutex<BTreeMap<String, Arc<User>>>,
-}
-
 /// One user: a folder and a lock.
 pub struct User {
     name: String,
@@ -51,8 +40,6 @@ pub struct User {
     max_row_bytes: u64,
     /// Number of the next temporary file beside the collection.
     files_made: AtomicU32,
-    /// The account was removed.
-    is_removed: AtomicBool,
     state: Mutex<State>,
 }
 
@@ -105,101 +92,37 @@ impl Session {
     }
 }
 
-impl Users {
-    /// Creates the users' missing folders and recovers after a crash.
-    pub fn open(config: &Config, names: &[String]) -> Result<Users> {
-        let users = Users {
-            base: config.base.clone(),
-            backups: config.backups,
-            max_row_bytes: config.max_row_bytes,
-            session_idle: config.session_idle,
-            users: Mutex::default(),
-        };
-        for name in names {
-            files::refuse_link(&config.base.join(name))?;
-            // The others are served all the same.
-            if let Err(err) = users.by_name(name) {
-                log::error!("{name}: the folder cannot be used: {err}");
-            }
-        }
-        // A killed server may have created folders without syncing their parent.
-        files::sync_folder(&config.base)?;
-        Ok(users)
-    }
-
-    /// The user of that name, who must have an account. Creates the folder of a new user.
-    pub fn by_name(&self, name: &str) -> Result<Arc<User>> {
-        let mut users = self.lock();
-        if let Some(user) = users.get(name) {
-            if user.is_removed.swap(false, Ordering::Relaxed) {
-                // The folder may have been deleted while the account was removed.
-                user.media.make_folder()?;
-            }
-            return Ok(user.clone());
-        }
-        let user = Arc::new(User::open(&self.base, name, self.backups, self.max_row_bytes)?);
-        users.insert(name.to_owned(), user.clone());
-        Ok(user)
-    }
-
-    /// Rolls back the sessions of users whose account was removed. Their entries stay, because the account may be added
-    /// again while an older request still runs, and both must use the same lock.
-    pub fn keep_only(&self, names: &[String]) {
-        for user in self.all().into_iter().filter(|user| !names.contains(&user.name)) {
-            if !user.is_removed.swap(true, Ordering::Relaxed) {
-                log::info!("{:?} has no account any more", user.name);
-                user.end();
-            }
-        }
-    }
-
-    /// Rolls back sessions that had no request for too long, and closes unused media stores. Returns the time until the
-    /// next check, or none if nothing is open.
-    pub fn expire_sessions(&self) -> Option<Duration> {
-        let users = self.all();
-        let sessions = users.iter().filter_map(|user| user.expire(self.session_idle));
-        sessions.chain(users.iter().filter_map(|user| user.media.close_if_idle())).min()
-    }
-
-    /// Rolls back every session and closes the media stores.
-    pub fn end_sessions(&self) {
-        self.all().iter().for_each(|user| user.end());
-    }
-
-    fn all(&self) -> Vec<Arc<User>> {
-        self.lock().values().cloned().collect()
-    }
-
-    /// Locks the map of users, to look one up or add one. Do not take another lock while holding it.
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<String, Arc<User>>> {
-        self.users.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
 impl User {
-    fn open(base: &Path, name: &str, backups: usize, max_row_bytes: u64) -> Result<User> {
-        let dir = base.join(name);
-        files::refuse_link(&dir)?;
-        files::create_folder(&dir)?;
-        if let Err(err) = replace::clean_up(&dir) {
+    /// Prepares a user's folder and recovers after a crash.
+    pub(super) fn open(dir: &Path, name: &str, backups: usize, max_row_bytes: u64) -> User {
+        if let Err(err) = replace::clean_up(dir) {
             log::error!("{}: what an interrupted request left cannot be tidied up: {err}", dir.display());
         }
-        Ok(User {
+        User {
             name: name.to_owned(),
-            media: MediaStore::open(&dir),
-            dir,
-            is_removed: AtomicBool::new(false),
+            media: MediaStore::open(dir),
+            dir: dir.to_owned(),
             backups,
             max_row_bytes,
             files_made: AtomicU32::new(0),
             state: Mutex::default(),
-        })
+        }
     }
 
     /// Rolls back the session and closes the media store.
-    fn end(&self) {
+    pub(super) fn end(&self) {
         self.end_session(&mut self.lock());
         self.media.close();
+    }
+
+    /// Forgets all that belongs to a folder in whose place there is another one now, and prepares that.
+    pub(super) fn start_afresh(&self) -> Result<()> {
+        {
+            let mut state = self.lock();
+            *state = State::default();
+            replace::clean_up(&self.dir)?;
+        }
+        self.media.start_afresh()
     }
 
     /// Rolls back the session if there is one.
@@ -230,7 +153,8 @@ impl User {
         self.dir.join(FILE_NAME)
     }
 
-    fn expire(&self, idle: Duration) -> Option<Duration> {
+    /// Rolls back the session if it had no request for so long. Returns the time until the next check.
+    pub(super) fn expire(&self, idle: Duration) -> Option<Duration> {
         // The user is busy if the lock is held. Do not wait, because the other users are checked next.
         let Ok(mut state) = self.state.try_lock() else {
             return Some(idle);

@@ -1,14 +1,18 @@
 //! Users and devices that come and go while the server runs, and who guesses passwords.
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;
+use std::sync::Arc;
 use std::thread;
 use std::time::Instant;
 
+use ankipi::text::hex::hex;
+use sha1::{Digest, Sha1};
+
 use crate::client::{Device, Framed, Reply, Wire, pack, post, sync_header};
 use crate::form::{Generation, OldDevice, form, gzip, request as form_request};
-use crate::harness::{PATIENCE, TestServer, add_user, ankipi, collection, done, open, rows, said};
+use crate::harness::{OTHER_KEY, PATIENCE, TestServer, add_user, ankipi, collection, done, open, rows, said};
 use crate::zip::zip_of;
 
 fn log_in(server: &TestServer, user: &str, password: &str) -> Reply {
@@ -243,14 +247,324 @@ fn a_sync_without_changes_writes_no_key() {
 fn a_damaged_accounts_file_costs_only_the_damaged_line() {
     let server = TestServer::start();
     let base = server.base.path();
+    for name in ["anna", "bob"] {
+        add_user(base, name, "word");
+    }
+    let (anna, bob) = (device(&server, "anna", "word"), device(&server, "bob", "word"));
+    // carl came from ankisyncd: the first login replaces his hash.
+    rewrite_users(base, |users| format!("{}{ANKISYNCD}\n", users.replace("bob:$pbkdf2", "bob:$pbkdf3")));
+    anna.meta();
+    bob.call("meta", "{}").refused(500);
+    server.wait_for_log("the account \"bob\" is closed: ");
+    log_in(&server, "bob", "word").refused(500);
+    device(&server, "carl", "pw").meta();
+    assert!(fs::read_to_string(base.join("users")).unwrap().contains("bob:$pbkdf3"));
+    let status = said(&ankipi(base, &[], &["status"], ""));
+    assert!(status.contains("closed: ") && status.contains("line 2 cannot be read"), "{status}");
+    add_user(base, "dora", "word");
+    device(&server, "dora", "word").meta();
+    // With a good line everything is as before.
+    rewrite_users(base, |users| users.replace("bob:$pbkdf3", "bob:$pbkdf2"));
+    bob.meta();
+    rewrite_users(base, |users| users.replace("bob:$pbkdf2", "bob:$pbkdf3"));
+    done(base, &["user", "passwd", "bob", "--rounds", "100000"], "new");
+    bob.call("meta", "{}").refused(403);
+    device(&server, "bob", "new").meta();
+    server.assert_syncs();
+}
+
+/// A line as `ankipi import` makes it of ankisyncd's `auth.db`, for the password "pw".
+const ANKISYNCD: &str = "carl:$ankisyncd$6361726c$\
+    c10296bc5d206b72ea6d7c537ed4b02a061dadbb20595bb22ddcfcd1eb4816760123456789abcdef";
+
+/// Replaces the accounts file, as `ankipi user` does.
+pub fn rewrite_users(base: &Path, change: impl FnOnce(String) -> String) {
+    let users = change(fs::read_to_string(base.join("users")).unwrap());
+    fs::write(base.join("users.next"), users).unwrap();
+    fs::rename(base.join("users.next"), base.join("users")).unwrap();
+}
+
+/// Makes one byte of a file unreadable as text; returns what was there before.
+pub fn damage(path: &Path, at: usize) -> Vec<u8> {
+    let good = fs::read(path).unwrap();
+    let mut bad = good.clone();
+    bad[at] = 0xff;
+    fs::write(path, bad).unwrap();
+    good
+}
+
+#[test]
+fn a_key_that_was_handed_out_is_good_while_accounts_change() {
+    let server = TestServer::start();
+    let base = server.base.path();
+    // A login takes long: so much happens meanwhile.
+    done(base, &["user", "add", "anna", "--rounds", "2000000"], "word");
+    add_user(base, "bob", "word");
+    let bob = device(&server, "bob", "word");
+    rewrite_users(base, |users| format!("{users}{ANKISYNCD}\n"));
+    for (name, password) in [("anna", "word"), ("carl", "pw")] {
+        let login = thread::scope(|scope| {
+            let login = scope.spawn(|| device(&server, name, password));
+            server.wait_for_work(5);
+            add_user(base, &format!("{name}2"), "x");
+            // The server reads the accounts again at one of these; the login of carl changes them, too.
+            while !login.is_finished() {
+                bob.meta();
+            }
+            login.join().unwrap()
+        });
+        login.meta();
+    }
+    server.assert_syncs();
+}
+
+#[test]
+fn a_login_brings_back_neither_an_account_nor_a_password_of_before() {
+    let server = TestServer::start();
+    let base = server.base.path();
+    // Each has a name of its own: one name's wrong passwords are slowed down.
+    type Change<'c> = (&'c str, &'c [&'c str], &'c str);
+    let changes: [Change; 4] = [
+        ("anna", &["user", "remove", "anna"], ""),
+        ("bob", &["user", "remove", "bob", "--delete-data", "--yes"], ""),
+        ("dora", &["user", "passwd", "dora", "--rounds", "100000"], "new"),
+        ("carl", &["user", "remove", "carl", "--delete-data", "--yes"], ""),
+    ];
+    for (name, change, input) in changes {
+        match name {
+            "carl" => fs::write(base.join("users"), format!("{ANKISYNCD}\n")).unwrap(),
+            _ => drop(done(base, &["user", "add", name, "--rounds", "2000000"], "pw")),
+        }
+        let reply = thread::scope(|scope| {
+            let login = scope.spawn(|| log_in(&server, name, "pw"));
+            server.wait_for_work(5);
+            done(base, change, input);
+            login.join().unwrap()
+        });
+        // If the login was faster, its key is a key of before.
+        if reply.status == 200 {
+            let key = reply.ok()["key"].as_str().unwrap().to_owned();
+            Device::new(server.address, &key).call("meta", "{}").refused(403);
+        } else {
+            reply.refused(403);
+        }
+        log_in(&server, name, "pw").refused(403);
+        let users = fs::read_to_string(base.join("users")).unwrap();
+        match input {
+            "" => assert!(!users.contains(name), "{change:?}: {users}"),
+            new => drop(device(&server, name, new).meta()),
+        }
+        assert!(
+            !change.contains(&"--delete-data") || !base.join(name).exists(),
+            "{change:?}: the folder came back"
+        );
+        // What is left of it.
+        ankipi(base, &[], &["user", "remove", name, "--delete-data", "--yes"], "");
+    }
+    server.assert_syncs();
+}
+
+#[test]
+fn a_new_account_of_an_old_name_has_none_of_the_old_media() {
+    let server = TestServer::start();
+    let base = server.base.path();
+    let upload = |device: &Device, name: &str| {
+        let zip = zip_of(&[(name, Some(b"picture"))]);
+        device.try_call("/msync/uploadChanges", &zip).unwrap().ok()
+    };
+    let usn = |device: &Device| {
+        let begin = device.try_call("/msync/begin", br#"{"v":"x"}"#).unwrap().ok();
+        begin["data"]["usn"].as_i64().unwrap()
+    };
+    let changes = |device: &Device| {
+        device.try_call("/msync/mediaChanges", br#"{"lastUsn":0}"#).unwrap().ok()["data"]
+            .as_array()
+            .unwrap()
+            .len()
+    };
+    for round in 0..2 {
+        add_user(base, "anna", "word");
+        let anna = device(&server, "anna", "word");
+        assert_eq!((usn(&anna), changes(&anna)), (0, 0), "round {round}");
+        assert_eq!(upload(&anna, "a.png")["data"], serde_json::json!([1, 1]));
+        upload(&anna, "b.png");
+        anna.begin();
+        // No request between the two: the server cannot notice the first.
+        done(base, &["user", "remove", "anna", "--delete-data", "--yes"], "");
+    }
+    // An account of the settings, whose folder somebody deletes and makes anew.
+    let test = server.device();
+    upload(&test, "a.png");
+    fs::remove_dir_all(base.join("test")).unwrap();
+    test.call("meta", r#"{"v":11,"cv":"x"}"#).refused(500);
+    fs::create_dir(base.join("test")).unwrap();
+    assert_eq!((usn(&test), changes(&test)), (0, 0));
+    upload(&test, "b.png");
+    assert_eq!(test.meta()["empty"], true);
+    assert_eq!(test.upload(&collection("")), "OK");
+    server.assert_syncs();
+}
+
+#[test]
+fn damaged_keys_close_their_account_and_no_other() {
+    let server = TestServer::start();
+    let base = server.base.path().to_owned();
+    let mut keys = Vec::new();
+    for name in ["anna", "bob"] {
+        add_user(&base, name, "word");
+        keys.push([(); 2].map(|()| device(&server, name, "word").key));
+    }
+    let good = damage(&base.join("anna/keys"), 30);
+    let listing = said(&ankipi(&base, &[], &["device", "list"], ""));
+    let bobs: Vec<_> = listing.lines().filter(|line| line.starts_with("bob")).collect();
+    assert!(bobs.len() == 2 && listing.contains("anna/keys is damaged in line 2"), "{listing}");
+    let id = bobs[0].split_whitespace().nth(1).unwrap();
+    done(&base, &["device", "revoke", "bob", id], "");
+    let check = |server: &TestServer| {
+        let call = |key: &str| Device::new(server.address, key).call("meta", r#"{"v":11,"cv":"x"}"#).status;
+        let (anna, bob) = (keys[0].each_ref().map(|key| call(key)), keys[1].each_ref().map(|key| call(key)));
+        assert!(anna.iter().all(|status| [500, 503].contains(status)), "{anna:?}");
+        assert!([403, 503].contains(&bob[0]) && bob[1] == 200, "{bob:?}");
+        log_in(server, "anna", "word").refused(500);
+        log_in(server, "anna", "wrong").refused(403);
+        device(server, "bob", "word").meta();
+        server.wait_for_log("the account \"anna\" is closed: ");
+        bob[0]
+    };
+    assert_eq!(check(&server), 403);
+    let server = server.kill_and_restart();
+    check(&server);
+    let status = said(&ankipi(&base, &[], &["status"], ""));
+    assert!(status.contains("closed: ") && status.contains("anna/keys is damaged in line 2"), "{status}");
+    // With the good file back, the devices are still logged in: at once, if another change is noticed.
+    fs::write(base.join("anna/keys"), &good).unwrap();
+    let server = server.kill_and_restart();
+    for key in &keys[0] {
+        Device::new(server.address, key).meta();
+    }
+    Device::new(server.address, &keys[1][0]).call("meta", "{}").refused(403);
+    // Or without it.
+    damage(&base.join("anna/keys"), 30);
+    done(&base, &["device", "revoke", "anna", "--all"], "");
+    Device::new(server.address, &keys[0][0]).call("meta", "{}").refused(403);
+    device(&server, "anna", "word").meta();
+    server.assert_syncs();
+}
+
+#[test]
+fn a_keys_file_that_is_put_right_is_noticed() {
+    let server = TestServer::start();
+    let base = server.base.path();
     add_user(base, "anna", "word");
-    let desk = device(&server, "anna", "word");
-    let users = fs::read_to_string(base.join("users")).unwrap();
-    fs::write(base.join("users"), format!("bob:plain\n{users}")).unwrap();
-    desk.meta();
-    server.wait_for_log("users line 1 is left out");
-    let output = ankipi(base, &[], &["user", "add", "carl", "--rounds", "100000"], "x");
-    assert!(!output.status.success() && said(&output).contains("line 1"), "{}", said(&output));
+    let anna = device(&server, "anna", "word");
+    let good = damage(&base.join("anna/keys"), 30);
+    add_user(base, "bob", "word");
+    anna.call("meta", "{}").refused(500);
+    fs::write(base.join("anna/keys"), good).unwrap();
+    let deadline = Instant::now() + PATIENCE;
+    while anna.call("meta", r#"{"v":11,"cv":"x"}"#).status != 200 {
+        assert!(Instant::now() < deadline, "it is never read again");
+    }
+    server.wait_for_log("put right: the account \"anna\"");
+}
+
+#[test]
+fn a_folder_that_cannot_be_used_concerns_its_user_only() {
+    let base = Arc::new(tempfile::tempdir().unwrap());
+    let elsewhere = tempfile::tempdir().unwrap();
+    symlink(elsewhere.path(), base.path().join("other")).unwrap();
+    add_user(base.path(), "anna", "word");
+    fs::remove_dir(base.path().join("anna")).unwrap();
+    fs::write(base.path().join("anna"), "a file").unwrap();
+    let server = TestServer::on(base, &[]);
+    server.assert_syncs();
+    for (name, password) in [("other", "word"), ("anna", "word")] {
+        server.wait_for_log(&format!("the account {name:?} is closed: "));
+        log_in(&server, name, password).refused(500);
+        let status = said(&ankipi(server.base.path(), &[("SYNC_USER1", "other:word")], &["status"], ""));
+        assert!(status.split(name).nth(1).unwrap().contains("closed: "), "{status}");
+    }
+    Device::new(server.address, OTHER_KEY).call("meta", r#"{"v":11,"cv":"x"}"#).refused(500);
+    fs::remove_file(server.base.path().join("other")).unwrap();
+    Device::new(server.address, OTHER_KEY).meta();
+    assert_eq!(fs::read_dir(elsewhere.path()).unwrap().count(), 0);
+}
+
+#[test]
+fn names_of_our_own_files_are_nobodys_and_old_accounts_with_them_are_told() {
+    let server = TestServer::start();
+    let base = server.base.clone();
+    // What the server and its commands leave in the data folder.
+    add_user(base.path(), "anna", "word");
+    server.device().upload(&collection(""));
+    let users = ["anna", "test", "other"];
+    for entry in fs::read_dir(base.path()).unwrap() {
+        let name = entry.unwrap().file_name().into_string().unwrap();
+        let output = ankipi(base.path(), &[], &["user", "add", &name, "--rounds", "100000"], "x");
+        assert!(users.contains(&&*name) || !output.status.success(), "{name}");
+    }
+    for name in ["users", "Users", "users.new", "spool-x", "x.new", ".x"] {
+        let output = ankipi(base.path(), &[], &["user", "add", name, "--rounds", "100000"], "x");
+        assert!(!output.status.success(), "{name}");
+    }
+    // As an earlier release allowed it.
+    rewrite_users(base.path(), |users| users.replace("anna:", "spool-x:"));
+    fs::rename(base.path().join("anna"), base.path().join("spool-x")).unwrap();
+    fs::write(base.path().join("spool-x/collection.anki2"), collection("")).unwrap();
+    fs::write(base.path().join("spool-1-1"), "left over").unwrap();
+    let server = server.kill_and_restart();
+    server.wait_for_log("the account \"spool-x\" is closed: the name is reserved");
+    log_in(&server, "spool-x", "word").refused(500);
+    assert!(base.path().join("spool-x/collection.anki2").exists() && !base.path().join("spool-1-1").exists());
+    let status = said(&ankipi(base.path(), &[], &["status"], ""));
+    assert!(status.contains("closed: the name is reserved"), "{status}");
+    done(base.path(), &["user", "remove", "spool-x"], "");
+    server.assert_syncs();
+    drop(server);
+    let server = TestServer::on(base, &[("SYNC_USER2", "spool-x:word")]);
+    log_in(&server, "spool-x", "word").refused(500);
+    server.assert_syncs();
+}
+
+#[test]
+fn a_hangup_takes_accounts_and_what_their_passwords_are_together() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = dir.path().join("conf");
+    // 1000 rounds; the password is "secret".
+    let phc = "$pbkdf2-sha256$i=1000,l=32$c2FsdHNhbHRzYWx0$sVaWem31qy3rw+Ldi3plA/XzhMSNi9/XHnnD1Ytj05o";
+    fs::write(&config, "SYNC_USER1=test:old\n").unwrap();
+    let server = TestServer::with_config(Arc::new(tempfile::tempdir().unwrap()), &config);
+    log_in(&server, "test", "old").ok();
+    let hashed = format!("SYNC_USER1='test:{phc}'\nPASSWORDS_HASHED=1\n");
+    fs::write(&config, &hashed).unwrap();
+    server.hang_up("reloaded the log level and 1 accounts");
+    log_in(&server, "test", phc).refused(403);
+    log_in(&server, "test", "old").refused(403);
+    log_in(&server, "test", "secret").ok();
+    let official = hex(&Sha1::digest(format!("test:{phc}")));
+    Device::new(server.address, &official).call("meta", "{}").refused(403);
+    fs::write(
+        &config,
+        format!("{hashed}SYNC_OFFICIAL_KEYS=yes\nSYNC_BACKUPS=7\nSYNC_HOST=::1\nSYNC_PORT=1\n"),
+    )
+    .unwrap();
+    server.hang_up("in effect only after a restart: SYNC_BACKUPS");
+    Device::new(server.address, &official).meta();
+    // The environment has a port and an address, and it wins.
+    assert!(
+        server.log().contains("SYNC_PORT (")
+            && server.log().contains("has no effect: the environment sets it")
+    );
+    fs::write(&config, "SYNC_USER1=test:secret\nPASSWORDS_HASHED=1\n").unwrap();
+    server.hang_up("reload failed, keeping the old settings: PASSWORDS_HASHED is set");
+    Device::new(server.address, &official).meta();
+}
+
+#[test]
+fn a_hangup_without_a_config_file_says_that_nothing_can_change() {
+    let server = TestServer::start();
+    server.hang_up("restart it to apply changes, or start it with --config FILE");
+    server.assert_syncs();
 }
 
 #[test]

@@ -81,6 +81,11 @@ impl Wire {
         Wire::on(TcpStream::connect(address).unwrap())
     }
 
+    /// To a server that may end at any moment.
+    pub fn try_open(address: SocketAddr) -> io::Result<Wire> {
+        TcpStream::connect(address).map(Wire::on)
+    }
+
     fn on(socket: TcpStream) -> Wire {
         socket.set_read_timeout(Some(PATIENCE)).unwrap();
         socket.set_write_timeout(Some(PATIENCE)).unwrap();

@@ -48,7 +48,7 @@ fn what_cannot_be_done_ends_with_1_and_changes_nothing() {
     let dir = tempfile::tempdir().unwrap();
     let cases: [(&[&str], &str, &str); 7] = [
         (&["user", "add", "../up"], "x", "folder's name"),
-        (&["user", "add", "users"], "x", "folder's name"),
+        (&["user", "add", "users"], "x", "reserved"),
         (&["user", "add", " anna"], "x", "blanks around a name"),
         (&["user", "add", "anna"], "\n", "the password is empty"),
         (&["user", "passwd", "anna"], "x", "no account \"anna\""),

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::{Arc, Condvar, Mutex};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ankipi::text::unicase;
 use rusqlite::Connection;
@@ -32,6 +32,7 @@ pub struct TestServer {
     child: Child,
     log: Arc<Log>,
     vars: Vec<(String, String)>,
+    args: Vec<String>,
     pub base: Arc<TempDir>,
     pub address: SocketAddr,
 }
@@ -61,9 +62,21 @@ impl TestServer {
 
     /// On a data folder on which it may not start: then its log.
     pub fn try_on(base: Arc<TempDir>, vars: &[(&str, &str)]) -> Result<TestServer, String> {
+        TestServer::run(base, vars, &[])
+    }
+
+    /// Whose accounts come from this config file and the accounts file alone.
+    pub fn with_config(base: Arc<TempDir>, config: &Path) -> TestServer {
+        let args = ["--config", config.to_str().unwrap()];
+        TestServer::run(base, &[("SYNC_USER1", ""), ("SYNC_USER2", "")], &args)
+            .unwrap_or_else(|log| panic!("the server did not start:\n{log}"))
+    }
+
+    fn run(base: Arc<TempDir>, vars: &[(&str, &str)], args: &[&str]) -> Result<TestServer, String> {
         let vars: Vec<_> = vars.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
         // Whatever the one who starts it thinks of file modes.
-        let mut child = command("umask 000", base.path(), &vars).stderr(Stdio::piped()).spawn().unwrap();
+        let mut child =
+            command("umask 000", base.path(), &vars).args(args).stderr(Stdio::piped()).spawn().unwrap();
         let log = Log::collect(child.stderr.take().unwrap());
         let Some(line) = log.wait_for(" listens on http://") else {
             let _ = child.kill();
@@ -72,20 +85,51 @@ impl TestServer {
         };
         let address = line.split("http://").nth(1).and_then(|rest| rest.split('/').next()).unwrap();
         let address = address.parse().unwrap();
-        Ok(TestServer { child, log, vars, base, address })
+        let args = args.iter().map(|arg| (*arg).to_owned()).collect();
+        Ok(TestServer { child, log, vars, args, base, address })
     }
 
     /// The same folder and variables in a new process, after this one was killed without warning.
     pub fn kill_and_restart(self) -> TestServer {
-        let (base, vars) = (self.base.clone(), self.vars.clone());
+        let (base, vars, args) = (self.base.clone(), self.vars.clone(), self.args.clone());
         drop(self);
         let vars: Vec<_> = vars.iter().map(|(key, value)| (key.as_str(), value.as_str())).collect();
-        TestServer::on(base, &vars)
+        let args: Vec<_> = args.iter().map(String::as_str).collect();
+        TestServer::run(base, &vars, &args).unwrap_or_else(|log| panic!("the server did not start:\n{log}"))
     }
 
     /// A device that is logged in as `test`.
     pub fn device(&self) -> Device {
         Device::new(self.address, KEY)
+    }
+
+    /// Sends SIGHUP and waits for a line of the log about it.
+    #[track_caller]
+    pub fn hang_up(&self, expected: &str) {
+        let pid = self.child.id().to_string();
+        assert!(Command::new("kill").args(["-HUP", &pid]).status().unwrap().success());
+        assert!(self.take_line(|line| line.contains(expected)).is_some(), "{expected:?} never came");
+    }
+
+    /// Waits until the server has computed for so many hundredths of a second from now on.
+    pub fn wait_for_work(&self, hundredths: u64) {
+        let used = || -> u64 {
+            let stat = fs::read_to_string(format!("/proc/{}/stat", self.child.id())).unwrap();
+            // Fields 14 and 15, in ticks of a hundredth of a second.
+            stat.rsplit_once(')')
+                .unwrap()
+                .1
+                .split_whitespace()
+                .skip(11)
+                .take(2)
+                .map(|n| n.parse::<u64>().unwrap())
+                .sum()
+        };
+        let (before, deadline) = (used(), Instant::now() + PATIENCE);
+        while used() < before + hundredths {
+            assert!(Instant::now() < deadline, "it does nothing");
+            thread::yield_now();
+        }
     }
 
     /// Asks the process to stop, and waits until it did.
@@ -190,7 +234,7 @@ impl Drop for TestServer {
 fn command(first: &str, base: &Path, vars: &[(String, String)]) -> Command {
     let mut command = Command::new("/bin/sh");
     command
-        .args(["-c", &format!("{first} && exec \"$0\"")])
+        .args(["-c", &format!("{first} && exec \"$0\" \"$@\"")])
         .arg(binary())
         .env_clear()
         .envs([("SYNC_HOST", "127.0.0.1"), ("SYNC_PORT", "0")])

@@ -8,6 +8,7 @@ mod form; // and one of the protocols before
 mod harness; // the server as a child process: its log, its memory, its files
 
 mod accounts; // users and devices that come and go while the server runs; guessing
+mod accounts_model; // random histories of accounts against a simple model
 mod auth; // every endpoint with every kind of key
 mod commands; // what the commands say, and with what they end
 mod hostile; // bad input at every endpoint: the right status, a log line, flat memory, untouched files

@@ -207,13 +207,14 @@ fn a_lock_file_that_is_a_link_is_not_followed() {
 
 #[test]
 fn a_users_folder_that_is_a_link_is_not_followed() {
-    let base = tempfile::tempdir().unwrap();
+    let base = Arc::new(tempfile::tempdir().unwrap());
     let outside = Outside::with(b"precious");
     symlink(outside.0.path(), base.path().join("test")).unwrap();
-    let output = run_to_end(base.path(), &[("SYNC_USER1", "test:secret")]);
-    assert!(!output.status.success());
-    let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert!(said.contains("test is a symbolic link"), "{said}");
+    let server = TestServer::on(base, &[]);
+    server.wait_for_log("test is a symbolic link");
+    let device = server.device();
+    device.call("meta", r#"{"v":11,"cv":"x"}"#).refused(500);
+    device.send_raw("upload", Framed::Chunked(&pack(&collection("")))).refused(500);
     outside.assert_untouched(b"precious");
     assert_eq!(fs::read_dir(outside.0.path()).unwrap().count(), 1, "nothing is made behind it");
 }

@@ -1,14 +1,16 @@
 //! `ankipi device`: the devices that are logged in.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use crate::accounts::device_keys::{Device, Keys};
+use crate::accounts::device_keys::{Device, KEYS_FILE, Keys};
+use crate::accounts::password::Hash;
 use crate::accounts::users_file;
-use crate::accounts::users_file::Hashes;
-use crate::cli::command::{Command, Invocation, say};
-use crate::config::check_user_name;
+use crate::accounts::users_file::UsersFile;
+use crate::cli::command::{Command, FAILED, Invocation, say};
+use crate::config::user_name::check_folder_name;
 use crate::error::{Error, Result};
+use crate::files;
 
 /// `ankipi device list`
 pub static LIST: Command = Command {
@@ -45,18 +47,31 @@ Example:
 fn list(mut invocation: Invocation) -> Result<ExitCode> {
     let user = invocation.words(0, 1)?.pop();
     let base = invocation.base()?;
-    let hashes = users_file::read(&base, |fault| eprintln!("ankipi: {fault}"))?;
+    let (users, _) = users_file::read(&base)?;
     let names = match user {
         Some(name) => vec![name],
         None => users_with_keys(&base)?,
     };
-    let mut rows = Vec::new();
+    let (mut rows, mut failed) = (Vec::new(), 0);
     for name in names {
-        rows.extend(keys(&base, &hashes, &name)?.devices.into_iter().map(|device| (name.clone(), device)));
+        match keys(&base, &users, &name) {
+            Ok(keys) => {
+                keys.damage.iter().for_each(|damage| eprintln!("ankipi: {damage}"));
+                failed += usize::from(keys.damage.is_some());
+                rows.extend(keys.devices.into_iter().map(|device| (name.clone(), device)));
+            }
+            Err(err) => {
+                eprintln!("ankipi: {err}");
+                failed += 1;
+            }
+        }
     }
+    let outcome = ExitCode::from(if failed == 0 { 0 } else { FAILED });
     if rows.is_empty() {
-        say("No device is logged in.\n");
-        return Ok(ExitCode::SUCCESS);
+        if failed == 0 {
+            say("No device is logged in.\n");
+        }
+        return Ok(outcome);
     }
     let width = rows.iter().map(|(name, _)| name.chars().count()).max().unwrap_or(0).max(4);
     say(&format!("{:<width$}  ID        LOGIN       LAST USE    CLIENT\n", "USER"));
@@ -64,7 +79,7 @@ fn list(mut invocation: Invocation) -> Result<ExitCode> {
         let Device { first, last, client, .. } = &device;
         say(&format!("{name:<width$}  {}  {first}  {last}  {client}\n", device.id()));
     }
-    Ok(ExitCode::SUCCESS)
+    Ok(outcome)
 }
 
 fn revoke(mut invocation: Invocation) -> Result<ExitCode> {
@@ -75,9 +90,26 @@ fn revoke(mut invocation: Invocation) -> Result<ExitCode> {
         return Err(Error::Usage("give either the IDs of devices or --all".to_owned()));
     }
     let base = invocation.base()?;
-    let lock = users_file::lock(&base)?;
-    let hashes = users_file::read(&base, |fault| eprintln!("ankipi: {fault}"))?;
-    let mut keys = keys(&base, &hashes, &name)?;
+    let _lock = users_file::lock(&base)?;
+    let (users, _) = users_file::read(&base)?;
+    let folder = folder_of(&base, &name)?;
+    if all {
+        let before = keys(&base, &users, &name).map(|keys| keys.devices.len());
+        match tag_of(&users, &name) {
+            Some(tag) => Keys::none(&tag).write(&folder)?,
+            // Only the server knows the password. Whatever it is, there are no keys then.
+            None => {
+                files::remove_if_there(&folder.join(KEYS_FILE)).and_then(|()| files::sync_folder(&folder))?
+            }
+        }
+        users_file::touch(&base)?;
+        say(&match before {
+            Ok(count) => format!("all {count} devices of {name} have to log in again\n"),
+            Err(_) => format!("all devices of {name} have to log in again\n"),
+        });
+        return Ok(ExitCode::SUCCESS);
+    }
+    let mut keys = keys(&base, &users, &name)?;
     for id in &ids {
         if !keys.devices.iter().any(|device| device.id() == *id) {
             return Err(Error::Broken(format!(
@@ -86,31 +118,38 @@ fn revoke(mut invocation: Invocation) -> Result<ExitCode> {
         }
     }
     let before = keys.devices.len();
-    keys.devices.retain(|device| !all && !ids.contains(&device.id()));
+    keys.devices.retain(|device| !ids.contains(&device.id()));
     let gone = before - keys.devices.len();
-    keys.write(&base.join(&name))?;
+    keys.write(&folder)?;
     users_file::touch(&base)?;
-    drop(lock);
     say(&format!("{gone} of {before} devices of {name} have to log in again\n"));
     Ok(ExitCode::SUCCESS)
 }
 
 /// The valid keys. If only the server's environment knows the password, all keys.
-fn keys(base: &Path, hashes: &Hashes, name: &str) -> Result<Keys> {
-    check_user_name(name)?;
+fn keys(base: &Path, users: &UsersFile, name: &str) -> Result<Keys> {
+    Keys::read(&folder_of(base, name)?, tag_of(users, name).as_deref())
+}
+
+fn tag_of(users: &UsersFile, name: &str) -> Option<String> {
+    users.get(name)?.as_ref().ok().map(Hash::tag)
+}
+
+fn folder_of(base: &Path, name: &str) -> Result<PathBuf> {
+    check_folder_name(name)?;
     let folder = base.join(name);
-    if !folder.is_dir() {
-        return Err(Error::Broken(format!("there is nothing of a user {name:?} in {}", base.display())));
+    if folder.is_dir() {
+        Ok(folder)
+    } else {
+        Err(Error::Broken(format!("there is nothing of a user {name:?} in {}", base.display())))
     }
-    let tag = hashes.get(name).map(|hash| hash.tag());
-    Keys::read(&folder, tag.as_deref())
 }
 
 fn users_with_keys(base: &Path) -> Result<Vec<String>> {
     let mut names = Vec::new();
     for entry in std::fs::read_dir(base).map_err(Error::io("reading", base))? {
         let entry = entry.map_err(Error::io("reading", base))?;
-        if let (Ok(name), true) = (entry.file_name().into_string(), entry.path().join("keys").is_file()) {
+        if let (Ok(name), true) = (entry.file_name().into_string(), entry.path().join(KEYS_FILE).exists()) {
             names.push(name);
         }
     }

@@ -66,8 +66,11 @@ fn take(user: &User, base: &Path, max_row_bytes: u64) -> Result<()> {
     check_user_name(&user.name)?;
     let media = import(user, base, max_row_bytes)?;
     let has_account = match &user.hash {
-        Some(hash) => users_file::change(base, |hashes| {
-            Ok(hashes.entry(user.name.clone()).or_insert_with(|| hash.clone()) == hash)
+        Some(hash) => users_file::change(base, |users| {
+            if users.get(&user.name).is_none() {
+                users.set(&user.name, hash.clone());
+            }
+            Ok(users.get(&user.name) == Some(&Ok(hash.clone())))
         })?,
         None => false,
     };

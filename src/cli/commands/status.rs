@@ -6,20 +6,24 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use serde::{Serialize, Serializer};
 
-use crate::accounts::device_keys::{Device, Keys};
-use crate::accounts::users_file;
+use crate::accounts::device_keys::{Device, KEYS_FILE, Keys};
+use crate::accounts::snapshot::{AccountSettings, Snapshot};
 use crate::cli::command::{Command, FAILED, Invocation, say};
 use crate::cli::commands::user_folders::{look_into, size, users_in};
 use crate::collection::FILE_NAME;
 use crate::collection::full::backups::backups;
+use crate::config::{Flags, Settings, USERS_FILE};
 use crate::error::{Error, Result};
 use crate::media::index::MediaDb;
 use crate::os::clock;
+use crate::sync::users::usable_folder;
 use crate::{files, os};
 
 /// `ankipi status`
@@ -33,7 +37,8 @@ memory; how much room is left on the disk; whether the clock is set, without
 which no device can sync; what the server noticed about its settings, such as
 a proxy whose SYNC_IP_HEADER is not set; and of each user the last change of
 the collection (UTC), sizes, media files that this disk lost and that a device
-is awaited to send again, and the devices with the day of their last sync.
+is awaited to send again, the devices with the day of their last sync, and why
+an account is closed, if a file of it is damaged or cannot be used.
 Devices of plain SYNC_USERn accounts share one key and are not told apart.
 
   --json  the same for programs; sizes in bytes, times in seconds since 1970
@@ -46,18 +51,24 @@ Ends with 0 if a server runs, and with 1 if none does.
 fn run(mut invocation: Invocation) -> Result<ExitCode> {
     let wants_json = invocation.has("--json");
     invocation.words(0, 0)?;
-    let base = invocation.base()?;
+    let settings = invocation.settings(Flags::new())?;
+    let base = settings.base()?;
     let runs = files::is_in_use(&base);
     let mut names: BTreeSet<String> = users_in(&base)?.into_iter().collect();
-    names.extend(users_file::read(&base, |fault| eprintln!("ankipi: {fault}"))?.into_keys());
+    let accounts = accounts(&base, &settings);
+    names.extend(accounts.accounts().map(|account| account.name.clone()));
+    accounts.faults().iter().for_each(|fault| eprintln!("ankipi: {fault}"));
+    let process = if runs { files::holder(&base).and_then(Process::read) } else { None };
+    let server = process.as_ref().map(|process| process.uid);
+    let read = |name: &String| StoredUser::read(&base, name, why_closed(&base, name, &accounts, server));
     let status = Status {
         version: os::VERSION,
         running: runs,
-        process: if runs { files::holder(&base).and_then(Process::read) } else { None },
         clock_doubt: clock::doubt(),
         notices: files::notices(&base),
         free_bytes: os::free_bytes(&base).map_err(|err| err.to_string()),
-        users: names.iter().map(|name| StoredUser::read(&base, name)).collect(),
+        users: names.iter().map(read).collect(),
+        process,
         folder: base,
     };
     if wants_json {
@@ -67,6 +78,37 @@ fn run(mut invocation: Invocation) -> Result<ExitCode> {
         say(&status.text());
     }
     Ok(ExitCode::from(if runs { 0 } else { FAILED }))
+}
+
+/// What is known of accounts here. A server may have others in its settings.
+fn accounts(base: &Path, settings: &Settings) -> Snapshot {
+    let with = |settings| Snapshot::read(base, Arc::new(settings), None);
+    let read = settings.config().and_then(|config| with(AccountSettings::of(&config)));
+    read.or_else(|err| {
+        eprintln!("ankipi: {err}");
+        with(AccountSettings::default())
+    })
+    .expect("without settings there is no wrong one")
+}
+
+/// Why nobody can use an account.
+fn why_closed(base: &Path, name: &str, accounts: &Snapshot, server: Option<u32>) -> Option<String> {
+    let dir = base.join(name);
+    let keys = dir.join(KEYS_FILE);
+    let closed = accounts.get(name).and_then(|account| account.closed.clone());
+    let no_folder = || usable_folder(&dir).err().filter(|_| dir.symlink_metadata().is_ok());
+    let not_the_servers = || {
+        [base.join(USERS_FILE), dir.clone(), keys]
+            .iter()
+            .find(|path| server.is_some_and(|server| !is_readable_by(server, path)))
+            .map(|path| format!("{} belongs to another user than the server's: chown it", path.display()))
+    };
+    closed.or_else(|| no_folder().map(|err| err.to_string())).or_else(not_the_servers)
+}
+
+/// Whether a process of this user can read a file, if there is one. Groups are not looked at: our files have none.
+fn is_readable_by(uid: u32, path: &Path) -> bool {
+    fs::metadata(path).map_or(true, |meta| uid == 0 || meta.uid() == uid || meta.mode() & 0o004 != 0)
 }
 
 /// All that the command tells. The names of the fields are those of `--json`.
@@ -93,6 +135,8 @@ type Fact<T> = std::result::Result<T, String>;
 #[derive(Serialize)]
 struct StoredUser {
     name: String,
+    /// Why nobody can use the account.
+    closed: Option<String>,
     #[serde(serialize_with = "value_or_error")]
     collection: Fact<Option<StoredCollection>>,
     #[serde(serialize_with = "value_or_error")]
@@ -176,7 +220,7 @@ impl Status {
 }
 
 impl StoredUser {
-    fn read(base: &Path, name: &str) -> StoredUser {
+    fn read(base: &Path, name: &str, closed: Option<String>) -> StoredUser {
         let dir = &base.join(name);
         let collection = || {
             let path = dir.join(FILE_NAME);
@@ -212,10 +256,15 @@ impl StoredUser {
         let devices = || {
             let device =
                 |device: Device| StoredDevice { last_sync: device.last.to_string(), client: device.client };
-            Ok(Keys::read(dir, None)?.devices.into_iter().map(device).collect())
+            let keys = Keys::read(dir, None)?;
+            match keys.damage {
+                Some(damage) => Err(Error::Broken(damage)),
+                None => Ok(keys.devices.into_iter().map(device).collect()),
+            }
         };
         StoredUser {
             name: name.to_owned(),
+            closed,
             collection: or_why(collection()),
             media: or_why(media()),
             backups: or_why(kept()),
@@ -251,7 +300,8 @@ impl StoredUser {
         let shown = |fact: std::result::Result<String, &String>| {
             fact.unwrap_or_else(|err| format!("cannot be read: {err}"))
         };
-        lines.into_iter().map(|(what, fact)| (what, shown(fact))).collect()
+        let closed = self.closed.iter().map(|why| ("account", format!("closed: {why}")));
+        closed.chain(lines.into_iter().map(|(what, fact)| (what, shown(fact)))).collect()
     }
 }
 
@@ -263,6 +313,8 @@ fn or_why<T>(fact: Result<T>) -> Fact<T> {
 #[derive(Serialize)]
 struct Process {
     pid: u32,
+    /// Whose files it can read.
+    uid: u32,
     up_seconds: u64,
     memory_bytes: u64,
     memory_peak_bytes: u64,
@@ -288,6 +340,7 @@ impl Process {
         const TICKS_PER_SEC: u64 = 100;
         Some(Process {
             pid,
+            uid: fs::metadata(format!("/proc/{pid}")).ok()?.uid(),
             up_seconds: uptime.saturating_sub(start / TICKS_PER_SEC),
             memory_bytes: kib("VmRSS:")? * 1024,
             memory_peak_bytes: kib("VmHWM:")? * 1024,

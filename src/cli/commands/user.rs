@@ -1,14 +1,19 @@
 //! `ankipi user`: the accounts in the accounts file.
 
+use std::fs;
 use std::path::Path;
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use crate::accounts::device_keys::Keys;
+use crate::accounts::password::Hash;
+use crate::accounts::snapshot::{AccountSettings, Snapshot};
 use crate::accounts::users_file;
-use crate::accounts::users_file::Hashes;
+use crate::accounts::users_file::UsersFile;
 use crate::cli::command::{Command, FAILED, Invocation, say};
 use crate::cli::commands::hash_password::Hashing;
 use crate::cli::prompt;
+use crate::config::user_name::{REMOVED_PREFIX, check_folder_name};
 use crate::config::{Flags, USERS_FILE, check_user_name};
 use crate::error::{Error, Result};
 use crate::files;
@@ -77,16 +82,24 @@ Devices of plain SYNC_USERn accounts cannot be told apart, so none are counted.
 };
 
 fn add(invocation: Invocation) -> Result<ExitCode> {
-    let (name, hash, base) = account(invocation, |hashes, name| {
-        if hashes.contains_key(name) {
+    let is_new = |users: &UsersFile, name: &str| match users.get(name) {
+        Some(Ok(_)) => {
             Err(Error::Broken(format!("there is an account {name:?} already; see `ankipi user passwd`")))
-        } else {
-            Ok(())
         }
+        Some(Err(why)) => {
+            Err(Error::Broken(format!("{why}; `ankipi user passwd {name}` gives the account a new password")))
+        }
+        None => Ok(()),
+    };
+    let (name, hash, base) = account(invocation, is_new)?;
+    users_file::change(&base, |users| {
+        // Another process may have been faster.
+        is_new(users, &name)?;
+        void_damaged_keys(&base.join(&name), &hash)?;
+        users.set(&name, hash);
+        // Created here, so that the folder has the owner of the data folder, whoever runs this.
+        files::create_folder(&base.join(&name))
     })?;
-    users_file::change(&base, |hashes| Ok(hashes.insert(name.clone(), hash)))?;
-    // Created here, so that the folder has the owner of the data folder, whoever runs this.
-    files::create_folder(&base.join(&name))?;
     say(&format!("{name} can log in now; the account is in {}\n", base.join(USERS_FILE).display()));
     if !files::is_in_use(&base) {
         say(&format!(
@@ -98,13 +111,27 @@ fn add(invocation: Invocation) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// With a new password all keys are void. But a damaged file does not tell for which password they are.
+fn void_damaged_keys(folder: &Path, new: &Hash) -> Result<()> {
+    match Keys::read(folder, None) {
+        Ok(Keys { damage: None, .. }) => Ok(()),
+        _ => Keys::none(&new.tag()).write(folder),
+    }
+}
+
 fn passwd(invocation: Invocation) -> Result<ExitCode> {
-    let (name, hash, base) =
-        account(
-            invocation,
-            |hashes, name| if hashes.contains_key(name) { Ok(()) } else { Err(unknown(name)) },
-        )?;
-    users_file::change(&base, |hashes| Ok(hashes.insert(name.clone(), hash)))?;
+    let is_there = |users: &UsersFile, name: &str| match users.get(name) {
+        Some(_) => Ok(()),
+        None => Err(unknown(name)),
+    };
+    let (name, hash, base) = account(invocation, is_there)?;
+    users_file::change(&base, |users| {
+        // It may have been removed while the password was typed.
+        is_there(users, &name)?;
+        void_damaged_keys(&base.join(&name), &hash)?;
+        users.set(&name, hash);
+        Ok(())
+    })?;
     say(&format!("{name} has a new password; all devices have to log in again\n"));
     Ok(ExitCode::SUCCESS)
 }
@@ -112,7 +139,7 @@ fn passwd(invocation: Invocation) -> Result<ExitCode> {
 /// The named account and its new hash. `check` runs before the password is asked for.
 fn account(
     mut invocation: Invocation,
-    check: impl FnOnce(&Hashes, &str) -> Result<()>,
+    check: impl FnOnce(&UsersFile, &str) -> Result<()>,
 ) -> Result<(String, crate::accounts::password::Hash, std::path::PathBuf)> {
     let hashing = Hashing::take(&mut invocation)?;
     let mut words = invocation.words(1, usize::MAX)?;
@@ -131,7 +158,7 @@ fn account(
     if data_folder::init(&base)? {
         eprintln!("ankipi: {} is a new data folder", base.display());
     }
-    check(&users_file::read(&base, |fault| eprintln!("ankipi: {fault}"))?, &name)?;
+    check(&users_file::read(&base)?.0, &name)?;
     let hash = hashing.new_hash(settings.credentials())?;
     Ok((name, hash, base))
 }
@@ -140,10 +167,10 @@ fn remove(mut invocation: Invocation) -> Result<ExitCode> {
     let deletes_data = invocation.has("--delete-data");
     let is_sure = invocation.has("--yes");
     let name = invocation.words(1, 1)?.remove(0);
-    check_user_name(&name)?;
+    check_folder_name(&name)?;
     let base = invocation.base()?;
     let folder = base.join(&name);
-    let is_known = users_file::read(&base, |fault| eprintln!("ankipi: {fault}"))?.contains_key(&name);
+    let is_known = users_file::read(&base)?.0.get(&name).is_some();
     // The account may have been removed earlier, without its data.
     let has_data_to_delete = deletes_data && folder.is_dir();
     if !is_known && !has_data_to_delete {
@@ -157,11 +184,18 @@ fn remove(mut invocation: Invocation) -> Result<ExitCode> {
         );
         return Ok(ExitCode::from(FAILED));
     }
+    let lock = users_file::lock(&base)?;
     if is_known {
-        users_file::change(&base, |hashes| Ok(hashes.remove(&name)))?;
+        users_file::change_locked(&base, |users| Ok(users.remove(&name)))?;
     }
     if has_data_to_delete {
-        std::fs::remove_dir_all(&folder).map_err(Error::io("deleting", &folder))?;
+        // Renamed first: a running server loses the whole folder in one moment, and cannot write into what is half gone.
+        let doomed = base.join(format!("{REMOVED_PREFIX}{name}"));
+        files::remove_folder(&doomed)?;
+        fs::rename(&folder, &doomed).map_err(Error::io("renaming", &folder))?;
+        files::sync_folder(&base)?;
+        drop(lock);
+        files::remove_folder(&doomed)?;
         say(&format!("{name} and all data are gone\n"));
     } else {
         say(&format!("{name} cannot log in any more; the data stays in {}\n", folder.display()));
@@ -173,14 +207,18 @@ fn list(mut invocation: Invocation) -> Result<ExitCode> {
     invocation.words(0, 0)?;
     let settings = invocation.settings(Flags::new())?;
     let base = settings.base()?;
-    let hashes = users_file::read(&base, |fault| eprintln!("ankipi: {fault}"))?;
+    let snapshot = Snapshot::read(&base, Arc::new(AccountSettings::of(&settings.config()?)), None)?;
     let mut rows = Vec::new();
-    for (name, hash) in &hashes {
-        rows.push((name.clone(), devices(&base, name, Some(&hash.tag()))?, "users"));
-    }
-    let config = settings.config()?;
-    for user in config.users.iter().filter(|user| !hashes.contains_key(&user.name)) {
-        rows.push((user.name.clone(), devices(&base, &user.name, None)?, "settings"));
+    for account in snapshot.accounts() {
+        let devices = &account.keys.devices;
+        let last = devices.iter().map(|device| device.last).max();
+        let last = last.map_or("-".to_owned(), |day| day.to_string());
+        let origin = match (&account.closed, account.is_of_settings) {
+            (Some(_), _) => "closed",
+            (None, true) => "settings",
+            (None, false) => "users",
+        };
+        rows.push((account.name.clone(), devices.len(), last, origin));
     }
     if rows.is_empty() {
         say(&format!(
@@ -192,17 +230,11 @@ fn list(mut invocation: Invocation) -> Result<ExitCode> {
     }
     let width = rows.iter().map(|(name, ..)| name.chars().count()).max().unwrap_or(0).max(4);
     say(&format!("{:<width$}  DEVICES  LAST USE    FROM\n", "NAME"));
-    for (name, (count, last), origin) in rows {
+    for (name, count, last, origin) in rows {
         say(&format!("{name:<width$}  {count:>7}  {last:<10}  {origin}\n"));
     }
+    snapshot.faults().iter().for_each(|fault| eprintln!("ankipi: {fault}"));
     Ok(ExitCode::SUCCESS)
-}
-
-/// The number of logged-in devices, and the last day on which one was used.
-fn devices(base: &Path, name: &str, tag: Option<&str>) -> Result<(usize, String)> {
-    let devices = Keys::read(&base.join(name), tag)?.devices;
-    let last = devices.iter().map(|device| device.last).max();
-    Ok((devices.len(), last.map_or("-".to_owned(), |day| day.to_string())))
 }
 
 fn unknown(name: &str) -> Error {

@@ -1,0 +1,286 @@
+//! All that is known of the accounts at one moment. A snapshot never changes; a newer one replaces it as a whole.
+//!
+//! A fault concerns one account and closes it: nobody can log in to it or sync with it, and the others go on. Its
+//! devices get an error and not "unknown key", so that they are still logged in once the fault is put right.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use ctutils::CtEq;
+use sha1::Sha1;
+use sha2::{Digest, Sha256};
+
+use crate::accounts::device_keys::{KeyDigest, Keys};
+use crate::accounts::password;
+use crate::accounts::password::Hash;
+use crate::accounts::users_file;
+use crate::accounts::users_file::{Stamp, UsersFile};
+use crate::config::user_name;
+use crate::config::{Config, UserSetting};
+use crate::error::{Error, Result};
+use crate::text::hex::hex;
+
+/// After a file could not be read, it is tried again after so long. Only a change of the accounts file is noticed at
+/// once.
+const RETRY_FAULTS: Duration = Duration::from_secs(1);
+
+/// The settings of accounts. They are replaced together: a password means something else with PASSWORDS_HASHED.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct AccountSettings {
+    users: Vec<UserSetting>,
+    passwords_hashed: bool,
+    official_keys: bool,
+}
+
+impl AccountSettings {
+    /// Those of a configuration.
+    pub fn of(config: &Config) -> AccountSettings {
+        AccountSettings {
+            users: config.users.clone(),
+            passwords_hashed: config.passwords_hashed,
+            official_keys: config.official_keys,
+        }
+    }
+}
+
+/// What a login is compared with.
+#[derive(Clone, PartialEq, Eq)]
+pub enum Secret {
+    /// The password itself.
+    Plain(String),
+    /// Its hash.
+    Hashed(Hash),
+}
+
+impl Secret {
+    /// Whether this is the password. Takes as long for any password.
+    pub fn fits(&self, password: &str) -> bool {
+        match self {
+            Secret::Hashed(hash) => hash.fits(password),
+            Secret::Plain(expected) => {
+                password::spend_time(password);
+                password::same(password, expected)
+            }
+        }
+    }
+}
+
+/// One account.
+#[derive(Clone)]
+pub struct Account {
+    /// Also the name of its folder.
+    pub name: String,
+    /// The user's folder.
+    pub folder: PathBuf,
+    /// It is a SYNC_USERn and not in the accounts file.
+    pub is_of_settings: bool,
+    /// None if it cannot be read. Then the account is closed.
+    pub secret: Option<Secret>,
+    /// SHA-256 of the official host key; None if that key is not accepted.
+    official: Option<KeyDigest>,
+    /// Empty for accounts with a plain password. If the account is closed, the keys that are known nevertheless.
+    pub keys: Keys,
+    /// The keys file could not be read, or not all of it.
+    is_damaged: bool,
+    /// There may be keys that were never read.
+    has_unknown_keys: bool,
+    /// Why nobody can use the account.
+    pub closed: Option<String>,
+}
+
+impl Account {
+    /// Whether a key is one of this account.
+    pub fn has_key(&self, digest: &KeyDigest) -> bool {
+        let is_official = self.official.is_some_and(|official| official.ct_eq(digest).to_bool());
+        is_official | self.keys.find(digest).is_some()
+    }
+
+    /// Changes with the password.
+    pub fn tag(&self) -> String {
+        match &self.secret {
+            Some(Secret::Hashed(hash)) => hash.tag(),
+            Some(Secret::Plain(_)) => self.official.map(|official| hex(&official)).unwrap_or_default(),
+            None => String::new(),
+        }
+    }
+
+    /// Errors if the account is closed.
+    pub fn check_open(&self) -> Result<()> {
+        match &self.closed {
+            Some(why) => Err(Error::Broken(format!("the account {:?} is closed: {why}", self.name))),
+            None => Ok(()),
+        }
+    }
+
+    fn of_setting(base: &Path, user: &UserSetting, settings: &AccountSettings) -> Result<Account> {
+        let official: KeyDigest =
+            Sha256::digest(hex(&Sha1::digest(format!("{}:{}", user.name, user.password)))).into();
+        if settings.passwords_hashed {
+            let hash = Hash::parse(&user.password).map_err(|err| {
+                Error::Broken(format!(
+                    "PASSWORDS_HASHED is set, but the password of '{}' is {err}. `ankipi hash-password` makes one",
+                    user.name
+                ))
+            })?;
+            let official = settings.official_keys.then_some(official);
+            let account = Account::hashed(base, &user.name, Ok(hash), official);
+            return Ok(Account { is_of_settings: true, ..account });
+        }
+        Ok(Account {
+            folder: base.join(&user.name),
+            is_of_settings: true,
+            name: user.name.clone(),
+            secret: Some(Secret::Plain(user.password.clone())),
+            official: Some(official),
+            keys: Keys::default(),
+            is_damaged: false,
+            has_unknown_keys: false,
+            closed: user_name::reserved(&user.name),
+        })
+    }
+
+    fn hashed(base: &Path, name: &str, hash: users_file::Entry, official: Option<KeyDigest>) -> Account {
+        let folder = base.join(name);
+        // If the hash cannot be read, any of the keys may be good.
+        let read = Keys::read(&folder, hash.as_ref().ok().map(Hash::tag).as_deref());
+        let (keys, unreadable) = match read {
+            Ok(keys) => (keys, None),
+            Err(err) => (Keys::default(), Some(err.to_string())),
+        };
+        let damage = unreadable.or_else(|| keys.damage.clone());
+        Account {
+            name: name.to_owned(),
+            folder,
+            is_of_settings: false,
+            official,
+            keys,
+            is_damaged: damage.is_some(),
+            has_unknown_keys: damage.is_some(),
+            closed: user_name::reserved(name).or_else(|| hash.as_ref().err().cloned()).or(damage),
+            secret: hash.ok().map(Secret::Hashed),
+        }
+    }
+
+    /// For a closed account: takes over keys that were known before their file was damaged.
+    fn remember_keys(&mut self, before: &Account) {
+        if self.has_unknown_keys && !before.has_unknown_keys && self.secret == before.secret {
+            self.keys.devices = before.keys.devices.clone();
+            self.has_unknown_keys = false;
+        }
+    }
+}
+
+/// All accounts at one moment.
+pub struct Snapshot {
+    /// Grows with each snapshot.
+    pub version: u64,
+    settings: Arc<AccountSettings>,
+    stamp: Stamp,
+    read_at: Instant,
+    accounts: BTreeMap<String, Arc<Account>>,
+    /// Why the accounts file could not be read. Then the accounts in it are unknown.
+    pub file_fault: Option<String>,
+    /// What the owner should know and no account is closed for.
+    notes: Vec<String>,
+}
+
+impl Snapshot {
+    /// Reads everything. Only wrong settings are an error.
+    pub fn read(base: &Path, settings: Arc<AccountSettings>, before: Option<&Snapshot>) -> Result<Snapshot> {
+        let read_at = Instant::now();
+        let (users, stamp, file_fault) = match users_file::read(base) {
+            Ok((users, stamp)) => (users, stamp, None),
+            Err(err) => (UsersFile::default(), Stamp::default(), Some(err.to_string())),
+        };
+        let mut notes = users.faults.clone();
+        let mut accounts = BTreeMap::new();
+        for user in &settings.users {
+            accounts.insert(user.name.clone(), Account::of_setting(base, user, &settings)?);
+        }
+        for (name, entry) in users.accounts() {
+            if accounts.contains_key(name) {
+                notes.push(format!("{name:?} is in SYNC_USERn and in the accounts file: SYNC_USERn is used"));
+            } else {
+                accounts.insert(name.clone(), Account::hashed(base, name, entry.clone(), None));
+            }
+        }
+        let previous = |name: &str| before.and_then(|before| before.accounts.get(name));
+        let accounts = accounts.into_iter().map(|(name, mut account)| {
+            if let Some(before) = previous(&name) {
+                account.remember_keys(before);
+            }
+            (name, Arc::new(account))
+        });
+        Ok(Snapshot {
+            version: before.map_or(1, |before| before.version + 1),
+            accounts: accounts.collect(),
+            settings,
+            stamp,
+            read_at,
+            file_fault,
+            notes,
+        })
+    }
+
+    /// The same with other keys of one account.
+    pub fn with_keys(&self, account: &Account, keys: Keys) -> Snapshot {
+        let mut accounts = self.accounts.clone();
+        accounts.insert(account.name.clone(), Arc::new(Account { keys, ..account.clone() }));
+        Snapshot {
+            version: self.version + 1,
+            settings: self.settings.clone(),
+            stamp: self.stamp.clone(),
+            read_at: self.read_at,
+            accounts,
+            file_fault: self.file_fault.clone(),
+            notes: self.notes.clone(),
+        }
+    }
+
+    /// Whether the accounts file has not changed since.
+    pub fn is_current(&self, base: &Path) -> Result<bool> {
+        if self.file_fault.is_some() { Ok(true) } else { self.stamp.is_current(base) }
+    }
+
+    /// Whether a file that could not be read should be tried again.
+    pub fn is_retry_due(&self) -> bool {
+        let is_damaged =
+            self.file_fault.is_some() || self.accounts.values().any(|account| account.is_damaged);
+        is_damaged && self.read_at.elapsed() >= RETRY_FAULTS
+    }
+
+    /// The settings that it was made of.
+    pub fn settings(&self) -> &Arc<AccountSettings> {
+        &self.settings
+    }
+
+    /// All accounts.
+    pub fn accounts(&self) -> impl Iterator<Item = &Arc<Account>> {
+        self.accounts.values()
+    }
+
+    /// The account of that name.
+    pub fn get(&self, name: &str) -> Option<&Arc<Account>> {
+        self.accounts.get(name)
+    }
+
+    /// What must be read before a key can be called unknown: why it cannot be.
+    pub fn unread_keys(&self) -> Option<&str> {
+        let of_accounts = self.accounts.values().filter(|account| account.has_unknown_keys);
+        let why = of_accounts.filter_map(|account| account.closed.as_deref());
+        self.file_fault.as_deref().into_iter().chain(why).next()
+    }
+
+    fn closed(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.accounts.values().filter_map(|account| Some((&*account.name, account.closed.as_deref()?)))
+    }
+
+    /// Every fault, as a line for the log.
+    pub fn faults(&self) -> Vec<String> {
+        let file = self.file_fault.iter().map(|why| format!("the accounts cannot be read: {why}"));
+        let closed = self.closed().map(|(name, why)| format!("the account {name:?} is closed: {why}"));
+        file.chain(closed).chain(self.notes.iter().cloned()).collect()
+    }
+}
