@@ -258,7 +258,8 @@ mod tests {
         let kept = names(dir.path());
         assert_eq!(kept.len(), 11);
         let days: Vec<_> = backups(dir.path()).unwrap().into_iter().map(|backup| backup.number).collect();
-        assert!(days[..4].windows(2).all(|pair| pair[1] - pair[0] == 7), "{days:?}");
+        // The last one of the weeks is of the one that is not over.
+        assert!(days[..3].windows(2).all(|pair| pair[1] - pair[0] == 7), "{days:?}");
         // A clock far ahead adds one, and takes no more than usual.
         fs::write(dir.path().join(BACKUPS).join("day-00100-2099-01-01.anki2"), "").unwrap();
         delete_old_daily(dir.path(), 7, 4).unwrap();

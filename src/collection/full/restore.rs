@@ -58,8 +58,22 @@ pub fn take_readied(dir: &Path, keep: usize) -> Result<()> {
     replace::replace(dir, &replace::readied_path(dir), keep.max(1), Kind::Restored)
 }
 
-/// Of this process, as two commands may run at once.
-fn unready_path(dir: &Path) -> PathBuf {
+/// Checks a collection as an upload is checked, and gives it new stamps. `from` is where it came from, for the error.
+pub fn check_and_stamp(dir: &Path, from: &Path, copy: &Path, max_row_bytes: u64) -> Result<()> {
+    fold_and_check(from, copy, max_row_bytes)?;
+    set_new_stamps(dir, copy)
+}
+
+/// Puts a collection that `check_and_stamp` has seen in the place of that in `dir`. Call only while no server runs.
+pub fn put_imported(dir: &Path, copy: &Path, keep: usize) -> Result<()> {
+    replace::recover(dir)?;
+    Collection::fold(&dir.join(FILE_NAME));
+    replace::replace(dir, copy, keep.max(1), Kind::Imported)?;
+    give_all(dir, dir)
+}
+
+/// Where a copy is made before it is checked. Of this process, as two commands may run at once.
+pub fn unready_path(dir: &Path) -> PathBuf {
     dir.join(format!("{}-{}", replace::UNREADY, std::process::id()))
 }
 
