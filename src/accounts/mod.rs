@@ -18,7 +18,9 @@ pub mod login_throttle;
 pub mod password;
 pub mod users_file;
 
+use std::fs;
 use std::net::IpAddr;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
@@ -26,9 +28,11 @@ use std::time::Instant;
 use ctutils::CtEq;
 use sha1::Sha1;
 use sha2::{Digest, Sha256};
+use unicode_normalization::UnicodeNormalization;
 
 use crate::config::{Config, UserSetting};
 use crate::error::{Error, Result};
+use crate::files;
 use crate::os::clock;
 use crate::text::hex::hex;
 use device_keys::{KeyDigest, Keys};
@@ -136,7 +140,22 @@ impl Accounts {
                 accounts.push(Arc::new(Account::hashed(&self.base, name, hash, None)?))
             }
         }
+        self.leave_out_those_in_one_folder(&mut accounts);
         Ok(accounts)
+    }
+
+    /// Two accounts in one folder would write to it under two locks. The first one keeps it.
+    fn leave_out_those_in_one_folder(&self, accounts: &mut Vec<Arc<Account>>) {
+        let mut names: Vec<String> = Vec::new();
+        accounts.retain(|account| {
+            let other =
+                in_one_folder(&self.base, names.iter().map(String::as_str), &account.name).map(str::to_owned);
+            if let Some(other) = &other {
+                log::error!("the account {:?} is left out: {}", account.name, share_a_folder(other));
+            }
+            names.push(account.name.clone());
+            other.is_none()
+        });
     }
 
     fn of_setting(&self, user: &UserSetting) -> Result<Account> {
@@ -297,6 +316,32 @@ impl Accounts {
     pub fn names(&self) -> Vec<String> {
         lock(&self.known).accounts.iter().map(|account| account.name.clone()).collect()
     }
+}
+
+/// The name among `others` whose folder is that of `name`: on file systems that do not tell case apart (exFAT, vfat, some network
+/// shares), `Anna` and `anna` are one. Creates the folder of the other, which exists anyway once somebody has logged in.
+pub fn in_one_folder<'n>(
+    base: &Path,
+    mut others: impl Iterator<Item = &'n str>,
+    name: &str,
+) -> Option<&'n str> {
+    let folded = |name: &str| name.nfc().collect::<String>().to_lowercase();
+    let id = |name: &str| fs::metadata(base.join(name)).map(|meta| (meta.dev(), meta.ino())).ok();
+    others.find(|other| {
+        *other != name
+            && folded(other) == folded(name)
+            && files::create_folder(&base.join(other)).is_ok()
+            && id(other).is_some()
+            && id(other) == id(name)
+    })
+}
+
+/// Why an account is left out or refused.
+pub fn share_a_folder(other: &str) -> String {
+    format!(
+        "the file system of the data folder does not tell capital from small letters, and there its folder is that of \
+         {other:?}; choose another name"
+    )
 }
 
 impl Account {

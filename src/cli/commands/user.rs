@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::process::ExitCode;
 
+use crate::accounts;
 use crate::accounts::device_keys::Keys;
 use crate::accounts::users_file;
 use crate::accounts::users_file::Hashes;
@@ -84,7 +85,12 @@ fn add(invocation: Invocation) -> Result<ExitCode> {
             Ok(())
         }
     })?;
-    users_file::change(&base, |hashes| Ok(hashes.insert(name.clone(), hash)))?;
+    users_file::change(&base, |hashes| {
+        match accounts::in_one_folder(&base, hashes.keys().map(String::as_str), &name) {
+            Some(other) => Err(Error::Broken(format!("{name}: {}", accounts::share_a_folder(other)))),
+            None => Ok(hashes.insert(name.clone(), hash)),
+        }
+    })?;
     // Created here, so that the folder has the owner of the data folder, whoever runs this.
     files::create_folder(&base.join(&name))?;
     say(&format!("{name} can log in now; the account is in {}\n", base.join(USERS_FILE).display()));
