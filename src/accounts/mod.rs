@@ -23,15 +23,19 @@ pub mod password;
 pub mod snapshot;
 pub mod users_file;
 
+use std::fs;
 use std::net::IpAddr;
-use std::path::PathBuf;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use sha1::Sha1;
 use sha2::{Digest, Sha256};
+use unicode_normalization::UnicodeNormalization;
 
 use crate::error::{Error, Result};
+use crate::files;
 use crate::os::clock;
 use crate::text::hex::hex;
 use device_keys::{KeyDigest, Keys};
@@ -330,6 +334,32 @@ fn failure(name: &str, address: IpAddr, reason: &str, err: Error) -> Error {
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The name among `others` whose folder is that of `name`: on file systems that do not tell case apart (exFAT, vfat, some network
+/// shares), `Anna` and `anna` are one. Creates the folder of the other, which exists anyway once somebody has logged in.
+pub fn in_one_folder<'n>(
+    base: &Path,
+    mut others: impl Iterator<Item = &'n str>,
+    name: &str,
+) -> Option<&'n str> {
+    let folded = |name: &str| name.nfc().collect::<String>().to_lowercase();
+    let id = |name: &str| fs::metadata(base.join(name)).map(|meta| (meta.dev(), meta.ino())).ok();
+    others.find(|other| {
+        *other != name
+            && folded(other) == folded(name)
+            && files::create_folder(&base.join(other)).is_ok()
+            && id(other).is_some()
+            && id(other) == id(name)
+    })
+}
+
+/// Why an account is left out or refused.
+pub fn share_a_folder(other: &str) -> String {
+    format!(
+        "the file system of the data folder does not tell capital from small letters, and there its folder is that of \
+         {other:?}; choose another name"
+    )
 }
 
 #[cfg(test)]

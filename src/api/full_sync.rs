@@ -94,15 +94,16 @@ impl App {
             Err(err) => return respond_with(responder, err),
         };
         let waiting = WaitingReply::new(responder, call.packing());
-        let begun = match call.packing() {
+        // The copy for old clients is made first, and a collection of an old schema is upgraded first. The response head may
+        // be sent meanwhile.
+        let begun = waiting.while_doing(HEAD_ALONE, || match call.packing() {
             Packing::Zstd => user.download(),
-            // The copy is made first. The response head may be sent meanwhile.
-            Packing::Plain => waiting.while_doing(HEAD_ALONE, || {
+            Packing::Plain => {
                 let bytes = fs::metadata(user.dir.join(FILE_NAME)).map_or(0, |meta| meta.len());
                 Ration::of_disk(&self.config).check_free(bytes, 0)?;
                 user.download_for_old_clients()
-            }),
-        };
+            }
+        });
         let download = match begun {
             Ok(download) => download,
             Err(err) => return give_up(waiting, err),

@@ -106,6 +106,8 @@ settings! {
     session_idle: Duration = "SYNC_SESSION_SECS", "", "300", value_kinds::SECONDS, "a silent sync is given up after so long";
     idle_exit: Option<Duration> = "SYNC_IDLE_EXIT_SECS", "", "", value_kinds::OPTIONAL_SECONDS, "end after so long without a connection";
     backups: usize = "SYNC_BACKUPS", "", "3", value_kinds::COUNT, "replaced collections kept for each user";
+    backup_days: usize = "SYNC_BACKUP_DAYS", "", "7", value_kinds::COUNT, "daily copies kept of each collection; 0 for none";
+    backup_weeks: usize = "SYNC_BACKUP_WEEKS", "", "4", value_kinds::COUNT, "weekly ones kept of the older daily copies";
     ip_header: Option<String> = "SYNC_IP_HEADER", "", "", value_kinds::IP_HEADER, "where a proxy tells the address: X-Real-IP, ...";
     trusted_proxies: Vec<Network> = "SYNC_TRUSTED_PROXIES", "", "127.0.0.0/8 ::1", value_kinds::NETWORKS, "proxies that SYNC_IP_HEADER is taken from";
     /// If empty, everyone.

@@ -80,8 +80,15 @@ pub fn users(source: &Path) -> Result<Vec<User>> {
     Ok(users)
 }
 
-/// Copies a user's collection and media into the data folder, all or nothing. Call only while no server runs.
-pub fn import(user: &User, base: &Path, max_row_bytes: u64) -> Result<Taken> {
+/// Copies a user's collection and media into the data folder, all or nothing. `add_account` is called when the copy is complete,
+/// before it gets its name: after a crash, a folder with the user's name has its account, and without one, the next run starts
+/// anew. Call only while no server runs.
+pub fn import<T>(
+    user: &User,
+    base: &Path,
+    max_row_bytes: u64,
+    add_account: impl FnOnce() -> Result<T>,
+) -> Result<(Taken, T)> {
     let (dir, unfinished) = (base.join(&user.name), base.join(format!("{}.new", user.name)));
     if dir.exists() {
         return Err(Error::Broken(format!("{} exists already", dir.display())));
@@ -103,9 +110,10 @@ pub fn import(user: &User, base: &Path, max_row_bytes: u64) -> Result<Taken> {
     let taken = taken?;
     files::give_all(base, &unfinished)?;
     files::sync_folder(&unfinished)?;
+    let account = add_account()?;
     fs::rename(&unfinished, &dir).map_err(Error::io("renaming", &unfinished))?;
     files::sync_folder(base)?;
-    Ok(taken)
+    Ok((taken, account))
 }
 
 /// The last media usn of the other server. 0 if it cannot be read; then clients compare all their media files once.

@@ -4,3 +4,4 @@
 
 pub mod colpkg;
 pub mod from_other_servers;
+pub mod read_colpkg;

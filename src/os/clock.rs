@@ -124,6 +124,19 @@ fn read(clock: libc::clockid_t) -> (i64, i64) {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Day(i32);
 
+impl Day {
+    /// The day with this number; 0 is 1970-01-01.
+    pub fn from_number(number: i32) -> Day {
+        Day(number)
+    }
+
+    /// A number that all days of a week share, Monday to Sunday.
+    pub fn week(self) -> i32 {
+        // 1970-01-01 was a Thursday.
+        (self.0 + 3).div_euclid(7)
+    }
+}
+
 /// Today in UTC, for stamps, as `now_millis`.
 pub fn today() -> Day {
     Day(i32::try_from(now_secs() / (24 * 60 * 60)).unwrap_or(i32::MAX))

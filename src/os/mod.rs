@@ -11,10 +11,12 @@ mod signals;
 mod sockets;
 mod terminal;
 
-pub use disk::{NO_FOLLOW, check_writable, free_bytes};
+pub use disk::{NO_FOLLOW, check_writable, clone_file, free_bytes};
 pub use interfaces::lan_addresses;
 pub use poll::{POLL_ERR, POLL_HUP, POLL_IN, POLL_OUT, PollFd, poll, poll_fd};
-pub use process::{TARGET, VERSION, open_files_limit, prepare_process, raise_open_files_limit, random};
+pub use process::{
+    TARGET, VERSION, lower_priority, open_files_limit, prepare_process, raise_open_files_limit, random,
+};
 pub use signals::{Signal, on_signals};
 pub use sockets::{handed_over_sockets, reset_on_close};
 pub use terminal::EchoOff;

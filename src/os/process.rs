@@ -49,6 +49,15 @@ pub fn prepare_process() {
     }
 }
 
+/// Lets all other threads go first: this thread gets the processor when nobody else wants it. Ignores errors: where it is
+/// not allowed, the thread works as the others do.
+pub fn lower_priority() {
+    /// The lowest there is.
+    const NICEST: libc::c_int = 19;
+    // SAFETY: only sets a number of the calling thread, which 0 stands for on Linux.
+    unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, NICEST) };
+}
+
 /// How many file descriptors this process may have open (the soft limit).
 pub fn open_files_limit() -> io::Result<usize> {
     Ok(usize::try_from(open_files_rlimit()?.rlim_cur).unwrap_or(usize::MAX))

@@ -3,6 +3,7 @@
 //! Not here: full syncs (`collection::full`), media (`media`), the JSON of the protocol (`messages`), HTTP. Imports
 //! `collection`, `media`, `messages`, `text`, `files`, `config`.
 
+mod daily_backup;
 mod graves;
 mod merge_objects;
 mod merge_rows;

@@ -12,14 +12,18 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::collection;
+use crate::collection::full::backups::Kind;
 use crate::collection::full::download::Snapshot;
 use crate::collection::full::replace;
+use crate::collection::full::restore;
 use crate::collection::schema::downgrade::{OldCopy, Scratch};
 use crate::collection::{Collection, FILE_NAME, Meta, PATIENCE, Range, Stamps};
 use crate::error::{Error, Result};
 use crate::files;
 use crate::files::damaged::put_folders_aside;
 use crate::media::MediaStore;
+use crate::os::clock::Day;
+use crate::sync::daily_backup;
 use crate::sync::{ChunkCursor, NotetypeShapes, new_collection};
 
 /// Longer than the time between `meta` and `start` of one sync.
@@ -31,12 +35,13 @@ pub const HELP_WITH_DAMAGE: &str = "`ankipi restore` puts a backup back; or move
 
 /// One user: a folder and a lock.
 pub struct User {
-    name: String,
+    pub(super) name: String,
     /// The user's folder.
     pub dir: PathBuf,
     /// The user's media. It has its own lock.
     pub media: MediaStore,
     backups: usize,
+    pub(super) daily: daily_backup::Policy,
     max_row_bytes: u64,
     /// Number of the next temporary file beside the collection.
     files_made: AtomicU32,
@@ -44,7 +49,7 @@ pub struct User {
 }
 
 #[derive(Default)]
-struct State {
+pub(super) struct State {
     session: Option<Session>,
     /// How many downloads read the current collection. Changed only while the lock is held.
     readers: Arc<AtomicUsize>,
@@ -54,10 +59,12 @@ struct State {
     replaced: Option<Instant>,
     /// The file that SQLite found damaged in the middle of a sync: device and inode.
     damaged: Option<(u64, u64)>,
+    /// The day on which `daily_backup` last looked whether a copy is due.
+    pub(super) looked_at_backup: Option<Day>,
 }
 
 impl State {
-    fn is_read(&self) -> bool {
+    pub(super) fn is_read(&self) -> bool {
         self.readers.load(Ordering::Relaxed) > 0
     }
 }
@@ -94,15 +101,27 @@ impl Session {
 
 impl User {
     /// Prepares a user's folder and recovers after a crash.
-    pub(super) fn open(dir: &Path, name: &str, backups: usize, max_row_bytes: u64) -> User {
+    pub(super) fn open(
+        dir: &Path,
+        name: &str,
+        backups: usize,
+        daily: daily_backup::Policy,
+        max_row_bytes: u64,
+    ) -> User {
         if let Err(err) = replace::clean_up(dir) {
             log::error!("{}: what an interrupted request left cannot be tidied up: {err}", dir.display());
+        }
+        if restore::is_readied(dir)
+            && let Err(err) = restore::take_readied(dir, backups)
+        {
+            log::error!("{}: the restored backup cannot be put in place: {err}", dir.display());
         }
         User {
             name: name.to_owned(),
             media: MediaStore::open(dir),
             dir: dir.to_owned(),
             backups,
+            daily,
             max_row_bytes,
             files_made: AtomicU32::new(0),
             state: Mutex::default(),
@@ -149,7 +168,17 @@ impl User {
         })
     }
 
-    fn collection_path(&self) -> PathBuf {
+    /// Locks the user for a request. What `ankipi restore` has readied is put in place first; the device that syncs then
+    /// finds its session gone.
+    fn lock_for_request(&self) -> Result<MutexGuard<'_, State>> {
+        let mut state = self.lock();
+        if restore::is_readied(&self.dir) {
+            self.replace_by(&mut state, || restore::take_readied(&self.dir, self.backups))?;
+        }
+        Ok(state)
+    }
+
+    pub(super) fn collection_path(&self) -> PathBuf {
         self.dir.join(FILE_NAME)
     }
 
@@ -170,7 +199,7 @@ impl User {
 
     /// The last committed state, for `meta`, also while a session is open. None before the first upload.
     pub fn meta(&self) -> Result<Option<Meta>> {
-        let mut state = self.lock();
+        let mut state = self.lock_for_request()?;
         if let Some(session) = &state.session {
             return Ok(Some(session.meta));
         }
@@ -200,14 +229,15 @@ impl User {
 
     /// Ends any open session, opens a new one and runs its first step.
     pub fn start<T>(
-        &self,
+        self: &Arc<User>,
         skey: &str,
         client_usn: i32,
         client_is_newer: bool,
         first_step: impl FnOnce(&mut Session) -> Result<T>,
     ) -> Result<T> {
-        let mut state = self.lock();
+        let mut state = self.lock_for_request()?;
         self.end_session(&mut state);
+        daily_backup::begin_if_due(self, &mut state);
         let opened = self.open_session(&mut state, skey, client_usn, client_is_newer);
         let begun = opened.and_then(|mut session| Ok((first_step(&mut session)?, session)));
         match begun {
@@ -260,7 +290,7 @@ impl User {
     /// Runs a step of the session with this key. An error ends the session, because the step may be half applied. So
     /// callers must check before that the request is well-formed: a malformed request must not end the session.
     pub fn step<T>(&self, skey: &str, work: impl FnOnce(&mut Session) -> Result<T>) -> Result<T> {
-        let mut state = self.lock();
+        let mut state = self.lock_for_request()?;
         let mut session = match state.session.take() {
             Some(session) if session.skey == skey => session,
             other => {
@@ -282,7 +312,7 @@ impl User {
 
     /// Runs the last step of the session with this key.
     pub fn last_step<T>(&self, skey: &str, work: impl FnOnce(Session) -> Result<T>) -> Result<T> {
-        let mut state = self.lock();
+        let mut state = self.lock_for_request()?;
         match state.session.take() {
             Some(session) if session.skey == skey => {
                 let outcome = work(session);
@@ -307,7 +337,7 @@ impl User {
     }
 
     /// Opens the collection. Creates it if it is missing, and upgrades it if another server left an old schema.
-    fn open_with<T>(&self, state: &mut State, open: impl Fn(&Path) -> Result<T>) -> Result<T> {
+    pub(super) fn open_with<T>(&self, state: &mut State, open: impl Fn(&Path) -> Result<T>) -> Result<T> {
         let path = self.collection_path();
         if !replace::recover(&self.dir)? {
             new_collection::create(&self.dir)?;
@@ -345,10 +375,15 @@ impl User {
     /// Begins a full download of the last committed state. An open session is rolled back, as on the official server.
     /// New sessions may run during the download.
     pub fn download(self: &Arc<User>) -> Result<Download> {
-        let mut state = self.lock();
+        let mut state = self.lock_for_request()?;
         self.end_session(&mut state);
         self.correct_stamps(&mut state)?;
-        let snapshot = self.open_with(&mut state, Snapshot::open)?;
+        self.begin_read(&mut state)
+    }
+
+    /// Opens a snapshot and counts it as a reader.
+    pub(super) fn begin_read(self: &Arc<User>, state: &mut State) -> Result<Download> {
+        let snapshot = self.open_with(state, Snapshot::open)?;
         state.readers.fetch_add(1, Ordering::Relaxed);
         let readers = state.readers.clone();
         Ok(Download { user: self.clone(), snapshot: Some(snapshot), old_copy: None, readers })
@@ -386,12 +421,16 @@ impl User {
     /// Replaces the collection by a checked upload. Running downloads go on: they have the old file open, which only
     /// moves to the backups.
     pub fn replace_collection(&self, checked: &Path) -> Result<()> {
-        self.replace(&mut self.lock(), checked)
+        self.replace(&mut *self.lock_for_request()?, checked)
     }
 
     fn replace(&self, state: &mut State, checked: &Path) -> Result<()> {
+        self.replace_by(state, || replace::replace(&self.dir, checked, self.backups, Kind::Replaced))
+    }
+
+    fn replace_by(&self, state: &mut State, put: impl FnOnce() -> Result<()>) -> Result<()> {
         self.end_session(state);
-        let replaced = replace::replace(&self.dir, checked, self.backups);
+        let replaced = put();
         if matches!(replaced, Ok(()) | Err(Error::Unconfirmed(_))) {
             // Downloads of the old collection need no held snapshot any more: nobody writes to its file.
             (state.readers, state.keeper) = Default::default();

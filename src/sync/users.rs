@@ -12,12 +12,14 @@ use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::files;
 use crate::files::HeldFolder;
+use crate::sync::daily_backup;
 use crate::sync::session::User;
 
 /// All users, by name. Accounts are added and removed while the server runs.
 pub struct Users {
     base: PathBuf,
     backups: usize,
+    daily: daily_backup::Policy,
     max_row_bytes: u64,
     session_idle: Duration,
     known: Mutex<Known>,
@@ -48,6 +50,7 @@ impl Users {
         Users {
             base: config.base.clone(),
             backups: config.backups,
+            daily: daily_backup::Policy::of(config),
             max_row_bytes: config.max_row_bytes,
             session_idle: config.session_idle,
             known: Mutex::default(),
@@ -116,7 +119,7 @@ impl Users {
                 user.clone()
             }
             None => {
-                let user = Arc::new(User::open(&dir, name, self.backups, self.max_row_bytes));
+                let user = Arc::new(User::open(&dir, name, self.backups, self.daily, self.max_row_bytes));
                 entry.user.get_or_init(|| user).clone()
             }
         };

@@ -504,7 +504,12 @@ pub fn found(server: &TestServer, keys: &[String]) -> World {
 fn newest_backup(folder: &Path) -> Notes {
     let names = fs::read_dir(folder).into_iter().flatten().map(|entry| entry.unwrap().file_name());
     let names: Vec<_> = names.map(|name| name.into_string().unwrap()).collect();
-    let Some(newest) = names.iter().filter(|name| name.ends_with(".anki2")).max() else {
+    // The copy of before the first sync of the day has its name only when it is whole.
+    for daily in names.iter().filter(|name| name.starts_with("day-") && name.ends_with(".anki2")) {
+        assert_eq!(rows(&open(&folder.join(daily)), "PRAGMA integrity_check"), ["ok"], "{daily}");
+    }
+    let is_replaced = |name: &&String| name.starts_with("collection-") && name.ends_with(".anki2");
+    let Some(newest) = names.iter().filter(is_replaced).max() else {
         return Notes::new();
     };
     // Opening it would bring the two into one file.

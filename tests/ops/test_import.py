@@ -150,4 +150,4 @@ def test_an_official_folder_needs_no_import_and_others_are_named(new_server, new
     said = done(empty, "import", str(server.base))
     assert "nothing to import" in said and f"SYNC_BASE={server.base}" in said
     assert files(server.base) == before and not empty.base.exists()
-    assert "not the folder of a sync server" in refused(empty, "import", str(tmp_path))
+    assert "is not the data folder of a known sync server" in refused(empty, "import", str(tmp_path))

@@ -1,6 +1,7 @@
 """Fixtures. Stories get a fresh account each, on a server that they share, as starting one takes longer than most stories."""
 
 import itertools
+import subprocess
 
 import pytest
 
@@ -107,3 +108,14 @@ def new_proxy():
 @pytest.fixture
 def proxy(account, new_proxy):
     return new_proxy(account)
+
+
+@pytest.fixture
+def ankipi():
+    """Runs a command of ankipi on the data folder of a server; its output."""
+    def run(server, *args):
+        ended = subprocess.run([*command(official=False), *args], env=server.env, capture_output=True, text=True, timeout=120)
+        assert ended.returncode == 0, f"{args}: {ended.stdout} {ended.stderr}"
+        return ended.stdout
+
+    return run

@@ -3,6 +3,7 @@
 The client's timeout is 30 s without a byte. A check can take longer, so the server must send keep-alive bytes.
 """
 
+import shutil
 import subprocess
 import threading
 import time
@@ -43,13 +44,31 @@ def test_a_slow_check_keeps_the_client_waiting(new_server, new_account, slow_dis
         except BaseException as err:
             failures.append(err)
 
-    threads = [threading.Thread(target=tell, args=story) for story in [(good_upload, good_one), (bad_upload, bad_one), (old_upload, old_one)]]
+    old_file = new_account(new_server("dora:secret", **slow_disk), "dora", "secret")
+    stories = [(good_upload, good_one), (bad_upload, bad_one), (old_upload, old_one), (download_of_an_old_file, old_file)]
+    threads = [threading.Thread(target=tell, args=story) for story in stories]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
     if failures:
         raise failures[0]
+
+
+def download_of_an_old_file(account):
+    """The file is in an old format, as another server may leave it: it is upgraded before it is sent."""
+    desk = account.device("desk")
+    desk.add_note("one")
+    desk.col.close(downgrade=True)
+    shutil.copy(desk.col.path, account.server.base / "dora/collection.anki2")
+    desk.col.reopen()
+    phone = account.device("phone")
+    phone.login()
+    phone.auth.io_timeout_secs = TIMER_SECS
+    began = time.monotonic()
+    phone.download()
+    assert time.monotonic() - began > CHECK_SECS
+    assert phone.fronts() == ["one"]
 
 
 def good_upload(account):

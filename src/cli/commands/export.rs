@@ -4,13 +4,12 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use crate::cli::command::{Command, Invocation, say};
-use crate::cli::commands::user_folders::{folder_of, open_between_syncs, size};
+use crate::cli::commands::user_folders::{folder_of, lock_if_unused, open_to_copy, size};
 use crate::cli::progress::Progress;
-use crate::collection::full::download::Snapshot;
-use crate::collection::{Collection, FILE_NAME};
+use crate::collection::FILE_NAME;
 use crate::error::{Error, Result};
 use crate::import_export::colpkg;
-use crate::{files, media};
+use crate::media;
 
 /// `ankipi export`
 pub static EXPORT: Command = Command {
@@ -40,16 +39,9 @@ fn run(mut invocation: Invocation) -> Result<ExitCode> {
     if !collection.exists() {
         return Err(Error::Broken(format!("{name} has no collection yet")));
     }
-    // Keeps a server from starting meanwhile, unless one already runs.
-    let lock = if files::is_in_use(&base) { None } else { Some(files::lock_data_folder(&base)?) };
+    let lock = lock_if_unused(&base)?;
     let mut progress = Progress::start();
-    let snapshot = match &lock {
-        Some(_) => {
-            Collection::fold(&collection);
-            Snapshot::open(&collection)?
-        }
-        None => open_between_syncs(&dir, &mut progress)?,
-    };
+    let snapshot = open_to_copy(&dir, lock.is_some(), &mut progress)?;
     progress.show_at_once("packing the collection");
     let packed = colpkg::write(&snapshot, &dir.join(media::FOLDER), file, &mut |files| {
         progress.show(&format!("{files} media files packed"));

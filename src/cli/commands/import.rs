@@ -1,41 +1,56 @@
-//! `ankipi import`: imports the data of another sync server.
+//! `ankipi import`: imports the data of another sync server, or a package of Anki.
 
 use std::path::Path;
 use std::process::ExitCode;
 
 use crate::accounts::users_file;
 use crate::cli::command::{Command, FAILED, Invocation, say};
+use crate::cli::progress::Progress;
 use crate::collection::{Collection, FILE_NAME};
-use crate::config::{Flags, check_user_name};
+use crate::config::{Config, Flags, check_user_name};
 use crate::error::{Error, Result};
 use crate::import_export::from_other_servers::{Source, User, import, recognise, users};
+use crate::import_export::read_colpkg;
 use crate::server::data_folder;
 use crate::{files, logging};
 
 /// `ankipi import`
 pub static IMPORT: Command = Command {
     name: "import",
-    arguments: "FOLDER",
-    summary: "take over the data of another sync server",
+    arguments: "FOLDER | FILE.colpkg USER",
+    summary: "take over another server's data, or a package of Anki",
     help: "\
-Copies collections, media and accounts of ankisyncd or anki-sync-server-rs into
-the data folder. FOLDER is the one with auth.db and collections/ in it; it stays
-as it is. Stop both servers first. Devices log in again, with the passwords that
-they had, and go on with a normal sync.
+FOLDER is the one of ankisyncd or anki-sync-server-rs, with auth.db and
+collections/ in it. Its collections, media and accounts are copied into the data
+folder. Stop both servers first. Devices log in again, with the passwords that
+they had, and go on with a normal sync. The folder of Anki's own server needs no
+import: point ankipi to it (SYNC_BASE).
 
-The folder of Anki's own server needs no import: point ankipi to it (SYNC_BASE).
+FILE.colpkg is what Anki exports (File > Export, with media) or `ankipi export`
+writes. Its collection takes the place of that of USER, which is kept as a
+backup, and its media are added. It is checked as an upload is. Stop the server
+first. With the next sync each device asks; choose Download there. So a collection
+can come from AnkiWeb.
 
-Example:
+Examples:
   ankipi import /opt/ankisyncd --base /var/lib/ankipi
+  ankipi import /media/stick/anna.colpkg anna
 ",
     run,
 };
 
 fn run(mut invocation: Invocation) -> Result<ExitCode> {
     logging::start(log::LevelFilter::Warn, false);
-    let source = invocation.words(1, 1)?.remove(0);
-    let source = Path::new(&source);
+    let words = invocation.words(1, 2)?;
+    let source = Path::new(&words[0]);
     let config = invocation.settings(Flags::new())?.config()?;
+    let is_package = source.extension().is_some_and(|extension| extension == "colpkg");
+    match words.get(1) {
+        Some(user) if is_package => return take_package(source, user, &config),
+        None if is_package => return Err(Error::Usage("whose collection is it to become?".to_owned())),
+        Some(_) => return Err(Error::Usage(format!("{:?} is no .colpkg", words[0]))),
+        None => {}
+    }
     if recognise(source)? == Source::Official {
         say(&format!(
             "{dir} is a data folder of Anki's own server, or of ankipi: there is nothing to import. Check it with\n  \
@@ -62,18 +77,49 @@ fn run(mut invocation: Invocation) -> Result<ExitCode> {
     Ok(ExitCode::from(if failed == 0 { 0 } else { FAILED }))
 }
 
+fn take_package(package: &Path, name: &str, config: &Config) -> Result<ExitCode> {
+    check_user_name(name)?;
+    let base = &config.base;
+    data_folder::init(base)?;
+    let _lock = files::lock_data_folder(base)?;
+    let dir = base.join(name);
+    files::refuse_link(&dir)?;
+    files::create_folder(&dir)?;
+    let mut progress = Progress::start();
+    progress.show_at_once("reading the collection");
+    let imported =
+        read_colpkg::import(package, &dir, config.backups, config.max_row_bytes, &mut |done, of| {
+            progress.show(&format!("media file {done} of {of}"));
+        });
+    progress.clear();
+    let imported = imported?;
+    for fault in &imported.left_out {
+        eprintln!("ankipi: left out {fault}");
+    }
+    let (notes, cards) = Collection::open_to_read(&dir.join(FILE_NAME))?.counts()?;
+    let has_account =
+        users_file::read(base)?.0.get(name).is_some() || config.users.iter().any(|user| user.name == name);
+    let next = if has_account {
+        "start the server, sync each device, and choose Download there".to_owned()
+    } else {
+        format!("no account has this name yet: `ankipi user add {name}`")
+    };
+    say(&format!("{name}: {notes} notes, {cards} cards, {} media files; {next}\n", imported.files));
+    Ok(ExitCode::from(if imported.left_out.is_empty() { 0 } else { FAILED }))
+}
+
 fn take(user: &User, base: &Path, max_row_bytes: u64) -> Result<()> {
     check_user_name(&user.name)?;
-    let media = import(user, base, max_row_bytes)?;
-    let has_account = match &user.hash {
+    let add_account = || match &user.hash {
         Some(hash) => users_file::change(base, |users| {
             if users.get(&user.name).is_none() {
                 users.set(&user.name, hash.clone());
             }
             Ok(users.get(&user.name) == Some(&Ok(hash.clone())))
-        })?,
-        None => false,
+        }),
+        None => Ok(false),
     };
+    let (media, has_account) = import(user, base, max_row_bytes, add_account)?;
     let (notes, cards) = Collection::open_to_read(&base.join(&user.name).join(FILE_NAME))?.counts()?;
     let unusable = match media.unusable {
         0 => String::new(),

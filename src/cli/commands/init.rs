@@ -13,11 +13,12 @@ pub static INIT: Command = Command {
     arguments: "[DIR]",
     summary: "make a folder the data folder",
     help: "\
-Makes DIR (otherwise SYNC_BASE, --base) the data folder: creates it, and marks it
-with the file `.ankipi`. Needed once, before the first start, where the setting
-SYNC_REQUIRE_DATA is on, as in the services of the packages: these never begin an
-empty folder by themselves, because a disk might only not be mounted. `ankipi user
-add` marks the folder, too, and so does a start without that setting.
+Makes DIR (otherwise SYNC_BASE, --base) the data folder: creates it, and marks
+it with the file `.ankipi`. Needed once, before the first start, where the
+setting SYNC_REQUIRE_DATA is on, as in the services of the packages: these never
+begin an empty folder by themselves, because a disk might only not be mounted.
+`ankipi user add` marks the folder, too, and so does a start without that
+setting.
 
 Example:
   ankipi init /mnt/stick/ankipi

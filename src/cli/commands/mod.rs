@@ -37,6 +37,7 @@ pub static COMMANDS: &[&Command] = &[
     &doctor::DOCTOR,
     &check::CHECK,
     &backup::LIST,
+    &backup::MAKE,
     &backup::RESTORE,
     &export::EXPORT,
     &import::IMPORT,

@@ -5,6 +5,7 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 
+use crate::accounts;
 use crate::accounts::device_keys::Keys;
 use crate::accounts::password::Hash;
 use crate::accounts::snapshot::{AccountSettings, Snapshot};
@@ -95,6 +96,11 @@ fn add(invocation: Invocation) -> Result<ExitCode> {
     users_file::change(&base, |users| {
         // Another process may have been faster.
         is_new(users, &name)?;
+        if let Some(other) =
+            accounts::in_one_folder(&base, users.accounts().keys().map(String::as_str), &name)
+        {
+            return Err(Error::Broken(format!("{name}: {}", accounts::share_a_folder(other))));
+        }
         void_damaged_keys(&base.join(&name), &hash)?;
         users.set(&name, hash);
         // Created here, so that the folder has the owner of the data folder, whoever runs this.

@@ -1,6 +1,6 @@
 //! Shared by the commands that read users' data.
 
-use std::fs;
+use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -62,6 +62,21 @@ pub fn look_into(base: &Path, dir: &Path) -> Result<Collection> {
     } else {
         Collection::open_to_read(&collection)
     }
+}
+
+/// Locks the data folder, unless a server runs: none can start then, until the lock is dropped.
+pub fn lock_if_unused(base: &Path) -> Result<Option<File>> {
+    if files::is_in_use(base) { Ok(None) } else { files::lock_data_folder(base).map(Some) }
+}
+
+/// Opens a user's collection to copy all of it.
+pub fn open_to_copy(dir: &Path, is_unused: bool, progress: &mut Progress) -> Result<Snapshot> {
+    if !is_unused {
+        return open_between_syncs(dir, progress);
+    }
+    let collection = dir.join(FILE_NAME);
+    Collection::fold(&collection);
+    Snapshot::open(&collection)
 }
 
 /// Opens a user's collection to read all of it while a server runs. Waits until no device is in the middle of a sync.

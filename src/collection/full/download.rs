@@ -176,7 +176,7 @@ impl Snapshot {
     }
 
     /// Copies the file to `out`, which is the file at `path`.
-    pub(crate) fn copy_to(&self, out: &mut impl Write, path: &Path) -> Result<()> {
+    pub fn copy_to(&self, out: &mut impl Write, path: &Path) -> Result<()> {
         self.write_to(out).map_err(|err| match err {
             Error::Disconnected(err) => Error::Io("writing", path.to_owned(), err),
             other => other,

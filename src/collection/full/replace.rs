@@ -6,7 +6,10 @@
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
-use crate::collection::full::backups::{BACKUPS, backups, delete_old_backups, next_backup_path};
+use crate::collection::full::backups;
+use crate::collection::full::backups::{
+    BACKUPS, Kind, delete_old_replaced, newest_replaced, next_backup_path,
+};
 use crate::collection::{Collection, FILE_NAME, PATIENCE};
 use crate::error::{Error, Result};
 use crate::files::spool;
@@ -22,6 +25,13 @@ const OLD_COPY_PREFIX: &str = "collection.anki2.schema11-";
 /// Name of a checked upload that is about to become the collection.
 const CHECKED: &str = "collection.anki2.new";
 
+/// Name prefix of a copy that `ankipi restore` makes beside a running server.
+pub(super) const UNREADY: &str = "collection.anki2.restoring";
+
+/// Name of a checked copy that `ankipi restore` made beside a running server. The server puts it in place with the user's
+/// next request, or when it starts: only it knows when nobody has the collection open.
+const READIED: &str = "collection.anki2.restored";
+
 /// Name prefix of journal files whose collection is missing.
 const ORPHANED: &str = "collection.anki2.orphaned";
 
@@ -35,17 +45,23 @@ pub fn old_copy_path(dir: &Path, number: u32) -> PathBuf {
     dir.join(format!("{OLD_COPY_PREFIX}{number}"))
 }
 
-/// Replaces the collection in `dir` by a checked and synced file, and keeps the newest `keep` backups. Only snapshots
+/// The path of the copy that `ankipi restore` leaves for the server.
+pub fn readied_path(dir: &Path) -> PathBuf {
+    dir.join(READIED)
+}
+
+/// Replaces the collection in `dir` by a checked and synced file, and keeps the newest `keep` replaced ones, named
+/// by `kind`. Only snapshots
 /// may have the old collection open; they go on reading it in the backups. Its journal files move with it, if a
 /// snapshot or damage prevents their checkpoint.
 ///
 /// After an error the old collection is still in place, except after `Unconfirmed`.
-pub fn replace(dir: &Path, checked: &Path, keep: usize) -> Result<()> {
+pub fn replace(dir: &Path, checked: &Path, keep: usize, kind: Kind) -> Result<()> {
     let (current, next) = (dir.join(FILE_NAME), dir.join(CHECKED));
     let _lock = wait_to_replace(dir, PATIENCE);
     fs::rename(checked, &next).map_err(Error::io("renaming", checked))?;
     if current.exists() {
-        let backup = match sync_folder(dir).and_then(|()| next_backup_path(dir)) {
+        let backup = match sync_folder(dir).and_then(|()| next_backup_path(dir, kind)) {
             Ok(backup) => backup,
             Err(err) => {
                 let _ = fs::remove_file(&next);
@@ -64,7 +80,7 @@ pub fn replace(dir: &Path, checked: &Path, keep: usize) -> Result<()> {
     }
     sync_folder(dir).map_err(|err| Error::Unconfirmed(err.to_string()))?;
     // The new collection is in place and synced, so the upload succeeded: only log the error.
-    if let Err(err) = delete_old_backups(dir, keep) {
+    if let Err(err) = delete_old_replaced(dir, keep) {
         log::error!("the new collection is in place, but {err}");
     }
     Ok(())
@@ -124,7 +140,7 @@ pub fn recover(dir: &Path) -> Result<bool> {
         return Ok(false);
     }
     // The remaining side files belong to the old collection, which was moved to the backups.
-    match backups(dir)?.last() {
+    match newest_replaced(dir)? {
         Some(newest) => move_side_files(&current, &newest.path)?,
         None => {
             SIDE_SUFFIXES.iter().try_for_each(|suffix| remove_if_there(&with_suffix(&current, suffix)))?
@@ -151,6 +167,7 @@ pub fn clean_up(dir: &Path) -> Result<()> {
         let leftover = name.starts_with(UPLOAD_PREFIX)
             || name.starts_with(OLD_COPY_PREFIX)
             || name.starts_with(CHECKED)
+            || name.starts_with(UNREADY)
             || name.starts_with("collection.anki2.empty")
             || name.starts_with(spool::LEFTOVER_PREFIX);
         if leftover {
@@ -158,6 +175,7 @@ pub fn clean_up(dir: &Path) -> Result<()> {
             remove_if_there(&entry.path())?;
         }
     }
+    backups::remove_unfinished(dir)?;
     File::open(dir).and_then(|dir| dir.sync_all()).map_err(Error::io("syncing", dir))
 }
 
@@ -168,7 +186,7 @@ mod tests {
 
     use super::*;
     use crate::collection::PATIENCE;
-    use crate::collection::full::backups::{backup_numbers, backup_path};
+    use crate::collection::full::backups::{Kind, backup_path, backups};
     use crate::collection::full::download::Snapshot;
     use crate::files::keep_in_place;
 
@@ -189,6 +207,10 @@ mod tests {
             .db
             .query_row("SELECT crt FROM col", [], |row| row.get(0))
             .unwrap()
+    }
+
+    fn kept_numbers(dir: &Path) -> Vec<u32> {
+        backups(dir).unwrap().into_iter().map(|backup| backup.number).collect()
     }
 
     /// A copy of a collection with its journal, made while it is open.
@@ -221,13 +243,13 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         for n in 1..=5 {
             let upload = collection(dir.path(), "collection.anki2.upload-7", n);
-            replace(dir.path(), &upload, 3).unwrap();
+            replace(dir.path(), &upload, 3, Kind::Replaced).unwrap();
             assert_eq!(created(&dir.path().join(FILE_NAME)), n);
         }
-        let backups = dir.path().join(BACKUPS);
-        let kept: Vec<_> = backup_numbers(&backups).unwrap();
+        let folder = dir.path().join(BACKUPS);
+        let kept: Vec<_> = kept_numbers(dir.path());
         assert_eq!(kept, [2, 3, 4]);
-        assert_eq!(created(&backup_path(&backups, 4)), 4);
+        assert_eq!(created(&backup_path(&folder, 4, Kind::Replaced)), 4);
     }
 
     #[test]
@@ -237,7 +259,7 @@ mod tests {
         let upload = collection(dir.path(), "collection.anki2.upload-7", 2);
         let in_place = keep_in_place(dir.path()).unwrap();
         thread::scope(|scope| {
-            let replacing = scope.spawn(|| replace(dir.path(), &upload, 3));
+            let replacing = scope.spawn(|| replace(dir.path(), &upload, 3, Kind::Replaced));
             thread::sleep(Duration::from_millis(100));
             assert_eq!(created(&current), 1, "replaced while the command had it open");
             drop(in_place);
@@ -250,10 +272,10 @@ mod tests {
     fn a_backup_that_cannot_go_does_not_undo_the_upload() {
         let dir = tempfile::tempdir().unwrap();
         // A folder in place of a backup: deleting it as a file fails.
-        fs::create_dir_all(backup_path(&dir.path().join(BACKUPS), 1)).unwrap();
+        fs::create_dir_all(backup_path(&dir.path().join(BACKUPS), 1, Kind::Replaced)).unwrap();
         for n in 1..=2 {
             let upload = collection(dir.path(), "collection.anki2.upload-7", n);
-            replace(dir.path(), &upload, 0).unwrap();
+            replace(dir.path(), &upload, 0, Kind::Replaced).unwrap();
             assert_eq!(created(&dir.path().join(FILE_NAME)), n);
         }
     }
@@ -264,7 +286,7 @@ mod tests {
         collection(dir.path(), FILE_NAME, 1);
         let upload = collection(dir.path(), "collection.anki2.upload-7", 2);
         fs::write(dir.path().join(BACKUPS), "where a folder should be").unwrap();
-        replace(dir.path(), &upload, 3).unwrap_err();
+        replace(dir.path(), &upload, 3, Kind::Replaced).unwrap_err();
         assert_eq!(created(&dir.path().join(FILE_NAME)), 1);
     }
 
@@ -277,18 +299,18 @@ mod tests {
         open.db.execute("UPDATE col SET crt = 2", []).unwrap();
         let crashed = as_a_crash_leaves(&current, "-wal");
         let upload = collection(crashed.path(), "collection.anki2.upload-0", 3);
-        replace(crashed.path(), &upload, 3).unwrap();
+        replace(crashed.path(), &upload, 3, Kind::Replaced).unwrap();
         assert_eq!(created(&crashed.path().join(FILE_NAME)), 3);
-        assert_eq!(created(&backup_path(&crashed.path().join(BACKUPS), 1)), 2);
+        assert_eq!(created(&backup_path(&crashed.path().join(BACKUPS), 1, Kind::Replaced)), 2);
     }
 
     #[test]
     fn what_was_not_committed_is_not_in_the_backup() {
         let crashed = crashed_while_syncing();
         let upload = collection(crashed.path(), "collection.anki2.upload-0", 3);
-        replace(crashed.path(), &upload, 3).unwrap();
+        replace(crashed.path(), &upload, 3, Kind::Replaced).unwrap();
         assert_eq!(created(&crashed.path().join(FILE_NAME)), 3);
-        assert_eq!(created(&backup_path(&crashed.path().join(BACKUPS), 1)), 1);
+        assert_eq!(created(&backup_path(&crashed.path().join(BACKUPS), 1, Kind::Replaced)), 1);
     }
 
     #[test]

@@ -4,32 +4,86 @@
 //! for good. So the restored collection gets a new schema stamp: each device must do a full sync, and its user chooses
 //! the direction.
 
-use std::fs::File;
-use std::path::Path;
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
 
 use rusqlite::params;
 
+use crate::collection::full::backups::Kind;
 use crate::collection::full::replace;
 use crate::collection::full::upload;
 use crate::collection::{Collection, FILE_NAME};
 use crate::error::{Error, Result};
+use crate::files::owner::give_to_owner_of;
 use crate::files::sqlite_files::{SIDE_SUFFIXES, with_suffix};
-use crate::files::{GentleFile, give_all, remove_if_there};
+use crate::files::{GentleFile, give_all, keep_in_place, remove_if_there, sync_folder};
 use crate::os::clock;
 
-/// Replaces the collection in `dir` by a copy of `backup`. The old collection becomes the newest backup. Call only
-/// while no server runs.
-pub fn restore(dir: &Path, backup: &Path, keep: usize, max_row_bytes: u64) -> Result<()> {
+/// Replaces the collection in `dir` by a copy of `backup`. The old collection becomes the newest backup, of this kind. Call
+/// only while no server runs.
+pub fn restore(dir: &Path, backup: &Path, keep: usize, max_row_bytes: u64, kind: Kind) -> Result<()> {
     replace::clean_up(dir)?;
-    let copy = replace::upload_path(dir, 0);
-    copy_checked(backup, &copy, max_row_bytes)?;
-    if let Err(err) = set_new_stamps(dir, &copy) {
-        remove_with_side_files(&copy)?;
-        return Err(err);
-    }
+    let copy = unready_path(dir);
+    copy_with_new_stamps(dir, backup, &copy, max_row_bytes)?;
     // Keeps the replaced collection even if backups are turned off, so that the restore can be undone.
-    replace::replace(dir, &copy, keep.max(1))?;
+    replace::replace(dir, &copy, keep.max(1), kind)?;
     give_all(dir, dir)
+}
+
+/// Makes a copy of `backup` that the running server takes with the user's next request (`take_readied`).
+pub fn ready(dir: &Path, backup: &Path, max_row_bytes: u64) -> Result<()> {
+    let copy = unready_path(dir);
+    copy_with_new_stamps(dir, backup, &copy, max_row_bytes)?;
+    let put = || {
+        let file = File::open(&copy).map_err(Error::io("opening", &copy))?;
+        give_to_owner_of(dir, &file).map_err(Error::io("giving away", &copy))?;
+        fs::rename(&copy, replace::readied_path(dir)).map_err(Error::io("renaming", &copy))?;
+        sync_folder(dir)
+    };
+    let put = put();
+    if put.is_err() {
+        remove_if_there(&copy)?;
+    }
+    put
+}
+
+/// Whether `ready` has left a copy. One system call.
+pub fn is_readied(dir: &Path) -> bool {
+    replace::readied_path(dir).exists()
+}
+
+/// Puts the copy of `ready` in place. Call only while no connection of this process is open.
+pub fn take_readied(dir: &Path, keep: usize) -> Result<()> {
+    log::info!("{}: a backup was restored; every device will be asked for a full sync", dir.display());
+    replace::replace(dir, &replace::readied_path(dir), keep.max(1), Kind::Restored)
+}
+
+/// Checks a collection as an upload is checked, and gives it new stamps. `from` is where it came from, for the error.
+pub fn check_and_stamp(dir: &Path, from: &Path, copy: &Path, max_row_bytes: u64) -> Result<()> {
+    fold_and_check(from, copy, max_row_bytes)?;
+    set_new_stamps(dir, copy)
+}
+
+/// Puts a collection that `check_and_stamp` has seen in the place of that in `dir`. Call only while no server runs.
+pub fn put_imported(dir: &Path, copy: &Path, keep: usize) -> Result<()> {
+    replace::recover(dir)?;
+    Collection::fold(&dir.join(FILE_NAME));
+    replace::replace(dir, copy, keep.max(1), Kind::Imported)?;
+    give_all(dir, dir)
+}
+
+/// Where a copy is made before it is checked. Of this process, as two commands may run at once.
+pub fn unready_path(dir: &Path) -> PathBuf {
+    dir.join(format!("{}-{}", replace::UNREADY, std::process::id()))
+}
+
+fn copy_with_new_stamps(dir: &Path, backup: &Path, copy: &Path, max_row_bytes: u64) -> Result<()> {
+    copy_checked(backup, copy, max_row_bytes)?;
+    let stamped = set_new_stamps(dir, copy);
+    if stamped.is_err() {
+        remove_with_side_files(copy)?;
+    }
+    stamped
 }
 
 /// Copies a collection that is not in use; the copy is checked like an upload and upgraded to schema 18. It is on disk
@@ -71,9 +125,11 @@ fn fold_and_check(from: &Path, copy: &Path, max_row_bytes: u64) -> Result<()> {
 /// Gives the copy new stamps, later than those of the backup and of the current collection, so that no device has them.
 fn set_new_stamps(dir: &Path, copy: &Path) -> Result<()> {
     let current = dir.join(FILE_NAME);
+    let _in_place = keep_in_place(dir);
     // Not the clock alone: it may be behind.
-    let now = match current.exists().then(|| Collection::open_to_read(&current)?.stamps()) {
+    let now = match current.exists().then(|| Collection::open_beside_server(&current)?.stamps()) {
         Some(Ok(stamps)) => clock::now_millis().max(stamps.schema + 1).max(stamps.modified + 1),
+        // A device syncs. Its stamp will not be far behind the clock.
         // A damaged collection is ignored: it may be the reason for the restore.
         Some(Err(_)) | None => clock::now_millis(),
     };
