@@ -3,6 +3,8 @@
 //!
 //! Rows are never removed. Size 0 marks a deleted file; its checksum stays. `meta` holds the last usn and the totals.
 
+use std::fs;
+use std::io::ErrorKind;
 use std::path::Path;
 use std::time::Duration;
 
@@ -117,11 +119,16 @@ impl MediaDb {
         Ok(db)
     }
 
+    /// Whether there is no index yet, which is an empty one.
+    pub fn is_missing(dir: &Path) -> bool {
+        fs::symlink_metadata(dir.join(FILE_NAME)).is_err_and(|err| err.kind() == ErrorKind::NotFound)
+    }
+
     /// Opens for reading. Writes only to recover a WAL or to upgrade the schema. A missing index is read as empty.
     pub fn open_to_read(dir: &Path) -> Result<MediaDb> {
         let path = dir.join(FILE_NAME);
         files::refuse_link(&path)?;
-        if !path.exists() {
+        if MediaDb::is_missing(dir) {
             let db = MediaDb { db: Connection::open_in_memory()? };
             db.upgrade()?;
             return Ok(db);

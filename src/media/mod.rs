@@ -45,6 +45,7 @@ use sha1::{Digest, Sha1};
 
 use crate::error::{Error, Result};
 use crate::files;
+use crate::files::sqlite_files::{FileState, Remembered};
 use crate::text::hex::unhex;
 use index::{Change, MediaDb, Record};
 use name::MediaName;
@@ -97,6 +98,8 @@ struct State {
     last_used: Instant,
     /// Changes may be half applied.
     needs_recovery: bool,
+    /// The counts, as they were last read while the index was closed.
+    totals: Option<Remembered<Totals>>,
 }
 
 /// An intended change of a file, as stored in `media.pending`.
@@ -113,7 +116,7 @@ impl MediaStore {
     pub fn open(dir: &Path) -> Result<MediaStore> {
         files::create_folder(&dir.join(FOLDER))?;
         remove_staged(dir)?;
-        let state = State { writer: None, last_used: Instant::now(), needs_recovery: true };
+        let state = State { writer: None, last_used: Instant::now(), needs_recovery: true, totals: None };
         let store = MediaStore { dir: dir.to_owned(), staged: AtomicU32::new(0), state: Mutex::new(state) };
         // The index stays closed. This saves an idle server the memory, and the wait for random bytes.
         if let Err(err) = store.lock().map(drop) {
@@ -129,11 +132,14 @@ impl MediaStore {
 
     /// The last usn and the totals.
     pub fn totals(&self) -> Result<Totals> {
-        self.read(MediaDb::totals)
+        self.lock()?.totals(&self.dir)
     }
 
     /// Hands the next page of changes after `usn` to `each`, ordered by usn.
     pub fn changes_after(&self, usn: i64, each: impl FnMut(Change) -> Result<()>) -> Result<()> {
+        if i64::from(self.totals()?.last_usn) == usn {
+            return Ok(());
+        }
         self.read(|db| db.changes_after(usn, each))
     }
 
@@ -195,6 +201,24 @@ impl MediaStore {
 }
 
 impl State {
+    /// The counts, without opening the index if they are known.
+    fn totals(&mut self, dir: &Path) -> Result<Totals> {
+        if let Some(db) = &self.writer {
+            return db.totals();
+        }
+        let path = dir.join(index::FILE_NAME);
+        if let Some(totals) = self.totals.as_ref().and_then(|remembered| remembered.of(&path)) {
+            return Ok(*totals);
+        }
+        if MediaDb::is_missing(dir) {
+            return Ok(Totals::default());
+        }
+        let before = FileState::of(&path);
+        let totals = MediaDb::open_to_read(dir)?.totals()?;
+        self.totals = Remembered::new(&path, before, totals);
+        Ok(totals)
+    }
+
     fn writer(&mut self, dir: &Path) -> Result<&MediaDb> {
         match &mut self.writer {
             Some(db) => Ok(db),

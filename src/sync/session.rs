@@ -18,6 +18,7 @@ use crate::collection::{Collection, FILE_NAME, Meta, PATIENCE, Range, Stamps};
 use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::files;
+use crate::files::sqlite_files::{FileState, Remembered};
 use crate::media::MediaStore;
 use crate::sync::{ChunkCursor, NotetypeShapes, new_collection};
 
@@ -53,6 +54,8 @@ struct State {
     readers: Arc<AtomicUsize>,
     /// Snapshot held for running downloads. While it is held, syncs write to the WAL.
     keeper: Option<Snapshot>,
+    /// What `meta` was last told of the file.
+    meta: Option<Remembered<Meta>>,
 }
 
 impl State {
@@ -228,11 +231,23 @@ impl User {
         if let Some(session) = &state.session {
             return Ok(Some(session.meta));
         }
+        // Without a session and without readers, no connection of ours is open, and none holds a lock.
+        let path = self.collection_path();
+        let is_open = state.is_read();
+        if !is_open && let Some(meta) = state.meta.as_ref().and_then(|remembered| remembered.of(&path)) {
+            return Ok(Some(*meta));
+        }
+        state.meta = None;
         self.checkpoint_if_unused(&mut state);
         if !replace::recover(&self.dir)? {
             return Ok(None);
         }
-        self.open_with(&mut state, Collection::open_to_read)?.meta().map(Some)
+        let before = if is_open { None } else { FileState::of(&path) };
+        let meta = self.open_with(&mut state, Collection::open_to_read)?.meta()?;
+        if !is_open {
+            state.meta = Remembered::new(&path, before, meta);
+        }
+        Ok(Some(meta))
     }
 
     /// Ends any open session, opens a new one and runs its first step.
