@@ -76,16 +76,14 @@ impl Server {
     /// much longer.
     pub fn start(command: &str, base: &Path, count_fsyncs: bool, fsync_ms: Option<u32>) -> Result<Server> {
         let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port();
-        let mut words: Vec<&str> = if Path::new(command).exists() {
-            vec![command]
-        } else {
-            command.split_whitespace().collect()
-        };
+        let mut words: Vec<&str> =
+            if Path::new(command).exists() { vec![command] } else { command.split_whitespace().collect() };
         let slowed = fsync_ms.map(|_| base.with_extension("fsyncs"));
         let (log, inject, trace);
         if let (Some(path), Some(ms)) = (&slowed, fsync_ms) {
             log = path.to_string_lossy();
-            (trace, inject) = (format!("trace={FSYNCS}"), format!("inject={FSYNCS}:delay_enter={}", ms * 1000));
+            (trace, inject) =
+                (format!("trace={FSYNCS}"), format!("inject={FSYNCS}:delay_enter={}", ms * 1000));
             // With -D the server is our child, and with --seccomp-bpf other system calls are as quick as without.
             let strace =
                 ["strace", "-D", "-f", "--seccomp-bpf", "-qq", "-o", &log, "-e", &trace, "-e", &inject];
@@ -113,7 +111,8 @@ impl Server {
             let log = log.clone();
             thread::spawn(move || keep_last_lines(BufReader::new(stderr), &log));
         }
-        let mut server = Server { child, address: (Ipv4Addr::LOCALHOST, port).into(), log, count_fsyncs, slowed };
+        let mut server =
+            Server { child, address: (Ipv4Addr::LOCALHOST, port).into(), log, count_fsyncs, slowed };
         server.wait_until_it_answers()?;
         Ok(server)
     }

@@ -578,7 +578,15 @@ fn print_row(job: &Job, usage: &Usage) {
 fn print_everyday_heading() {
     println!(
         "{:<20} {:>9} {:>8} {:>8} {:>12} {:>10} {:>9} {:>8} {:>9}  (of each)",
-        "job", "median ms", "p90 ms", "CPU ms", "written KiB", "wire bytes", "switches", "fsyncs", "VmHWM MiB"
+        "job",
+        "median ms",
+        "p90 ms",
+        "CPU ms",
+        "written KiB",
+        "wire bytes",
+        "switches",
+        "fsyncs",
+        "VmHWM MiB"
     );
 }
 
@@ -691,13 +699,13 @@ fn run() -> Result<()> {
     let mut rows = Vec::new();
     let mut failures = Vec::new();
     type Print = fn(&Job, &Usage);
-    let tables: [(&[Job], fn(), Print); 2] = [
-        (EVERYDAY_JOBS, print_everyday_heading, print_everyday_row),
-        (JOBS, print_heading, print_row),
-    ];
+    let tables: [(&[Job], fn(), Print); 2] =
+        [(EVERYDAY_JOBS, print_everyday_heading, print_everyday_row), (JOBS, print_heading, print_row)];
     for (jobs, print_heading, print_row) in tables {
-        let jobs: Vec<_> =
-            jobs.iter().filter(|job| wanted.is_empty() || wanted.iter().any(|name| name == job.name)).collect();
+        let jobs: Vec<_> = jobs
+            .iter()
+            .filter(|job| wanted.is_empty() || wanted.iter().any(|name| name == job.name))
+            .collect();
         if !as_json && !jobs.is_empty() {
             print_heading();
         }

@@ -118,7 +118,8 @@ impl<T> Remembered<T> {
     /// Remembers what was read from a file that was in state `before` when that began. None if that cannot be relied on:
     /// the file was changed meanwhile, or a moment ago.
     pub fn new(path: &Path, before: Option<FileState>, value: T) -> Option<Remembered<T>> {
-        let state = before.filter(|before| before.is_settled() && FileState::of(path).as_ref() == Some(before))?;
+        let state =
+            before.filter(|before| before.is_settled() && FileState::of(path).as_ref() == Some(before))?;
         Some(Remembered { state, value })
     }
 
@@ -159,7 +160,10 @@ mod tests {
     /// A file that was changed a while ago, and what is remembered of it.
     fn remembered(dir: &Path) -> (std::path::PathBuf, Remembered<i64>) {
         let path = dir.join("db");
-        Connection::open(&path).unwrap().execute_batch("CREATE TABLE t (x); INSERT INTO t VALUES (1)").unwrap();
+        Connection::open(&path)
+            .unwrap()
+            .execute_batch("CREATE TABLE t (x); INSERT INTO t VALUES (1)")
+            .unwrap();
         std::thread::sleep(2 * FINE_STEP);
         let remembered = Remembered::new(&path, FileState::of(&path), 1).expect("a file that nobody changes");
         assert_eq!(remembered.of(&path), Some(&1));
@@ -170,7 +174,7 @@ mod tests {
     fn whatever_changes_a_file_ends_what_is_remembered_of_it() {
         type Change = fn(&Path);
         let changes: [(&str, Change); 8] = [
-            ("a commit", |path| drop(Connection::open(path).unwrap().execute("UPDATE t SET x = 2", []).unwrap())),
+            ("a commit", |path| Connection::open(path).unwrap().execute_batch("UPDATE t SET x = 2").unwrap()),
             ("a commit in a WAL that was brought into the file", |path| {
                 Connection::open(path)
                     .unwrap()

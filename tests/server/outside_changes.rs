@@ -29,7 +29,7 @@ fn server() -> (TestServer, Device) {
 fn meta_tells_what_somebody_else_did_to_the_collection() {
     type Change = fn(&Path);
     let changes: [(&str, Change); 6] = [
-        ("a commit", |path| drop(open(path).execute("UPDATE col SET mod = 2000", []).unwrap())),
+        ("a commit", |path| open(path).execute_batch("UPDATE col SET mod = 2000").unwrap()),
         ("a commit in WAL mode", |path| {
             let db = open(path);
             db.execute_batch("PRAGMA journal_mode = WAL; UPDATE col SET mod = 2000").unwrap();
@@ -86,7 +86,8 @@ fn begin_and_media_changes_tell_what_somebody_else_did_to_the_index() {
         device.try_call(&format!("/msync/{method}"), body.as_bytes()).unwrap().ok()["data"].clone()
     };
     let usn = || call("begin", r#"{"v":"26.09.3,29bb700b,linux"}"#)["usn"].clone();
-    let changes = |last: i64| call("mediaChanges", &json!({ "lastUsn": last }).to_string()).as_array().unwrap().len();
+    let changes =
+        |last: i64| call("mediaChanges", &json!({ "lastUsn": last }).to_string()).as_array().unwrap().len();
     assert_eq!((usn(), changes(0)), (0.into(), 0));
     // As another server leaves it.
     let path = server.file("media.db");
