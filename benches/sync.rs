@@ -647,6 +647,9 @@ fn default_data() -> &'static str {
     }
 }
 
+/// Jobs, how to print a heading for them, and how one of them.
+type Table<'j> = (&'j [Job], fn(), fn(&Job, &Usage));
+
 /// Runs a job; a second time where fsyncs are counted, so that neither disturbs the other.
 fn measure(bench: &mut Bench, job: &Job, fsyncs: bool) -> Result<Usage> {
     let mut usage = (job.run)(bench)?;
@@ -698,8 +701,7 @@ fn run() -> Result<()> {
     }
     let mut rows = Vec::new();
     let mut failures = Vec::new();
-    type Print = fn(&Job, &Usage);
-    let tables: [(&[Job], fn(), Print); 2] =
+    let tables: [Table; 2] =
         [(EVERYDAY_JOBS, print_everyday_heading, print_everyday_row), (JOBS, print_heading, print_row)];
     for (jobs, print_heading, print_row) in tables {
         let jobs: Vec<_> = jobs

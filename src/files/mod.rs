@@ -9,6 +9,6 @@ pub mod spool;
 pub mod sqlite_files;
 pub mod temporary;
 
-pub use durable::{GentleFile, create_folder, remove_if_there, replace_file, sync_folder};
+pub use durable::{GentleFile, create_folder, maps_files, remove_if_there, replace_file, sync_folder};
 pub use locks::{holder, is_in_use, keep_in_place, lock_data_folder, running_servers, wait_to_replace};
 pub use owner::{create_for_owner, give_all, refuse_link};

@@ -1,6 +1,6 @@
 //! Before a SQLite file is opened: whether somebody writes to it, and how to read it without writing to the SD card.
 
-use std::fs::OpenOptions;
+use std::fs::{self, OpenOptions};
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
@@ -54,10 +54,50 @@ pub fn immutable_uri(path: &Path) -> String {
 /// schema.
 const HEADER_BYTES: usize = 100;
 
-/// File systems tell times in steps: ext4 and most others in steps of a few ms, FAT in steps of 2 s and without parts of
-/// seconds. Two changes within one step have the same time.
-const FINE_STEP: Duration = Duration::from_millis(20);
+/// File systems tell times in steps: ext4 and most others in steps of a few ms. Two changes within one step have the same
+/// time.
+pub const FINE_STEP: Duration = Duration::from_millis(20);
+
+/// On FAT the steps are of 2 s, and times have no parts of seconds.
 const COARSE_STEP: Duration = Duration::from_secs(3);
+
+/// Which file it is, its length and its times: whoever writes into the file or puts another one in its place changes
+/// that. Found out without opening it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FileTimes {
+    device: u64,
+    inode: u64,
+    bytes: u64,
+    modified: (i64, i64),
+    changed: (i64, i64),
+}
+
+impl FileTimes {
+    /// Of the file at this path; none if there is no such file.
+    pub fn of(path: &Path) -> Option<FileTimes> {
+        fs::symlink_metadata(path)
+            .ok()
+            .filter(fs::Metadata::is_file)
+            .map(|metadata| FileTimes::from(&metadata))
+    }
+
+    /// Whether both are of one file, whatever was written into it.
+    pub fn is_same_file(&self, other: &FileTimes) -> bool {
+        (self.device, self.inode) == (other.device, other.inode)
+    }
+}
+
+impl From<&fs::Metadata> for FileTimes {
+    fn from(metadata: &fs::Metadata) -> FileTimes {
+        FileTimes {
+            device: metadata.dev(),
+            inode: metadata.ino(),
+            bytes: metadata.len(),
+            modified: (metadata.mtime(), metadata.mtime_nsec()),
+            changed: (metadata.ctime(), metadata.ctime_nsec()),
+        }
+    }
+}
 
 /// What tells one state of an SQLite file from any other, found out without SQLite: which file it is, its length and
 /// times, and its header.
@@ -66,11 +106,7 @@ const COARSE_STEP: Duration = Duration::from_secs(3);
 /// it was brought into the file and the times are others.
 #[derive(Clone, PartialEq, Eq)]
 pub struct FileState {
-    device: u64,
-    inode: u64,
-    bytes: u64,
-    modified: (i64, i64),
-    changed: (i64, i64),
+    times: FileTimes,
     header: [u8; HEADER_BYTES],
 }
 
@@ -87,20 +123,13 @@ impl FileState {
         let metadata = file.metadata().ok()?;
         let mut header = [0; HEADER_BYTES];
         file.read_exact_at(&mut header, 0).ok()?;
-        Some(FileState {
-            device: metadata.dev(),
-            inode: metadata.ino(),
-            bytes: metadata.len(),
-            modified: (metadata.mtime(), metadata.mtime_nsec()),
-            changed: (metadata.ctime(), metadata.ctime_nsec()),
-            header,
-        })
+        Some(FileState { times: FileTimes::from(&metadata), header })
     }
 
     /// Whether a later change has another time than this state has.
     fn is_settled(&self) -> bool {
-        let step = if self.modified.1 == 0 { COARSE_STEP } else { FINE_STEP };
-        let (secs, nanos) = (u64::try_from(self.modified.0), u32::try_from(self.modified.1));
+        let step = if self.times.modified.1 == 0 { COARSE_STEP } else { FINE_STEP };
+        let (secs, nanos) = (u64::try_from(self.times.modified.0), u32::try_from(self.times.modified.1));
         let (Ok(secs), Ok(nanos)) = (secs, nanos) else { return false };
         let modified = SystemTime::UNIX_EPOCH + Duration::new(secs, nanos);
         // A time in the future says nothing.

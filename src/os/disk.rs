@@ -3,7 +3,9 @@
 #![allow(unsafe_code)]
 
 use std::ffi::CString;
-use std::io::{self};
+use std::fs::File;
+use std::io;
+use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
@@ -32,4 +34,19 @@ pub fn free_bytes(dir: &Path) -> io::Result<u64> {
         0 => Ok((stat.f_bavail as u64).saturating_mul(stat.f_frsize as u64)),
         _ => Err(io::Error::last_os_error()),
     }
+}
+
+/// Whether changes to a file's pages in memory reach other processes, which is what a WAL needs. Some file systems
+/// (mergerfs without a cache, jffs2, 9p, sshfs) have no such memory. The file must be open for writing and have a byte.
+pub fn maps_files(file: &File) -> bool {
+    let protection = libc::PROT_READ | libc::PROT_WRITE;
+    // SAFETY: a new mapping of a live descriptor, of which nothing is read or written.
+    let page =
+        unsafe { libc::mmap(std::ptr::null_mut(), 1, protection, libc::MAP_SHARED, file.as_raw_fd(), 0) };
+    if page == libc::MAP_FAILED {
+        return false;
+    }
+    // SAFETY: the mapping that was just made, which nothing refers to.
+    unsafe { libc::munmap(page, 1) };
+    true
 }

@@ -9,12 +9,14 @@ mod poll;
 mod process;
 mod signals;
 mod sockets;
+mod sqlite_wal;
 mod terminal;
 
-pub use disk::{NO_FOLLOW, check_writable, free_bytes};
+pub use disk::{NO_FOLLOW, check_writable, free_bytes, maps_files};
 pub use interfaces::lan_addresses;
 pub use poll::{POLL_ERR, POLL_HUP, POLL_IN, POLL_OUT, PollFd, poll, poll_fd};
 pub use process::{TARGET, VERSION, open_files_limit, prepare_process, raise_open_files_limit, random};
 pub use signals::{Signal, on_signals};
 pub use sockets::{handed_over_sockets, reset_on_close};
+pub use sqlite_wal::skip_sync_of_new_wal_header;
 pub use terminal::EchoOff;

@@ -4,6 +4,7 @@
 //! `collection`, `media`, `messages`, `text`, `files`.
 
 mod graves;
+mod kept_connection;
 mod merge_objects;
 mod merge_rows;
 pub mod new_collection;

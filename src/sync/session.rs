@@ -8,18 +8,20 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::collection;
 use crate::collection::full::download::Snapshot;
 use crate::collection::full::replace;
 use crate::collection::schema::downgrade::{OldCopy, Scratch};
-use crate::collection::{Collection, FILE_NAME, Meta, PATIENCE, Range, Stamps};
+use crate::collection::{Collection, FILE_NAME, Journal, Meta, PATIENCE, Range, Stamps};
 use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::files;
-use crate::files::sqlite_files::{FileState, Remembered};
+use crate::files::sqlite_files::{FINE_STEP, FileState, Remembered, has_side_files};
 use crate::media::MediaStore;
+use crate::sync::kept_connection::{Foreign, Kept, Slots};
 use crate::sync::{ChunkCursor, NotetypeShapes, new_collection};
 
 /// All users, by name. Accounts are added and removed while the server runs.
@@ -28,8 +30,14 @@ pub struct Users {
     backups: usize,
     max_row_bytes: u64,
     session_idle: Duration,
+    journal: Journal,
+    slots: Slots,
     users: Mutex<BTreeMap<String, Arc<User>>>,
 }
+
+/// How long after the last request of a sync its connection is closed and its WAL is checkpointed: nobody waits then,
+/// and a device that syncs again at once finds all ready.
+const QUIET: Duration = Duration::from_secs(6);
 
 /// One user: a folder and a lock.
 pub struct User {
@@ -40,6 +48,8 @@ pub struct User {
     pub media: MediaStore,
     backups: usize,
     max_row_bytes: u64,
+    journal: Journal,
+    slots: Slots,
     /// Number of the next temporary file beside the collection.
     files_made: AtomicU32,
     /// The account was removed.
@@ -52,9 +62,13 @@ struct State {
     session: Option<Session>,
     /// How many downloads read the current collection. Changed only while the lock is held.
     readers: Arc<AtomicUsize>,
-    /// Snapshot held for running downloads. While it is held, syncs write to the WAL.
+    /// Snapshot held for running downloads. While it is held, nothing is checkpointed into the file.
     keeper: Option<Snapshot>,
-    /// What `meta` was last told of the file.
+    /// The connection of the last session. None while a session is open, which has it.
+    kept: Option<Kept>,
+    /// When the last session ended, if its WAL may still have to be checkpointed.
+    quiet_since: Option<Instant>,
+    /// What `meta` was last told of the file while it was closed.
     meta: Option<Remembered<Meta>>,
 }
 
@@ -97,8 +111,18 @@ impl Session {
 impl Users {
     /// Creates the users' missing folders and recovers after a crash.
     pub fn open(config: &Config, names: &[String]) -> Result<Users> {
+        let journal = Journal::of_disk(&config.base)?;
+        if journal == Journal::Rollback {
+            log::warn!(
+                "{}: this disk has no shared memory for files: syncs wait longer for it, and no device can sync while \
+                 another one downloads",
+                config.base.display()
+            );
+        }
         let users = Users {
             base: config.base.clone(),
+            journal,
+            slots: Slots::default(),
             backups: config.backups,
             max_row_bytes: config.max_row_bytes,
             session_idle: config.session_idle,
@@ -120,7 +144,7 @@ impl Users {
             }
             return Ok(user.clone());
         }
-        let user = Arc::new(User::open(&self.base, name, self.backups, self.max_row_bytes)?);
+        let user = Arc::new(User::open(self, name)?);
         users.insert(name.to_owned(), user.clone());
         Ok(user)
     }
@@ -160,8 +184,8 @@ impl Users {
 }
 
 impl User {
-    fn open(base: &Path, name: &str, backups: usize, max_row_bytes: u64) -> Result<User> {
-        let dir = base.join(name);
+    fn open(users: &Users, name: &str) -> Result<User> {
+        let dir = users.base.join(name);
         files::refuse_link(&dir)?;
         files::create_folder(&dir)?;
         replace::clean_up(&dir)?;
@@ -170,30 +194,93 @@ impl User {
             media: MediaStore::open(&dir)?,
             dir,
             is_removed: AtomicBool::new(false),
-            backups,
-            max_row_bytes,
+            backups: users.backups,
+            max_row_bytes: users.max_row_bytes,
+            journal: users.journal,
+            slots: users.slots.clone(),
             files_made: AtomicU32::new(0),
             state: Mutex::default(),
         })
     }
 
-    /// Rolls back the session and closes the media store.
+    /// Rolls back the session, brings the collection into one file, and closes the media store.
     fn end(&self) {
-        self.end_session(&mut self.lock());
+        let mut state = self.lock();
+        self.end_session(&mut state);
+        self.close_unless_read(&mut state);
+        drop(state);
         self.media.close();
     }
 
-    /// Rolls back the session if there is one.
+    /// Rolls back the session if there is one, and keeps its connection.
     fn end_session(&self, state: &mut State) {
-        state.session = None;
-        self.checkpoint_if_unused(state);
+        if let Some(session) = state.session.take() {
+            let rolled_back = session.collection.roll_back().map(|()| session.collection);
+            self.keep(state, rolled_back);
+        }
     }
 
-    /// Checkpoints the WAL into the collection, unless a session or a download is open.
-    fn checkpoint_if_unused(&self, state: &mut State) {
-        if state.session.is_none() && !state.is_read() {
-            state.keeper = None;
-            Collection::fold(&self.collection_path());
+    /// Keeps the connection of a session that has ended, or notes that there may be a WAL to checkpoint.
+    fn keep(&self, state: &mut State, collection: Result<Collection>) {
+        let kept =
+            collection.and_then(|collection| Kept::new(collection, &self.collection_path(), &self.slots));
+        state.kept = kept.unwrap_or_else(|err| {
+            log::debug!("{}: closing the connection of a sync: {err}", self.name);
+            None
+        });
+        state.quiet_since = Some(Instant::now());
+    }
+
+    /// The connection that is kept, if the file is still its file.
+    fn kept<'s>(&self, state: &'s mut State) -> Result<Option<&'s Kept>> {
+        let Some(kept) = state.kept.take() else { return Ok(None) };
+        match kept.foreign() {
+            Ok(None) => Ok(Some(state.kept.insert(kept))),
+            Ok(Some(Foreign::Commit)) => {
+                log::info!("{}: another program has changed the collection", self.name);
+                self.keep(state, Ok(kept.collection));
+                Ok(state.kept.as_ref())
+            }
+            Ok(Some(Foreign::Replacement)) => {
+                drop(kept);
+                log::warn!(
+                    "{}: another program has replaced collection.anki2 or written over it while the server had it open; \
+                     changes of the last sync that are not in it are put aside. Stop the server before you do that",
+                    self.name
+                );
+                replace::put_side_files_aside(&self.dir)?;
+                Ok(None)
+            }
+            Err(err) => {
+                log::warn!("{}: closing the connection of the last sync: {err}", self.name);
+                Ok(None)
+            }
+        }
+    }
+
+    /// Closes what the last session has left open and checkpoints its WAL, unless a download reads the file.
+    fn close_unless_read(&self, state: &mut State) {
+        if state.session.is_some() || state.is_read() {
+            return;
+        }
+        state.keeper = None;
+        let path = self.collection_path();
+        let closed = match self.kept(state) {
+            Ok(_) => state.kept.take().map_or(Ok(()), |kept| kept.collection.close_and_fold()),
+            Err(err) => Err(err),
+        };
+        if let Err(err) = closed {
+            log::warn!("{}: checkpoint failed, trying again: {err}", path.display());
+        }
+        Collection::fold(&path);
+        // Another program may read an older state.
+        state.quiet_since = has_side_files(&path).then(Instant::now);
+    }
+
+    /// Lets go of the snapshot that is held for downloads when the last of them has ended.
+    fn end_keeper_if_unused(&self, state: &mut State) {
+        if state.session.is_none() && !state.is_read() && state.keeper.take().is_some() {
+            state.quiet_since = Some(Instant::now());
         }
     }
 
@@ -202,7 +289,8 @@ impl User {
         self.state.lock().unwrap_or_else(|poisoned: PoisonError<_>| {
             self.state.clear_poison();
             let mut state = poisoned.into_inner();
-            state.session = None;
+            (state.session, state.kept) = (None, None);
+            state.quiet_since = Some(Instant::now());
             state
         })
     }
@@ -216,13 +304,34 @@ impl User {
         let Ok(mut state) = self.state.try_lock() else {
             return Some(idle);
         };
-        let silent = state.session.as_ref()?.last_step.elapsed();
-        if silent < idle {
-            return Some(idle - silent);
+        if let Some(session) = &state.session {
+            let silent = session.last_step.elapsed();
+            if silent < idle {
+                return Some(idle - silent);
+            }
+            self.end_session(&mut state);
+            log::info!("{}: rolled back a sync that was silent for {} s", self.name, silent.as_secs());
         }
-        self.end_session(&mut state);
-        log::info!("{}: rolled back a sync that was silent for {} s", self.name, silent.as_secs());
-        None
+        let quiet = state.quiet_since.filter(|_| !state.is_read())?.elapsed();
+        if quiet < QUIET {
+            return Some(QUIET - quiet);
+        }
+        self.close_unless_read(&mut state);
+        self.read_meta_ahead(&mut state);
+        state.quiet_since.map(|_| QUIET)
+    }
+
+    /// Reads what the next `meta` asks for.
+    fn read_meta_ahead(&self, state: &mut State) {
+        let path = self.collection_path();
+        if path.exists() && !has_side_files(&path) {
+            // What was just written must be told from what another program writes next.
+            thread::sleep(2 * FINE_STEP);
+            let before = FileState::of(&path);
+            if let Ok(meta) = Collection::open_to_read(&path).and_then(|collection| collection.meta()) {
+                state.meta = Remembered::new(&path, before, meta);
+            }
+        }
     }
 
     /// The last committed state, for `meta`, also while a session is open. None before the first upload.
@@ -231,23 +340,33 @@ impl User {
         if let Some(session) = &state.session {
             return Ok(Some(session.meta));
         }
-        // Without a session and without readers, no connection of ours is open, and none holds a lock.
+        if let Some(kept) = self.kept(&mut state)? {
+            return Ok(Some(kept.meta()));
+        }
         let path = self.collection_path();
-        let is_open = state.is_read();
-        if !is_open && let Some(meta) = state.meta.as_ref().and_then(|remembered| remembered.of(&path)) {
+        if state.is_read() {
+            return self.read_meta(&mut state).map(Some);
+        }
+        // No connection of ours is open, so none can lose its locks.
+        if let Some(meta) = state.meta.as_ref().and_then(|remembered| remembered.of(&path)) {
             return Ok(Some(*meta));
         }
         state.meta = None;
-        self.checkpoint_if_unused(&mut state);
+        if state.quiet_since.is_none() {
+            // Side files of a crash, or of another program.
+            self.close_unless_read(&mut state);
+        }
         if !replace::recover(&self.dir)? {
             return Ok(None);
         }
-        let before = if is_open { None } else { FileState::of(&path) };
-        let meta = self.open_with(&mut state, Collection::open_to_read)?.meta()?;
-        if !is_open {
-            state.meta = Remembered::new(&path, before, meta);
-        }
+        let before = FileState::of(&path);
+        let meta = self.read_meta(&mut state)?;
+        state.meta = Remembered::new(&path, before, meta);
         Ok(Some(meta))
+    }
+
+    fn read_meta(&self, state: &mut State) -> Result<Meta> {
+        self.open_with(state, Collection::open_to_read)?.meta()
     }
 
     /// Ends any open session, opens a new one and runs its first step.
@@ -260,18 +379,24 @@ impl User {
     ) -> Result<T> {
         let mut state = self.lock();
         self.end_session(&mut state);
-        let opened = self.open_session(&mut state, skey, client_usn, client_is_newer);
-        let begun = opened.and_then(|mut session| Ok((first_step(&mut session)?, session)));
-        match begun {
-            Ok((outcome, session)) => {
+        let mut session = self.open_session(&mut state, skey, client_usn, client_is_newer)?;
+        match first_step(&mut session) {
+            Ok(outcome) => {
                 state.session = Some(session);
                 Ok(outcome)
             }
             Err(err) => {
-                self.checkpoint_if_unused(&mut state);
+                self.close_after_error(&mut state, session);
                 Err(err)
             }
         }
+    }
+
+    /// Closes the connection of a session whose step has failed: its transaction may be half applied, and the disk may
+    /// have failed.
+    fn close_after_error(&self, state: &mut State, session: Session) {
+        drop(session);
+        state.quiet_since = Some(Instant::now());
     }
 
     fn open_session(
@@ -281,11 +406,27 @@ impl User {
         client_usn: i32,
         client_is_newer: bool,
     ) -> Result<Session> {
+        let kept = self.kept(state)?.map(|kept| kept.collection.check_schema());
+        if kept.is_none_or(|checked| checked.is_err()) {
+            state.kept = None;
+        }
+        if state.is_read() && self.journal == Journal::Rollback {
+            return Err(Error::Busy(
+                "another device downloads, and this disk has no shared memory".to_owned(),
+            ));
+        }
         if state.is_read() && state.keeper.is_none() {
             state.keeper = Some(self.open_with(state, |path| Snapshot::open_beside_syncs(path, PATIENCE))?);
         }
-        let collection = self.open_with(state, Collection::open)?;
-        collection.limit_rows(self.max_row_bytes)?;
+        let collection = match state.kept.take() {
+            Some(kept) => kept.collection,
+            None => {
+                let collection = self.open_with(state, |path| Collection::open(path, self.journal))?;
+                collection.limit_rows(self.max_row_bytes)?;
+                collection
+            }
+        };
+        state.quiet_since = Some(Instant::now());
         collection.begin()?;
         Ok(Session {
             skey: skey.to_owned(),
@@ -315,19 +456,23 @@ impl User {
             session.last_step = Instant::now();
             state.session = Some(session);
         } else {
-            drop(session);
-            self.checkpoint_if_unused(&mut state);
+            self.close_after_error(&mut state, session);
         }
         outcome
     }
 
     /// Runs the last step of the session with this key.
-    pub fn last_step<T>(&self, skey: &str, work: impl FnOnce(Session) -> Result<T>) -> Result<T> {
+    pub fn last_step<T>(&self, skey: &str, work: impl FnOnce(&mut Session) -> Result<T>) -> Result<T> {
         let mut state = self.lock();
         match state.session.take() {
-            Some(session) if session.skey == skey => {
-                let outcome = work(session);
-                self.checkpoint_if_unused(&mut state);
+            Some(mut session) if session.skey == skey => {
+                let outcome = work(&mut session);
+                if outcome.is_ok() {
+                    self.keep(&mut state, Ok(session.collection));
+                } else {
+                    self.close_after_error(&mut state, session);
+                }
+                self.end_keeper_if_unused(&mut state);
                 outcome
             }
             other => {
@@ -384,6 +529,8 @@ impl User {
     pub fn download(self: &Arc<User>) -> Result<Download> {
         let mut state = self.lock();
         self.end_session(&mut state);
+        // A file without a WAL is read without locks.
+        self.close_unless_read(&mut state);
         let snapshot = self.open_with(&mut state, Snapshot::open)?;
         state.readers.fetch_add(1, Ordering::Relaxed);
         let readers = state.readers.clone();
@@ -417,6 +564,8 @@ impl User {
 
     fn replace(&self, state: &mut State, checked: &Path) -> Result<()> {
         self.end_session(state);
+        self.close_unless_read(state);
+        state.kept = None;
         let replaced = replace::replace(&self.dir, checked, self.backups);
         if matches!(replaced, Ok(()) | Err(Error::Unconfirmed(_))) {
             // Downloads of the old collection need no held snapshot any more: nobody writes to its file.
@@ -458,7 +607,7 @@ impl Download {
         let mut state = self.user.lock();
         if self.snapshot.take().is_some() {
             self.readers.fetch_sub(1, Ordering::Relaxed);
-            self.user.checkpoint_if_unused(&mut state);
+            self.user.end_keeper_if_unused(&mut state);
         }
     }
 }
