@@ -172,9 +172,9 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::collection::{Journal, PATIENCE};
     use crate::collection::full::backups::{backup_numbers, backup_path};
     use crate::collection::full::download::Snapshot;
+    use crate::collection::{Journal, PATIENCE};
     use crate::files::keep_in_place;
 
     /// A folder with a collection whose crt is `created`.
