@@ -158,6 +158,20 @@ impl Collection {
         Ok(self.db.close().map_err(|(_, err)| err)?)
     }
 
+    /// Changes to a rollback journal, unless somebody else has the file open. Call without a transaction.
+    pub fn use_rollback_journal(&self) -> Result<()> {
+        match self.db.execute_batch("PRAGMA journal_mode = DELETE").map_err(Error::from) {
+            Err(Error::Busy(_)) => Ok(()),
+            set => set,
+        }
+    }
+
+    /// The journal in use.
+    pub fn journal(&self) -> Result<Journal> {
+        let mode: String = self.db.query_row_cached("PRAGMA journal_mode", [], |row| row.get(0))?;
+        Ok(if mode == "wal" { Journal::Wal } else { Journal::Rollback })
+    }
+
     /// A number that changes whenever another connection has committed.
     pub fn data_version(&self) -> Result<i64> {
         Ok(self.db.query_row_cached("PRAGMA data_version", [], |row| row.get(0))?)

@@ -126,6 +126,11 @@ impl FileState {
         Some(FileState { times: FileTimes::from(&metadata), header })
     }
 
+    /// Whether who writes to the file next uses a rollback journal.
+    pub fn is_in_rollback_mode(&self) -> bool {
+        self.header[18] == 1
+    }
+
     /// Whether a later change has another time than this state has.
     fn is_settled(&self) -> bool {
         let step = if self.times.modified.1 == 0 { COARSE_STEP } else { FINE_STEP };

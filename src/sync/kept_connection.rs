@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use crate::collection::{Collection, Meta};
+use crate::collection::{Collection, Journal, Meta};
 use crate::error::Result;
 use crate::files::sqlite_files::FileTimes;
 
@@ -60,8 +60,11 @@ pub enum Foreign {
 }
 
 impl Kept {
-    /// Keeps a connection to the file at `path`, if a slot is free. Closes it otherwise.
+    /// Keeps a connection to the file at `path`, if it writes to a WAL and a slot is free. Closes it otherwise.
     pub fn new(collection: Collection, path: &Path, slots: &Slots) -> Result<Option<Kept>> {
+        if collection.journal()? != Journal::Wal {
+            return Ok(None);
+        }
         let (Some(slot), Some(times)) = (slots.take(), FileTimes::of(path)) else {
             return Ok(None);
         };

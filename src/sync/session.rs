@@ -93,13 +93,69 @@ pub struct Session {
     pub cursor: ChunkCursor,
     /// Cache of the notetypes looked up so far.
     pub shapes: NotetypeShapes,
+    /// What was applied before the first rows. None once rows have come, or if that was much.
+    early: Option<Vec<(Step, String)>>,
     last_step: Instant,
 }
+
+/// A step that comes before rows.
+#[derive(Clone, Copy, Debug)]
+pub enum Step {
+    /// `start`
+    Start,
+    /// `applyGraves`
+    Graves,
+    /// `applyChanges`
+    Changes,
+}
+
+/// How much of the steps before the first rows a session remembers, bytes.
+const MAX_EARLY_BYTES: usize = 128 * 1024;
+
+/// A first chunk of so many rows is full: there are more to come.
+const MANY_ROWS: usize = 250;
 
 impl Session {
     /// The stamps at `start`. Rows from the client get their usn.
     pub fn stamps(&self) -> Stamps {
         self.meta.stamps
+    }
+
+    /// Remembers what was applied.
+    pub fn note_step(&mut self, step: Step, body: Option<&str>) {
+        let Some(early) = &mut self.early else { return };
+        let bytes: usize = early.iter().map(|(_, text)| text.len()).sum();
+        match body {
+            Some(body) if bytes + body.len() <= MAX_EARLY_BYTES => early.push((step, body.to_owned())),
+            _ => self.early = None,
+        }
+    }
+
+    /// Call before rows are applied. If the first chunk is full, the session begins anew with a rollback journal: what
+    /// it adds is then written once, where with a WAL everything is written twice.
+    pub fn prepare_for_rows(&mut self, rows: usize, max_row_bytes: u64) -> Result<()> {
+        let early = self.early.take().filter(|_| rows >= MANY_ROWS);
+        let Some(early) = early else { return Ok(()) };
+        let collection = &self.collection;
+        collection.roll_back()?;
+        collection.use_rollback_journal()?;
+        collection.begin()?;
+        if collection.stamps()? != self.meta.stamps {
+            return Err(Error::Busy("another program has changed the collection".to_owned()));
+        }
+        self.shapes.clear();
+        let usn = self.meta.stamps.usn;
+        for (step, body) in early {
+            match step {
+                Step::Start => {
+                    collection.begin_day(usn)?;
+                    collection.apply_graves_in_start(body.as_str(), usn)?;
+                }
+                Step::Graves => drop(collection.apply_graves(body.as_str(), usn)?),
+                Step::Changes => collection.apply_changes(body.as_str(), usn, max_row_bytes)?,
+            }
+        }
+        Ok(())
     }
 
     /// The usns of the rows that the client has not seen.
@@ -317,8 +373,27 @@ impl User {
             return Some(QUIET - quiet);
         }
         self.close_unless_read(&mut state);
+        if let Err(err) = self.prepare_for_next_sync() {
+            log::warn!("{}: {err}", self.collection_path().display());
+        }
         self.read_meta_ahead(&mut state);
         state.quiet_since.map(|_| QUIET)
+    }
+
+    /// Brings the file into WAL mode, which the next sync would have to wait for: uploads and syncs of many rows leave it
+    /// in rollback mode. Call only while no connection of this process is open.
+    fn prepare_for_next_sync(&self) -> Result<()> {
+        let path = self.collection_path();
+        match FileState::of(&path) {
+            Some(file) if self.journal == Journal::Wal && file.is_in_rollback_mode() => {
+                match Collection::open(&path, self.journal) {
+                    // It is upgraded when it is used.
+                    Err(Error::OldSchema(_)) => Ok(()),
+                    opened => opened?.close_and_fold(),
+                }
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Reads what the next `meta` asks for.
@@ -436,6 +511,7 @@ impl User {
             client_is_newer,
             cursor: ChunkCursor::default(),
             shapes: NotetypeShapes::default(),
+            early: (self.journal == Journal::Wal).then(Vec::new),
             last_step: Instant::now(),
         })
     }
@@ -570,6 +646,7 @@ impl User {
         if matches!(replaced, Ok(()) | Err(Error::Unconfirmed(_))) {
             // Downloads of the old collection need no held snapshot any more: nobody writes to its file.
             (state.readers, state.keeper) = Default::default();
+            state.quiet_since = Some(Instant::now());
         }
         replaced
     }
