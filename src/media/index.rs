@@ -189,7 +189,7 @@ impl MediaDb {
     pub fn record(&self, name: &MediaName) -> Result<Option<Record>> {
         let read =
             |row: &Row<'_>| Ok(Record { sha1: row.get(0)?, bytes: row.get::<_, i64>(1)?.max(0) as u64 });
-        let mut select = self.db.prepare("SELECT csum, size FROM media WHERE fname = ?1")?;
+        let mut select = self.db.prepare_cached("SELECT csum, size FROM media WHERE fname = ?1")?;
         Ok(select.query_row([name], read).optional()?)
     }
 
@@ -264,7 +264,7 @@ impl Recording<'_> {
             self.totals.files += 1;
         }
         self.totals.last_usn += 1;
-        let mut put = self.transaction.prepare(
+        let mut put = self.transaction.prepare_cached(
             "INSERT OR REPLACE INTO media (fname, csum, size, usn, mtime) VALUES (?1, ?2, ?3, ?4, ?5)",
         )?;
         let now = clock::now_secs();

@@ -12,7 +12,7 @@ mod sockets;
 mod sqlite_wal;
 mod terminal;
 
-pub use disk::{NO_FOLLOW, check_writable, free_bytes, maps_files};
+pub use disk::{NO_FOLLOW, WholeFileSystem, check_writable, free_bytes, maps_files};
 pub use interfaces::lan_addresses;
 pub use poll::{POLL_ERR, POLL_HUP, POLL_IN, POLL_OUT, PollFd, poll, poll_fd};
 pub use process::{TARGET, VERSION, open_files_limit, prepare_process, raise_open_files_limit, random};
