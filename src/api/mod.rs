@@ -77,7 +77,7 @@ impl App {
         spool::remove_leftovers(&config.base).map_err(Error::io("tidying", &config.base))?;
         remove_deleted_users(&config.base)?;
         let accounts = Accounts::open(config.base.clone(), AccountSettings::of(&config))?;
-        let users = Users::new(&config);
+        let users = Users::new(&config)?;
         let app = App {
             metrics: Metrics::start(),
             config,

@@ -69,6 +69,8 @@ pub(super) fn begin_if_due(user: &Arc<User>, state: &mut State) {
 }
 
 fn begin(user: &Arc<User>, state: &mut State) -> Result<()> {
+    // What the last sync left in a WAL belongs to the copy, and a file without a WAL may share its blocks.
+    user.close_unless_read(state);
     let path = user.collection_path();
     let Ok(bytes) = fs::metadata(&path).map(|meta| meta.len()) else { return Ok(()) };
     let last = backups::backups(&user.dir)?.into_iter().rfind(|backup| backup.kind == Kind::Daily);

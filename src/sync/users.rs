@@ -8,19 +8,23 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
+use crate::collection::Journal;
 use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::files;
 use crate::files::HeldFolder;
 use crate::sync::daily_backup;
+use crate::sync::kept_connection::Slots;
 use crate::sync::session::User;
 
 /// All users, by name. Accounts are added and removed while the server runs.
 pub struct Users {
     base: PathBuf,
-    backups: usize,
-    daily: daily_backup::Policy,
-    max_row_bytes: u64,
+    pub(super) backups: usize,
+    pub(super) daily: daily_backup::Policy,
+    pub(super) max_row_bytes: u64,
+    pub(super) journal: Journal,
+    pub(super) slots: Slots,
     session_idle: Duration,
     known: Mutex<Known>,
 }
@@ -46,15 +50,25 @@ struct Entry {
 
 impl Users {
     /// No users yet.
-    pub fn new(config: &Config) -> Users {
-        Users {
+    pub fn new(config: &Config) -> Result<Users> {
+        let journal = Journal::of_disk(&config.base)?;
+        if journal == Journal::Rollback {
+            log::warn!(
+                "{}: this disk has no shared memory for files: syncs wait longer for it, and no device can sync while \
+                 another one downloads",
+                config.base.display()
+            );
+        }
+        Ok(Users {
             base: config.base.clone(),
+            journal,
+            slots: Slots::default(),
             backups: config.backups,
             daily: daily_backup::Policy::of(config),
             max_row_bytes: config.max_row_bytes,
             session_idle: config.session_idle,
             known: Mutex::default(),
-        }
+        })
     }
 
     /// Takes over who has an account, unless that is known already. Each name comes with a tag that changes with the
@@ -119,7 +133,7 @@ impl Users {
                 user.clone()
             }
             None => {
-                let user = Arc::new(User::open(&dir, name, self.backups, self.daily, self.max_row_bytes));
+                let user = Arc::new(User::open(self, &dir, name));
                 entry.user.get_or_init(|| user).clone()
             }
         };
