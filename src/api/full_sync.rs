@@ -24,13 +24,22 @@ impl App {
     pub(super) fn upload(&self, mut request: Request, log: &mut AccessLog) -> Result<()> {
         let (call, scratch) = match self.receive_file(&mut request, log) {
             Ok(received) => received,
+            Err(Error::Window(reason)) => {
+                log.did(&format!("upload refused: {reason}"));
+                let text = refusal(&reason, "Please upload with a smaller window.");
+                // Only protocol 11 has zstd.
+                let mut stream = request.into_responder().stream(Packing::Zstd, text.len() as u64);
+                stream.write_all(text.as_bytes()).map_err(Error::Disconnected)?;
+                log.sent(stream.finish()?);
+                return Ok(());
+            }
             Err(err) => return refuse(request, err),
         };
         let user = match self.user(&call) {
             Ok(user) => user,
             Err(err) => return refuse(request, err),
         };
-        let waiting = WaitingReply::new(request.into_responder(), call.packing());
+        let waiting = WaitingReply::new(request.into_responder(), call.packing(), ACCEPTED.len() as u64);
         let outcome = waiting.while_doing(upload_keep_alive, || {
             match upload::check(scratch.path(), self.config.max_row_bytes)? {
                 Ok(()) => user.replace_collection(scratch.path()).map(Ok),
@@ -90,7 +99,8 @@ impl App {
             Ok((user, call)) => (call, user),
             Err(err) => return respond_with(responder, err),
         };
-        let waiting = WaitingReply::new(responder, call.packing());
+        // Only a reply that is not compressed begins early here, and that has no header with a size.
+        let waiting = WaitingReply::new(responder, call.packing(), 0);
         let begun = match call.packing() {
             Packing::Zstd => user.download(),
             // The copy is made first. The response head may be sent meanwhile.

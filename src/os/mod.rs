@@ -16,5 +16,5 @@ pub use interfaces::lan_addresses;
 pub use poll::{POLL_ERR, POLL_HUP, POLL_IN, POLL_OUT, PollFd, poll, poll_fd};
 pub use process::{TARGET, VERSION, open_files_limit, prepare_process, raise_open_files_limit, random};
 pub use signals::{Signal, on_signals};
-pub use sockets::{handed_over_sockets, reset_on_close};
+pub use sockets::{handed_over_sockets, is_unknown_address_family, reset_on_close};
 pub use terminal::EchoOff;

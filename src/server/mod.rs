@@ -107,7 +107,7 @@ impl Policy for AppPolicy {
         }
     }
 
-    fn client(&self, peer: IpAddr, fields: &Fields<'_>) -> Client {
+    fn client(&self, peer: IpAddr, fields: &Fields) -> Client {
         match self.0.client_of(peer, fields) {
             (address, Some(user)) => Client::user(&user, address),
             (address, None) => Client::at(address),
