@@ -577,7 +577,7 @@ mod tests {
             ("GET /\t HTTP/1.1", 400),
             ("GET /\u{e9} HTTP/1.1", 0),
             ("GET /\r HTTP/1.1", 400),
-            ("GET http://host/ HTTP/1.1", 400),
+            ("GET http://host/ HTTP/1.1", 0),
             ("OPTIONS * HTTP/1.1", 400),
             ("TRACE / HTTP/1.1", 405),
             ("CONNECT host:1 HTTP/1.1", 405),

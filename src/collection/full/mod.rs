@@ -4,6 +4,7 @@
 
 pub mod backups;
 pub mod download;
+mod mend;
 mod refusal;
 pub mod replace;
 pub mod restore;
