@@ -417,8 +417,10 @@ mod tests {
     #[test]
     fn several_and_skippable_frames_are_one_body() {
         let frame = |text: &str| zstd::encode_all(text.as_bytes(), 1).unwrap();
-        let skippable = |len: u32| [&b"\x5a\x2a\x4d\x18"[..], &len.to_le_bytes(), &[7; 300][..len as usize]].concat();
-        let wire = [skippable(0), frame("one, "), skippable(300), frame(""), frame("two"), skippable(4)].concat();
+        let skippable =
+            |len: u32| [&b"\x5a\x2a\x4d\x18"[..], &len.to_le_bytes(), &[7; 300][..len as usize]].concat();
+        let wire =
+            [skippable(0), frame("one, "), skippable(300), frame(""), frame("two"), skippable(4)].concat();
         assert_eq!(decoded(&wire).unwrap(), b"one, two");
         assert!(decoded(&skippable(9)).is_err(), "no data");
         for cut in 1..wire.len() {

@@ -8,7 +8,10 @@ impl Origins {
     /// Parses a list that is separated by commas or spaces; `None` if an entry is no origin.
     pub fn parse(text: &str) -> Option<Origins> {
         let entries = text.split([',', ' ']).filter(|entry| !entry.is_empty());
-        entries.map(|entry| is_origin(entry).then(|| entry.to_ascii_lowercase())).collect::<Option<_>>().map(Origins)
+        entries
+            .map(|entry| is_origin(entry).then(|| entry.to_ascii_lowercase()))
+            .collect::<Option<_>>()
+            .map(Origins)
     }
 
     /// Whether pages of this origin may send requests. Nothing that is not an origin is ever allowed: the text becomes a
@@ -24,7 +27,10 @@ fn is_origin(text: &str) -> bool {
     let is_plain = |c: char| c.is_ascii_alphanumeric() || "-._~:[]".contains(c);
     text == "*"
         || text.split_once("://").is_some_and(|(scheme, host)| {
-            !scheme.is_empty() && !host.is_empty() && scheme.chars().all(is_plain) && host.chars().all(is_plain)
+            !scheme.is_empty()
+                && !host.is_empty()
+                && scheme.chars().all(is_plain)
+                && host.chars().all(is_plain)
         })
 }
 
@@ -38,11 +44,18 @@ mod tests {
         for origin in ["https://deck.example", "https://Deck.example", "http://[::1]:3000", "app://anki"] {
             assert!(some.allow(origin), "{origin}");
         }
-        for origin in ["http://deck.example", "https://deck.example:444", "https://a.deck.example", "null", "", "*"] {
+        for origin in
+            ["http://deck.example", "https://deck.example:444", "https://a.deck.example", "null", "", "*"]
+        {
             assert!(!some.allow(origin), "{origin}");
         }
         let all = Origins::parse("*").unwrap();
-        assert!(all.allow("https://any") && all.allow("null") && !all.allow("https://x\r\nA: b") && !all.allow("x"));
+        assert!(
+            all.allow("https://any")
+                && all.allow("null")
+                && !all.allow("https://x\r\nA: b")
+                && !all.allow("x")
+        );
         assert!(!Origins::parse("").unwrap().allow("https://any"));
         for wrong in ["deck.example", "https://deck.example/", "https://", "https://a https://b/c"] {
             assert_eq!(Origins::parse(wrong), None, "{wrong}");

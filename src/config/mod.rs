@@ -6,9 +6,9 @@
 //! Settings of the official server keep their names and meanings, so that one service file works for both. The table
 //! below declares each setting once. `Config`, `ankipi serve --help` and `ankipi config` are made from it.
 
+mod cors_origins;
 pub mod did_you_mean;
 mod file;
-mod cors_origins;
 mod listen_address;
 pub mod network;
 mod user_name;

@@ -99,7 +99,9 @@ impl Reply {
             return;
         }
         let mut stream = match std::mem::replace(&mut self.state, State::Taken) {
-            State::Silent(responder, packing) => responder.stream_of_unknown_length(packing, self.likely_bytes),
+            State::Silent(responder, packing) => {
+                responder.stream_of_unknown_length(packing, self.likely_bytes)
+            }
             State::Begun(stream) => stream,
             gone => {
                 self.state = gone;
@@ -220,7 +222,11 @@ mod tests {
     /// A reply of "text" to a client who waits until this many signs came; what it saw.
     fn replied(signs: usize) -> String {
         let wire = Wire::default();
-        let waiting = WaitingReply::new(Responder::new(Box::new(wire.clone()), false, String::new()), Packing::Plain, 0);
+        let waiting = WaitingReply::new(
+            Responder::new(Box::new(wire.clone()), false, String::new()),
+            Packing::Plain,
+            0,
+        );
         waiting.while_doing(|_| Some(b" "), || wait_until(|| waiting.said() >= signs));
         let mut stream = waiting.into_stream(4).unwrap();
         stream.write_all(b"text").unwrap();
@@ -253,7 +259,11 @@ mod tests {
     #[test]
     fn no_sign_follows_once_the_work_is_done() {
         let wire = Wire::default();
-        let waiting = WaitingReply::new(Responder::new(Box::new(wire.clone()), false, String::new()), Packing::Plain, 0);
+        let waiting = WaitingReply::new(
+            Responder::new(Box::new(wire.clone()), false, String::new()),
+            Packing::Plain,
+            0,
+        );
         waiting.while_doing(|_| Some(b" "), || ());
         // Bytes that the thread was about to send.
         lock(&waiting.0).send(b" ");

@@ -180,7 +180,9 @@ pub fn parse_request(head: &[u8], peer: IpAddr) -> Result<Request, Refusal> {
         expects_continue: expects_continue(&fields)? && !line.is_http10,
         forward: forward_request(&line, &fields, &connection, &framing, peer),
         body: framing.into_body(),
-        fields: Fields(fields.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()),
+        fields: Fields(
+            fields.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect(),
+        ),
     })
 }
 
@@ -510,7 +512,7 @@ mod tests {
         parse(&format!("POST /sync/meta HTTP/1.1\r\n{headers}\r\n"))
     }
 
-    fn forwarded<'r>(request: &'r Request) -> &'r str {
+    fn forwarded(request: &Request) -> &str {
         std::str::from_utf8(&request.forward).unwrap()
     }
 

@@ -90,8 +90,10 @@ impl Responder {
             Framing::Chunked => "Transfer-Encoding: chunked\r\n",
             Framing::Length { .. } => "",
         };
-        let head =
-            format!("HTTP/1.1 200 OK\r\nContent-Type: application/octet-stream\r\n{}{size}{chunked}\r\n", self.headers);
+        let head = format!(
+            "HTTP/1.1 200 OK\r\nContent-Type: application/octet-stream\r\n{}{size}{chunked}\r\n",
+            self.headers
+        );
         let framed = FramedWriter { out: self.out, framing, pending: head.into_bytes(), bytes: 0 };
         ReplyStream(match packing {
             Packing::Zstd => Content::Zstd(Encoder::new(framed)),

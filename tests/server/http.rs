@@ -96,7 +96,12 @@ fn headers_of_proxies_in_any_bytes_and_number_are_passed_over() {
 fn pages_of_listed_origins_may_sync_from_a_browser() {
     let server = TestServer::with(&[("SYNC_CORS_ORIGINS", "https://deck.example, http://localhost:3000")]);
     let preflight = |origin: &str| {
-        ask(&server, &format!("OPTIONS /sync/meta HTTP/1.1\r\nHost: x\r\nOrigin: {origin}\r\nAccess-Control-Request-Method: POST\r\n\r\n"))
+        ask(
+            &server,
+            &format!(
+                "OPTIONS /sync/meta HTTP/1.1\r\nHost: x\r\nOrigin: {origin}\r\nAccess-Control-Request-Method: POST\r\n\r\n"
+            ),
+        )
     };
     let reply = preflight("https://deck.example");
     assert_eq!(reply.status, 200);
@@ -115,7 +120,8 @@ fn pages_of_listed_origins_may_sync_from_a_browser() {
         assert_eq!(reply.header("access-control-expose-headers"), Some("anki-original-size"));
     }
     let closed = TestServer::start();
-    let reply = ask(&closed, "OPTIONS /sync/meta HTTP/1.1\r\nHost: x\r\nOrigin: https://deck.example\r\n\r\n");
+    let reply =
+        ask(&closed, "OPTIONS /sync/meta HTTP/1.1\r\nHost: x\r\nOrigin: https://deck.example\r\n\r\n");
     assert_eq!((reply.status, reply.header("access-control-allow-origin")), (405, None));
 }
 

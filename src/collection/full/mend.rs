@@ -51,7 +51,8 @@ pub fn mend_order(db: &Connection) -> Checked {
     // The rows of this table are in the order of their key.
     let order: String = db.query_row("PRAGMA integrity_check(tags)", [], |row| row.get(0))?;
     if order != "ok" {
-        let columns = tables_of(18).find(|(table, _)| *table == "tags").map_or(&[][..], |(_, columns)| columns);
+        let columns =
+            tables_of(18).find(|(table, _)| *table == "tags").map_or(&[][..], |(_, columns)| columns);
         let extra = Shape::of(db, "tags", columns)?.extra(columns);
         remake(db, "tags", columns, &extra)?;
     }
@@ -133,7 +134,9 @@ impl Shape {
             .transpose()?
             .unwrap_or_default();
         let sql: String =
-            db.query_row("SELECT ifnull(max(sql), '') FROM sqlite_schema WHERE name = ?1", [table], |row| row.get(0))?;
+            db.query_row("SELECT ifnull(max(sql), '') FROM sqlite_schema WHERE name = ?1", [table], |row| {
+                row.get(0)
+            })?;
         let is_constrained = sql
             .to_ascii_lowercase()
             .split(|c: char| !c.is_ascii_alphanumeric())

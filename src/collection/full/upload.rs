@@ -335,7 +335,8 @@ mod tests {
     const MAX_ROW: u64 = 8 << 20;
 
     /// Two notes of one id, possible in a table without a key.
-    const NOTES_WITHOUT_KEY: &str = "CREATE TABLE x AS SELECT * FROM notes; DROP TABLE notes; ALTER TABLE x RENAME TO notes;
+    const NOTES_WITHOUT_KEY: &str =
+        "CREATE TABLE x AS SELECT * FROM notes; DROP TABLE notes; ALTER TABLE x RENAME TO notes;
         INSERT INTO notes SELECT * FROM notes WHERE id = 5";
 
     type Damage = Box<dyn FnOnce(&Path, &Connection)>;
@@ -465,7 +466,10 @@ mod tests {
                 ("SELECT sum(nid) FROM cards WHERE data = ''", 500 * 501 / 2),
                 ("SELECT count(*) FROM tags", 3),
                 ("SELECT count(*) FROM graves", 2),
-                ("SELECT count(*) FROM sqlite_schema WHERE type = 'index' AND sql IS NOT NULL", INDEXES.len() as i64),
+                (
+                    "SELECT count(*) FROM sqlite_schema WHERE type = 'index' AND sql IS NOT NULL",
+                    INDEXES.len() as i64,
+                ),
                 ("SELECT sum(id) FROM decks", 1),
             ] {
                 assert_eq!(value(&db, sql), count, "{case}: {sql}");
@@ -487,8 +491,10 @@ mod tests {
         assert_eq!(value(&db, "SELECT id FROM addon WHERE text = 'kept'"), 7);
         assert_eq!(columns_of(&db, "cards").unwrap().len(), 18, "a column that computes something");
         let Unfit { reason, .. } = verdict_after(|_, db| {
-            db.execute_batch("ALTER TABLE notes ADD COLUMN extra; UPDATE notes SET extra = zeroblob(9000000) WHERE id = 5")
-                .unwrap();
+            db.execute_batch(
+                "ALTER TABLE notes ADD COLUMN extra; UPDATE notes SET extra = zeroblob(9000000) WHERE id = 5",
+            )
+            .unwrap();
         })
         .expect_err("a row that no sync could write again");
         assert!(reason.contains("row 5 of table notes"), "{reason}");
@@ -519,7 +525,13 @@ mod tests {
     fn the_usn_ends_above_that_of_every_row() {
         assert_eq!(value(&mended("SELECT 1").1, "SELECT usn FROM col"), 5);
         assert_eq!(value(&mended("UPDATE cards SET usn = 9 WHERE id = 7").1, "SELECT usn FROM col"), 10);
-        assert_eq!(value(&mended("UPDATE tags SET usn = 2147483647; UPDATE col SET usn = 20").1, "SELECT usn FROM col"), 20);
+        assert_eq!(
+            value(
+                &mended("UPDATE tags SET usn = 2147483647; UPDATE col SET usn = 20").1,
+                "SELECT usn FROM col"
+            ),
+            20
+        );
     }
 
     /// Fills a page with junk.
