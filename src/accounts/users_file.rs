@@ -68,7 +68,7 @@ pub fn lock(base: &Path) -> Result<File> {
     let path = base.join(LOCK_FILE);
     let lock = || {
         let file = files::create_for_owner(base, &path)?;
-        file.lock()?;
+        files::lock_if_possible(&file)?;
         Ok(file)
     };
     lock().map_err(refused(base, "locking", &path))

@@ -105,7 +105,7 @@ impl Collection {
         let collection = Collection::connect(path, CACHE_KIB)?;
         // An acknowledged sync must survive a power cut. EXTRA is FULL, and also syncs the folder after the rollback
         // journal was deleted from it.
-        collection.db.execute_batch("PRAGMA synchronous = EXTRA")?;
+        collection.db.execute_batch(&format!("PRAGMA synchronous = {}", files::synchronous()))?;
         match collection.db.execute_batch("PRAGMA journal_mode = DELETE").map_err(Error::from) {
             // A download reads the file: the sync stays in WAL mode.
             Err(Error::Busy(_)) => {}
@@ -135,7 +135,10 @@ impl Collection {
 
     fn fold_side_files(path: &Path) -> Result<()> {
         let collection = Collection::connect(path, SCAN_CACHE_KIB)?;
-        collection.db.execute_batch("PRAGMA synchronous = EXTRA; PRAGMA schema_version")?;
+        collection.db.execute_batch(&format!(
+            "PRAGMA synchronous = {}; PRAGMA schema_version",
+            files::synchronous()
+        ))?;
         collection.db.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_| Ok(()))?;
         if has_rollback_journal(path) {
             // SQLite ignores a journal that a power cut left empty. Changing the journal mode deletes it.

@@ -1,6 +1,7 @@
 //! Files that survive a power cut: a file is synced before it is renamed, and its folder is synced after.
 
 use crate::error::{Error, Result};
+use crate::files::disk_abilities::sync_open_folder;
 use crate::files::owner::{create_for_owner, give_to_owner_of};
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
@@ -32,9 +33,9 @@ pub fn create_folder(dir: &Path) -> Result<()> {
     sync_folder(parent)
 }
 
-/// Makes renames, links and deletions in this folder durable.
+/// Makes renames, links and deletions in this folder durable, where the disk can do that.
 pub fn sync_folder(dir: &Path) -> Result<()> {
-    File::open(dir).and_then(|dir| dir.sync_all()).map_err(Error::io("syncing", dir))
+    File::open(dir).and_then(|dir| sync_open_folder(&dir)).map_err(Error::io("syncing", dir))
 }
 
 /// Replaces `dir/name` so that a power cut leaves either the old file or the new one.

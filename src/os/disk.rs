@@ -3,7 +3,9 @@
 #![allow(unsafe_code)]
 
 use std::ffi::CString;
+use std::fs::File;
 use std::io::{self};
+use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
@@ -18,6 +20,38 @@ pub fn check_writable(dir: &Path) -> io::Result<()> {
         0 => Ok(()),
         _ => Err(io::Error::last_os_error()),
     }
+}
+
+/// Whether the file system has no such operation, as network shares and FUSE say it in different ways.
+pub fn is_unsupported(err: &io::Error) -> bool {
+    matches!(err.raw_os_error(), Some(libc::EINVAL | libc::ENOTSUP | libc::ENOSYS | libc::ENOTTY))
+}
+
+/// Whether locking failed because the file system has no locks, and not because somebody holds it.
+pub fn has_no_locks(err: &io::Error) -> bool {
+    is_unsupported(err) || err.raw_os_error() == Some(libc::ENOLCK)
+}
+
+/// Whether the first 4096 bytes of a file, which must exist, can be mapped into memory, shared and writable.
+pub fn can_be_shared_memory(file: &File) -> bool {
+    const BYTES: usize = 4096;
+    // SAFETY: a new mapping at an address that the kernel chooses, of a file that is open.
+    let mapped = unsafe {
+        libc::mmap(
+            std::ptr::null_mut(),
+            BYTES,
+            libc::PROT_READ | libc::PROT_WRITE,
+            libc::MAP_SHARED,
+            file.as_raw_fd(),
+            0,
+        )
+    };
+    if mapped == libc::MAP_FAILED {
+        return false;
+    }
+    // SAFETY: this mapping was just made, and nothing refers to it.
+    unsafe { libc::munmap(mapped, BYTES) };
+    true
 }
 
 /// Free bytes on the file system of a folder, for this process (without what is reserved for root).

@@ -11,7 +11,7 @@ mod signals;
 mod sockets;
 mod terminal;
 
-pub use disk::{NO_FOLLOW, check_writable, free_bytes};
+pub use disk::{NO_FOLLOW, can_be_shared_memory, check_writable, free_bytes, has_no_locks, is_unsupported};
 pub use interfaces::lan_addresses;
 pub use poll::{POLL_ERR, POLL_HUP, POLL_IN, POLL_OUT, PollFd, poll, poll_fd};
 pub use process::{TARGET, VERSION, open_files_limit, prepare_process, raise_open_files_limit, random};

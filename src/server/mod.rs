@@ -52,6 +52,11 @@ pub fn run(config: Config, reload: impl Fn() -> Result<Config> + Send + 'static)
         );
     }
     let _lock = files::lock_data_folder(&config.base)?;
+    for what in files::disk_abilities::shortcomings(&config.base)
+        .map_err(Error::io("testing the disk of", &config.base))?
+    {
+        log::warn!("the disk of {}: {what}", config.base.display());
+    }
     folder.mark();
     os::clock::remember_start();
     let Listeners { sockets, names, made } = Listeners::open(&config)?;

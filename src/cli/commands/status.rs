@@ -18,6 +18,7 @@ use crate::cli::commands::user_folders::{look_into, size, users_in};
 use crate::collection::FILE_NAME;
 use crate::collection::full::backups::backups;
 use crate::error::{Error, Result};
+use crate::files::disk_abilities;
 use crate::media::index::MediaDb;
 use crate::os::clock;
 use crate::{files, os};
@@ -54,6 +55,8 @@ fn run(mut invocation: Invocation) -> Result<ExitCode> {
         process: if runs { files::holder(&base).and_then(Process::read) } else { None },
         clock_doubt: clock::doubt(),
         free_bytes: os::free_bytes(&base).map_err(|err| err.to_string()),
+        // Nothing can be said to those who may not write there.
+        disk: disk_abilities::shortcomings(&base).unwrap_or_default(),
         users: names.iter().map(|name| StoredUser::read(&base, name)).collect(),
         folder: base,
     };
@@ -76,6 +79,8 @@ struct Status {
     folder: PathBuf,
     #[serde(serialize_with = "value_or_error")]
     free_bytes: Fact<u64>,
+    /// What the disk cannot do.
+    disk: Vec<&'static str>,
     /// Why the clock cannot be believed; None if it can.
     clock_doubt: Option<String>,
     users: Vec<StoredUser>,
@@ -144,6 +149,9 @@ impl Status {
         let _ = writeln!(text, "data     {}, {free}", self.folder.display());
         if let Some(doubt) = &self.clock_doubt {
             let _ = writeln!(text, "clock    {doubt}; devices cannot sync until it is set");
+        }
+        for what in &self.disk {
+            let _ = writeln!(text, "disk     {what}");
         }
         for user in &self.users {
             let _ = writeln!(text, "\n{}", user.name);
