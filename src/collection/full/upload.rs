@@ -40,13 +40,17 @@ pub use crate::collection::full::refusal::{Unfit, Verdict};
 /// Checks an uploaded file and prepares it for use: upgrades old schemas, creates missing indexes, and sets invalid
 /// usns to 0. The file is on disk when this returns. Rows and objects over `max_row_bytes` are refused.
 pub fn check(path: &Path, max_row_bytes: u64) -> Result<Verdict> {
+    check_file(path, max_row_bytes, mend::raise_usn)
+}
+
+fn check_file(path: &Path, max_row_bytes: u64, last: fn(&Connection) -> Checked) -> Result<Verdict> {
     let file = OpenOptions::new().read(true).write(true).open(path).map_err(Error::io("opening", path))?;
     if let Err(unfit) = check_header(&file).map_err(Error::io("reading", path))? {
         return Ok(Err(unfit));
     }
     // Switches to a rollback journal for good: in WAL mode the check would create side files.
     set_journal_bytes(&file, [1, 1]).map_err(Error::io("writing", path))?;
-    if let Err(failure) = check_contents(path, max_row_bytes) {
+    if let Err(failure) = check_contents(path, max_row_bytes, last) {
         return failure.into_verdict();
     }
     file.sync_all().map_err(Error::io("syncing", path))?;
@@ -58,7 +62,8 @@ pub fn upgraded_copy(path: &Path, copy: &Path, max_row_bytes: u64) -> Result<()>
     let mut file = GentleFile::create(copy)?;
     Snapshot::open_any(path)?.copy_to(&mut file, copy)?;
     file.into_file().sync_all().map_err(Error::io("syncing", copy))?;
-    check(copy, max_row_bytes)?.map_err(|unfit| {
+    // The devices know its usn already.
+    check_file(copy, max_row_bytes, |_| Ok(()))?.map_err(|unfit| {
         Error::Broken(format!(
             "{} has an old format and cannot be upgraded: {}. Upload the collection anew from a device",
             path.display(),
@@ -95,16 +100,18 @@ fn check_header(mut file: &File) -> std::io::Result<Verdict> {
     Ok(Ok(()))
 }
 
-fn check_contents(path: &Path, max_row_bytes: u64) -> Checked {
+fn check_contents(path: &Path, max_row_bytes: u64, last: fn(&Connection) -> Checked) -> Checked {
     let collection = Collection::connect(path, SCAN_CACHE_KIB)?;
     collection.limit_values(max_row_bytes)?;
-    read_contents(&collection, max_row_bytes).or_else(|failure| match failure {
-        // SQLite does not say which value is over the limit: find its row.
-        Failure::Ours(Error::TooLarge(_)) => {
-            row_sizes::refuse_long_rows(&collection.db, max_row_bytes)?;
-            Err(failure)
+    read_contents(&collection, max_row_bytes).and_then(|()| last(&collection.db)).or_else(|failure| {
+        match failure {
+            // SQLite does not say which value is over the limit: find its row.
+            Failure::Ours(Error::TooLarge(_)) => {
+                row_sizes::refuse_long_rows(&collection.db, max_row_bytes)?;
+                Err(failure)
+            }
+            failure => Err(failure),
         }
-        failure => Err(failure),
     })
 }
 
@@ -136,8 +143,7 @@ fn read_contents(collection: &Collection, max_row_bytes: u64) -> Checked {
     collection.check_objects()?;
     // Updates write whole rows, which may hold the sort field twice. All rows were checked above.
     collection.limit_rows(max_row_bytes)?;
-    reset_invalid_usns(db)?;
-    mend::raise_usn(db)
+    reset_invalid_usns(db)
 }
 
 /// Sets invalid usns to 0, which is safe because every device gets these rows by downloading the file. Kept as they
