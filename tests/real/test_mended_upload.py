@@ -10,7 +10,6 @@ import zipfile
 import pytest
 import zstandard
 
-from rows import rows
 from test_refused_upload import by_sql, file_of
 from wire import exchange, request, request_raw
 
