@@ -15,6 +15,12 @@ pub type Result<T> = std::result::Result<T, Error>;
 pub enum Error {
     /// The client sent something that the protocol does not allow: 400. An open session stays open.
     BadRequest(String),
+    /// A body was compressed so that decoding it takes more memory than there is for one client: 413. An upload gets
+    /// the text as its reply.
+    Window(String),
+    /// Something between client and server has changed the request: 422. Clients show a network error, where 400 would
+    /// make them advise a one-way sync.
+    Altered(&'static str),
     /// Well-formed, but it cannot be applied to this collection: 400. The session is rolled back.
     Refused(String),
     /// Unknown host key, unknown user or wrong password: 403. Clients log out on 403, so no other error may use it.
@@ -65,7 +71,8 @@ impl Error {
             Error::NotFound | Error::AddressNotAllowed => 404,
             Error::MethodNotAllowed(_) => 405,
             Error::NoSession | Error::LostFile(_) => 409,
-            Error::TooLarge(_) => 413,
+            Error::TooLarge(_) | Error::Window(_) => 413,
+            Error::Altered(_) => 422,
             Error::UnsupportedVersion(_) => 501,
             Error::Busy(_) => 503,
             Error::DiskFull(_) => 507,
@@ -120,12 +127,14 @@ impl fmt::Display for Error {
             | Error::Refused(text)
             | Error::Forbidden(text)
             | Error::TooLarge(text)
+            | Error::Window(text)
             | Error::DiskFull(text)
             | Error::Busy(text)
             | Error::Unconfirmed(text)
             | Error::Usage(text)
             | Error::Damaged(text)
             | Error::Broken(text) => f.write_str(text),
+            Error::Altered(text) => f.write_str(text),
             Error::NotFound => f.write_str("no such page"),
             Error::AddressNotAllowed => f.write_str("this address is in none of the networks of SYNC_ALLOW"),
             Error::MethodNotAllowed(_) => f.write_str("wrong HTTP method"),

@@ -599,7 +599,7 @@ fn bad_requests_get_their_status_and_a_close() {
         ("GET / HTTP/2.0\r\n\r\n".into(), 505),
         ("TRACE / HTTP/1.1\r\n\r\n".into(), 405),
         ("BREW / HTTP/1.1\r\n\r\n".into(), 501),
-        ("GET http://x/ HTTP/1.1\r\n\r\n".into(), 400),
+        ("GET ftp://x/ HTTP/1.1\r\n\r\n".into(), 400),
         ("\u{16}\u{3}\u{1}".into(), 400),
         (many_headers, 431),
     ];
@@ -613,6 +613,36 @@ fn bad_requests_get_their_status_and_a_close() {
         client.assert_closed();
     }
     server.assert_alive();
+}
+
+/// Cloudflare with mTLS and Access adds up to 90 lines to those of the client.
+#[test]
+fn a_head_of_100_lines_and_32_kib_is_taken() {
+    let server = Server::start();
+    let head = |lines: usize, bytes: usize| {
+        let mut head = format!("GET /ping HTTP/1.1\r\nHost: x\r\n{}", "Cf-Any: b\r\n".repeat(lines - 2));
+        let rest = bytes - head.len() - "X-Long: \r\n\r\n".len();
+        head.push_str(&format!("X-Long: {}\r\n\r\n", "x".repeat(rest)));
+        head
+    };
+    for (lines, bytes, status) in
+        [(100, 32 << 10, 200), (101, 8 << 10, 431), (3, (32 << 10) + 1, 431), (3, 40 << 10, 431)]
+    {
+        let mut client = server.client();
+        let _ = client.try_send(head(lines, bytes).as_bytes());
+        assert_eq!(client.answer().status, status, "{lines} lines, {bytes} bytes");
+    }
+}
+
+#[test]
+fn bytes_above_127_in_a_header_value_are_passed_over() {
+    let server = Server::start();
+    let mut client = server.client();
+    client.send(&b"GET /headers HTTP/1.1\r\nHost: x\r\nCf-Ipcity: S\xe3o Paulo\r\nRemote-Name: \xd0\x90\xd0\xbd\xd0\xb0\r\nA: b\r\n\r\n"[..]);
+    let answer = client.answer();
+    assert_eq!(answer.status, 200);
+    let text = answer.text();
+    assert!(text.contains("Cf-Ipcity: S?o Paulo\nRemote-Name: ??????\nA: b\n"), "{text}");
 }
 
 #[test]

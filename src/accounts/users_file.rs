@@ -185,6 +185,8 @@ pub fn lock(base: &Path) -> Result<File> {
                     path.display()
                 )));
             }
+            // The file system has no locks.
+            Err(TryLockError::Error(err)) if crate::os::has_no_locks(&err) => return Ok(file),
             Err(TryLockError::Error(err)) => return Err(refused()(err)),
         }
     }

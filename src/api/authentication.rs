@@ -102,9 +102,9 @@ impl App {
         // Few forms name the client, so its user agent is used.
         let agent = request.header("user-agent").unwrap_or_default().to_owned();
         log.client(&agent);
-        let boundary = request.header("content-type").and_then(form::boundary).ok_or_else(|| {
-            Error::bad("no anki-sync header, and no form: something between the client and us drops headers")
-        })?;
+        let boundary = request.header("content-type").and_then(form::boundary).ok_or(Error::Altered(
+            "no anki-sync header, and no form: something between the client and us drops headers",
+        ))?;
         let caps = method.caps(&self.config);
         let declared = request.declared_bytes();
         caps.check_declared(declared)?;

@@ -47,7 +47,7 @@ impl UsersOfKeys {
 
 impl App {
     /// The address that a request comes from, and the user, if the key in its head is known.
-    pub fn client_of(&self, peer: IpAddr, fields: &Fields<'_>) -> (IpAddr, Option<String>) {
+    pub fn client_of(&self, peer: IpAddr, fields: &Fields) -> (IpAddr, Option<String>) {
         let address = client_address::resolve(peer, |name| fields.values(name), &self.config);
         let header = fields.values("anki-sync").next();
         let header = header.and_then(|text| serde_json::from_str::<SyncHeader>(text).ok());

@@ -26,13 +26,22 @@ impl App {
     pub(super) fn upload(&self, mut request: Request, log: &mut AccessLog) -> Result<()> {
         let (call, scratch) = match self.receive_file(&mut request, log) {
             Ok(received) => received,
+            Err(Error::Window(reason)) => {
+                log.did(&format!("upload refused: {reason}"));
+                let text = refusal(&reason, "Please upload with a smaller window.");
+                // Only protocol 11 has zstd.
+                let mut stream = request.into_responder().stream(Packing::Zstd, text.len() as u64);
+                stream.write_all(text.as_bytes()).map_err(Error::Disconnected)?;
+                log.sent(stream.finish()?);
+                return Ok(());
+            }
             Err(err) => return refuse(request, err),
         };
         let user = match self.user(&call) {
             Ok(user) => user,
             Err(err) => return refuse(request, err),
         };
-        let waiting = WaitingReply::new(request.into_responder(), call.packing());
+        let waiting = WaitingReply::new(request.into_responder(), call.packing(), ACCEPTED.len() as u64);
         let outcome = waiting.while_doing(upload_keep_alive, || {
             match upload::check(scratch.path(), self.config.max_row_bytes)? {
                 Ok(()) => user.replace_collection(scratch.path()).map(Ok),
@@ -93,7 +102,8 @@ impl App {
             Ok((user, call)) => (call, user),
             Err(err) => return respond_with(responder, err),
         };
-        let waiting = WaitingReply::new(responder, call.packing());
+        // Only a reply that is not compressed begins early here, and that has no header with a size.
+        let waiting = WaitingReply::new(responder, call.packing(), 0);
         // The copy for old clients is made first, and a collection of an old schema is upgraded first. The response head may
         // be sent meanwhile.
         let begun = waiting.while_doing(HEAD_ALONE, || match call.packing() {

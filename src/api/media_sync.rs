@@ -104,7 +104,7 @@ impl App {
             Ok(received) => received,
             Err(err) => return respond_with(responder, err),
         };
-        let waiting = WaitingReply::new(responder, call.packing());
+        let waiting = WaitingReply::new(responder, call.packing(), 0);
         // All files are read before the first byte is sent.
         let download = match waiting.while_doing(HEAD_ALONE, || user.media.download(names)) {
             Ok(download) => download,

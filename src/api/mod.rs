@@ -17,6 +17,7 @@ mod quota_and_free_space;
 mod routes;
 
 use std::fs;
+use std::io::Read as _;
 use std::net::IpAddr;
 use std::path::Path;
 use std::sync::Arc;
@@ -141,7 +142,14 @@ impl App {
         allow.is_empty() || allow.iter().any(|network| network.contains(address))
     }
 
-    fn dispatch(&self, request: Request, log: &mut AccessLog) -> Result<()> {
+    fn dispatch(&self, mut request: Request, log: &mut AccessLog) -> Result<()> {
+        let origin = request.header("origin").filter(|origin| self.config.cors_origins.allow(origin));
+        if let Some(origin) = origin.map(str::to_owned) {
+            request.allow_origin(&origin);
+            if request.verb() == Verb::Options {
+                return request.into_responder().preflight();
+            }
+        }
         match Route::parse(request.path(), &self.config.base_path) {
             Route::Page(page) => match request.verb() {
                 Verb::Get | Verb::Head => self.show(page, request, log),
@@ -152,7 +160,6 @@ impl App {
                 (Method::MediaBegin, _) => refuse(request, Error::MethodNotAllowed("GET, POST")),
                 _ => refuse(request, Error::MethodNotAllowed("POST")),
             },
-            Route::UnknownMethod => refuse(request, Error::bad("there is no such sync method")),
             Route::Unknown => refuse(request, Error::NotFound),
         }
     }
@@ -302,7 +309,7 @@ impl App {
 
     /// Runs a step and sends its JSON, with keep-alive bytes if that takes long.
     fn reply(&self, call: &Call, mut body: Spool, responder: Responder, log: &mut AccessLog) -> Result<()> {
-        let waiting = WaitingReply::new(responder, call.packing());
+        let waiting = WaitingReply::new(responder, call.packing(), EARLY_JSON_BYTES);
         let keep_alive: Signs = match call.packing() {
             // JSON may begin with white space.
             Packing::Zstd => |_| Some(b" "),
@@ -359,10 +366,20 @@ fn remove_deleted_users(base: &Path) -> Result<()> {
 /// Old clients take the body literally, so only the response head can be sent ahead.
 const HEAD_ALONE: Signs = |_| Some(b"");
 
+/// The size that a reply in JSON announces if its head must be sent before the reply is known. It is then filled up with
+/// white space, so that the size is right. Some clients compare it, or decode into a buffer of that size. The reply to a
+/// request that takes so long is short, or (rarely) longer than this.
+const EARLY_JSON_BYTES: u64 = 64 << 10;
+
 fn send(json: &mut Spool, waiting: WaitingReply) -> Result<u64> {
-    let mut stream = waiting.into_stream(json.len())?;
+    let (sent_early, json_bytes) = (waiting.said() as u64, json.len());
+    let mut stream = waiting.into_stream(json_bytes)?;
     let mut reader = json.reader().map_err(Error::io("reading", "spooled reply".as_ref()))?;
     std::io::copy(&mut reader, &mut stream).map_err(Error::Disconnected)?;
+    if sent_early > 0 {
+        let missing = EARLY_JSON_BYTES.saturating_sub(sent_early + json_bytes);
+        std::io::copy(&mut std::io::repeat(b' ').take(missing), &mut stream).map_err(Error::Disconnected)?;
+    }
     stream.finish()
 }
 
@@ -387,4 +404,57 @@ fn respond_with(responder: Responder, err: Error) -> Result<()> {
         responder.text(status, "text/plain", &format!("{status}\n"))?;
     }
     Err(err)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::{self, Write};
+    use std::sync::Mutex;
+
+    #[derive(Clone, Default)]
+    struct Wire(Arc<Mutex<Vec<u8>>>);
+
+    impl Write for Wire {
+        fn write(&mut self, data: &[u8]) -> io::Result<usize> {
+            self.0.lock().unwrap().extend_from_slice(data);
+            Ok(data.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_reply_that_began_early_has_the_size_that_it_announced() {
+        let dir = tempfile::tempdir().unwrap();
+        let wire = Wire::default();
+        let responder = Responder::new(Box::new(wire.clone()), false, String::new());
+        let waiting = WaitingReply::new(responder, Packing::Zstd, EARLY_JSON_BYTES);
+        waiting.while_doing(
+            |_| Some(b" "),
+            || {
+                while waiting.said() < 2 {
+                    std::thread::sleep(std::time::Duration::from_millis(5));
+                }
+            },
+        );
+        let mut json = Spool::new(dir.path());
+        json.write_all(b"{\"usn\":1}").unwrap();
+        send(&mut json, waiting).unwrap();
+        let wire = wire.0.lock().unwrap();
+        let head = wire.windows(4).position(|at| at == b"\r\n\r\n").unwrap() + 4;
+        assert!(std::str::from_utf8(&wire[..head]).unwrap().contains("anki-original-size: 65536\r\n"));
+        let (mut chunks, mut frame) = (&wire[head..], Vec::new());
+        while !chunks.is_empty() {
+            let line = chunks.windows(2).position(|at| at == b"\r\n").unwrap();
+            let size = usize::from_str_radix(std::str::from_utf8(&chunks[..line]).unwrap(), 16).unwrap();
+            frame.extend_from_slice(&chunks[line + 2..line + 2 + size]);
+            chunks = &chunks[line + 4 + size..];
+        }
+        let plain = zstd::decode_all(&frame[..]).unwrap();
+        assert_eq!(plain.len(), 65536);
+        assert_eq!(std::str::from_utf8(&plain).unwrap().trim(), "{\"usn\":1}");
+    }
 }

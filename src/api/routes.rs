@@ -11,9 +11,8 @@ pub enum Route {
     Page(Page),
     /// A step of a collection or media sync.
     Sync(Method),
-    /// Below `/sync` or `/msync`, but an unknown method: 400.
-    UnknownMethod,
-    /// Anything else: 404.
+    /// Anything else: 404. (The official server answers 400 to unknown methods, and then clients advise their user to
+    /// force a one-way sync, although only an address is wrong.)
     Unknown,
 }
 
@@ -91,15 +90,22 @@ const MEDIA_METHODS: &[(&str, Method)] = &[
 ];
 
 impl Route {
-    /// Finds the route of a path. Repeated and trailing slashes are ignored, and so is the base path in front.
+    /// Finds the route of a path. Repeated and trailing slashes are ignored, and so is the base path in front. A proxy may
+    /// have removed the base path already, and a redirect or the owner may have written it twice.
     pub fn parse(path: &str, base_path: &str) -> Route {
-        let mut segments: Vec<&str> = path.split('/').filter(|segment| !segment.is_empty()).collect();
+        let segments: Vec<&str> = path.split('/').filter(|segment| !segment.is_empty()).collect();
         let base: Vec<&str> = base_path.split('/').filter(|segment| !segment.is_empty()).collect();
-        // A proxy may have removed the base path already.
-        if segments.starts_with(&base) {
-            segments.drain(..base.len());
+        let mut rest = &segments[..];
+        loop {
+            match (Route::of(rest), rest.strip_prefix(&base[..])) {
+                (Route::Unknown, Some(shorter)) if !base.is_empty() => rest = shorter,
+                (route, _) => return route,
+            }
         }
-        match segments[..] {
+    }
+
+    fn of(segments: &[&str]) -> Route {
+        match *segments {
             [] => Route::Page(Page::Start),
             ["health"] => Route::Page(Page::Health),
             ["metrics"] => Route::Page(Page::Metrics),
@@ -109,7 +115,9 @@ impl Route {
             [name] if MEDIA_METHODS.iter().any(|(known, _)| *known == name) => {
                 Route::named(MEDIA_METHODS, name)
             }
-            ["sync" | "msync", ..] => Route::UnknownMethod,
+            // The address was entered with the folder that clients append to it.
+            ["sync" | "msync", "sync", name] => Route::named(METHODS, name),
+            ["sync" | "msync", "msync", name] => Route::named(MEDIA_METHODS, name),
             _ => Route::Unknown,
         }
     }
@@ -117,7 +125,7 @@ impl Route {
     fn named(methods: &[(&str, Method)], name: &str) -> Route {
         match methods.iter().find(|(known, _)| *known == name) {
             Some((_, method)) => Route::Sync(*method),
-            None => Route::UnknownMethod,
+            None => Route::Unknown,
         }
     }
 }
@@ -184,19 +192,28 @@ mod tests {
             ("/anki/sync/sanityCheck2", "anki", Route::Sync(Method::SanityCheck)),
             ("/sync/upload", "anki", Route::Sync(Method::Upload)),
             ("/a/b/", "a/b", Route::Page(Page::Start)),
-            ("/sync/Meta", "", Route::UnknownMethod),
-            ("/sync", "", Route::UnknownMethod),
-            ("/sync/meta/x", "", Route::UnknownMethod),
+            ("/sync/Meta", "", Route::Unknown),
+            ("/sync", "", Route::Unknown),
+            ("/sync/meta/x", "", Route::Unknown),
             ("/msync/begin", "", Route::Sync(Method::MediaBegin)),
             ("//msync//downloadFiles/", "", Route::Sync(Method::DownloadFiles)),
-            ("/sync/begin", "", Route::UnknownMethod),
-            ("/msync/meta", "", Route::UnknownMethod),
-            ("/msync/nothing", "", Route::UnknownMethod),
+            ("/sync/begin", "", Route::Unknown),
+            ("/msync/meta", "", Route::Unknown),
+            ("/msync/nothing", "", Route::Unknown),
             ("/begin", "", Route::Sync(Method::MediaBegin)),
             ("//mediaSanity/", "anki", Route::Sync(Method::MediaSanity)),
             ("/anki/uploadChanges", "anki", Route::Sync(Method::UploadChanges)),
             ("/meta", "", Route::Unknown),
             ("/anki/sync/meta", "", Route::Unknown),
+            ("/sync/sync/meta", "", Route::Sync(Method::Meta)),
+            ("/sync/msync/begin", "", Route::Sync(Method::MediaBegin)),
+            ("/msync/sync/hostKey", "", Route::Sync(Method::HostKey)),
+            ("/anki/anki/sync/meta", "anki", Route::Sync(Method::Meta)),
+            ("/anki/sync/sync/meta", "anki", Route::Sync(Method::Meta)),
+            ("/a/b/a/b/", "a/b", Route::Page(Page::Start)),
+            ("/sync/sync/meta", "sync", Route::Sync(Method::Meta)),
+            ("/sync/meta", "sync", Route::Sync(Method::Meta)),
+            ("/sync/sync/sync/meta", "", Route::Unknown),
             ("/favicon.ico", "", Route::Unknown),
         ];
         for (path, base_path, expected) in cases {

@@ -74,9 +74,8 @@ pub enum Journal {
 
 impl Journal {
     /// The better one that works in this folder.
-    pub fn of_disk(dir: &Path) -> Result<Journal> {
-        let has_shared_memory = files::maps_files(dir)?;
-        Ok(if has_shared_memory { Journal::Wal } else { Journal::Rollback })
+    pub fn of_disk(dir: &Path) -> Journal {
+        if files::has_shared_memory(dir) { Journal::Wal } else { Journal::Rollback }
     }
 }
 
@@ -127,7 +126,10 @@ impl Collection {
         collection.disable_checkpoint_on_close()?;
         // An acknowledged sync must survive a power cut. EXTRA is FULL, and also syncs the folder after a rollback
         // journal was deleted from it. The WAL must not get into the file while a download reads that.
-        collection.db.execute_batch("PRAGMA synchronous = EXTRA; PRAGMA wal_autocheckpoint = 0")?;
+        collection.db.execute_batch(&format!(
+            "PRAGMA synchronous = {}; PRAGMA wal_autocheckpoint = 0",
+            files::synchronous()
+        ))?;
         let mode = match journal {
             Journal::Wal => "PRAGMA journal_mode = WAL",
             // A file that is in WAL mode is brought out of it with the WAL's index in the memory of this process.
@@ -197,7 +199,10 @@ impl Collection {
 
     fn fold_side_files(path: &Path) -> Result<()> {
         let collection = Collection::connect(path, SCAN_CACHE_KIB)?;
-        collection.db.execute_batch("PRAGMA synchronous = EXTRA; PRAGMA schema_version")?;
+        collection.db.execute_batch(&format!(
+            "PRAGMA synchronous = {}; PRAGMA schema_version",
+            files::synchronous()
+        ))?;
         collection.db.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_| Ok(()))?;
         if has_rollback_journal(path) {
             // SQLite ignores a journal that a power cut left empty. Changing the journal mode deletes it.

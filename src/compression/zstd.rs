@@ -8,17 +8,30 @@ use std::io::{self, BufRead, Read, Write};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use ruzstd::decoding::{FrameDecoder, StreamingDecoder};
+use ruzstd::decoding::{BlockDecodingStrategy, FrameDecoder};
 use ruzstd::encoding::{CompressionLevel, compress_to_vec};
 
-/// The largest window that a client may ask for. Clients use 2 MiB; level 19 uses 8.
+/// How much of its output the decoder keeps for later blocks to refer to. Clients use 2 MiB; level 19 uses 8. A frame that
+/// declares a larger window is decoded with this one. Most such frames never refer to anything farther back; one that does
+/// is refused.
 const MAX_WINDOW_BYTES: u64 = 8 * 1024 * 1024;
 
-/// Decodes one zstd frame. Checks its length and checksum if it has them, and that nothing follows it.
+/// `MAX_WINDOW_BYTES` as the byte of a frame header: an exponent above 10, and a mantissa of 0.
+const MAX_WINDOW_DESCRIPTOR: u8 = 13 << 3;
+
+/// Maximum frames of one body. Parallel encoders make one for each few MiB.
+const MAX_FRAMES: u32 = 1000;
+
+/// Decodes a body of zstd frames, as RFC 8878 defines it: one after the other, skippable ones passed over. Checks the
+/// length and the checksum of those that have them.
 pub struct Decoder<R: BufRead> {
-    frame: StreamingDecoder<R, FrameDecoder>,
-    /// Decoded so far.
+    source: R,
+    decoder: FrameDecoder,
+    /// The window of this frame in bytes, if it is larger than what is kept.
+    large_window: Option<u64>,
+    /// Decoded of this frame.
     bytes: u64,
+    frames: u32,
     ended: bool,
 }
 
@@ -31,45 +44,134 @@ fn kept() -> MutexGuard<'static, Option<FrameDecoder>> {
 }
 
 impl<R: BufRead> Decoder<R> {
-    /// Reads the frame's header.
+    /// Reads the first frame's header.
+    ///
+    /// Errors, here and while reading: of the source; `FileTooLarge` if a block refers farther back than what is kept;
+    /// another kind if the data is not zstd.
     pub fn new(source: R) -> io::Result<Decoder<R>> {
         let mut decoder = kept().take().unwrap_or_default();
         decoder.set_max_window_size(MAX_WINDOW_BYTES);
-        let frame = StreamingDecoder::new_with_decoder(source, decoder).map_err(io::Error::other)?;
-        Ok(Decoder { frame, bytes: 0, ended: false })
+        let mut decoder = Decoder { source, decoder, large_window: None, bytes: 0, frames: 0, ended: false };
+        if decoder.begin_frame()? { Ok(decoder) } else { Err(io::Error::other("no zstd frame")) }
     }
 
     /// Keeps the buffers for the next body. They are freed after that one, unless it calls `keep` too.
     pub fn keep(self) {
-        *kept() = Some(self.frame.into_frame_decoder());
+        *kept() = Some(self.decoder);
     }
 
-    fn check_end(&mut self) -> io::Result<()> {
+    /// Reads the header of the next frame that is not skippable; false if there is none.
+    fn begin_frame(&mut self) -> io::Result<bool> {
+        while !self.source.fill_buf()?.is_empty() {
+            self.frames += 1;
+            if self.frames > MAX_FRAMES {
+                return Err(io::Error::other("more than 1000 zstd frames"));
+            }
+            let mut magic = [0; 4];
+            self.source.read_exact(&mut magic)?;
+            if matches!(magic, [0x50..=0x5f, 0x2a, 0x4d, 0x18]) {
+                self.skip_frame()?;
+                continue;
+            }
+            let mut header = magic.to_vec();
+            self.large_window = read_header(&mut self.source, &mut header)?;
+            self.decoder.init(&header[..]).map_err(io::Error::other)?;
+            self.bytes = 0;
+            return Ok(true);
+        }
+        Ok(false)
+    }
+
+    fn skip_frame(&mut self) -> io::Result<()> {
+        let mut length = [0; 4];
+        self.source.read_exact(&mut length)?;
+        let length = u64::from(u32::from_le_bytes(length));
+        let skipped = io::copy(&mut (&mut self.source).take(length), &mut io::sink())?;
+        if skipped == length { Ok(()) } else { Err(io::ErrorKind::UnexpectedEof.into()) }
+    }
+
+    fn decode_block(&mut self) -> io::Result<()> {
+        let decoded = self.decoder.decode_blocks(&mut self.source, BlockDecodingStrategy::UptoBlocks(1));
+        decoded.map(drop).map_err(|err| match self.large_window {
+            Some(bytes) => io::Error::new(
+                io::ErrorKind::FileTooLarge,
+                format!(
+                    "it was compressed with a window of {} MiB, and refers farther back than the {} MiB that this \
+                     server keeps in memory ({err})",
+                    bytes.div_ceil(1 << 20),
+                    MAX_WINDOW_BYTES >> 20
+                ),
+            ),
+            None => io::Error::other(err),
+        })
+    }
+
+    fn check_end_of_frame(&self) -> io::Result<()> {
         // ruzstd does not check the declared length, as the C library does. 0 also means that none is declared.
-        let declared = self.frame.decoder.content_size();
+        let declared = self.decoder.content_size();
         if declared != 0 && declared != self.bytes {
             return Err(io::Error::other("the frame is not as long as it says"));
         }
-        let sent = self.frame.decoder.get_checksum_from_data();
-        if sent.is_some() && sent != self.frame.decoder.get_calculated_checksum() {
+        let sent = self.decoder.get_checksum_from_data();
+        if sent.is_some() && sent != self.decoder.get_calculated_checksum() {
             return Err(io::Error::other("checksum mismatch"));
         }
-        match self.frame.get_mut().fill_buf()? {
-            [] => Ok(()),
-            _ => Err(io::Error::other("data after the zstd frame")),
-        }
+        Ok(())
     }
+}
+
+/// Reads a frame header after its magic number, and appends it to `header`. If it declares a larger window than is kept,
+/// returns that one, and `header` declares the largest that is kept (RFC 8878 3.1.1.1).
+fn read_header(source: &mut impl Read, header: &mut Vec<u8>) -> io::Result<Option<u64>> {
+    const SINGLE_SEGMENT: u8 = 1 << 5;
+    let mut byte = [0];
+    source.read_exact(&mut byte)?;
+    let [flags] = byte;
+    let is_single = flags & SINGLE_SEGMENT != 0;
+    let mut window = None;
+    if !is_single {
+        source.read_exact(&mut byte)?;
+        window = Some(byte[0]);
+    }
+    let id_bytes = [0, 1, 2, 4][usize::from(flags & 3)];
+    let size_bytes = [usize::from(is_single), 2, 4, 8][usize::from(flags >> 6)];
+    let mut rest = [0; 12];
+    let rest = &mut rest[..id_bytes + size_bytes];
+    source.read_exact(rest)?;
+    let window_bytes = match window {
+        Some(byte) => {
+            let base = 1u64 << (10 + (byte >> 3));
+            base + base / 8 * u64::from(byte & 7)
+        }
+        None => rest[id_bytes..].iter().rev().fold(0, |size, byte| size << 8 | u64::from(*byte)),
+    };
+    if window_bytes <= MAX_WINDOW_BYTES {
+        header.push(flags);
+        header.extend(window);
+        header.extend_from_slice(rest);
+        return Ok(None);
+    }
+    // A content size of so many bytes has the same form in a frame with a window.
+    header.extend([flags & !SINGLE_SEGMENT, MAX_WINDOW_DESCRIPTOR]);
+    header.extend_from_slice(rest);
+    Ok(Some(window_bytes))
 }
 
 impl<R: BufRead> Read for Decoder<R> {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
-        let count = self.frame.read(buf)?;
-        self.bytes += count as u64;
-        if count == 0 && !buf.is_empty() && !self.ended {
-            self.ended = true;
-            self.check_end()?;
+        while !self.ended && !buf.is_empty() {
+            while self.decoder.can_collect() == 0 && !self.decoder.is_finished() {
+                self.decode_block()?;
+            }
+            let count = self.decoder.read(buf)?;
+            if count > 0 {
+                self.bytes += count as u64;
+                return Ok(count);
+            }
+            self.check_end_of_frame()?;
+            self.ended = !self.begin_frame()?;
         }
-        Ok(count)
+        Ok(0)
     }
 }
 
@@ -269,6 +371,67 @@ mod tests {
             assert!(decoded == text);
             decoder.keep();
         }
+    }
+
+    fn decoded(wire: &[u8]) -> io::Result<Vec<u8>> {
+        let mut plain = Vec::new();
+        Decoder::new(wire)?.read_to_end(&mut plain)?;
+        Ok(plain)
+    }
+
+    fn encoded(window_log: u32, data: &[u8]) -> Vec<u8> {
+        let mut encoder = zstd::Encoder::new(Vec::new(), 1).unwrap();
+        encoder.window_log(window_log).unwrap();
+        encoder.long_distance_matching(true).unwrap();
+        encoder.write_all(data).unwrap();
+        encoder.finish().unwrap()
+    }
+
+    /// Bytes that do not compress.
+    fn noise(len: usize) -> Vec<u8> {
+        let mut state = 1u64;
+        let mut next = || {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            (state >> 56) as u8
+        };
+        (0..len).map(|_| next()).collect()
+    }
+
+    #[test]
+    fn a_larger_window_is_served_unless_its_far_end_is_used() {
+        let far = noise(9 << 20);
+        let (near, rest) = far.split_at(3 << 20);
+        let repeated = [near, near, rest].concat();
+        for window_log in [24, 27] {
+            assert!(decoded(&encoded(window_log, &repeated)).unwrap() == repeated);
+        }
+        let wire = encoded(27, &[&far[..], &far].concat());
+        assert!(wire.len() < far.len() * 3 / 2, "the encoder did not refer back");
+        let err = decoded(&wire).unwrap_err();
+        assert_eq!(err.kind(), io::ErrorKind::FileTooLarge);
+        assert!(err.to_string().contains("window of 128 MiB"), "{err}");
+        // A frame that is its own window, as encoders make it if they know the length.
+        assert!(decoded(&zstd::bulk::compress(&repeated, 19).unwrap()).unwrap() == repeated);
+    }
+
+    #[test]
+    fn several_and_skippable_frames_are_one_body() {
+        let frame = |text: &str| zstd::encode_all(text.as_bytes(), 1).unwrap();
+        let skippable =
+            |len: u32| [&b"\x5a\x2a\x4d\x18"[..], &len.to_le_bytes(), &[7; 300][..len as usize]].concat();
+        let wire =
+            [skippable(0), frame("one, "), skippable(300), frame(""), frame("two"), skippable(4)].concat();
+        assert_eq!(decoded(&wire).unwrap(), b"one, two");
+        assert!(decoded(&skippable(9)).is_err(), "no data");
+        for cut in 1..wire.len() {
+            let whole = [8, 8 + frame("one, ").len()].contains(&cut);
+            if let Ok(text) = decoded(&wire[..cut]) {
+                assert!(whole || b"one, two".starts_with(&text), "{cut}");
+                assert_eq!(zstd::decode_all(&wire[..cut]).ok(), Some(text), "{cut}");
+            }
+        }
+        assert!(decoded(&[frame("x"), b"junk".to_vec()].concat()).is_err());
+        assert!(decoded(&skippable(0).repeat(1001)).is_err());
     }
 
     #[test]

@@ -6,6 +6,7 @@
 //! Settings of the official server keep their names and meanings, so that one service file works for both. The table
 //! below declares each setting once. `Config`, `ankipi serve --help` and `ankipi config` are made from it.
 
+mod cors_origins;
 pub mod did_you_mean;
 mod file;
 mod listen_address;
@@ -22,6 +23,7 @@ use std::time::Duration;
 use crate::config::did_you_mean::nearest;
 use crate::config::network::Network;
 use crate::error::{Error, Result};
+pub use cors_origins::Origins;
 pub use listen_address::Address;
 pub use user_name::{USERS_FILE, check_user_name};
 pub use user_settings::{UserSetting, read_secret};
@@ -112,6 +114,7 @@ settings! {
     trusted_proxies: Vec<Network> = "SYNC_TRUSTED_PROXIES", "", "127.0.0.0/8 ::1", value_kinds::NETWORKS, "proxies that SYNC_IP_HEADER is taken from";
     /// If empty, everyone.
     allow: Vec<Network> = "SYNC_ALLOW", "", "", value_kinds::NETWORKS, "networks that may sync; otherwise all";
+    cors_origins: Origins = "SYNC_CORS_ORIGINS", "", "", value_kinds::ORIGINS, "web pages that may sync: https://host, ...; * is all";
     /// The networks that may read them.
     metrics: Vec<Network> = "SYNC_METRICS", "", "no", value_kinds::YES_NO_OR_NETWORKS, "numbers for Prometheus at /metrics: yes, or networks";
     log_split: bool = "SYNC_LOG_SPLIT", "", "no", value_kinds::YES_NO, "info lines to stdout, warnings and errors to stderr";

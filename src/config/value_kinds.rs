@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::config::network::Network;
-use crate::config::{Address, MIB};
+use crate::config::{Address, MIB, Origins};
 
 /// A kind of value.
 pub struct Kind<T> {
@@ -45,6 +45,10 @@ pub const PORT: Kind<u16> = Kind { parse: |text| text.parse().ok(), expected: "a
 /// A URL path. Slashes at both ends are dropped.
 pub const URL_PATH: Kind<String> =
     Kind { parse: |text| Some(text.trim_matches('/').to_owned()), expected: "a path such as /anki" };
+
+/// Origins of web pages.
+pub const ORIGINS: Kind<Origins> =
+    Kind { parse: Origins::parse, expected: "origins such as https://deck.example, without a path, or *" };
 
 /// Whether there is any text.
 pub const ANYTHING: Kind<bool> = Kind { parse: |text| Some(!text.is_empty()), expected: "a text" };

@@ -1,9 +1,8 @@
 //! Files that survive a power cut: a file is synced before it is renamed, and its folder is synced after.
 
 use crate::error::{Error, Result};
+use crate::files::disk_abilities::sync_open_folder;
 use crate::files::owner::{create_for_owner, give_to_owner_of};
-use crate::files::spool::LEFTOVER_PREFIX;
-use crate::os;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::FileExt;
@@ -34,9 +33,9 @@ pub fn create_folder(dir: &Path) -> Result<()> {
     sync_folder(parent)
 }
 
-/// Makes renames, links and deletions in this folder durable.
+/// Makes renames, links and deletions in this folder durable, where the disk can do that.
 pub fn sync_folder(dir: &Path) -> Result<()> {
-    File::open(dir).and_then(|dir| dir.sync_all()).map_err(Error::io("syncing", dir))
+    File::open(dir).and_then(|dir| sync_open_folder(&dir)).map_err(Error::io("syncing", dir))
 }
 
 /// Replaces `dir/name` so that a power cut leaves either the old file or the new one.
@@ -53,19 +52,6 @@ pub fn replace_file(dir: &Path, name: &str, contents: &[u8]) -> Result<()> {
     };
     write().map_err(Error::io("replacing", &path))?;
     sync_folder(dir)
-}
-
-/// Whether files in this folder can be shared memory, which the index of a WAL is.
-pub fn maps_files(dir: &Path) -> Result<bool> {
-    let path = dir.join(format!("{LEFTOVER_PREFIX}shared-memory"));
-    remove_if_there(&path)?;
-    let make = || {
-        let file = OpenOptions::new().read(true).write(true).create_new(true).open(&path)?;
-        fs::remove_file(&path)?;
-        file.set_len(1)?;
-        Ok(os::maps_files(&file))
-    };
-    make().map_err(Error::io("creating", &path))
 }
 
 /// Deletes a file; not an error if it does not exist.

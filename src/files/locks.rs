@@ -5,7 +5,9 @@ use crate::files::owner::{give_to_owner_of, refuse_link};
 use crate::os;
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -15,7 +17,7 @@ const LOCK_FILE: &str = ".ankipi.lock";
 
 /// Locks a data folder until the returned file is closed. Only one server may run on a data folder: two would not know of
 /// each other's sessions.
-pub fn lock_data_folder(base: &Path) -> Result<File> {
+pub fn lock_data_folder(base: &Path) -> Result<DataFolderLock> {
     let path = base.join(LOCK_FILE);
     refuse_link(&path)?;
     // Not truncated before it is locked: it contains the process id of the server that holds the lock.
@@ -30,23 +32,47 @@ pub fn lock_data_folder(base: &Path) -> Result<File> {
         io::ErrorKind::ReadOnlyFilesystem => read_only(base),
         _ => Error::Io("creating", path.clone(), err),
     })?;
-    match file.try_lock() {
-        Ok(()) => {}
-        Err(TryLockError::WouldBlock) => {
-            return Err(Error::Broken(format!(
-                "another ankipi is running on {}: stop it first, or use another folder with --base DIR",
-                base.display()
-            )));
+    let socket = match file.try_lock() {
+        Ok(()) => None,
+        Err(TryLockError::WouldBlock) => return Err(is_running(base)),
+        Err(TryLockError::Error(err)) if os::has_no_locks(&err) => {
+            // The socket is there as long as the process, however that ends.
+            let bound = socket_name(base).and_then(|name| UnixListener::bind_addr(&name));
+            match bound {
+                Ok(socket) => Some(socket),
+                Err(err) if err.kind() == io::ErrorKind::AddrInUse => return Err(is_running(base)),
+                Err(err) => return Err(Error::Io("locking", path, err)),
+            }
         }
         Err(TryLockError::Error(err)) => return Err(Error::Io("locking", path, err)),
-    }
+    };
     let sign = |file: &mut File| {
         give_to_owner_of(base, file)?;
         file.set_len(0)?;
         write!(file, "{}", std::process::id())
     };
     sign(&mut file).map_err(Error::io("writing", &path))?;
-    Ok(file)
+    Ok(DataFolderLock { _file: file, _socket: socket })
+}
+
+/// The lock of a data folder. Dropping it releases the lock.
+pub struct DataFolderLock {
+    _file: File,
+    /// The lock where the disk has none: an abstract socket with the folder's name. It is known to this machine only (to
+    /// this network namespace).
+    _socket: Option<UnixListener>,
+}
+
+fn socket_name(base: &Path) -> io::Result<SocketAddr> {
+    let folder = fs::metadata(base)?;
+    SocketAddr::from_abstract_name(format!("ankipi {} {}", folder.dev(), folder.ino()))
+}
+
+fn is_running(base: &Path) -> Error {
+    Error::Broken(format!(
+        "another ankipi is running on {}: stop it first, or use another folder with --base DIR",
+        base.display()
+    ))
 }
 
 /// The error for a data folder that cannot be written to because its file system, or systemd, says so.
@@ -111,8 +137,21 @@ pub fn running_servers() -> Vec<(u32, PathBuf)> {
 
 /// Whether a server runs on a data folder.
 pub fn is_in_use(base: &Path) -> bool {
-    File::open(base.join(LOCK_FILE))
-        .is_ok_and(|file| matches!(file.try_lock_shared(), Err(TryLockError::WouldBlock)))
+    File::open(base.join(LOCK_FILE)).is_ok_and(|file| match file.try_lock_shared() {
+        Ok(()) => false,
+        Err(TryLockError::WouldBlock) => true,
+        Err(TryLockError::Error(_)) => {
+            socket_name(base).and_then(|name| UnixStream::connect_addr(&name)).is_ok()
+        }
+    })
+}
+
+/// Waits for the exclusive lock of a file. Where the disk has no locks, only the owner's care prevents two changes at once.
+pub fn lock_if_possible(file: &File) -> io::Result<()> {
+    match file.lock() {
+        Err(err) if os::has_no_locks(&err) => Ok(()),
+        locked => locked,
+    }
 }
 
 /// Shared lock on a user's folder: while it is held, the server does not replace files in it. For a process other than the

@@ -4,6 +4,7 @@
 //! `config`.
 
 pub mod damaged;
+pub mod disk_abilities;
 pub mod durable;
 mod held_folder;
 pub mod locks;
@@ -12,12 +13,11 @@ pub mod spool;
 pub mod sqlite_files;
 pub mod temporary;
 
-pub use durable::{
-    GentleFile, create_folder, maps_files, remove_folder, remove_if_there, replace_file, sync_folder,
-};
+pub use disk_abilities::{has_shared_memory, synchronous};
+pub use durable::{GentleFile, create_folder, remove_folder, remove_if_there, replace_file, sync_folder};
 pub use held_folder::{HeldFolder, is_there};
 pub use locks::{
-    holder, is_in_use, keep_in_place, leave_notice, lock_data_folder, notices, running_servers,
-    wait_to_replace,
+    holder, is_in_use, keep_in_place, leave_notice, lock_data_folder, lock_if_possible, notices,
+    running_servers, wait_to_replace,
 };
 pub use owner::{create_for_owner, give_all, refuse_link};

@@ -30,6 +30,8 @@ struct Reply {
     state: State,
     /// Number of keep-alive bytes sent.
     said: usize,
+    /// The size to announce if the head must be sent before the length is known.
+    likely_bytes: u64,
     /// Whether the work is still running. After it, no keep-alive bytes may be sent.
     waits: bool,
 }
@@ -46,11 +48,12 @@ enum State {
 }
 
 impl WaitingReply {
-    /// Nothing is sent yet.
-    pub fn new(responder: Responder, packing: Packing) -> WaitingReply {
+    /// Nothing is sent yet. `likely_bytes` is announced if the head must be sent before the length is known.
+    pub fn new(responder: Responder, packing: Packing, likely_bytes: u64) -> WaitingReply {
         WaitingReply(Arc::new(Mutex::new(Reply {
             state: State::Silent(responder, packing),
             said: 0,
+            likely_bytes,
             waits: false,
         })))
     }
@@ -96,7 +99,9 @@ impl Reply {
             return;
         }
         let mut stream = match std::mem::replace(&mut self.state, State::Taken) {
-            State::Silent(responder, packing) => responder.stream_of_unknown_length(packing),
+            State::Silent(responder, packing) => {
+                responder.stream_of_unknown_length(packing, self.likely_bytes)
+            }
             State::Begun(stream) => stream,
             gone => {
                 self.state = gone;
@@ -217,7 +222,11 @@ mod tests {
     /// A reply of "text" to a client who waits until this many signs came; what it saw.
     fn replied(signs: usize) -> String {
         let wire = Wire::default();
-        let waiting = WaitingReply::new(Responder::new(Box::new(wire.clone()), false), Packing::Plain);
+        let waiting = WaitingReply::new(
+            Responder::new(Box::new(wire.clone()), false, String::new()),
+            Packing::Plain,
+            0,
+        );
         waiting.while_doing(|_| Some(b" "), || wait_until(|| waiting.said() >= signs));
         let mut stream = waiting.into_stream(4).unwrap();
         stream.write_all(b"text").unwrap();
@@ -250,7 +259,11 @@ mod tests {
     #[test]
     fn no_sign_follows_once_the_work_is_done() {
         let wire = Wire::default();
-        let waiting = WaitingReply::new(Responder::new(Box::new(wire.clone()), false), Packing::Plain);
+        let waiting = WaitingReply::new(
+            Responder::new(Box::new(wire.clone()), false, String::new()),
+            Packing::Plain,
+            0,
+        );
         waiting.while_doing(|_| Some(b" "), || ());
         // Bytes that the thread was about to send.
         lock(&waiting.0).send(b" ");
@@ -272,7 +285,7 @@ mod tests {
         }
         let tried = Arc::default();
         let panicking = Box::new(Panicking(Arc::clone(&tried)));
-        let waiting = WaitingReply::new(Responder::new(panicking, false), Packing::Plain);
+        let waiting = WaitingReply::new(Responder::new(panicking, false, String::new()), Packing::Plain, 0);
         waiting.while_doing(|_| Some(b" "), || wait_until(|| *lock(&tried) > 0));
         assert!(waiting.into_stream(1).is_err());
         replied(1);
@@ -293,7 +306,7 @@ mod tests {
         }
         let tried = Arc::default();
         let gone = Box::new(Gone(Arc::clone(&tried)));
-        let waiting = WaitingReply::new(Responder::new(gone, false), Packing::Zstd);
+        let waiting = WaitingReply::new(Responder::new(gone, false, String::new()), Packing::Zstd, 2);
         waiting.while_doing(
             |_| Some(b" "),
             || {

@@ -23,6 +23,7 @@ pub const LENGTH_HEADER: &str = "x-ankipi-length";
 /// A request whose body has not been read.
 pub struct Request {
     inner: tiny_http::Request,
+    reply_headers: String,
 }
 
 /// The request methods that we serve.
@@ -34,6 +35,8 @@ pub enum Verb {
     Head,
     /// POST
     Post,
+    /// OPTIONS
+    Options,
     /// Any other.
     Other,
 }
@@ -41,7 +44,7 @@ pub enum Verb {
 impl Request {
     /// Wraps a request that tiny_http has parsed.
     pub fn new(inner: tiny_http::Request) -> Request {
-        Request { inner }
+        Request { inner, reply_headers: String::new() }
     }
 
     /// The verb.
@@ -50,6 +53,7 @@ impl Request {
             tiny_http::Method::Get => Verb::Get,
             tiny_http::Method::Head => Verb::Head,
             tiny_http::Method::Post => Verb::Post,
+            tiny_http::Method::Options => Verb::Options,
             _ => Verb::Other,
         }
     }
@@ -88,9 +92,16 @@ impl Request {
         self.inner.as_reader()
     }
 
+    /// Lets a page of this origin read the reply, whatever its status (the CORS protocol of the Fetch standard).
+    pub fn allow_origin(&mut self, origin: &str) {
+        self.reply_headers = format!(
+            "Access-Control-Allow-Origin: {origin}\r\nAccess-Control-Expose-Headers: anki-original-size\r\nVary: Origin\r\n"
+        );
+    }
+
     /// Turns the request, after its body was read, into what sends the reply.
     pub fn into_responder(self) -> Responder {
         let head_only = self.verb() == Verb::Head;
-        Responder::new(self.inner.into_writer(), head_only)
+        Responder::new(self.inner.into_writer(), head_only, self.reply_headers)
     }
 }

@@ -2,6 +2,9 @@
 //!
 //! No I/O. A request head is accepted only if every hop reads it the same way. tiny_http takes any `Transfer-Encoding`
 //! for chunked, uses the first of two lengths, takes a negative length for none, and hangs on `HTTP/2.0`.
+//!
+//! Where it does not matter how others read a head, this parser is lenient: header values may hold any byte but NUL, CR
+//! and LF (proxies add names of cities and people in them), and a target may be an absolute URL (RFC 9112 3.2.2).
 
 use std::fmt::Write as _;
 use std::net::IpAddr;
@@ -129,22 +132,22 @@ impl Scan {
     }
 }
 
-/// The header fields of a request, in their order.
+/// The header fields of a request, in their order. Bytes outside printable ASCII are `?`.
 #[derive(Debug)]
-pub struct Fields<'a>(Vec<Field<'a>>);
+pub struct Fields(Vec<(String, String)>);
 
-impl<'a> Fields<'a> {
+impl Fields {
     /// All values of a field, by its name in any case.
-    pub fn values(&self, name: &str) -> impl DoubleEndedIterator<Item = &'a str> {
-        values(&self.0, name)
+    pub fn values(&self, name: &str) -> impl DoubleEndedIterator<Item = &str> {
+        self.0.iter().filter(move |field| field.0.eq_ignore_ascii_case(name)).map(|field| field.1.as_str())
     }
 }
 
 /// A request that may be forwarded.
 #[derive(Debug)]
-pub struct Request<'a> {
+pub struct Request {
     /// The header fields as the client sent them.
-    pub fields: Fields<'a>,
+    pub fields: Fields,
     /// The path, without a query.
     pub path: String,
     /// HTTP/1.0: the reply has no chunks, and the connection closes after it.
@@ -162,8 +165,8 @@ pub struct Request<'a> {
 }
 
 /// Checks a complete head (with its blank line) and rewrites it for the backend.
-pub fn parse_request(head: &[u8], peer: IpAddr) -> Result<Request<'_>, Refusal> {
-    let text = printable(head).ok_or(Refusal::new(400, "byte outside printable ASCII"))?;
+pub fn parse_request(head: &[u8], peer: IpAddr) -> Result<Request, Refusal> {
+    let text = ascii_of(head).ok_or(Refusal::new(400, "control character in the head"))?;
     let mut lines = text.split("\r\n");
     let line = RequestLine::parse(lines.next().unwrap_or_default())?;
     let fields = parse_fields(lines)?;
@@ -177,22 +180,45 @@ pub fn parse_request(head: &[u8], peer: IpAddr) -> Result<Request<'_>, Refusal> 
         expects_continue: expects_continue(&fields)? && !line.is_http10,
         forward: forward_request(&line, &fields, &connection, &framing, peer),
         body: framing.into_body(),
-        fields: Fields(fields),
+        fields: Fields(
+            fields.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect(),
+        ),
     })
 }
 
-/// The head as text, if it has only printable ASCII and tabs, in lines that end with CRLF.
-fn printable(head: &[u8]) -> Option<&str> {
-    let count = |wanted| head.iter().filter(|&&byte| byte == wanted).count();
-    let bytes_ok = head.iter().all(|byte| matches!(byte, b' '..=b'~' | b'\t' | b'\r' | b'\n'));
-    let text = std::str::from_utf8(head).ok()?;
-    let line_ends = text.matches("\r\n").count();
-    (bytes_ok && count(b'\r') == line_ends && count(b'\n') == line_ends).then_some(text)
+/// The head in printable ASCII and tabs, in lines that end with CRLF. Bytes above 127 of the request line are
+/// percent-encoded. Other bytes become `?`, which is no token byte, so that no name and no framing header can hold them.
+/// `None` if there is a NUL, CR or LF in a line.
+fn ascii_of(head: &[u8]) -> Option<String> {
+    let mut text = String::with_capacity(head.len());
+    let mut in_request_line = true;
+    let mut rest = head;
+    while let [byte, after @ ..] = rest {
+        rest = after;
+        match byte {
+            b'\r' => {
+                rest = after.strip_prefix(b"\n")?;
+                text.push_str("\r\n");
+                in_request_line = false;
+            }
+            b'\n' | 0 => return None,
+            b' '..=b'~' | b'\t' => text.push(char::from(*byte)),
+            0x80.. if in_request_line => {
+                let _ = write!(text, "%{byte:02X}");
+            }
+            _ if in_request_line => return None,
+            _ => text.push('?'),
+        }
+    }
+    Some(text)
 }
 
 struct RequestLine<'a> {
     method: &'a str,
-    target: &'a str,
+    /// The path and the query.
+    target: String,
+    /// The host of a target that was an absolute URL. It counts instead of the `Host` header.
+    host: Option<&'a str>,
     is_http10: bool,
 }
 
@@ -216,11 +242,26 @@ impl RequestLine<'_> {
             _ if is_token(method) => return Err(Refusal::new(501, "unknown method")),
             _ => return Err(Refusal::new(400, "malformed request line")),
         }
-        if !target.starts_with('/') || !target.bytes().all(|byte| byte.is_ascii_graphic()) {
-            return Err(Refusal::new(400, "request target"));
-        }
-        Ok(RequestLine { method, target, is_http10 })
+        let (host, target) = split_target(target).ok_or(Refusal::new(400, "request target"))?;
+        Ok(RequestLine { method, target, host, is_http10 })
     }
+}
+
+/// Splits a request target into the host, if it is an absolute URL, and path with query.
+fn split_target(target: &str) -> Option<(Option<&str>, String)> {
+    if !target.bytes().all(|byte| byte.is_ascii_graphic()) {
+        return None;
+    }
+    if target.starts_with('/') {
+        return Some((None, target.to_owned()));
+    }
+    let (scheme, rest) = target.split_once("://")?;
+    if !scheme.eq_ignore_ascii_case("http") && !scheme.eq_ignore_ascii_case("https") {
+        return None;
+    }
+    let (host, path) = rest.split_at(rest.find(['/', '?', '#']).unwrap_or(rest.len()));
+    let slash = if path.starts_with('/') { "" } else { "/" };
+    (!host.is_empty()).then(|| (Some(host), format!("{slash}{path}")))
 }
 
 type Field<'a> = (&'a str, &'a str);
@@ -342,8 +383,12 @@ fn forward_request(
     peer: IpAddr,
 ) -> Vec<u8> {
     let mut head = format!("{} {} HTTP/1.1\r\n", line.method, line.target);
+    if let Some(host) = line.host {
+        let _ = write!(head, "Host: {host}\r\n");
+    }
     for (name, value) in fields {
-        if !is_not_forwarded(name) && !connection.has(name) {
+        let is_replaced = line.host.is_some() && name.eq_ignore_ascii_case("host");
+        if !is_not_forwarded(name) && !connection.has(name) && !is_replaced {
             // Writing into a String cannot fail; here and below.
             let _ = write!(head, "{name}: {value}\r\n");
         }
@@ -457,17 +502,17 @@ mod tests {
         "192.0.2.7".parse().unwrap()
     }
 
-    fn parse(head: &str) -> Result<Request<'static>, Refusal> {
+    fn parse(head: &str) -> Result<Request, Refusal> {
         // The process of a test ends soon.
         let head: &'static str = head.to_owned().leak();
         parse_request(head.as_bytes(), peer())
     }
 
-    fn post(headers: &str) -> Result<Request<'static>, Refusal> {
+    fn post(headers: &str) -> Result<Request, Refusal> {
         parse(&format!("POST /sync/meta HTTP/1.1\r\n{headers}\r\n"))
     }
 
-    fn forwarded<'r>(request: &'r Request<'_>) -> &'r str {
+    fn forwarded(request: &Request) -> &str {
         std::str::from_utf8(&request.forward).unwrap()
     }
 
@@ -532,9 +577,9 @@ mod tests {
             ("GET / HTTP/1.1 ", 400),
             ("GET /a b HTTP/1.1", 400),
             ("GET /\t HTTP/1.1", 400),
-            ("GET /\u{e9} HTTP/1.1", 400),
+            ("GET /\u{e9} HTTP/1.1", 0),
             ("GET /\r HTTP/1.1", 400),
-            ("GET http://host/ HTTP/1.1", 400),
+            ("GET http://host/ HTTP/1.1", 0),
             ("OPTIONS * HTTP/1.1", 400),
             ("TRACE / HTTP/1.1", 405),
             ("CONNECT host:1 HTTP/1.1", 405),
@@ -578,9 +623,15 @@ mod tests {
             ("A : v\r\n", 400),
             ("A: b\r\n folded\r\n", 400),
             (" A: b\r\n", 400),
-            ("A: \u{e9}\r\n", 400),
-            ("A: \u{7f}\r\n", 400),
+            ("A: S\u{e3}o Paulo\r\nB: \u{7f}\u{1}\r\n", 0),
+            ("\u{e9}: b\r\n", 400),
+            ("A\u{b}: b\r\n", 400),
             ("A: \0\r\n", 400),
+            ("Content-Length: 1\u{e9}\r\n", 400),
+            ("Content-Length: \u{b}1\r\n", 400),
+            ("Transfer-Encoding: \u{b}chunked\r\n", 501),
+            ("Transfer-Encoding: chunked\u{ff}\r\n", 501),
+            ("Expect: 100-continue\u{1}\r\n", 417),
             ("A: x\ry\r\n", 400),
             ("A: x\ny\r\n", 400),
         ];
@@ -607,6 +658,34 @@ mod tests {
         );
         assert!(request.keep_alive && request.expects_continue);
         assert_eq!(request.body, Body::Length(7));
+    }
+
+    #[test]
+    fn any_byte_of_a_value_is_passed_over_as_ascii() {
+        let head = b"POST /caf\xc3\xa9?q=\xff HTTP/1.1\r\nHost: h\r\nCf-Ipcity: S\xe3o Paulo\r\nX-User: \xf0\x9f\x98\x80\x01\r\n\r\n";
+        let request = parse_request(head, peer()).unwrap();
+        let forward = forwarded(&request);
+        assert!(forward.starts_with("POST /caf%C3%A9?q=%FF HTTP/1.1\r\n"), "{forward}");
+        assert!(forward.contains("Cf-Ipcity: S?o Paulo\r\nX-User: ?????\r\n"), "{forward}");
+        assert_eq!(request.path, "/caf%C3%A9");
+        assert!(parse_request(b"GET /\x01 HTTP/1.1\r\n\r\n", peer()).is_err());
+    }
+
+    #[test]
+    fn an_absolute_target_is_its_path_and_its_host() {
+        let cases = [
+            ("http://a:8080/sync/meta?x=1", "/sync/meta?x=1", "a:8080"),
+            ("HTTPS://a", "/", "a"),
+            ("http://[::1]?x", "/?x", "[::1]"),
+        ];
+        for (target, expected, host) in cases {
+            let request = parse(&format!("POST {target} HTTP/1.1\r\nhost: b\r\nA: b\r\n\r\n")).unwrap();
+            let start = format!("POST {expected} HTTP/1.1\r\nHost: {host}\r\nA: b\r\n");
+            assert!(forwarded(&request).starts_with(&start), "{}", forwarded(&request));
+        }
+        for target in ["http://", "http:///x", "ftp://a/", "a:80", "*", "http:/x"] {
+            assert_eq!(parse(&format!("GET {target} HTTP/1.1\r\n\r\n")).unwrap_err().status, 400, "{target}");
+        }
     }
 
     #[test]

@@ -21,11 +21,23 @@ pub enum Packing {
 pub struct Responder {
     out: Wire,
     head_only: bool,
+    /// Header lines for every reply, each ended by CRLF.
+    headers: String,
 }
 
 impl Responder {
-    pub(super) fn new(out: Wire, head_only: bool) -> Responder {
-        Responder { out, head_only }
+    pub(crate) fn new(out: Wire, head_only: bool, headers: String) -> Responder {
+        Responder { out, head_only, headers }
+    }
+
+    /// Answers the question of a browser whether a page may send a request here.
+    pub fn preflight(self) -> Result<()> {
+        self.whole(
+            200,
+            "Access-Control-Allow-Methods: POST, GET, HEAD\r\nAccess-Control-Allow-Headers: anki-sync, content-type\r\n\
+             Access-Control-Max-Age: 86400\r\n",
+            "",
+        )
     }
 
     /// Answers with a text of known length.
@@ -40,8 +52,9 @@ impl Responder {
 
     fn whole(mut self, status: u16, headers: &str, body: &str) -> Result<()> {
         let head = format!(
-            "HTTP/1.1 {status} {}\r\n{headers}Content-Length: {}\r\n\r\n",
+            "HTTP/1.1 {status} {}\r\n{headers}{}Content-Length: {}\r\n\r\n",
             reason(status),
+            self.headers,
             body.len()
         );
         self.out.write_all(head.as_bytes()).map_err(Error::Disconnected)?;
@@ -62,10 +75,11 @@ impl Responder {
         }
     }
 
-    /// As `stream`, where the length is not known yet. Clients use it for progress and do not verify it.
-    pub fn stream_of_unknown_length(self, packing: Packing) -> ReplyStream {
+    /// As `stream`, where the length is not known yet: announces `likely_bytes`. Anki's own clients use the size for
+    /// progress only, and need some number.
+    pub fn stream_of_unknown_length(self, packing: Packing, likely_bytes: u64) -> ReplyStream {
         let size = match packing {
-            Packing::Zstd => size_header(1),
+            Packing::Zstd => size_header(likely_bytes),
             Packing::Plain => String::new(),
         };
         self.begin(packing, &size, Framing::Chunked)
@@ -76,8 +90,10 @@ impl Responder {
             Framing::Chunked => "Transfer-Encoding: chunked\r\n",
             Framing::Length { .. } => "",
         };
-        let head =
-            format!("HTTP/1.1 200 OK\r\nContent-Type: application/octet-stream\r\n{size}{chunked}\r\n");
+        let head = format!(
+            "HTTP/1.1 200 OK\r\nContent-Type: application/octet-stream\r\n{}{size}{chunked}\r\n",
+            self.headers
+        );
         let framed = FramedWriter { out: self.out, framing, pending: head.into_bytes(), bytes: 0 };
         ReplyStream(match packing {
             Packing::Zstd => Content::Zstd(Encoder::new(framed)),
@@ -196,6 +212,7 @@ fn reason(status: u16) -> &'static str {
         405 => "Method Not Allowed",
         409 => "Conflict",
         413 => "Content Too Large",
+        422 => "Unprocessable Content",
         501 => "Not Implemented",
         503 => "Service Unavailable",
         507 => "Insufficient Storage",

@@ -137,8 +137,18 @@ impl MediaDb {
                 | OpenFlags::SQLITE_OPEN_NO_MUTEX,
         )?;
         let db = MediaDb::prepare(db)?;
-        // A commit is durable when it returns, and costs one fsync.
-        db.db.execute_batch("PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL")?;
+        // A commit is durable when it returns, and costs one fsync with a WAL. The index of a WAL needs shared memory. Where
+        // there is none, an index that is in WAL mode can only be read by whoever has it alone.
+        let journal = if files::has_shared_memory(dir) {
+            "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL".to_owned()
+        } else {
+            format!(
+                "PRAGMA locking_mode = EXCLUSIVE; PRAGMA journal_mode = DELETE; PRAGMA locking_mode = NORMAL;
+                 PRAGMA synchronous = {}",
+                files::synchronous()
+            )
+        };
+        db.db.execute_batch(&journal)?;
         db.upgrade(has_entries(&dir.join(FOLDER)))?;
         Ok(db)
     }

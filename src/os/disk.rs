@@ -32,6 +32,38 @@ pub fn check_writable(dir: &Path) -> io::Result<()> {
     }
 }
 
+/// Whether the file system has no such operation, as network shares and FUSE say it in different ways.
+pub fn is_unsupported(err: &io::Error) -> bool {
+    matches!(err.raw_os_error(), Some(libc::EINVAL | libc::ENOTSUP | libc::ENOSYS | libc::ENOTTY))
+}
+
+/// Whether locking failed because the file system has no locks, and not because somebody holds it.
+pub fn has_no_locks(err: &io::Error) -> bool {
+    is_unsupported(err) || err.raw_os_error() == Some(libc::ENOLCK)
+}
+
+/// Whether the first 4096 bytes of a file, which must exist, can be mapped into memory, shared and writable.
+pub fn can_be_shared_memory(file: &File) -> bool {
+    const BYTES: usize = 4096;
+    // SAFETY: a new mapping at an address that the kernel chooses, of a file that is open.
+    let mapped = unsafe {
+        libc::mmap(
+            std::ptr::null_mut(),
+            BYTES,
+            libc::PROT_READ | libc::PROT_WRITE,
+            libc::MAP_SHARED,
+            file.as_raw_fd(),
+            0,
+        )
+    };
+    if mapped == libc::MAP_FAILED {
+        return false;
+    }
+    // SAFETY: this mapping was just made, and nothing refers to it.
+    unsafe { libc::munmap(mapped, BYTES) };
+    true
+}
+
 /// Free bytes on the file system of a folder, for this process (without what is reserved for root).
 pub fn free_bytes(dir: &Path) -> io::Result<u64> {
     let path = CString::new(dir.as_os_str().as_bytes())?;
@@ -44,21 +76,6 @@ pub fn free_bytes(dir: &Path) -> io::Result<u64> {
         0 => Ok((stat.f_bavail as u64).saturating_mul(stat.f_frsize as u64)),
         _ => Err(io::Error::last_os_error()),
     }
-}
-
-/// Whether changes to a file's pages in memory reach other processes, which is what a WAL needs. Some file systems
-/// (mergerfs without a cache, jffs2, 9p, sshfs) have no such memory. The file must be open for writing and have a byte.
-pub fn maps_files(file: &File) -> bool {
-    let protection = libc::PROT_READ | libc::PROT_WRITE;
-    // SAFETY: a new mapping of a live descriptor, of which nothing is read or written.
-    let page =
-        unsafe { libc::mmap(std::ptr::null_mut(), 1, protection, libc::MAP_SHARED, file.as_raw_fd(), 0) };
-    if page == libc::MAP_FAILED {
-        return false;
-    }
-    // SAFETY: the mapping that was just made, which nothing refers to.
-    unsafe { libc::munmap(page, 1) };
-    true
 }
 
 /// A file system that makes all its files durable with one flush, and tells if one of them could not be written.

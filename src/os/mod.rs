@@ -12,13 +12,16 @@ mod sockets;
 mod sqlite_wal;
 mod terminal;
 
-pub use disk::{NO_FOLLOW, WholeFileSystem, check_writable, clone_file, free_bytes, maps_files};
+pub use disk::{
+    NO_FOLLOW, WholeFileSystem, can_be_shared_memory, check_writable, clone_file, free_bytes, has_no_locks,
+    is_unsupported,
+};
 pub use interfaces::lan_addresses;
 pub use poll::{POLL_ERR, POLL_HUP, POLL_IN, POLL_OUT, PollFd, poll, poll_fd};
 pub use process::{
     TARGET, VERSION, lower_priority, open_files_limit, prepare_process, raise_open_files_limit, random,
 };
 pub use signals::{Signal, on_signals};
-pub use sockets::{handed_over_sockets, reset_on_close};
+pub use sockets::{handed_over_sockets, is_unknown_address_family, reset_on_close};
 pub use sqlite_wal::skip_sync_of_new_wal_header;
 pub use terminal::EchoOff;

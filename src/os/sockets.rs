@@ -24,6 +24,11 @@ pub fn handed_over_sockets() -> Vec<OwnedFd> {
     (FIRST..FIRST + count).filter(is_socket).map(|fd| unsafe { OwnedFd::from_raw_fd(fd) }).collect()
 }
 
+/// Whether the kernel does not know this kind of address at all, as one without IPv6.
+pub fn is_unknown_address_family(err: &std::io::Error) -> bool {
+    err.raw_os_error() == Some(libc::EAFNOSUPPORT)
+}
+
 /// Makes the close of this TCP socket a reset, so that the peer sees an error and not the end of the stream.
 pub fn reset_on_close(socket: &TcpStream) {
     let linger = libc::linger { l_onoff: 1, l_linger: 0 };

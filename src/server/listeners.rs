@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io;
-use std::net::{IpAddr, SocketAddr, TcpListener};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
@@ -12,6 +12,11 @@ use crate::error::{Error, Result};
 use crate::files::remove_if_there;
 use crate::os;
 use crate::server::connections::Listener;
+
+/// Whether binding `::` failed because the kernel was built without IPv6, or has it switched off.
+fn is_no_ipv6(err: &io::Error) -> bool {
+    err.kind() == io::ErrorKind::AddrNotAvailable || os::is_unknown_address_family(err)
+}
 
 /// Bound sockets.
 pub struct Listeners {
@@ -43,7 +48,14 @@ impl Listeners {
 
     fn bind(&mut self, ip: IpAddr, port: u16) -> Result<()> {
         let address = SocketAddr::new(ip, port);
-        let listener = TcpListener::bind(address).map_err(|err| {
+        let bound = TcpListener::bind(address).or_else(|err| {
+            if ip == Ipv6Addr::UNSPECIFIED && is_no_ipv6(&err) {
+                log::warn!("{address}: this machine has no IPv6 ({err}), listening on IPv4 only");
+                return TcpListener::bind((Ipv4Addr::UNSPECIFIED, port));
+            }
+            Err(err)
+        });
+        let listener = bound.map_err(|err| {
             let advice = match err.kind() {
                 io::ErrorKind::AddrInUse if self.names.is_empty() => {
                     ": another program has this port; choose one with --port"

@@ -53,6 +53,11 @@ pub fn run(config: Config, reload: impl Fn() -> Result<Config> + Send + 'static)
     }
     os::skip_sync_of_new_wal_header();
     let _lock = files::lock_data_folder(&config.base)?;
+    for what in files::disk_abilities::shortcomings(&config.base)
+        .map_err(Error::io("testing the disk of", &config.base))?
+    {
+        log::warn!("the disk of {}: {what}", config.base.display());
+    }
     folder.mark();
     os::clock::remember_start();
     let Listeners { sockets, names, made } = Listeners::open(&config)?;
@@ -108,7 +113,7 @@ impl Policy for AppPolicy {
         }
     }
 
-    fn client(&self, peer: IpAddr, fields: &Fields<'_>) -> Client {
+    fn client(&self, peer: IpAddr, fields: &Fields) -> Client {
         match self.0.client_of(peer, fields) {
             (address, Some(user)) => Client::user(&user, address),
             (address, None) => Client::at(address),

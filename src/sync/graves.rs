@@ -40,8 +40,12 @@ impl<'c> Deleter<'c> {
                 db.prepare_cached("DELETE FROM notes WHERE id = ?1")?,
                 db.prepare_cached("DELETE FROM decks WHERE id = ?1")?,
             ],
-            // An existing grave keeps its usn.
-            grave: db.prepare_cached("INSERT OR IGNORE INTO graves (oid, type, usn) VALUES (?1, ?2, ?3)")?,
+            // An existing grave keeps its usn, unless its object had come back: then the devices that got it back must
+            // hear of this deletion, too.
+            grave: db.prepare_cached(
+                "INSERT INTO graves (oid, type, usn) VALUES (?1, ?2, ?3)
+                 ON CONFLICT (oid, type) DO UPDATE SET usn = excluded.usn WHERE ?4",
+            )?,
             server_usn,
             deleted: 0,
         })
@@ -50,8 +54,8 @@ impl<'c> Deleter<'c> {
     /// Deletes one row and records a grave. A note's cards and a deck's children stay: clients list those themselves.
     /// Unknown ids get a grave too, because other devices may still have them.
     fn delete_row(&mut self, kind: GraveKind, id: i64) -> Result<()> {
-        self.delete[kind as usize].execute([id])?;
-        self.grave.execute(params![id, kind as i64, self.server_usn])?;
+        let was_there = self.delete[kind as usize].execute([id])? > 0;
+        self.grave.execute(params![id, kind as i64, self.server_usn, was_there])?;
         self.deleted += 1;
         Ok(())
     }

@@ -39,7 +39,7 @@ impl Collection {
     }
 }
 
-/// Merges a client's rows.
+/// Merges a client's rows. Every statement names its columns: add-ons add some to the tables.
 ///
 /// New rows are inserted and known rows updated. `INSERT OR REPLACE` could do both, but SQLite copies every page that
 /// such a statement changes to a file, in order to undo the statement.
@@ -89,11 +89,14 @@ impl<'c, 's> Merge<'c, 's> {
             client_usn,
             server_usn,
             shapes,
-            add_revlog: lazy("INSERT OR IGNORE INTO revlog VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)"),
+            add_revlog: lazy(
+                "INSERT OR IGNORE INTO revlog (id, cid, usn, ease, ivl, lastIvl, factor, time, type)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)",
+            ),
             our_card: lazy("SELECT usn, mod FROM cards WHERE id = ?1"),
             add_card: lazy(
-                "INSERT INTO cards VALUES
-                 (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18)",
+                "INSERT INTO cards (id, nid, did, ord, mod, usn, type, queue, due, ivl, factor, reps, lapses, left, odue,
+                 odid, flags, data) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18)",
             ),
             update_card: lazy(
                 "UPDATE cards SET nid = ?2, did = ?3, ord = ?4, mod = ?5, usn = ?6, type = ?7, queue = ?8, due = ?9,
@@ -101,7 +104,10 @@ impl<'c, 's> Merge<'c, 's> {
                  data = ?18 WHERE id = ?1",
             ),
             our_note: lazy("SELECT usn, mod FROM notes WHERE id = ?1"),
-            add_note: lazy("INSERT INTO notes VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, 0, '')"),
+            add_note: lazy(
+                "INSERT INTO notes (id, guid, mid, mod, usn, tags, flds, sfld, csum, flags, data)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, 0, '')",
+            ),
             update_note: lazy(
                 "UPDATE notes SET guid = ?2, mid = ?3, mod = ?4, usn = ?5, tags = ?6, flds = ?7, sfld = ?8, csum = ?9,
                  flags = 0, data = '' WHERE id = ?1",

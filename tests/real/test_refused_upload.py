@@ -154,7 +154,7 @@ def test_the_undamaged_file_would_have_been_taken(account, tmp_path):
     pytest.param(lambda frame: b"not zstd" * 100, id="no zstd"),
     pytest.param(lambda frame: frame[:-500], id="truncated", marks=pytest.mark.ours),
     pytest.param(lambda frame: frame[:-1], id="truncated by a byte"),
-    pytest.param(lambda frame: frame + zstandard.compress(b"x"), id="two frames", marks=pytest.mark.ours),
+    pytest.param(lambda frame: frame + b"x", id="something after the frame", marks=pytest.mark.ours),
 ])
 def test_a_body_that_cannot_be_decoded_is_no_upload(account, damage):
     """The official server takes these for whole if what it could decode is a collection, or nothing."""

@@ -118,7 +118,7 @@ fn without_a_key_of_an_account_nothing_is_told_and_nothing_changes() {
                 let reply = send(server.address, path, &body, encoding, key, &device.skey);
                 // Without header and form it is nobody's protocol.
                 let is_nothing = key.is_none() && encoding == Encoding::Header;
-                assert_eq!(reply.status, if is_nothing { 400 } else { 403 }, "{case}");
+                assert_eq!(reply.status, if is_nothing { 422 } else { 403 }, "{case}");
                 assert_tells_nothing(&reply, &case);
             }
         }

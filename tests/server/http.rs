@@ -33,6 +33,12 @@ fn slashes_and_the_base_path_are_forgiven() {
         "/anki/sync/meta",
         "/anki//sync/meta/",
         "/anki/sync/meta?x=/y",
+        "/sync/sync/meta",
+        "/anki/sync/sync/meta",
+        "/anki/anki/sync/meta",
+        "/msync/sync/meta",
+        "http://pi.local:8080/anki/sync/meta",
+        "HTTPS://pi.local//sync/meta?x=/y",
     ] {
         let mut wire = Wire::open(server.address);
         wire.send(&meta(path, ""));
@@ -44,17 +50,18 @@ fn slashes_and_the_base_path_are_forgiven() {
 }
 
 #[test]
-fn unknown_paths_and_verbs_get_the_official_codes() {
+fn unknown_paths_and_verbs_get_codes_that_make_nobody_repair_a_collection() {
     let server = TestServer::start();
     let cases = [
         ("GET /favicon.ico", 404, None),
         ("POST /anki/sync/meta", 404, None),
         ("GET /syncs/meta", 404, None),
-        ("POST /sync/Meta", 400, None),
-        ("POST /sync/nothing", 400, None),
-        ("POST /sync", 400, None),
-        ("POST /msync/nothing", 400, None),
-        ("POST /sync/meta", 400, None),
+        // Where the official server answers 400, which clients show as a damaged collection.
+        ("POST /sync/Meta", 404, None),
+        ("POST /sync/nothing", 404, None),
+        ("POST /sync", 404, None),
+        ("POST /msync/nothing", 404, None),
+        ("POST /sync/meta", 422, None),
         ("GET /sync/meta", 405, Some("POST")),
         ("PUT /sync/upload", 405, Some("POST")),
         ("DELETE /sync/meta", 405, Some("POST")),
@@ -68,6 +75,54 @@ fn unknown_paths_and_verbs_get_the_official_codes() {
         let path = line.split(' ').nth(1).unwrap();
         server.wait_for_refusal(path, status);
     }
+}
+
+/// Proxies add what they know about a client, in whatever encoding it is.
+#[test]
+fn headers_of_proxies_in_any_bytes_and_number_are_passed_over() {
+    let server = TestServer::start();
+    let mut many: Vec<u8> = b"Cf-Ipcity: S\xe3o Paulo\r\nRemote-Name: \xf0\x9f\x98\x80\r\n".to_vec();
+    for number in 0..90 {
+        many.extend(format!("Cf-Number-{number}: {}\r\n", "x".repeat(250)).into_bytes());
+    }
+    let plain = meta("/sync/meta", "");
+    let at = plain.windows(9).position(|at| at == b"anki-sync").unwrap();
+    let mut wire = Wire::open(server.address);
+    wire.send(&[&plain[..at], &many, &plain[at..]].concat());
+    wire.reply().ok();
+}
+
+#[test]
+fn pages_of_listed_origins_may_sync_from_a_browser() {
+    let server = TestServer::with(&[("SYNC_CORS_ORIGINS", "https://deck.example, http://localhost:3000")]);
+    let preflight = |origin: &str| {
+        ask(
+            &server,
+            &format!(
+                "OPTIONS /sync/meta HTTP/1.1\r\nHost: x\r\nOrigin: {origin}\r\nAccess-Control-Request-Method: POST\r\n\r\n"
+            ),
+        )
+    };
+    let reply = preflight("https://deck.example");
+    assert_eq!(reply.status, 200);
+    assert_eq!(reply.header("access-control-allow-origin"), Some("https://deck.example"));
+    assert!(reply.header("access-control-allow-headers").unwrap().contains("anki-sync"));
+    assert_eq!(reply.header("vary"), Some("Origin"));
+    let reply = preflight("https://other.example");
+    assert_eq!((reply.status, reply.header("access-control-allow-origin")), (405, None));
+    for (headers, status) in [(sync_header(KEY, "s"), 200), (sync_header("wrong", "s"), 403)] {
+        let mut wire = Wire::open(server.address);
+        let headers = headers + "Origin: http://localhost:3000\r\n";
+        wire.send(&post("/sync/meta", &headers, Framed::Chunked(&pack(META.as_bytes()))));
+        let reply = wire.reply();
+        assert_eq!(reply.status, status);
+        assert_eq!(reply.header("access-control-allow-origin"), Some("http://localhost:3000"));
+        assert_eq!(reply.header("access-control-expose-headers"), Some("anki-original-size"));
+    }
+    let closed = TestServer::start();
+    let reply =
+        ask(&closed, "OPTIONS /sync/meta HTTP/1.1\r\nHost: x\r\nOrigin: https://deck.example\r\n\r\n");
+    assert_eq!((reply.status, reply.header("access-control-allow-origin")), (405, None));
 }
 
 #[test]

@@ -87,6 +87,28 @@ fn whatever_usn_a_row_claims_it_gets_the_servers() {
     server.assert_syncs();
 }
 
+/// 2.1.44 keeps the ids of what it imports again.
+#[test]
+fn a_deletion_of_what_came_back_is_told_again() {
+    let server = server();
+    let old = server.device();
+    let delete = |device: &Device| {
+        let usn = device.begin();
+        device.apply_graves(r#"{"cards":[1],"notes":[1],"decks":[]}"#).ok();
+        device.finish();
+        usn
+    };
+    let first = delete(&old);
+    sync(&old, first, NO_CHANGES, &json!({ "notes": [note(1, 200, "back\u{1f}")], "cards": [card(1, 200)] }));
+    // Another device gets it back here.
+    let usn = server.rows("SELECT usn FROM col")[0].parse().unwrap();
+    let second = delete(&old);
+    assert!(second >= usn && usn > first);
+    let (told, ..) = sync(&server.device(), usn, NO_CHANGES, &json!({}));
+    assert_eq!(told, json!({ "cards": [1], "notes": [1], "decks": [] }));
+    server.assert_syncs();
+}
+
 #[test]
 fn reviews_and_graves_may_come_twice() {
     let server = server();

@@ -21,6 +21,7 @@ use crate::collection::FILE_NAME;
 use crate::collection::full::backups::backups;
 use crate::config::{Flags, Settings, USERS_FILE};
 use crate::error::{Error, Result};
+use crate::files::disk_abilities;
 use crate::media::index::MediaDb;
 use crate::os::clock;
 use crate::sync::users::usable_folder;
@@ -69,6 +70,8 @@ fn run(mut invocation: Invocation) -> Result<ExitCode> {
         free_bytes: os::free_bytes(&base).map_err(|err| err.to_string()),
         users: names.iter().map(read).collect(),
         process,
+        // Nothing can be said to those who may not write there.
+        disk: disk_abilities::shortcomings(&base).unwrap_or_default(),
         folder: base,
     };
     if wants_json {
@@ -121,6 +124,8 @@ struct Status {
     folder: PathBuf,
     #[serde(serialize_with = "value_or_error")]
     free_bytes: Fact<u64>,
+    /// What the disk cannot do.
+    disk: Vec<&'static str>,
     /// Why the clock cannot be believed; None if it can.
     clock_doubt: Option<String>,
     /// What the running server noticed about the settings.
@@ -208,6 +213,9 @@ impl Status {
         }
         for notice in &self.notices {
             let _ = writeln!(text, "notice   {notice}");
+        }
+        for what in &self.disk {
+            let _ = writeln!(text, "disk     {what}");
         }
         for user in &self.users {
             let _ = writeln!(text, "\n{}", user.name);

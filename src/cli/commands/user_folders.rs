@@ -1,6 +1,6 @@
 //! Shared by the commands that read users' data.
 
-use std::fs::{self, File};
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -65,7 +65,7 @@ pub fn look_into(base: &Path, dir: &Path) -> Result<Collection> {
 }
 
 /// Locks the data folder, unless a server runs: none can start then, until the lock is dropped.
-pub fn lock_if_unused(base: &Path) -> Result<Option<File>> {
+pub fn lock_if_unused(base: &Path) -> Result<Option<files::locks::DataFolderLock>> {
     if files::is_in_use(base) { Ok(None) } else { files::lock_data_folder(base).map(Some) }
 }
 

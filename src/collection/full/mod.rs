@@ -5,6 +5,7 @@
 pub mod backups;
 pub mod download;
 mod indexes;
+mod mend;
 mod refusal;
 pub mod replace;
 pub mod restore;

@@ -3,7 +3,7 @@
 //! At any moment `collection.anki2` or `collection.anki2.new` is a complete, checked collection. The old collection
 //! becomes the newest file in `backups/` by a rename; nothing is copied.
 
-use std::fs::{self, File};
+use std::fs;
 use std::path::{Path, PathBuf};
 
 use crate::collection::full::backups;
@@ -181,7 +181,7 @@ pub fn clean_up(dir: &Path) -> Result<()> {
         }
     }
     backups::remove_unfinished(dir)?;
-    File::open(dir).and_then(|dir| dir.sync_all()).map_err(Error::io("syncing", dir))
+    sync_folder(dir)
 }
 
 #[cfg(test)]

@@ -2,6 +2,7 @@
 
 use rusqlite::{Connection, OptionalExtension};
 
+use crate::collection::full::mend;
 use crate::collection::full::refusal::{Checked, SHORTEN, refuse};
 use crate::collection::schema::{LARGE_TABLES, TABLES, columns_of, tables_of};
 
@@ -26,7 +27,9 @@ pub fn bytes_of(column: &str) -> String {
 }
 
 fn refuse_long_row(db: &Connection, table: &str, columns: &[&str], max_row_bytes: u64) -> Checked {
-    let bytes: Vec<String> = columns.iter().map(|column| bytes_of(column)).collect();
+    let extra = mend::extra_columns(db, table, columns)?;
+    let all = columns.iter().copied().chain(extra.iter().map(String::as_str));
+    let bytes: Vec<String> = all.map(bytes_of).collect();
     let bytes = bytes.join(" + ");
     // The first column identifies the row: its id or name, or in `fields` and `templates` its notetype.
     let sql = format!(

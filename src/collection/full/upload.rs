@@ -4,7 +4,8 @@
 //! damage in one pass over each table and index: `quick_check` for the structure; for each index of the large tables
 //! that it holds the rows of its table (by checksums) and that each entry comes after the one before; `integrity_check`
 //! for the small tables, whose indexes depend on the collation. Other indexes than those of every collection are dropped.
-//! Then every object is translated as a sync would. A refusal has a sentence for the user, who can repair the collection in the
+//! What differs from our tables but can be read is mended (`mend`). Then every object is translated as a sync would. A
+//! refusal has a sentence for the user, who can repair the collection in the
 //! client.
 
 use std::fs::{File, OpenOptions};
@@ -20,11 +21,9 @@ use crate::collection::full::indexes::{self, Checksum};
 use crate::collection::full::refusal::{
     Checked, Failure, MEND, REMOVE_IT, TRY_AGAIN, UPDATE_CLIENT, UPDATE_SERVER, WHOLE_COLLECTION, refuse,
 };
-use crate::collection::full::row_sizes;
+use crate::collection::full::{mend, row_sizes};
 use crate::collection::schema::upgrade;
-use crate::collection::schema::{
-    INDEXES, Index, LARGE_TABLES, TABLES, TABLES_WITH_USN, columns_of, tables_of,
-};
+use crate::collection::schema::{INDEXES, Index, LARGE_TABLES, TABLES, TABLES_WITH_USN, columns_of};
 use crate::collection::{Collection, SCAN_CACHE_KIB, SCHEMA_VERSION};
 use crate::error::{Error, Result};
 use crate::files::GentleFile;
@@ -43,13 +42,17 @@ pub use crate::collection::full::refusal::{Unfit, Verdict};
 /// Checks an uploaded file and prepares it for use: upgrades old schemas, creates missing indexes, and sets invalid
 /// usns to 0. The file is on disk when this returns. Rows and objects over `max_row_bytes` are refused.
 pub fn check(path: &Path, max_row_bytes: u64) -> Result<Verdict> {
+    check_file(path, max_row_bytes, mend::raise_usn)
+}
+
+fn check_file(path: &Path, max_row_bytes: u64, last: fn(&Connection) -> Checked) -> Result<Verdict> {
     let file = OpenOptions::new().read(true).write(true).open(path).map_err(Error::io("opening", path))?;
     if let Err(unfit) = check_header(&file).map_err(Error::io("reading", path))? {
         return Ok(Err(unfit));
     }
     // Switches to a rollback journal for good: in WAL mode the check would create side files.
     set_journal_bytes(&file, [1, 1]).map_err(Error::io("writing", path))?;
-    if let Err(failure) = check_contents(path, max_row_bytes) {
+    if let Err(failure) = check_contents(path, max_row_bytes, last) {
         return failure.into_verdict();
     }
     file.sync_all().map_err(Error::io("syncing", path))?;
@@ -61,7 +64,8 @@ pub fn upgraded_copy(path: &Path, copy: &Path, max_row_bytes: u64) -> Result<()>
     let mut file = GentleFile::create(copy)?;
     Snapshot::open_any(path)?.copy_to(&mut file, copy)?;
     file.into_file().sync_all().map_err(Error::io("syncing", copy))?;
-    check(copy, max_row_bytes)?.map_err(|unfit| {
+    // The devices know its usn already.
+    check_file(copy, max_row_bytes, |_| Ok(()))?.map_err(|unfit| {
         Error::Broken(format!(
             "{} has an old format and cannot be upgraded: {}. Upload the collection anew from a device",
             path.display(),
@@ -98,16 +102,18 @@ fn check_header(mut file: &File) -> std::io::Result<Verdict> {
     Ok(Ok(()))
 }
 
-fn check_contents(path: &Path, max_row_bytes: u64) -> Checked {
+fn check_contents(path: &Path, max_row_bytes: u64, last: fn(&Connection) -> Checked) -> Checked {
     let collection = Collection::connect(path, SCAN_CACHE_KIB)?;
     collection.limit_values(max_row_bytes)?;
-    read_contents(&collection, max_row_bytes).or_else(|failure| match failure {
-        // SQLite does not say which value is over the limit: find its row.
-        Failure::Ours(Error::TooLarge(_)) => {
-            row_sizes::refuse_long_rows(&collection.db, max_row_bytes)?;
-            Err(failure)
+    read_contents(&collection, max_row_bytes).and_then(|()| last(&collection.db)).or_else(|failure| {
+        match failure {
+            // SQLite does not say which value is over the limit: find its row.
+            Failure::Ours(Error::TooLarge(_)) => {
+                row_sizes::refuse_long_rows(&collection.db, max_row_bytes)?;
+                Err(failure)
+            }
+            failure => Err(failure),
         }
-        failure => Err(failure),
     })
 }
 
@@ -117,8 +123,8 @@ fn read_contents(collection: &Collection, max_row_bytes: u64) -> Checked {
     db.execute_batch("PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF; PRAGMA locking_mode = EXCLUSIVE")?;
     refuse_executable_schema(db)?;
     let version = check_version(db)?;
-    check_tables(db, version)?;
     check_structure(db, "PRAGMA quick_check(1)")?;
+    mend::mend_tables(db, version)?;
     check_col(db)?;
     if version < SCHEMA_VERSION {
         // Before the upgrade, which holds whole rows in memory.
@@ -127,6 +133,7 @@ fn read_contents(collection: &Collection, max_row_bytes: u64) -> Checked {
     }
     indexes::replace_unknown(db)?;
     row_sizes::check_small_tables(db, SCHEMA_VERSION, max_row_bytes)?;
+    mend::mend_order(db)?;
     for (table, _) in TABLES.iter().filter(|(table, _)| !LARGE_TABLES.contains(table)) {
         check_structure(db, &format!("PRAGMA integrity_check({table})"))?;
     }
@@ -146,7 +153,8 @@ fn read_contents(collection: &Collection, max_row_bytes: u64) -> Checked {
 /// are, a row marked as pending (-1) would fail every later sanity check, a usn over 32 bits would never be sent, and a
 /// fractional usn would be sent again and again.
 fn reset_invalid_usns(db: &Connection) -> Checked {
-    let is_invalid = "typeof(usn) != 'integer' OR usn NOT BETWEEN 0 AND 2147483647";
+    let is_invalid = "typeof(usn) != 'integer' OR usn NOT BETWEEN 0 AND 2147482999";
+    // Whatever `check_col` admits is above these.
     for table in TABLES_WITH_USN {
         let rows = if LARGE_TABLES.contains(table) {
             // The index is much smaller than the table.
@@ -195,17 +203,6 @@ fn check_version(db: &Connection) -> Checked<i64> {
     }
 }
 
-fn check_tables(db: &Connection, version: i64) -> Checked {
-    for (table, columns) in tables_of(version) {
-        let found = columns_of(db, table)?;
-        let same = found.iter().zip(columns).all(|(found, expected)| found.eq_ignore_ascii_case(expected));
-        if !same || found.len() != columns.len() {
-            return refuse(format!("its table '{table}' is missing or has other columns"), MEND);
-        }
-    }
-    Ok(())
-}
-
 fn check_structure(db: &Connection, pragma: &str) -> Checked {
     let finding: String = db.query_row(pragma, [], |row| row.get(0))?;
     match finding.as_str() {
@@ -228,7 +225,7 @@ fn check_col(db: &Connection) -> Checked {
 /// Reads each row of a large table once. Checks its length, that its texts are UTF-8, and that the indexes match.
 fn check_rows(db: &Connection, table: &str, max_row_bytes: u64) -> Checked {
     let indexes: Vec<&Index> = INDEXES.iter().filter(|index| index.table == table).collect();
-    let (texts, others): (&[&str], _) = match table {
+    let (texts, mut others): (&[&str], _) = match table {
         "notes" => (
             &["guid", "tags", "flds"],
             format!("{} + {}", row_sizes::bytes_of("sfld"), row_sizes::bytes_of("data")),
@@ -236,6 +233,10 @@ fn check_rows(db: &Connection, table: &str, max_row_bytes: u64) -> Checked {
         "cards" => (&[], row_sizes::bytes_of("data")),
         _ => (&[], "0".to_owned()),
     };
+    let columns = tables_of_18(table);
+    for column in mend::extra_columns(db, table, columns)? {
+        others = format!("{others} + {}", row_sizes::bytes_of(&column));
+    }
     // Columns: id, bytes of the values that are not read, the texts, then for each index its condition and columns.
     let mut columns = vec!["id", &others];
     columns.extend(texts);
@@ -269,6 +270,10 @@ fn check_rows(db: &Connection, table: &str, max_row_bytes: u64) -> Checked {
     Ok(())
 }
 
+fn tables_of_18(table: &str) -> &'static [&'static str] {
+    TABLES.iter().find(|(name, _)| *name == table).map_or(&[], |(_, columns)| columns)
+}
+
 /// Checks that these columns are UTF-8 texts; returns their bytes.
 fn check_texts(table: &str, row: &Row<'_>, columns: std::ops::Range<usize>) -> Checked<u64> {
     let mut bytes = 0;
@@ -291,6 +296,11 @@ mod tests {
 
     /// The default of MAX_SYNC_ROW_MEGS.
     const MAX_ROW: u64 = 8 << 20;
+
+    /// Two notes of one id, possible in a table without a key.
+    const NOTES_WITHOUT_KEY: &str =
+        "CREATE TABLE x AS SELECT * FROM notes; DROP TABLE notes; ALTER TABLE x RENAME TO notes;
+        INSERT INTO notes SELECT * FROM notes WHERE id = 5";
 
     type Damage = Box<dyn FnOnce(&Path, &Connection)>;
 
@@ -349,7 +359,8 @@ mod tests {
                 "2 rows",
             ),
             (Box::new(sql("UPDATE col SET scm = 'soon'")), "other things than numbers"),
-            (Box::new(sql("ALTER TABLE notes ADD COLUMN extra")), "'notes'"),
+            (Box::new(sql("ALTER TABLE notes RENAME COLUMN sfld TO extra")), "'notes'"),
+            (Box::new(sql(NOTES_WITHOUT_KEY)), "UNIQUE constraint failed: notes.id"),
             (Box::new(sql("DROP TABLE fields")), "'fields'"),
             (Box::new(sql("UPDATE decks SET kind = x'ff'")), "deck 1"),
             (Box::new(sql("UPDATE notes SET flds = x'ff' WHERE id = 77")), "row 77"),
@@ -358,6 +369,132 @@ mod tests {
             let Unfit { reason, .. } = verdict_after(damage).expect_err(expected);
             assert!(reason.contains(expected), "{expected}: {reason}");
         }
+    }
+
+    /// The collection after `damage` and the check; what of it is not the tables of every collection.
+    fn mended(damage: &str) -> (tempfile::TempDir, Connection) {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("mended");
+        let copy = path.clone();
+        verdict_after(|path, db| {
+            db.execute_batch(
+                "INSERT INTO graves VALUES (1, 0, 3), (2, 0, 4);
+                 INSERT INTO tags VALUES ('b', 0, 0, NULL), ('A', 0, 0, NULL), ('c', 0, 1, NULL);",
+            )
+            .unwrap();
+            db.execute_batch(damage).unwrap();
+            fs::copy(path, &copy).unwrap();
+        })
+        .unwrap_or_else(|unfit| panic!("{damage}: {}", unfit.reason));
+        check(&path, MAX_ROW).unwrap().unwrap();
+        let db = Connection::open(&path).unwrap();
+        db.create_collation("unicase", crate::text::unicase::compare).unwrap();
+        assert_eq!(db.query_row("PRAGMA integrity_check", [], |row| row.get::<_, String>(0)).unwrap(), "ok");
+        (dir, db)
+    }
+
+    fn value(db: &Connection, sql: &str) -> i64 {
+        db.query_row(sql, [], |row| row.get(0)).unwrap()
+    }
+
+    #[test]
+    fn tables_of_other_programs_are_brought_to_ours() {
+        let copied = |table: &str, create: &str| {
+            format!("ALTER TABLE {table} RENAME TO x; CREATE TABLE {create}; INSERT INTO {table} SELECT *")
+        };
+        let cases = [
+            "ALTER TABLE graves RENAME TO x; CREATE TABLE graves (usn integer, oid integer, type integer);
+             INSERT INTO graves SELECT usn, oid, type FROM x; INSERT INTO graves VALUES (9, 2, 0); DROP TABLE x",
+            "CREATE TABLE x AS SELECT * FROM notes; DROP TABLE notes; ALTER TABLE x RENAME TO notes",
+            "CREATE TABLE x AS SELECT data, * FROM cards; DROP TABLE cards; ALTER TABLE x DROP COLUMN \"data:1\";
+             ALTER TABLE x RENAME TO cards",
+            "CREATE TABLE x AS SELECT * FROM tags; DROP TABLE tags; ALTER TABLE x RENAME TO tags; INSERT INTO tags VALUES ('a', 1, 1, NULL)",
+            "CREATE TABLE x AS SELECT * FROM decks; DROP TABLE decks; ALTER TABLE x RENAME TO decks; CREATE UNIQUE INDEX idx_decks_name ON decks (name)",
+            "ALTER TABLE revlog ADD COLUMN strict integer NOT NULL DEFAULT 7 CHECK (strict = 7)",
+            &format!("{} FROM x; DROP TABLE x", copied("config", "config (KEY text PRIMARY KEY, usn integer, mtime_secs integer, val blob)")),
+        ];
+        for case in cases {
+            let (_dir, db) = mended(case);
+            for (table, columns) in TABLES {
+                let sql: String = db
+                    .query_row("SELECT sql FROM sqlite_schema WHERE name = ?1", [table], |row| row.get(0))
+                    .unwrap();
+                if !case.contains("ADD COLUMN") {
+                    assert_eq!(sql, crate::collection::schema::create_table_sql(table), "{case}");
+                }
+                assert!(columns_of(&db, table).unwrap().len() >= columns.len());
+            }
+            for (sql, count) in [
+                ("SELECT count(*) FROM notes WHERE flds LIKE 'front %'", 500),
+                ("SELECT sum(nid) FROM cards WHERE data = ''", 500 * 501 / 2),
+                ("SELECT count(*) FROM tags", 3),
+                ("SELECT count(*) FROM graves", 2),
+                (
+                    "SELECT count(*) FROM sqlite_schema WHERE type = 'index' AND sql IS NOT NULL",
+                    INDEXES.len() as i64,
+                ),
+                ("SELECT sum(id) FROM decks", 1),
+            ] {
+                assert_eq!(value(&db, sql), count, "{case}: {sql}");
+            }
+            db.execute_batch("INSERT INTO revlog (id, cid, usn, ease, ivl, lastIvl, factor, time, type) VALUES (1, 1, 1, 1, 1, 1, 1, 1, 1)")
+                .unwrap_or_else(|err| panic!("{case}: {err}"));
+        }
+        assert_eq!(value(&mended(cases[0]).1, "SELECT usn FROM graves WHERE oid = 2"), 9);
+    }
+
+    #[test]
+    fn what_an_add_on_put_beside_stays() {
+        let (_dir, db) = mended(
+            "ALTER TABLE notes ADD COLUMN \"a \"\"note\" text DEFAULT 'x'; ALTER TABLE cards ADD COLUMN double AS (id * 2);
+             UPDATE notes SET \"a \"\"note\" = 'kept' WHERE id = 5; CREATE TABLE addon (id integer PRIMARY KEY, text);
+             INSERT INTO addon VALUES (7, 'kept')",
+        );
+        assert_eq!(value(&db, "SELECT id FROM notes WHERE \"a \"\"note\" = 'kept'"), 5);
+        assert_eq!(value(&db, "SELECT id FROM addon WHERE text = 'kept'"), 7);
+        assert_eq!(columns_of(&db, "cards").unwrap().len(), 18, "a column that computes something");
+        let Unfit { reason, .. } = verdict_after(|_, db| {
+            db.execute_batch(
+                "ALTER TABLE notes ADD COLUMN extra; UPDATE notes SET extra = zeroblob(9000000) WHERE id = 5",
+            )
+            .unwrap();
+        })
+        .expect_err("a row that no sync could write again");
+        assert!(reason.contains("row 5 of table notes"), "{reason}");
+    }
+
+    #[test]
+    fn indexes_in_the_order_of_another_collation_are_rebuilt() {
+        let dir = tempfile::tempdir().unwrap();
+        crate::sync::new_collection::create(dir.path()).unwrap();
+        let path = dir.path().join(crate::collection::FILE_NAME);
+        let db = Connection::open(&path).unwrap();
+        db.create_collation("unicase", |a, b| b.cmp(a)).unwrap();
+        db.execute_batch("REINDEX; DELETE FROM tags").unwrap();
+        for name in ["a", "B", "c", "D", "\u{e9}", "\u{3b1}"] {
+            db.execute("INSERT INTO tags VALUES (?1, 0, 0, NULL)", [name]).unwrap();
+            let row = "INSERT INTO decks SELECT NULL, ?1, 0, 0, common, kind FROM decks WHERE id = 1";
+            db.execute(row, [name]).unwrap();
+        }
+        drop(db);
+        check(&path, MAX_ROW).unwrap().unwrap();
+        let collection = Collection::open_to_read(&path).unwrap();
+        assert_eq!(value(&collection.db, "SELECT count(*) FROM tags WHERE tag IN ('A', 'b', 'C', 'd')"), 4);
+        let sql = "PRAGMA integrity_check";
+        assert_eq!(collection.db.query_row(sql, [], |row| row.get::<_, String>(0)).unwrap(), "ok");
+    }
+
+    #[test]
+    fn the_usn_ends_above_that_of_every_row() {
+        assert_eq!(value(&mended("SELECT 1").1, "SELECT usn FROM col"), 5);
+        assert_eq!(value(&mended("UPDATE cards SET usn = 9 WHERE id = 7").1, "SELECT usn FROM col"), 10);
+        assert_eq!(
+            value(
+                &mended("UPDATE tags SET usn = 2147483647; UPDATE col SET usn = 20").1,
+                "SELECT usn FROM col"
+            ),
+            20
+        );
     }
 
     /// Fills a page with junk.

@@ -18,7 +18,9 @@ use crate::collection::full::download::Snapshot;
 use crate::collection::int;
 use crate::collection::objects::ObjectWriter;
 use crate::collection::schema;
-use crate::collection::schema::{CREATE_OLD_GRAVES, INDEXES, INDEXES_SINCE_15, TABLES, TABLES_SINCE_11};
+use crate::collection::schema::{
+    CREATE_OLD_GRAVES, INDEXES, INDEXES_SINCE_15, LARGE_TABLES, TABLES, TABLES_SINCE_11,
+};
 use crate::collection::{Collection, Range, SCAN_CACHE_KIB};
 use crate::error::{Error, Result};
 use crate::files::temporary::TemporaryFile;
@@ -114,6 +116,12 @@ fn downgrade(path: &Path) -> Result<Page> {
         "PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF; PRAGMA locking_mode = EXCLUSIVE; BEGIN",
     )?;
     rebuild_graves(db)?;
+    // Clients of that schema insert rows without naming columns.
+    for (table, columns) in TABLES.iter().filter(|(table, _)| LARGE_TABLES.contains(table)) {
+        for extra in schema::columns_of(db, table)?.iter().skip(columns.len()) {
+            db.execute_batch(&format!("ALTER TABLE {table} DROP COLUMN \"{}\"", extra.replace('"', "\"\"")))?;
+        }
+    }
     rebuild_col(&collection)?;
     for (table, _) in
         TABLES.iter().filter(|(table, _)| !TABLES_SINCE_11.contains(table) && *table != "graves")

@@ -75,7 +75,7 @@ pub struct Exchange {
 
 impl Exchange {
     /// Starts with a checked request head of this client.
-    pub fn new(request: Request<'_>, client: Client, shared: &Shared) -> Exchange {
+    pub fn new(request: Request, client: Client, shared: &Shared) -> Exchange {
         let (declared, limits) = (request.body.declared_bytes(), &shared.limits);
         let is_long = declared.is_some_and(|bytes| bytes > limits.max_whole_bytes as u64);
         let upload =

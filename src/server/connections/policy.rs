@@ -41,7 +41,7 @@ pub trait Policy: Send {
     fn weight(&self, path: &str) -> Weight;
 
     /// Whose request this is, by the peer's address and the head.
-    fn client(&self, peer: IpAddr, _fields: &Fields<'_>) -> Client {
+    fn client(&self, peer: IpAddr, _fields: &Fields) -> Client {
         Client::at(peer)
     }
 

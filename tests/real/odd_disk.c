@@ -1,0 +1,55 @@
+/* A machine that lacks what some have not: LD_PRELOAD=odd_disk.so ODD_DISK="folders locks" ankipi ...
+ * folders: fsync of a folder fails with EINVAL (vboxsf, CIFS of old kernels). locks: flock fails with ENOLCK (NFS).
+ * ipv6: the kernel was built without it. */
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/file.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+static int lacks(const char *what) {
+	const char *all = getenv("ODD_DISK");
+	return all && strstr(all, what);
+}
+
+static int is_folder(int fd) {
+	struct stat st;
+	return fstat(fd, &st) == 0 && S_ISDIR(st.st_mode);
+}
+
+static int synced(const char *name, int fd) {
+	if (lacks("folders") && is_folder(fd)) {
+		errno = EINVAL;
+		return -1;
+	}
+	int (*real)(int);
+	*(void **)&real = dlsym(RTLD_NEXT, name);
+	return real(fd);
+}
+
+int fsync(int fd) { return synced("fsync", fd); }
+int fdatasync(int fd) { return synced("fdatasync", fd); }
+
+int socket(int family, int type, int protocol) {
+	if (lacks("ipv6") && family == AF_INET6) {
+		errno = EAFNOSUPPORT;
+		return -1;
+	}
+	int (*real)(int, int, int);
+	*(void **)&real = dlsym(RTLD_NEXT, "socket");
+	return real(family, type, protocol);
+}
+
+int flock(int fd, int operation) {
+	if (lacks("locks")) {
+		errno = ENOLCK;
+		return -1;
+	}
+	int (*real)(int, int);
+	*(void **)&real = dlsym(RTLD_NEXT, "flock");
+	return real(fd, operation);
+}

@@ -1,0 +1,90 @@
+"""Disks that lack something: real ones where this machine can mount them (mergerfs, ntfs-3g), else a library that says so."""
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from server import ANKIPI, Server, free_port
+from test_media import sync_media
+
+pytestmark = pytest.mark.ours
+
+
+@pytest.fixture(scope="session")
+def odd_disk(tmp_path_factory):
+    if not (compiler := shutil.which("cc")):
+        pytest.skip("needs a C compiler")
+    library = tmp_path_factory.mktemp("odd_disk") / "odd_disk.so"
+    subprocess.run([compiler, "-shared", "-fPIC", "-O2", "-o", library, Path(__file__).with_name("odd_disk.c"), "-ldl"], check=True)
+    return str(library)
+
+
+@pytest.fixture
+def mergerfs(tmp_path):
+    """As OpenMediaVault mounts it: without the page cache, so without shared memory."""
+    if not shutil.which("mergerfs") or not os.path.exists("/dev/fuse") or os.getuid() != 0:
+        pytest.skip("needs mergerfs, FUSE and root")
+    branch, mount = tmp_path / "branch", tmp_path / "pool"
+    branch.mkdir(), mount.mkdir()
+    subprocess.run(["mergerfs", "-o", "cache.files=off", branch, mount], check=True)
+    yield mount
+    subprocess.run(["umount", "-l", mount], check=True)
+
+
+def whole_story(account):
+    """Collections and media, both ways."""
+    desk, phone = account.two_devices()
+    for n in range(2):
+        for device, other in [(desk, phone), (phone, desk)]:
+            device.add_note(f"{device.name} {n}")
+            device.col.media.write_data(f"{device.name}{n}.txt", f"of {device.name} {n}".encode())
+            account.settle(device, other)
+            sync_media(device)
+            sync_media(other)
+    new = account.device_in_sync("new")
+    sync_media(new)
+    assert len(os.listdir(new.col.media.dir())) == len(os.listdir(desk.col.media.dir())) == 4
+
+
+def test_folders_that_cannot_be_synced_are_a_warning(new_server, new_account, odd_disk):
+    server = new_server("anna:secret", LD_PRELOAD=odd_disk, ODD_DISK="folders")
+    assert "cannot sync folders" in server.log()
+    whole_story(new_account(server, "anna", "secret"))
+    server.power_cut()
+    assert server.healthy()
+
+
+def test_without_locks_a_second_server_is_noticed_all_the_same(new_server, new_account, odd_disk):
+    server = new_server("anna:secret", LD_PRELOAD=odd_disk, ODD_DISK="locks")
+    assert "no file locks" in server.log()
+    second = subprocess.run([ANKIPI, "serve"], env=server.env | {"SYNC_PORT": str(free_port())}, capture_output=True, text=True, timeout=30)
+    assert second.returncode == 1 and "another ankipi is running" in second.stderr
+    status = subprocess.run([ANKIPI, "status", "--base", server.base], env=server.env, capture_output=True, text=True)
+    assert status.returncode == 0 and "no file locks" in status.stdout
+    whole_story(new_account(server, "anna", "secret"))
+    server.power_cut()  # a killed server holds no lock
+    assert server.healthy()
+
+
+def test_a_pool_without_shared_memory(mergerfs, new_account):
+    server = Server(mergerfs / "base", ["anna:secret"])
+    try:
+        assert "no shared memory" in server.log()
+        whole_story(new_account(server, "anna", "secret"))
+        server.power_cut()
+        new_account(server, "anna", "secret").device_in_sync("after the cut").sync()
+        assert " 500 " not in server.log(), server.log()
+    finally:
+        server.stop()
+
+
+def test_a_disk_of_linux_gets_no_warning(new_server):
+    assert "the disk of" not in new_server("anna:secret").log()
+
+
+def test_all_of_ipv6_where_there_is_none(new_server, odd_disk):
+    server = new_server("anna:secret", SYNC_HOST="::", LD_PRELOAD=odd_disk, ODD_DISK="ipv6")
+    assert server.healthy() and "no IPv6" in server.log()
