@@ -123,10 +123,10 @@ fn print(text: &str) -> ExitCode {
 
 const SHARED_OPTIONS: &str = "
 Options of every command:
-  --base DIR        the data folder (SYNC_BASE; otherwise that of the server which
-                    runs on this machine, otherwise ~/.syncserver)
-  --config FILE     a file with settings, one KEY=VALUE on a line (ANKIPI_CONFIG;
-                    otherwise /etc/ankipi.conf, if there is one)
+  --base DIR        the data folder (SYNC_BASE; otherwise that of the server
+                    that runs on this machine, otherwise ~/.syncserver)
+  --config FILE     a file with settings, one KEY=VALUE on a line
+                    (ANKIPI_CONFIG; otherwise /etc/ankipi.conf, if there is one)
   -h, --help        say what a command does
   -V, --version     print the version, and the processor that it is for
 ";

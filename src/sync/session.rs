@@ -429,7 +429,10 @@ impl User {
     ) -> Result<T> {
         let mut state = self.lock_for_request()?;
         self.end_session(&mut state);
-        daily_backup::begin_if_due(self, &mut state);
+        if state.damaged.is_none() {
+            // Copies of a damaged collection would push out those that are sound.
+            daily_backup::begin_if_due(self, &mut state);
+        }
         let opened = self.open_session(&mut state, skey, client_usn, client_is_newer);
         self.note_damage(&opened, &mut state);
         let mut session = opened?;

@@ -26,7 +26,7 @@ def one_folder(tmp_path):
 
 def test_the_first_account_keeps_its_folder_and_the_other_is_named(one_folder, new_server, new_account):
     server = new_server("Anna:secret", "anna:other", "bob:secret")
-    assert "\"anna\" is left out" in server.log() and "\"Anna\"; choose another name" in server.log()
+    assert "the account \"anna\" is closed" in server.log() and "\"Anna\"" in server.log(), server.log()
     account = new_account(server, "Anna", "secret")
     account.settle(*account.two_devices())
     new_account(server, "bob", "secret").two_devices()

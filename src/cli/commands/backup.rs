@@ -31,8 +31,9 @@ pub static LIST: Command = Command {
     summary: "list the kept copies of the collections",
     help: "\
 Lists the copies that are kept of one user's collection or of all: number, last
-change (UTC), notes, cards, size, and when and by what each was made; the highest
-number is the newest. The last line of each user is the collection in use.
+change (UTC), notes, cards, size, and when and by what each was made; the
+highest number is the newest. The last line of each user is the collection in
+use.
 
 Copies are made before the first sync of a day (SYNC_BACKUP_DAYS, and
 SYNC_BACKUP_WEEKS for older ones), of each collection that a full upload, a

@@ -29,8 +29,8 @@ import: point ankipi to it (SYNC_BASE).
 FILE.colpkg is what Anki exports (File > Export, with media) or `ankipi export`
 writes. Its collection takes the place of that of USER, which is kept as a
 backup, and its media are added. It is checked as an upload is. Stop the server
-first. With the next sync each device asks; choose Download there. So a collection
-can come from AnkiWeb.
+first. With the next sync each device asks; choose Download there. So a
+collection can come from AnkiWeb.
 
 Examples:
   ankipi import /opt/ankisyncd --base /var/lib/ankipi
