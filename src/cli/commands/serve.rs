@@ -24,7 +24,7 @@ Anki's own sync server mean the same here.
 {settings}
 `ankipi config` prints what they are set to.
 
-  --healthcheck  run nothing: ask the server that runs with these settings whether
+  --healthcheck  run nothing: ask the server with these settings whether
                  it is well, and end with 0 or 1 (for containers)
 ",
     run,
