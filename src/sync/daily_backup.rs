@@ -8,7 +8,7 @@
 
 use std::fs::{self, File};
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::Instant;
@@ -125,7 +125,7 @@ fn has_changed(collection: &Collection, then: Stamps) -> Result<bool> {
 
 /// A copy that shares the blocks of the collection; None where the file system has no such thing, or somebody reads the
 /// collection: then its newest state may be in a WAL, and closing a descriptor would drop the locks of that reader.
-fn share_blocks(user: &User, state: &State, to: &PathBuf) -> Option<File> {
+fn share_blocks(user: &User, state: &State, to: &Path) -> Option<File> {
     let path = user.collection_path();
     if state.is_read() || has_side_files(&path) {
         return None;
@@ -152,7 +152,7 @@ fn check_room(user: &User, bytes: u64) -> Result<()> {
     )))
 }
 
-fn make(user: &User, source: Source, unfinished: &PathBuf) -> Result<()> {
+fn make(user: &User, source: Source, unfinished: &Path) -> Result<()> {
     let _one_at_a_time = COPYING.lock().unwrap_or_else(PoisonError::into_inner);
     let started = Instant::now();
     let bytes = match source {
@@ -164,7 +164,7 @@ fn make(user: &User, source: Source, unfinished: &PathBuf) -> Result<()> {
             let mut copy = GentleFile::create(unfinished)?;
             snapshot.send(&mut copy).map_err(|err| match err {
                 // Writers report errors as a closed connection. Here it is the file's.
-                Error::Disconnected(err) => Error::Io("writing", unfinished.clone(), err),
+                Error::Disconnected(err) => Error::Io("writing", unfinished.to_path_buf(), err),
                 other => other,
             })?;
             copy.flush()
