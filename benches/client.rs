@@ -25,7 +25,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// A server that is busy with others is asked again for so long.
 const BUSY_PATIENCE: Duration = Duration::from_secs(300);
 
-const MEDIA_METHODS: [&str; 4] = ["mediaChanges", "uploadChanges", "downloadFiles", "mediaSanity"];
+const MEDIA_METHODS: [&str; 5] = ["begin", "mediaChanges", "uploadChanges", "downloadFiles", "mediaSanity"];
 
 /// Body bytes on the wire.
 #[derive(Clone, Copy, Debug, Default)]
@@ -442,10 +442,28 @@ impl Client {
         &mut self,
         usn: i64,
         config: Option<&str>,
-        mut rows: Rows<'_>,
+        rows: Rows<'_>,
         counts: Counts,
     ) -> Result<Received> {
         let meta = self.meta()?;
+        let (received, stamp) = self.steps(usn, config, rows, counts)?;
+        let after = self.meta()?;
+        let expected = Stamps { modified: stamp, schema: meta.schema, usn: meta.usn + 1 };
+        if after == expected {
+            Ok(received)
+        } else {
+            Err(format!("after finish meta says {after:?}, and not {expected:?}").into())
+        }
+    }
+
+    /// The steps of such a sync behind `meta`; returns the stamp that the server gave its collection, too.
+    pub fn steps(
+        &mut self,
+        usn: i64,
+        config: Option<&str>,
+        mut rows: Rows<'_>,
+        counts: Counts,
+    ) -> Result<(Received, i64)> {
         let newer = config.is_some();
         self.call("start", &format!("{{\"minUsn\":{usn},\"lnewer\":{newer},\"graves\":null}}"))?;
         let config = config.map(|conf| format!(",\"conf\":{conf},\"crt\":1600000000")).unwrap_or_default();
@@ -480,14 +498,21 @@ impl Client {
         let verdict = self.call("sanityCheck2", &format!("{{\"client\":{counts}}}"))?;
         expect(verdict["status"] == "ok", "sanityCheck2", &verdict)?;
         let stamp = self.call("finish", "{\"_pad\":null}")?;
-        let after = self.meta()?;
-        let expected =
-            Stamps { modified: stamp.as_i64().unwrap_or(0), schema: meta.schema, usn: meta.usn + 1 };
-        if after == expected {
-            Ok(received)
-        } else {
-            Err(format!("after finish meta says {after:?}, and not {expected:?}").into())
-        }
+        Ok((received, stamp.as_i64().ok_or("finish: not a stamp")?))
+    }
+
+    /// Begins a media sync of a device that has seen everything up to `usn`, and fails if there is more.
+    pub fn begin_media(&mut self, usn: i64) -> Result<()> {
+        let reply = self.call("begin", "{\"v\":\"26.09.3,29bb700b,linux\"}")?;
+        expect(reply["data"]["usn"] == usn, "begin", &reply)?;
+        // Clients that are up to date do not ask.
+        Ok(())
+    }
+
+    /// Ends a media sync of a device with so many files.
+    pub fn end_media(&mut self, files: usize) -> Result<()> {
+        let reply = self.call("mediaSanity", &json!({ "local": files }).to_string())?;
+        expect(reply["data"] == "OK", "mediaSanity", &reply)
     }
 }
 

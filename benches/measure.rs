@@ -1,7 +1,7 @@
 //! A server process and what it uses: processor, memory, disk.
 
-use std::collections::VecDeque;
-use std::fs;
+use std::collections::{BTreeMap, VecDeque};
+use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
@@ -32,7 +32,12 @@ pub struct Server {
     address: SocketAddr,
     log: Arc<Mutex<VecDeque<String>>>,
     count_fsyncs: bool,
+    /// Where strace writes each fsync, if it makes them slow.
+    slowed: Option<PathBuf>,
 }
+
+/// What waits for the disk.
+const FSYNCS: &str = "fsync,fdatasync,syncfs,sync";
 
 /// What a job cost the server.
 pub struct Usage {
@@ -50,22 +55,42 @@ pub struct Usage {
     pub traffic: Traffic,
     /// How often it waited for the disk, where that was counted.
     pub fsyncs: Option<u64>,
+    /// How often the kernel took the processor from one of its threads. Of threads that live for less than 10 ms,
+    /// nothing is known.
+    pub switches: u64,
+    /// How long each sync of an everyday job took, ascending.
+    pub latencies: Vec<Duration>,
+}
+
+impl Usage {
+    /// The latency below which this part of the syncs stays.
+    pub fn latency(&self, part: f64) -> Duration {
+        let index = (self.latencies.len() as f64 * part) as usize;
+        self.latencies.get(index).or(self.latencies.last()).copied().unwrap_or_default()
+    }
 }
 
 impl Server {
     /// Starts `command` (a path, or a command with arguments) on the folder `base` and waits until it answers. With
-    /// `count_fsyncs` jobs are slow, and their fsyncs are counted.
-    pub fn start(command: &str, base: &Path, count_fsyncs: bool) -> Result<Server> {
+    /// `count_fsyncs` jobs are slow, and their fsyncs are counted. With `fsync_ms` they are counted, and each takes so
+    /// much longer.
+    pub fn start(command: &str, base: &Path, count_fsyncs: bool, fsync_ms: Option<u32>) -> Result<Server> {
         let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port();
-        let mut words = command.split_whitespace();
-        let mut run = if Path::new(command).exists() {
-            Command::new(command)
-        } else {
-            Command::new(words.next().ok_or("--server is empty")?)
-        };
-        if !Path::new(command).exists() {
-            run.args(words);
+        let mut words: Vec<&str> =
+            if Path::new(command).exists() { vec![command] } else { command.split_whitespace().collect() };
+        let slowed = fsync_ms.map(|_| base.with_extension("fsyncs"));
+        let (log, inject, trace);
+        if let (Some(path), Some(ms)) = (&slowed, fsync_ms) {
+            log = path.to_string_lossy();
+            (trace, inject) =
+                (format!("trace={FSYNCS}"), format!("inject={FSYNCS}:delay_enter={}", ms * 1000));
+            // With -D the server is our child, and with --seccomp-bpf other system calls are as quick as without.
+            let strace =
+                ["strace", "-D", "-f", "--seccomp-bpf", "-qq", "-o", &log, "-e", &trace, "-e", &inject];
+            words.splice(0..0, strace);
         }
+        let mut run = Command::new(words.first().ok_or("--server is empty")?);
+        run.args(&words[1..]);
         for n in 1..=USERS {
             run.env(format!("SYNC_USER{n}"), format!("user{n}:secret"));
         }
@@ -86,7 +111,8 @@ impl Server {
             let log = log.clone();
             thread::spawn(move || keep_last_lines(BufReader::new(stderr), &log));
         }
-        let mut server = Server { child, address: (Ipv4Addr::LOCALHOST, port).into(), log, count_fsyncs };
+        let mut server =
+            Server { child, address: (Ipv4Addr::LOCALHOST, port).into(), log, count_fsyncs, slowed };
         server.wait_until_it_answers()?;
         Ok(server)
     }
@@ -127,21 +153,26 @@ impl Server {
     /// Runs a job and tells what the server used for it.
     pub fn measure(&self, job: impl FnOnce() -> Result<Traffic>) -> Result<Usage> {
         let counter = if self.count_fsyncs { Some(FsyncCounter::attach(self.child.id())?) } else { None };
-        let (cpu, written) = (self.cpu()?, self.written()?);
+        let slow_before = self.slow_fsyncs()?;
+        let (cpu, written, switches) = (self.cpu()?, self.written()?, self.switches());
         let started = Instant::now();
         let over = AtomicBool::new(false);
-        let (outcome, anon_kib) = thread::scope(|scope| {
+        let (outcome, (anon_kib, switches)) = thread::scope(|scope| {
             let sampler = scope.spawn(|| {
-                let mut most = 0;
+                // By thread, because some end meanwhile.
+                let (mut most, mut latest) = (0, BTreeMap::new());
                 while !over.load(Ordering::Relaxed) {
                     most = most.max(self.status_kib("RssAnon").unwrap_or(0));
+                    latest.extend(self.switches());
                     thread::sleep(SAMPLE_EVERY);
                 }
-                most
+                latest.extend(self.switches());
+                let since = |(thread, count): (&String, &u64)| count - switches.get(thread).unwrap_or(&0);
+                (most, latest.iter().map(since).sum())
             });
             let outcome = job();
             over.store(true, Ordering::Relaxed);
-            (outcome, sampler.join().unwrap_or(0))
+            (outcome, sampler.join().unwrap_or_default())
         });
         let wall = started.elapsed();
         let traffic = outcome.map_err(|err| format!("{err}\nthe server's last words:\n{}", self.log()))?;
@@ -152,8 +183,33 @@ impl Server {
             anon_kib,
             written: self.written()? - written,
             traffic,
-            fsyncs: counter.map(FsyncCounter::finish).transpose()?,
+            fsyncs: match counter {
+                Some(counter) => Some(counter.finish()?),
+                None => self.slow_fsyncs()?.zip(slow_before).map(|(now, before)| now - before),
+            },
+            switches,
+            latencies: Vec::new(),
         })
+    }
+
+    /// How many fsyncs strace has seen since the server was started.
+    fn slow_fsyncs(&self) -> Result<Option<u64>> {
+        let Some(path) = &self.slowed else { return Ok(None) };
+        // A call that another thread's one interrupted is told in two lines.
+        let lines = BufReader::new(File::open(path)?).lines().map_while(std::result::Result::ok);
+        Ok(Some(lines.filter(|line| line.contains("sync") && !line.contains("resumed>")).count() as u64))
+    }
+
+    /// How often each thread that is alive gave its processor away or had it taken.
+    fn switches(&self) -> BTreeMap<String, u64> {
+        let threads = fs::read_dir(format!("/proc/{}/task", self.child.id())).into_iter().flatten().flatten();
+        let of_thread = |thread: fs::DirEntry| {
+            let status = fs::read_to_string(thread.path().join("status")).ok()?;
+            let count = |key| number_after(&status, key).ok();
+            let switches = count("voluntary_ctxt_switches")? + count("nonvoluntary_ctxt_switches")?;
+            Some((thread.file_name().to_string_lossy().into_owned(), switches))
+        };
+        threads.filter_map(of_thread).collect()
     }
 
     fn log(&self) -> String {
@@ -189,6 +245,9 @@ impl Drop for Server {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
+        if let Some(path) = &self.slowed {
+            let _ = fs::remove_file(path);
+        }
     }
 }
 
@@ -201,7 +260,7 @@ struct FsyncCounter {
 impl FsyncCounter {
     fn attach(pid: u32) -> Result<FsyncCounter> {
         let mut strace = Command::new("strace")
-            .args(["-f", "-e", "trace=fsync,fdatasync,sync_file_range,syncfs,sync", "-p", &pid.to_string()])
+            .args(["-f", "-e", &format!("trace={FSYNCS}"), "-p", &pid.to_string()])
             .stderr(Stdio::piped())
             .spawn()
             .map_err(|err| format!("--fsyncs needs strace: {err}"))?;

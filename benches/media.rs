@@ -24,6 +24,11 @@ impl Media {
 
     /// The zips that a client sends, each as a zstd frame, and how many files are in it.
     pub fn zips(&self) -> Result<Vec<(Vec<u8>, usize)>> {
+        self.zips_of(ZIP_FILES)
+    }
+
+    /// The same with so many files in each.
+    pub fn zips_of(&self, files: usize) -> Result<Vec<(Vec<u8>, usize)>> {
         let pack = |files: &[(String, usize)]| {
             let contents: Vec<Vec<u8>> = files.iter().map(|(name, bytes)| noise(name, *bytes)).collect();
             let changes: Vec<_> = files
@@ -33,7 +38,7 @@ impl Media {
                 .collect();
             Ok((zstd::encode_all(&zip_of(&changes)[..], 3)?, files.len()))
         };
-        self.files.chunks(ZIP_FILES).map(pack).collect()
+        self.files.chunks(files).map(pack).collect()
     }
 
     /// Fetches everything as a new device does, and checks each file.

@@ -2,6 +2,7 @@
 //! each on a fresh process, and checks the outcome of each. See README.md beside this file.
 
 mod client;
+mod everyday;
 mod generate;
 mod measure;
 mod media;
@@ -21,6 +22,7 @@ use serde_json::json;
 use tempfile::TempDir;
 
 use client::{Client, Head, Received, Rows, Traffic};
+use everyday::Changes;
 use generate::{Counts, Generated};
 use measure::{Server, USERS, Usage};
 use media::Media;
@@ -40,6 +42,8 @@ cargo bench --bench sync -- [options], or on a board ankipi-bench [options]
                    (otherwise ankipi-bench-data here; with cargo target/bench-data)
   --fsyncs         run each job once more and count the server's fsyncs
                    (needs strace)
+  --fsync-ms N     each fsync takes N ms longer, as on a slow card, and is
+                   counted (needs strace)
   --json           JSON in place of the table
 ";
 
@@ -59,6 +63,8 @@ struct Sizes {
     /// One recording, bytes.
     recording: usize,
     connections: usize,
+    /// Syncs of an everyday job.
+    everyday: usize,
 }
 
 const FULL: Sizes = Sizes {
@@ -70,6 +76,7 @@ const FULL: Sizes = Sizes {
     pictures: 1000,
     recording: 90_000_000,
     connections: 500,
+    everyday: 200,
 };
 const QUICK: Sizes = Sizes {
     logins: 20,
@@ -80,6 +87,7 @@ const QUICK: Sizes = Sizes {
     pictures: 60,
     recording: 5_000_000,
     connections: 50,
+    everyday: 4,
 };
 /// A Pi Zero is done in minutes, and client and server fit into its memory together.
 const BOARD: Sizes = Sizes {
@@ -91,6 +99,7 @@ const BOARD: Sizes = Sizes {
     pictures: 200,
     recording: 20_000_000,
     connections: 500,
+    everyday: 40,
 };
 
 /// Something to measure.
@@ -100,6 +109,17 @@ struct Job {
     budget: f64,
     run: fn(&Bench) -> Result<Usage>,
 }
+
+/// What users feel, shown per sync.
+const EVERYDAY_JOBS: &[Job] = &[
+    Job { name: "everyday-none", budget: 8.0, run: Bench::everyday_none },
+    Job { name: "everyday-1", budget: 8.0, run: |b| b.everyday(Changes { reviews: 1, notes: 0 }) },
+    Job { name: "everyday-20", budget: 8.0, run: |b| b.everyday(Changes { reviews: 20, notes: 0 }) },
+    Job { name: "everyday-notes", budget: 8.0, run: |b| b.everyday(Changes { reviews: 0, notes: 10 }) },
+    Job { name: "everyday-pause", budget: 8.0, run: Bench::everyday_after_a_pause },
+    Job { name: "everyday-picture", budget: 8.0, run: Bench::everyday_picture },
+    Job { name: "first-media", budget: 8.0, run: Bench::first_media },
+];
 
 const JOBS: &[Job] = &[
     Job { name: "idle", budget: 1.5, run: Bench::idle },
@@ -141,6 +161,8 @@ struct Bench {
     counts: Counts,
     /// Count the server's fsyncs, which slows it down.
     count_fsyncs: bool,
+    /// How much longer each fsync of the server takes, ms.
+    fsync_ms: Option<u32>,
 }
 
 /// No-change syncs of one job; one alone is too short for the clock.
@@ -149,11 +171,20 @@ const REPEATS: u32 = 20;
 impl Bench {
     /// A data folder on which the users have the collection, changed by `prepare`.
     fn base(&self, users: usize, prepare: impl Fn(&rusqlite::Connection) -> Result<()>) -> Result<TempDir> {
+        self.base_of(&self.collection, users, prepare)
+    }
+
+    fn base_of(
+        &self,
+        collection: &Generated,
+        users: usize,
+        prepare: impl Fn(&rusqlite::Connection) -> Result<()>,
+    ) -> Result<TempDir> {
         let base = tempfile::tempdir_in(&self.cache)?;
         for user in 1..=users {
             let file = file_of(base.path(), user);
             std::fs::create_dir_all(file.with_file_name(""))?;
-            generate::copy(&self.collection.path, &file)?;
+            generate::copy(&collection.path, &file)?;
             let db = generate::open(&file)?;
             // As ankipi keeps it; Anki's server sets its own mode.
             db.execute_batch("PRAGMA journal_mode = DELETE; BEGIN")?;
@@ -166,7 +197,7 @@ impl Bench {
     }
 
     fn start(&self, base: &TempDir) -> Result<Server> {
-        Server::start(&self.server, base.path(), self.count_fsyncs)
+        Server::start(&self.server, base.path(), self.count_fsyncs, self.fsync_ms)
     }
 
     fn idle(&self) -> Result<Usage> {
@@ -544,6 +575,40 @@ fn print_row(job: &Job, usage: &Usage) {
     );
 }
 
+fn print_everyday_heading() {
+    println!(
+        "{:<20} {:>9} {:>8} {:>8} {:>12} {:>10} {:>9} {:>8} {:>9}  (of each)",
+        "job",
+        "median ms",
+        "p90 ms",
+        "CPU ms",
+        "written KiB",
+        "wire bytes",
+        "switches",
+        "fsyncs",
+        "VmHWM MiB"
+    );
+}
+
+/// What one sync of the job cost.
+fn print_everyday_row(job: &Job, usage: &Usage) {
+    let count = usage.latencies.len() as f64;
+    let ms = |part: f64| usage.latency(part).as_secs_f64() * 1000.0;
+    let each = |sum: u64| sum as f64 / count;
+    println!(
+        "{:<20} {:>9.2} {:>8.2} {:>8.2} {:>12.1} {:>10.0} {:>9.1} {:>8} {:>9.1}",
+        job.name,
+        ms(0.5),
+        ms(0.9),
+        usage.cpu * 1000.0 / count,
+        each(usage.written) / 1024.0,
+        each(usage.traffic.up + usage.traffic.down),
+        each(usage.switches),
+        usage.fsyncs.map_or("-".to_owned(), |fsyncs| format!("{:.2}", each(fsyncs))),
+        usage.hwm_kib as f64 / 1024.0,
+    );
+}
+
 fn json_row(job: &Job, usage: &Usage) -> serde_json::Value {
     json!({
         "job": job.name,
@@ -557,6 +622,10 @@ fn json_row(job: &Job, usage: &Usage) -> serde_json::Value {
         "wire_down_bytes": usage.traffic.down,
         "fsyncs": usage.fsyncs,
         "refused_requests": usage.traffic.refused,
+        "thread_switches": usage.switches,
+        "syncs": usage.latencies.len(),
+        "latency_median_secs": usage.latency(0.5).as_secs_f64(),
+        "latency_p90_secs": usage.latency(0.9).as_secs_f64(),
     })
 }
 
@@ -577,6 +646,9 @@ fn default_data() -> &'static str {
         None => "ankipi-bench-data",
     }
 }
+
+/// Jobs, how to print a heading for them, and how one of them.
+type Table<'j> = (&'j [Job], fn(), fn(&Job, &Usage));
 
 /// Runs a job; a second time where fsyncs are counted, so that neither disturbs the other.
 fn measure(bench: &mut Bench, job: &Job, fsyncs: bool) -> Result<Usage> {
@@ -603,6 +675,7 @@ fn run() -> Result<()> {
         _ => FULL,
     };
     let (as_json, fsyncs) = (args.contains("--json"), args.contains("--fsyncs"));
+    let fsync_ms: Option<u32> = args.opt_value_from_str("--fsync-ms")?;
     let server: Option<String> = args.opt_value_from_str("--server")?;
     let data: Option<PathBuf> = args.opt_value_from_str("--data")?;
     if let Some(notes) = args.opt_value_from_str("--notes")? {
@@ -612,8 +685,8 @@ fn run() -> Result<()> {
     if let Some(extra) = args.finish().first() {
         return Err(format!("{} is not an option\n{HELP}", extra.to_string_lossy()).into());
     }
-    if let Some(unknown) = wanted.iter().find(|name| JOBS.iter().all(|job| job.name != **name)) {
-        let names: Vec<_> = JOBS.iter().map(|job| job.name).collect();
+    let names: Vec<_> = EVERYDAY_JOBS.iter().chain(JOBS).map(|job| job.name).collect();
+    if let Some(unknown) = wanted.iter().find(|name| !names.contains(&name.as_str())) {
         return Err(format!("no job '{unknown}'; there are: {}", names.join(", ")).into());
     }
 
@@ -622,20 +695,30 @@ fn run() -> Result<()> {
     let counts = generate::check(&collection.path)?;
     let server = server.map_or_else(ankipi, Ok)?;
     let file_bytes = std::fs::metadata(&collection.path)?.len();
-    let mut bench = Bench { server, sizes, cache, collection, counts, count_fsyncs: false };
+    let mut bench = Bench { server, sizes, cache, collection, counts, count_fsyncs: false, fsync_ms };
     if !as_json {
         println!("{}; a collection of {} notes, {file_bytes} bytes", bench.server, bench.sizes.notes);
-        print_heading();
     }
     let mut rows = Vec::new();
     let mut failures = Vec::new();
-    for job in JOBS.iter().filter(|job| wanted.is_empty() || wanted.iter().any(|name| name == job.name)) {
-        match measure(&mut bench, job, fsyncs) {
-            Ok(usage) if as_json => rows.push(json_row(job, &usage)),
-            Ok(usage) => print_row(job, &usage),
-            Err(err) => {
-                eprintln!("{}: {err}", job.name);
-                failures.push(job.name);
+    let tables: [Table; 2] =
+        [(EVERYDAY_JOBS, print_everyday_heading, print_everyday_row), (JOBS, print_heading, print_row)];
+    for (jobs, print_heading, print_row) in tables {
+        let jobs: Vec<_> = jobs
+            .iter()
+            .filter(|job| wanted.is_empty() || wanted.iter().any(|name| name == job.name))
+            .collect();
+        if !as_json && !jobs.is_empty() {
+            print_heading();
+        }
+        for job in jobs {
+            match measure(&mut bench, job, fsyncs && fsync_ms.is_none()) {
+                Ok(usage) if as_json => rows.push(json_row(job, &usage)),
+                Ok(usage) => print_row(job, &usage),
+                Err(err) => {
+                    eprintln!("{}: {err}", job.name);
+                    failures.push(job.name);
+                }
             }
         }
     }

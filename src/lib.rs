@@ -38,9 +38,12 @@
 //! backups (`collection::full::backups`). A full download sends a snapshot (`collection::full::download`) while other
 //! devices sync.
 //!
-//! A sync writes into the collection itself, with a rollback journal beside it, so that new pages are written once.
-//! While a download or `ankipi export` reads, syncs write to a WAL, which is checkpointed when nobody reads any more. The
-//! first sync beside a download opens a snapshot of its own, `sync::session::State::keeper`, which makes SQLite do so.
+//! A sync writes to a WAL: its commit waits for one or two flushes of the disk. The connection stays open for some seconds
+//! (`sync::kept_connection`), so that the next sync finds its statements prepared; then, or before a download, or at the
+//! stop, the WAL is checkpointed and removed, and the collection is one file again. While a download reads the file, a
+//! snapshot (`sync::session::State::keeper`) keeps the WAL out of it. A sync whose first chunk of rows is full begins
+//! anew with a rollback journal (`sync::session::Session::prepare_for_rows`), because what it adds is then written once.
+//! What `meta` and `begin` answer is remembered while the file does not change (`files::sqlite_files::Remembered`).
 //!
 //! Clients of protocols 8 to 10 keep their collection in schema 11. Their uploads are upgraded to schema 18
 //! (`collection::schema::upgrade`). They download a temporary copy that was downgraded (`collection::schema::downgrade`).
@@ -91,7 +94,8 @@
 //! Between processes: the lock file of `accounts::users_file::lock` is held while accounts or keys change. It is taken
 //! first, briefly, and never while a password is asked for or hashed. A download opens and closes its snapshot under its
 //! user's lock and reads without it; an upload may move the file under it, which the snapshot survives. Commands that
-//! read a whole collection wait until no device is in the middle of a sync with it (`cli::commands::user_folders`); while
+//! read a whole collection see the last committed state; if a device is in the middle of a sync of many rows, they wait
+//! until it is done (`cli::commands::user_folders`). While
 //! a command opens a collection it locks the folder, and the server replaces no file there (`files::keep_in_place`).
 //!
 //! # Why tiny_http is not on the network itself

@@ -15,7 +15,7 @@ use crate::error::{Error, Result};
 use crate::files::spool::Spool;
 use crate::messages;
 use crate::messages::{SanityReply, SanityRequest, Source, changes, chunk, graves};
-use crate::sync::session::Session;
+use crate::sync::session::{Session, Step};
 
 /// The JSON of a request, which is parsed once or twice.
 enum Json<'b> {
@@ -40,6 +40,14 @@ impl<'b> Json<'b> {
         }
         let text = std::str::from_utf8(body.memory().unwrap_or_default());
         text.map(Json::Memory).map_err(|err| Error::BadRequest(format!("unexpected JSON: {err}")))
+    }
+
+    /// All of it, if it is in memory.
+    fn text(&self) -> Option<&str> {
+        match self {
+            Json::Memory(text) => Some(text),
+            Json::Spooled(_) => None,
+        }
     }
 
     /// A reader that begins at the start.
@@ -88,7 +96,10 @@ impl App {
             user.start(&call.header.skey, request.client_usn, request.client_is_newer, |session| {
                 session.collection.begin_day(session.stamps().usn)?;
                 session.collection.write_graves(session.unseen(), &mut json)?;
-                session.collection.apply_graves_in_start(sent.source()?, session.stamps().usn)
+                let buried =
+                    session.collection.apply_graves_in_start(sent.source()?, session.stamps().usn)?;
+                session.note_step(Step::Start, sent.text());
+                Ok(buried)
             })?;
         Ok(Answer { json, did: format!("from usn {}, {buried} graves in", request.client_usn) })
     }
@@ -98,7 +109,9 @@ impl App {
         graves::check_chunk(sent.source()?)?;
         let user = self.user(call)?;
         let buried = user.step(&call.header.skey, |session| {
-            session.collection.apply_graves(sent.source()?, session.stamps().usn)
+            let buried = session.collection.apply_graves(sent.source()?, session.stamps().usn)?;
+            session.note_step(Step::Graves, sent.text());
+            Ok(buried)
         })?;
         Answer::null(&user.dir, format!("{buried} graves in"))
     }
@@ -115,6 +128,7 @@ impl App {
             session.shapes.clear();
             let (usn, max_row_bytes) = (session.stamps().usn, self.config.max_row_bytes);
             session.collection.apply_changes(sent.source()?, usn, max_row_bytes)?;
+            session.note_step(Step::Changes, sent.text());
             check_collection(ration.as_ref(), session, body_bytes)
         })?;
         Ok(Answer { did: String::new(), json })
@@ -133,10 +147,11 @@ impl App {
 
     pub(super) fn apply_chunk(&self, call: &Call, body: &mut Spool) -> Result<Answer> {
         let mut sent = Json::of(body)?;
-        chunk::check(sent.source()?, self.config.max_row_bytes)?;
+        let rows = chunk::check(sent.source()?, self.config.max_row_bytes)?;
         let (user, body_bytes) = (self.user(call)?, sent.bytes());
         let ration = self.ration(call.method, call.user.as_deref())?;
         let counts = user.step(&call.header.skey, |session| {
+            session.prepare_for_rows(rows, self.config.max_row_bytes)?;
             let counts = session.collection.apply_chunk(
                 sent.source()?,
                 session.client_usn,

@@ -4,9 +4,10 @@
 //! upgrade and downgrade, `full` (upload, download, replace, backups, restore), `blobs` (protobuf <-> JSON). Not here: the
 //! steps of a sync that merges (`sync`), users, HTTP. Imports `messages`, `files`, `text`, `os`.
 //!
-//! Journal: a sync normally uses a rollback journal, so that new rows are written once, into the file itself. While a
-//! download reads the file, a sync writes to a WAL instead; the WAL is checkpointed when the last download has ended.
-//! In both modes a commit is on disk when it returns.
+//! Journal: a sync writes to a WAL, because a commit then waits for one fsync, and each changed page is written once
+//! before the reply. Nothing is checkpointed while a device may wait: `session` does that some seconds after the last
+//! sync, and at the stop. On a disk without shared memory for the WAL's index, a sync uses a rollback journal. In both
+//! modes a commit is on disk when it returns.
 //!
 //! While a sync is open, this process must open the file through SQLite only. Closing any other descriptor of the file
 //! would drop all POSIX locks of the process, and another program could then take the journal for that of a crash.
@@ -22,7 +23,7 @@ use std::time::Duration;
 use rusqlite::config::DbConfig;
 use rusqlite::limits::Limit;
 use rusqlite::types::ValueRef;
-use rusqlite::{Connection, OpenFlags, OptionalExtension, Row};
+use rusqlite::{Connection, OpenFlags, OptionalExtension, Params, Row};
 
 use crate::collection::blobs::Refused;
 use crate::error::{Error, Result};
@@ -54,9 +55,29 @@ pub const SHORT_PATIENCE: Duration = Duration::from_millis(200);
 /// Added to each row limit for what SQLite counts besides texts and blobs. Also the lowest limit that it works with.
 const ROW_OVERHEAD_BYTES: u64 = 64 * 1024;
 
+/// Statements that a connection keeps prepared: those of a sync.
+const CACHED_STATEMENTS: usize = 64;
+
 /// An open collection file.
 pub struct Collection {
     pub(crate) db: Connection,
+}
+
+/// How a commit survives a power cut.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Journal {
+    /// Changed pages go to a log beside the file.
+    Wal,
+    /// Changed pages go into the file, and their old contents to a journal beside it.
+    Rollback,
+}
+
+impl Journal {
+    /// The better one that works in this folder.
+    pub fn of_disk(dir: &Path) -> Result<Journal> {
+        let has_shared_memory = files::maps_files(dir)?;
+        Ok(if has_shared_memory { Journal::Wal } else { Journal::Rollback })
+    }
 }
 
 /// The stamps that decide which kind of sync is needed (sync-protocol.md 6.2).
@@ -100,19 +121,60 @@ impl Range {
 }
 
 impl Collection {
-    /// Opens for a sync session.
-    pub fn open(path: &Path) -> Result<Collection> {
+    /// Opens for a sync session. Closing the connection leaves a WAL as it is.
+    pub fn open(path: &Path, journal: Journal) -> Result<Collection> {
         let collection = Collection::connect(path, CACHE_KIB)?;
-        // An acknowledged sync must survive a power cut. EXTRA is FULL, and also syncs the folder after the rollback
-        // journal was deleted from it.
-        collection.db.execute_batch("PRAGMA synchronous = EXTRA")?;
-        match collection.db.execute_batch("PRAGMA journal_mode = DELETE").map_err(Error::from) {
-            // A download reads the file: the sync stays in WAL mode.
+        collection.disable_checkpoint_on_close()?;
+        // An acknowledged sync must survive a power cut. EXTRA is FULL, and also syncs the folder after a rollback
+        // journal was deleted from it. The WAL must not get into the file while a download reads that.
+        collection.db.execute_batch("PRAGMA synchronous = EXTRA; PRAGMA wal_autocheckpoint = 0")?;
+        let mode = match journal {
+            Journal::Wal => "PRAGMA journal_mode = WAL",
+            // A file that is in WAL mode is brought out of it with the WAL's index in the memory of this process.
+            Journal::Rollback => {
+                "PRAGMA locking_mode = EXCLUSIVE; PRAGMA journal_mode = DELETE; PRAGMA locking_mode = NORMAL"
+            }
+        };
+        match collection.db.execute_batch(mode).map_err(Error::from) {
+            // Somebody reads the file: this sync uses the journal that there is.
             Err(Error::Busy(_)) => {}
             set => set?,
         }
+        collection.db.set_prepared_statement_cache_capacity(CACHED_STATEMENTS);
         collection.check_schema()?;
         Ok(collection)
+    }
+
+    /// Opens a file that nobody else has open, to change it in place.
+    pub(crate) fn open_alone(path: &Path) -> Result<Collection> {
+        Collection::open(path, Journal::Rollback)
+    }
+
+    /// Brings what is in the WAL into the file, unless another program reads an older state, and closes. Call only while
+    /// no snapshot of this process is open, which the file may be changed under.
+    pub fn close_and_fold(self) -> Result<()> {
+        self.db.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_| Ok(()))?;
+        self.db.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, false)?;
+        Ok(self.db.close().map_err(|(_, err)| err)?)
+    }
+
+    /// Changes to a rollback journal, unless somebody else has the file open. Call without a transaction.
+    pub fn use_rollback_journal(&self) -> Result<()> {
+        match self.db.execute_batch("PRAGMA journal_mode = DELETE").map_err(Error::from) {
+            Err(Error::Busy(_)) => Ok(()),
+            set => set,
+        }
+    }
+
+    /// The journal in use.
+    pub fn journal(&self) -> Result<Journal> {
+        let mode: String = self.db.query_row_cached("PRAGMA journal_mode", [], |row| row.get(0))?;
+        Ok(if mode == "wal" { Journal::Wal } else { Journal::Rollback })
+    }
+
+    /// A number that changes whenever another connection has committed.
+    pub fn data_version(&self) -> Result<i64> {
+        Ok(self.db.query_row_cached("PRAGMA data_version", [], |row| row.get(0))?)
     }
 
     /// Closing this connection will not checkpoint the WAL.
@@ -227,7 +289,7 @@ impl Collection {
     }
 
     pub(crate) fn check_schema(&self) -> Result<()> {
-        match self.db.query_row("SELECT ver FROM col", [], |row| row.get::<_, i64>(0))? {
+        match self.db.query_row_cached("SELECT ver FROM col", [], |row| row.get::<_, i64>(0))? {
             SCHEMA_VERSION => Ok(()),
             old if schema::upgrade::is_old(old) => Err(Error::OldSchema(old)),
             other => Err(Error::Broken(format!(
@@ -240,7 +302,7 @@ impl Collection {
     pub fn stamps(&self) -> Result<Stamps> {
         let read =
             |row: &Row<'_>| Ok(Stamps { modified: row.get(0)?, schema: row.get(1)?, usn: row.get(2)? });
-        Ok(self.db.query_row("SELECT mod, scm, usn FROM col", [], read)?)
+        Ok(self.db.query_row_cached("SELECT mod, scm, usn FROM col", [], read)?)
     }
 
     /// The number of notes and of cards.
@@ -253,7 +315,11 @@ impl Collection {
     pub fn meta(&self) -> Result<Meta> {
         Ok(Meta {
             stamps: self.stamps()?,
-            is_empty: self.db.query_row("SELECT 1 FROM cards LIMIT 1", [], |_| Ok(())).optional()?.is_none(),
+            is_empty: self
+                .db
+                .query_row_cached("SELECT 1 FROM cards LIMIT 1", [], |_| Ok(()))
+                .optional()?
+                .is_none(),
             needs_v2_scheduler: self.config("schedVer")? == Some(2),
             needs_timezones: self
                 .config::<serde_json::Value>("creationOffset")?
@@ -265,7 +331,7 @@ impl Collection {
     pub(crate) fn config<T: serde::de::DeserializeOwned>(&self, key: &str) -> Result<Option<T>> {
         let value: Option<Option<T>> = self
             .db
-            .query_row("SELECT val FROM config WHERE KEY = ?1", [key], |row| {
+            .query_row_cached("SELECT val FROM config WHERE KEY = ?1", [key], |row| {
                 Ok(row.get_ref(0)?.as_bytes().ok().and_then(|json| serde_json::from_slice(json).ok()))
             })
             .optional()?;
@@ -287,6 +353,39 @@ impl Collection {
     /// Commits the transaction. It is on disk when this returns.
     pub fn commit(&self) -> Result<()> {
         Ok(self.db.execute_batch("COMMIT")?)
+    }
+
+    /// Rolls the transaction back.
+    pub fn roll_back(&self) -> Result<()> {
+        Ok(self.db.execute_batch("ROLLBACK")?)
+    }
+}
+
+/// Statements that stay prepared between requests.
+pub(crate) trait CachedStatements {
+    /// As `execute`.
+    fn execute_cached(&self, sql: &str, params: impl Params) -> rusqlite::Result<usize>;
+    /// As `query_row`.
+    fn query_row_cached<T>(
+        &self,
+        sql: &str,
+        params: impl Params,
+        read: impl FnOnce(&Row<'_>) -> rusqlite::Result<T>,
+    ) -> rusqlite::Result<T>;
+}
+
+impl CachedStatements for Connection {
+    fn execute_cached(&self, sql: &str, params: impl Params) -> rusqlite::Result<usize> {
+        self.prepare_cached(sql)?.execute(params)
+    }
+
+    fn query_row_cached<T>(
+        &self,
+        sql: &str,
+        params: impl Params,
+        read: impl FnOnce(&Row<'_>) -> rusqlite::Result<T>,
+    ) -> rusqlite::Result<T> {
+        self.prepare_cached(sql)?.query_row(params, read)
     }
 }
 
@@ -332,35 +431,55 @@ mod tests {
     }
 
     #[test]
-    fn a_sync_writes_into_the_file_unless_somebody_reads_it() {
+    fn a_sync_leaves_the_file_alone_until_its_wal_is_folded() {
         let dir = tempfile::tempdir().unwrap();
         crate::sync::new_collection::create(dir.path()).unwrap();
         let path = dir.path().join(FILE_NAME);
         let side_file = |suffix: &str| dir.path().join(format!("{FILE_NAME}{suffix}")).exists();
 
-        // Another server may leave the file in WAL mode.
-        drop(Snapshot::open_beside_syncs(&path, SHORT_PATIENCE).unwrap());
-        let collection = Collection::open(&path).unwrap();
+        let collection = Collection::open(&path, Journal::Wal).unwrap();
+        let before = fs::read(&path).unwrap();
         change(&collection, "test 1");
-        assert!(side_file("-journal") && !side_file("-wal"));
+        assert!(side_file("-wal") && !side_file("-journal"));
+        // A command beside the server need not wait.
+        assert_eq!(Collection::open_beside_server(&path).unwrap().config::<i64>("test 1").unwrap(), None);
+        collection.commit().unwrap();
+        let snapshot = Snapshot::open_beside_syncs(&path, SHORT_PATIENCE).unwrap();
+        change(&collection, "test 2");
+        collection.commit().unwrap();
+        assert!(fs::read(&path).unwrap() == before);
+        let copied = dir.path().join("copied");
+        snapshot.copy_to(&mut fs::File::create(&copied).unwrap(), &copied).unwrap();
+        drop(snapshot);
+        // Closing alone changes nothing.
+        drop(collection);
+        assert!(side_file("-wal") && fs::read(&path).unwrap() == before);
+        Collection::open(&path, Journal::Wal).unwrap().close_and_fold().unwrap();
+        assert!(!has_side_files(&path) && !side_file("-shm") && fs::metadata(&path).unwrap().len() > 8 << 20);
+        assert_eq!((config_keys(&copied, "test"), config_keys(&path, "test")), (1, 2));
+    }
+
+    #[test]
+    fn a_disk_without_shared_memory_gets_a_rollback_journal() {
+        let dir = tempfile::tempdir().unwrap();
+        crate::sync::new_collection::create(dir.path()).unwrap();
+        let path = dir.path().join(FILE_NAME);
+        // As another disk or server leaves it: in WAL mode, and with something in the WAL.
+        let collection = Collection::open(&path, Journal::Wal).unwrap();
+        change(&collection, "test 1");
+        collection.commit().unwrap();
+        drop(collection);
+        let collection = Collection::open(&path, Journal::Rollback).unwrap();
+        change(&collection, "test 2");
+        assert!(
+            dir.path().join(format!("{FILE_NAME}-journal")).exists()
+                && !dir.path().join(format!("{FILE_NAME}-shm")).exists()
+        );
         assert!(matches!(Collection::open_beside_server(&path), Err(Error::Busy(_))));
         assert!(matches!(Snapshot::open_beside_syncs(&path, SHORT_PATIENCE), Err(Error::Busy(_))));
         collection.commit().unwrap();
         drop(collection);
-        assert!(!has_side_files(&path) && fs::metadata(&path).unwrap().len() > 4 << 20);
-        assert_eq!(config_keys(&path, "test"), 1);
-
-        let snapshot = Snapshot::open_beside_syncs(&path, SHORT_PATIENCE).unwrap();
-        let collection = Collection::open(&path).unwrap();
-        change(&collection, "test 2");
-        assert!(side_file("-wal") && !side_file("-journal"));
-        collection.commit().unwrap();
-        drop(collection);
-        let copied = dir.path().join("copied");
-        snapshot.copy_to(&mut fs::File::create(&copied).unwrap(), &copied).unwrap();
-        drop(snapshot);
-        Collection::fold(&path);
         assert!(!has_side_files(&path));
-        assert_eq!((config_keys(&copied, "test"), config_keys(&path, "test")), (1, 2));
+        assert_eq!(config_keys(&path, "test"), 2);
     }
 }

@@ -5,9 +5,9 @@
 use crate::collection::blobs::{DeckConfigRow, DeckRow, FieldRow, NotetypeRow, Refused, TemplateRow};
 use crate::collection::int;
 use crate::collection::spooling;
-use crate::collection::{Collection, Range};
+use crate::collection::{CachedStatements, Collection, Range};
 use crate::error::{Error, Result};
-use rusqlite::{Connection, Row, Statement, params};
+use rusqlite::{CachedStatement, Connection, Row, params};
 use serde_json::value::RawValue;
 use std::io::Write;
 
@@ -18,7 +18,7 @@ const RENAMED_FIRST: &str = "ORDER BY name LIKE '%+' DESC, length(name) DESC, id
 impl Collection {
     pub(crate) fn write_notetypes(&self, unseen: Range, out: &mut ObjectWriter<impl Write>) -> Result<()> {
         let mut children = NotetypeChildren::new(&self.db)?;
-        let mut select = self.db.prepare(
+        let mut select = self.db.prepare_cached(
             &format!("SELECT id, name, mtime_secs, usn, config FROM notetypes WHERE usn BETWEEN ?1 AND ?2 {RENAMED_FIRST}"),
         )?;
         let mut rows = select.query([unseen.from, unseen.to])?;
@@ -32,7 +32,7 @@ impl Collection {
     }
 
     pub(crate) fn write_decks(&self, unseen: Range, out: &mut ObjectWriter<impl Write>) -> Result<()> {
-        let mut select = self.db.prepare(
+        let mut select = self.db.prepare_cached(
             &format!("SELECT id, name, mtime_secs, usn, common, kind FROM decks WHERE usn BETWEEN ?1 AND ?2 {RENAMED_FIRST}"),
         )?;
         let mut rows = select.query([unseen.from, unseen.to])?;
@@ -46,7 +46,7 @@ impl Collection {
     }
 
     pub(crate) fn write_deck_configs(&self, unseen: Range, out: &mut ObjectWriter<impl Write>) -> Result<()> {
-        let mut select = self.db.prepare(
+        let mut select = self.db.prepare_cached(
             "SELECT id, name, mtime_secs, usn, config FROM deck_config WHERE usn BETWEEN ?1 AND ?2 ORDER BY id",
         )?;
         let mut rows = select.query([unseen.from, unseen.to])?;
@@ -60,7 +60,7 @@ impl Collection {
     }
 
     pub(crate) fn write_tags(&self, unseen: Range, out: &mut ObjectWriter<impl Write>) -> Result<()> {
-        let mut select = self.db.prepare("SELECT tag, usn FROM tags WHERE usn BETWEEN ?1 AND ?2")?;
+        let mut select = self.db.prepare_cached("SELECT tag, usn FROM tags WHERE usn BETWEEN ?1 AND ?2")?;
         let mut rows = select.query([unseen.from, unseen.to])?;
         let mut first = true;
         while let Some(row) = rows.next()? {
@@ -75,7 +75,7 @@ impl Collection {
     }
 
     pub(crate) fn write_config(&self, out: &mut ObjectWriter<impl Write>) -> Result<()> {
-        let mut select = self.db.prepare("SELECT KEY, val FROM config")?;
+        let mut select = self.db.prepare_cached("SELECT KEY, val FROM config")?;
         let mut rows = select.query([])?;
         let mut first = true;
         while let Some(row) = rows.next()? {
@@ -186,15 +186,15 @@ fn deck_config_row(row: &Row<'_>) -> Result<DeckConfigRow> {
 
 /// The statements that read the fields and templates of one notetype.
 struct NotetypeChildren<'c> {
-    fields: Statement<'c>,
-    templates: Statement<'c>,
+    fields: CachedStatement<'c>,
+    templates: CachedStatement<'c>,
 }
 
 impl<'c> NotetypeChildren<'c> {
     fn new(db: &'c Connection) -> Result<NotetypeChildren<'c>> {
         Ok(NotetypeChildren {
-            fields: db.prepare("SELECT name, config FROM fields WHERE ntid = ?1 ORDER BY ord")?,
-            templates: db.prepare(
+            fields: db.prepare_cached("SELECT name, config FROM fields WHERE ntid = ?1 ORDER BY ord")?,
+            templates: db.prepare_cached(
                 "SELECT name, mtime_secs, usn, config FROM templates WHERE ntid = ?1 ORDER BY ord",
             )?,
         })
@@ -231,19 +231,20 @@ impl<'c> NotetypeChildren<'c> {
 
 /// Writes a notetype in place of the one with its id.
 pub(crate) fn put_notetype(db: &Connection, row: &NotetypeRow) -> Result<()> {
-    db.execute(
+    db.execute_cached(
         "INSERT INTO notetypes (id, name, mtime_secs, usn, config) VALUES (?1, ?2, ?3, ?4, ?5)
          ON CONFLICT (id) DO UPDATE SET name = excluded.name, mtime_secs = excluded.mtime_secs,
            usn = excluded.usn, config = excluded.config",
         params![row.id, row.name, row.mtime_secs, row.usn, row.config],
     )?;
-    db.execute("DELETE FROM fields WHERE ntid = ?1", [row.id])?;
-    db.execute("DELETE FROM templates WHERE ntid = ?1", [row.id])?;
-    let mut put = db.prepare("INSERT INTO fields (ntid, ord, name, config) VALUES (?1, ?2, ?3, ?4)")?;
+    db.execute_cached("DELETE FROM fields WHERE ntid = ?1", [row.id])?;
+    db.execute_cached("DELETE FROM templates WHERE ntid = ?1", [row.id])?;
+    let mut put =
+        db.prepare_cached("INSERT INTO fields (ntid, ord, name, config) VALUES (?1, ?2, ?3, ?4)")?;
     for (ord, field) in row.fields.iter().enumerate() {
         put.execute(params![row.id, ord as i64, field.name, field.config])?;
     }
-    let mut put = db.prepare(
+    let mut put = db.prepare_cached(
         "INSERT INTO templates (ntid, ord, name, mtime_secs, usn, config) VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
     )?;
     for (ord, template) in row.templates.iter().enumerate() {
@@ -255,7 +256,7 @@ pub(crate) fn put_notetype(db: &Connection, row: &NotetypeRow) -> Result<()> {
 
 /// Writes a deck in place of the one with its id.
 pub(crate) fn put_deck(db: &Connection, row: &DeckRow) -> Result<()> {
-    db.execute(
+    db.execute_cached(
         "INSERT INTO decks (id, name, mtime_secs, usn, common, kind) VALUES (?1, ?2, ?3, ?4, ?5, ?6)
          ON CONFLICT (id) DO UPDATE SET name = excluded.name, mtime_secs = excluded.mtime_secs,
            usn = excluded.usn, common = excluded.common, kind = excluded.kind",
@@ -266,7 +267,7 @@ pub(crate) fn put_deck(db: &Connection, row: &DeckRow) -> Result<()> {
 
 /// Writes deck options in place of those with their id.
 pub(crate) fn put_deck_config(db: &Connection, row: &DeckConfigRow) -> Result<()> {
-    db.execute(
+    db.execute_cached(
         "INSERT INTO deck_config (id, name, mtime_secs, usn, config) VALUES (?1, ?2, ?3, ?4, ?5)
          ON CONFLICT (id) DO UPDATE SET name = excluded.name, mtime_secs = excluded.mtime_secs,
            usn = excluded.usn, config = excluded.config",

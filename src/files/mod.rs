@@ -12,7 +12,9 @@ pub mod spool;
 pub mod sqlite_files;
 pub mod temporary;
 
-pub use durable::{GentleFile, create_folder, remove_folder, remove_if_there, replace_file, sync_folder};
+pub use durable::{
+    GentleFile, create_folder, maps_files, remove_folder, remove_if_there, replace_file, sync_folder,
+};
 pub use held_folder::{HeldFolder, is_there};
 pub use locks::{
     holder, is_in_use, keep_in_place, leave_notice, lock_data_folder, notices, running_servers,

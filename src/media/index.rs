@@ -5,6 +5,7 @@
 //! a file was lost or damaged (`lost`). A table of our own lists those files until a device has sent them again.
 
 use std::fs;
+use std::io::ErrorKind;
 use std::path::Path;
 use std::time::Duration;
 
@@ -142,11 +143,16 @@ impl MediaDb {
         Ok(db)
     }
 
+    /// Whether there is no index yet, which is an empty one.
+    pub fn is_missing(dir: &Path) -> bool {
+        fs::symlink_metadata(dir.join(FILE_NAME)).is_err_and(|err| err.kind() == ErrorKind::NotFound)
+    }
+
     /// Opens for reading. Writes only to recover a WAL or to upgrade the schema. A missing index is read as empty.
     pub fn open_to_read(dir: &Path) -> Result<MediaDb> {
         let path = dir.join(FILE_NAME);
         files::refuse_link(&path)?;
-        if !path.exists() {
+        if MediaDb::is_missing(dir) {
             let db = MediaDb { db: Connection::open_in_memory()? };
             db.upgrade(false)?;
             return Ok(db);
@@ -208,7 +214,7 @@ impl MediaDb {
     pub fn record(&self, name: &MediaName) -> Result<Option<Record>> {
         let read =
             |row: &Row<'_>| Ok(Record { sha1: row.get(0)?, bytes: row.get::<_, i64>(1)?.max(0) as u64 });
-        let mut select = self.db.prepare("SELECT csum, size FROM media WHERE fname = ?1")?;
+        let mut select = self.db.prepare_cached("SELECT csum, size FROM media WHERE fname = ?1")?;
         Ok(select.query_row([name], read).optional()?)
     }
 
@@ -374,7 +380,7 @@ impl Recording<'_> {
             self.totals.files += 1;
         }
         self.totals.last_usn += 1;
-        let mut put = self.transaction.prepare(
+        let mut put = self.transaction.prepare_cached(
             "INSERT OR REPLACE INTO media (fname, csum, size, usn, mtime) VALUES (?1, ?2, ?3, ?4, ?5)",
         )?;
         let now = clock::now_secs();

@@ -49,6 +49,7 @@ use sha1::{Digest, Sha1};
 use crate::error::{Error, Result};
 use crate::files;
 use crate::files::damaged::{DAMAGED_FOLDER, put_aside, put_folders_aside};
+use crate::files::sqlite_files::{FileState, Remembered};
 use crate::text::hex::unhex;
 use index::{Change, MediaDb, Record};
 use name::MediaName;
@@ -103,6 +104,8 @@ struct State {
     last_used: Instant,
     /// Changes may be half applied.
     needs_recovery: bool,
+    /// The counts, as they were last read while the index was closed.
+    totals: Option<Remembered<Totals>>,
 }
 
 /// An intended change of a file, as stored in `media.pending`.
@@ -120,7 +123,7 @@ impl MediaStore {
         if let Err(err) = ready_folder(dir).and_then(|()| remove_staged(dir)) {
             log::error!("{}: the media are not ready: {err}", dir.display());
         }
-        let state = State { writer: None, last_used: Instant::now(), needs_recovery: true };
+        let state = State { writer: None, last_used: Instant::now(), needs_recovery: true, totals: None };
         let store = MediaStore {
             dir: dir.to_owned(),
             places: Places::new(dir),
@@ -147,12 +150,15 @@ impl MediaStore {
 
     /// The last usn and the totals.
     pub fn totals(&self) -> Result<Totals> {
-        self.read(MediaDb::totals)
+        self.write(|state| state.totals(&self.dir))
     }
 
     /// Hands the next page of changes after `usn` to `each`, ordered by usn.
     pub fn changes_after(&self, usn: i64, each: impl FnMut(Change) -> Result<()>) -> Result<()> {
         self.look_after_page(usn)?;
+        if i64::from(self.totals()?.last_usn) == usn {
+            return Ok(());
+        }
         self.read(|db| db.changes_after(usn, each))
     }
 
@@ -238,6 +244,24 @@ impl MediaStore {
 }
 
 impl State {
+    /// The counts, without opening the index if they are known.
+    fn totals(&mut self, dir: &Path) -> Result<Totals> {
+        if let Some(db) = &self.writer {
+            return db.totals();
+        }
+        let path = dir.join(index::FILE_NAME);
+        if let Some(totals) = self.totals.as_ref().and_then(|remembered| remembered.of(&path)) {
+            return Ok(*totals);
+        }
+        if MediaDb::is_missing(dir) {
+            return Ok(Totals::default());
+        }
+        let before = FileState::of(&path);
+        let totals = MediaDb::open_to_read(dir)?.totals()?;
+        self.totals = Remembered::new(&path, before, totals);
+        Ok(totals)
+    }
+
     fn writer(&mut self, dir: &Path) -> Result<&MediaDb> {
         match &mut self.writer {
             Some(db) => Ok(db),

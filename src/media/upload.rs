@@ -2,8 +2,8 @@
 //! folder and recorded in the index. The header of `media` explains the order of these steps.
 
 use std::fs::File;
-use std::io::Write;
-use std::path::Path;
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
 
 use sha1::{Digest, Sha1};
 
@@ -19,6 +19,7 @@ use crate::media::places::folded;
 use crate::media::zip;
 use crate::media::zip::{Entry, META, ZipReader};
 use crate::media::{Intent, MAX_FILES, MediaStore, PENDING, Sha1Sum, State};
+use crate::os::WholeFileSystem;
 use crate::text::hex::hex;
 
 /// Asks how much an upload may store.
@@ -105,6 +106,8 @@ impl MediaStore {
         let pairs = read_meta(&zip)?;
         self.check_room(&pairs, body, room)?;
         let processed = pairs.len();
+        // Opened before anything is written, so that it tells of all errors.
+        let disk = WholeFileSystem::of(&self.dir);
         let mut staged: Vec<Staged> = Vec::with_capacity(processed);
         for (name, entry) in pairs {
             let change = match entry {
@@ -115,7 +118,7 @@ impl MediaStore {
             staged.retain(|other| other.name != name);
             staged.push(Staged { name, change });
         }
-        sync(&staged, body)?;
+        sync(&staged, body, disk.as_ref()).map_err(|(path, err)| Error::Io("syncing", path, err))?;
         let outcome = self.put_in_place(&staged, room)?;
         Ok(Outcome { processed, ..outcome })
     }
@@ -249,16 +252,27 @@ fn unpack(zip: &ZipReader, entry: &Entry, mut sink: impl FnMut(&[u8]) -> Result<
     Ok(sha1.finalize().into())
 }
 
-/// Syncs the temporary files, after all are written: on a file system with a journal the first fsync commits all of
-/// them.
-fn sync(staged: &[Staged], body: &Spool) -> Result<()> {
+/// Syncs the temporary files, after all are written: several of them by one flush of the whole disk, where that can be
+/// relied on, as a flush is what a card is slow at. Otherwise one after the other: on a file system with a journal the first
+/// fsync commits all of them. An error comes with what was being synced.
+fn sync(
+    staged: &[Staged],
+    body: &Spool,
+    disk: Option<&WholeFileSystem>,
+) -> std::result::Result<(), (PathBuf, io::Error)> {
+    let is_unsynced = |one: &&Staged| matches!(&one.change, Change::Put(_, file) if file.unsynced.is_some());
+    let disk = disk.filter(|_| staged.iter().filter(is_unsynced).count() > 1);
+    if let Some(disk) = disk {
+        disk.sync().map_err(|err| ("a file system".into(), err))?;
+    }
     for Staged { change, .. } in staged {
         if let Change::Put(record, StagedFile { file: temporary, unsynced }) = change {
             match unsynced {
+                Some(_) if disk.is_some() => Ok(()),
                 Some(file) => file.sync_all(),
                 None => body.keep_file(record.bytes),
             }
-            .map_err(Error::io("syncing", temporary.path()))?;
+            .map_err(|err| (temporary.path().to_owned(), err))?;
         }
     }
     Ok(())

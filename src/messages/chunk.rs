@@ -153,24 +153,31 @@ pub trait RowSink {
     fn note(&mut self, row: &Note) -> Result<()>;
 }
 
-/// Discards the rows.
-impl RowSink for () {
+/// Counts the rows, and discards them.
+struct Tally(usize);
+
+impl RowSink for Tally {
     fn revlog(&mut self, _: &Revlog) -> Result<()> {
+        self.0 += 1;
         Ok(())
     }
 
     fn card(&mut self, _: &Card) -> Result<()> {
+        self.0 += 1;
         Ok(())
     }
 
     fn note(&mut self, _: &Note) -> Result<()> {
+        self.0 += 1;
         Ok(())
     }
 }
 
-/// Checks that `read` will accept this body.
-pub fn check<'s>(input: impl Into<Source<'s>>, max_row_bytes: u64) -> Result<()> {
-    read(input, max_row_bytes, &mut ())
+/// Checks that the body of `applyChunk` is well-formed, and returns how many rows it has. Errors as `read`.
+pub fn check<'s>(input: impl Into<Source<'s>>, max_row_bytes: u64) -> Result<usize> {
+    let mut tally = Tally(0);
+    read(input, max_row_bytes, &mut tally)?;
+    Ok(tally.0)
 }
 
 /// Reads the body of `applyChunk`: `{"chunk": chunk}`. One row at a time is in memory, of at most `max_row_bytes`.

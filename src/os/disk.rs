@@ -2,7 +2,7 @@
 
 #![allow(unsafe_code)]
 
-use std::ffi::CString;
+use std::ffi::{CStr, CString};
 use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
@@ -44,4 +44,64 @@ pub fn free_bytes(dir: &Path) -> io::Result<u64> {
         0 => Ok((stat.f_bavail as u64).saturating_mul(stat.f_frsize as u64)),
         _ => Err(io::Error::last_os_error()),
     }
+}
+
+/// Whether changes to a file's pages in memory reach other processes, which is what a WAL needs. Some file systems
+/// (mergerfs without a cache, jffs2, 9p, sshfs) have no such memory. The file must be open for writing and have a byte.
+pub fn maps_files(file: &File) -> bool {
+    let protection = libc::PROT_READ | libc::PROT_WRITE;
+    // SAFETY: a new mapping of a live descriptor, of which nothing is read or written.
+    let page =
+        unsafe { libc::mmap(std::ptr::null_mut(), 1, protection, libc::MAP_SHARED, file.as_raw_fd(), 0) };
+    if page == libc::MAP_FAILED {
+        return false;
+    }
+    // SAFETY: the mapping that was just made, which nothing refers to.
+    unsafe { libc::munmap(page, 1) };
+    true
+}
+
+/// A file system that makes all its files durable with one flush, and tells if one of them could not be written.
+pub struct WholeFileSystem(File);
+
+impl WholeFileSystem {
+    /// The file system of a folder; none if it, or the kernel, is not known to do both. Open it before the files are
+    /// written: errors before that are not told.
+    pub fn of(dir: &Path) -> Option<WholeFileSystem> {
+        /// ext2 to ext4, XFS, btrfs and F2FS. Others (FAT, FUSE, overlays) may leave something in a cache.
+        const KNOWN: [u64; 4] = [0xef53, 0x5846_5342, 0x9123_683e, 0xf2f5_2010];
+        let folder = File::open(dir).ok().filter(|_| tells_of_write_errors())?;
+        // SAFETY: statfs is a struct of numbers, for which zeroes are valid.
+        let mut stat: libc::statfs = unsafe { std::mem::zeroed() };
+        // SAFETY: the descriptor is open, and the pointer is to a live statfs.
+        let told = unsafe { libc::fstatfs(folder.as_raw_fd(), &mut stat) } == 0;
+        // Their types differ from system to system.
+        #[allow(clippy::unnecessary_cast)]
+        let kind = stat.f_type as u64 & 0xffff_ffff;
+        (told && KNOWN.contains(&kind)).then_some(WholeFileSystem(folder))
+    }
+
+    /// Makes everything durable that was written to the file system.
+    pub fn sync(&self) -> io::Result<()> {
+        // SAFETY: the descriptor is open.
+        match unsafe { libc::syncfs(self.0.as_raw_fd()) } {
+            0 => Ok(()),
+            _ => Err(io::Error::last_os_error()),
+        }
+    }
+}
+
+/// Whether syncfs(2) tells of files that could not be written: since Linux 5.8.
+fn tells_of_write_errors() -> bool {
+    // SAFETY: utsname is a struct of characters, for which zeroes are valid.
+    let mut name: libc::utsname = unsafe { std::mem::zeroed() };
+    // SAFETY: the pointer is to a live utsname.
+    if unsafe { libc::uname(&mut name) } != 0 {
+        return false;
+    }
+    // SAFETY: the kernel ends the text with a zero.
+    let release = unsafe { CStr::from_ptr(name.release.as_ptr()) }.to_string_lossy();
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(|part| part.parse().unwrap_or(0));
+    let version: (u32, u32) = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
+    version >= (5, 8)
 }

@@ -9,9 +9,10 @@ mod poll;
 mod process;
 mod signals;
 mod sockets;
+mod sqlite_wal;
 mod terminal;
 
-pub use disk::{NO_FOLLOW, check_writable, clone_file, free_bytes};
+pub use disk::{NO_FOLLOW, WholeFileSystem, check_writable, clone_file, free_bytes, maps_files};
 pub use interfaces::lan_addresses;
 pub use poll::{POLL_ERR, POLL_HUP, POLL_IN, POLL_OUT, PollFd, poll, poll_fd};
 pub use process::{
@@ -19,4 +20,5 @@ pub use process::{
 };
 pub use signals::{Signal, on_signals};
 pub use sockets::{handed_over_sockets, reset_on_close};
+pub use sqlite_wal::skip_sync_of_new_wal_header;
 pub use terminal::EchoOff;

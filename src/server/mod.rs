@@ -51,6 +51,7 @@ pub fn run(config: Config, reload: impl Fn() -> Result<Config> + Send + 'static)
              clone"
         );
     }
+    os::skip_sync_of_new_wal_header();
     let _lock = files::lock_data_folder(&config.base)?;
     folder.mark();
     os::clock::remember_start();

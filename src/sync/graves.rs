@@ -1,6 +1,6 @@
 //! Deletions that a client sends (collection-format.md 12.3).
 
-use rusqlite::{Statement, params};
+use rusqlite::{CachedStatement, params};
 
 use crate::collection::Collection;
 use crate::error::Result;
@@ -25,8 +25,8 @@ impl Collection {
 }
 
 struct Deleter<'c> {
-    delete: [Statement<'c>; 3],
-    grave: Statement<'c>,
+    delete: [CachedStatement<'c>; 3],
+    grave: CachedStatement<'c>,
     server_usn: i32,
     deleted: usize,
 }
@@ -36,12 +36,12 @@ impl<'c> Deleter<'c> {
         let db = &collection.db;
         Ok(Deleter {
             delete: [
-                db.prepare("DELETE FROM cards WHERE id = ?1")?,
-                db.prepare("DELETE FROM notes WHERE id = ?1")?,
-                db.prepare("DELETE FROM decks WHERE id = ?1")?,
+                db.prepare_cached("DELETE FROM cards WHERE id = ?1")?,
+                db.prepare_cached("DELETE FROM notes WHERE id = ?1")?,
+                db.prepare_cached("DELETE FROM decks WHERE id = ?1")?,
             ],
             // An existing grave keeps its usn.
-            grave: db.prepare("INSERT OR IGNORE INTO graves (oid, type, usn) VALUES (?1, ?2, ?3)")?,
+            grave: db.prepare_cached("INSERT OR IGNORE INTO graves (oid, type, usn) VALUES (?1, ?2, ?3)")?,
             server_usn,
             deleted: 0,
         })

@@ -5,7 +5,7 @@
 
 use crate::collection::blobs::{DeckConfigRow, DeckRow, NotetypeRow};
 use crate::collection::objects::{put_deck, put_deck_config, put_notetype};
-use crate::collection::{Collection, untranslatable};
+use crate::collection::{CachedStatements, Collection, untranslatable};
 use crate::error::{Error, Result};
 use crate::messages::Source;
 use crate::messages::changes;
@@ -29,7 +29,7 @@ impl Collection {
     pub(crate) fn stamp_renamed(&self, server_usn: i32) -> Result<()> {
         for named in [Named::Decks, Named::Notetypes] {
             let stamp = format!("UPDATE {} SET mtime_secs = ?1 WHERE usn = ?2", named.table());
-            self.db.execute(&stamp, params![clock::now_secs(), server_usn + 1])?;
+            self.db.execute_cached(&stamp, params![clock::now_secs(), server_usn + 1])?;
         }
         Ok(())
     }
@@ -62,7 +62,9 @@ impl Merge<'_> {
     fn replaces_ours(&self, table: &'static str, id: i64, modified: i64) -> Result<bool> {
         let ours: Option<i64> = self
             .db
-            .query_row(&format!("SELECT mtime_secs FROM {table} WHERE id = ?1"), [id], |row| row.get(0))
+            .query_row_cached(&format!("SELECT mtime_secs FROM {table} WHERE id = ?1"), [id], |row| {
+                row.get(0)
+            })
             .optional()?;
         Ok(ours.is_none_or(|ours| ours <= modified))
     }
@@ -79,24 +81,25 @@ impl Merge<'_> {
         let table = named.table();
         let holder: Option<(i64, String)> = self
             .db
-            .query_row(
+            .query_row_cached(
                 &format!("SELECT id, name FROM {table} WHERE name = ?1 AND id != ?2"),
                 params![name, id],
                 |row| Ok((row.get(0)?, row.get(1)?)),
             )
             .optional()?;
         let Some((holder, mut new_name)) = holder else { return Ok(()) };
-        let mut taken = self.db.prepare(&format!("SELECT 1 FROM {table} WHERE name = ?1"))?;
+        let mut taken = self.db.prepare_cached(&format!("SELECT 1 FROM {table} WHERE name = ?1"))?;
         while taken.exists([&new_name])? {
             new_name.push('+');
         }
         let rename = format!("UPDATE {table} SET name = ?1, usn = ?2 WHERE id = ?3");
-        self.db.execute(&rename, params![new_name, self.server_usn + 1, holder])?;
+        self.db.execute_cached(&rename, params![new_name, self.server_usn + 1, holder])?;
         Ok(())
     }
 
     fn check_same_shape(&self, notetype: &NotetypeRow) -> Result<()> {
-        let known = self.db.query_row("SELECT 1 FROM notetypes WHERE id = ?1", [notetype.id], |_| Ok(()));
+        let known =
+            self.db.query_row_cached("SELECT 1 FROM notetypes WHERE id = ?1", [notetype.id], |_| Ok(()));
         if known.optional()?.is_none() {
             return Ok(());
         }
@@ -104,7 +107,7 @@ impl Merge<'_> {
             let sql = format!("SELECT count(*) FROM {table} WHERE ntid = ?1");
             Ok(self
                 .db
-                .query_row(&sql, [notetype.id], |row| row.get::<_, i64>(0))
+                .query_row_cached(&sql, [notetype.id], |row| row.get::<_, i64>(0))
                 .map(|count| count as usize)?)
         };
         if count("fields")? == notetype.fields.len() && count("templates")? == notetype.templates.len() {
@@ -129,7 +132,10 @@ impl Merge<'_> {
     }
 
     fn existing_tag(&self, name: &str) -> Result<Option<String>> {
-        Ok(self.db.query_row("SELECT tag FROM tags WHERE tag = ?1", [name], |row| row.get(0)).optional()?)
+        Ok(self
+            .db
+            .query_row_cached("SELECT tag FROM tags WHERE tag = ?1", [name], |row| row.get(0))
+            .optional()?)
     }
 }
 
@@ -173,7 +179,7 @@ impl ChangeSink for Merge<'_> {
             return Ok(());
         }
         let name = self.under_existing_parent(name)?;
-        self.db.execute(
+        self.db.execute_cached(
             "INSERT OR IGNORE INTO tags (tag, usn, collapsed) VALUES (?1, ?2, TRUE)",
             params![name, self.server_usn],
         )?;
@@ -181,12 +187,12 @@ impl ChangeSink for Merge<'_> {
     }
 
     fn replace_config(&mut self) -> Result<()> {
-        self.db.execute("DELETE FROM config", [])?;
+        self.db.execute_cached("DELETE FROM config", [])?;
         Ok(())
     }
 
     fn config_entry(&mut self, key: &str, json: &str) -> Result<()> {
-        self.db.execute(
+        self.db.execute_cached(
             "INSERT OR REPLACE INTO config (KEY, usn, mtime_secs, val) VALUES (?1, ?2, ?3, ?4)",
             params![key, self.server_usn, clock::now_secs(), json.as_bytes()],
         )?;
@@ -194,7 +200,7 @@ impl ChangeSink for Merge<'_> {
     }
 
     fn created(&mut self, stamp: i64) -> Result<()> {
-        self.db.execute("UPDATE col SET crt = ?1", [stamp])?;
+        self.db.execute_cached("UPDATE col SET crt = ?1", [stamp])?;
         Ok(())
     }
 }

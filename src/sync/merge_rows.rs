@@ -3,14 +3,14 @@
 //! The other direction: `send_rows`.
 
 use crate::collection::blobs;
-use crate::collection::{Collection, int};
+use crate::collection::{CachedStatements, Collection, int};
 use crate::error::{Error, Result};
 use crate::messages::Source;
 use crate::messages::chunk;
 use crate::messages::chunk::{CARD_INTS, Card, Note, Revlog, RowSink};
 use crate::sync::row_counts::RowCounts;
 use crate::text::note;
-use rusqlite::{Connection, OptionalExtension, Statement, params};
+use rusqlite::{CachedStatement, Connection, OptionalExtension, params};
 use std::collections::HashMap;
 
 /// Cache of notetypes by id: the number of fields and the sort field, which each note needs. Kept for one session.
@@ -63,14 +63,14 @@ struct Merge<'c, 's> {
 struct Lazy<'c> {
     db: &'c Connection,
     sql: &'static str,
-    statement: Option<Statement<'c>>,
+    statement: Option<CachedStatement<'c>>,
 }
 
 impl<'c> Lazy<'c> {
-    fn get(&mut self) -> Result<&mut Statement<'c>> {
+    fn get(&mut self) -> Result<&mut CachedStatement<'c>> {
         let statement = match self.statement.take() {
             Some(statement) => statement,
-            None => self.db.prepare(self.sql)?,
+            None => self.db.prepare_cached(self.sql)?,
         };
         Ok(self.statement.insert(statement))
     }
@@ -116,7 +116,7 @@ impl<'c, 's> Merge<'c, 's> {
         }
         let found: Option<(Vec<u8>, i64)> = self
             .db
-            .query_row(
+            .query_row_cached(
                 "SELECT config, (SELECT count(*) FROM fields WHERE ntid = ?1) FROM notetypes WHERE id = ?1",
                 [notetype_id],
                 |row| Ok((row.get(0)?, row.get(1)?)),
@@ -145,7 +145,7 @@ enum Incoming {
 
 /// Compares an incoming row with the stored one. If the stored row did not change since the client's last sync, the
 /// incoming row replaces it. Otherwise the newer row wins; with equal stamps the stored row stays.
-fn incoming(ours: &mut Statement<'_>, id: i64, modified: i64, client_usn: i32) -> Result<Incoming> {
+fn incoming(ours: &mut CachedStatement<'_>, id: i64, modified: i64, client_usn: i32) -> Result<Incoming> {
     let ours = ours.query_row([id], |row| Ok((int(row, 0)?, int(row, 1)?))).optional()?;
     Ok(match ours {
         None => Incoming::New,

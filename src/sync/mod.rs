@@ -5,6 +5,7 @@
 
 mod daily_backup;
 mod graves;
+mod kept_connection;
 mod merge_objects;
 mod merge_rows;
 pub mod new_collection;

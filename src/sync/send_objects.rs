@@ -3,7 +3,7 @@
 //! The other direction: `merge_objects`.
 
 use crate::collection::objects::ObjectWriter;
-use crate::collection::{Collection, Range};
+use crate::collection::{CachedStatements, Collection, Range};
 use crate::error::Result;
 use std::io::Write;
 
@@ -24,7 +24,7 @@ impl Collection {
         if with_config {
             objects.raw(",\"conf\":{")?;
             self.write_config(&mut objects)?;
-            let created: i64 = self.db.query_row("SELECT crt FROM col", [], |row| row.get(0))?;
+            let created: i64 = self.db.query_row_cached("SELECT crt FROM col", [], |row| row.get(0))?;
             objects.raw(&format!("}},\"crt\":{created}"))?;
         }
         objects.raw("}")

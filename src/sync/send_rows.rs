@@ -115,7 +115,7 @@ impl Collection {
     ) -> Result<()> {
         let slot = table as usize;
         let (from_usn, after_id) = cursor.position[slot].unwrap_or((unseen.from.into(), i64::MIN));
-        let mut select = self.db.prepare(&table.select())?;
+        let mut select = self.db.prepare_cached(&table.select())?;
         let mut rows = select.query(params![from_usn, unseen.to, after_id])?;
         let mut opening = format!("\"{}\":[", table.key());
         let separator = ",";

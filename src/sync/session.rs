@@ -9,6 +9,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::collection;
@@ -17,13 +18,15 @@ use crate::collection::full::download::Snapshot;
 use crate::collection::full::replace;
 use crate::collection::full::restore;
 use crate::collection::schema::downgrade::{OldCopy, Scratch};
-use crate::collection::{Collection, FILE_NAME, Meta, PATIENCE, Range, Stamps};
+use crate::collection::{Collection, FILE_NAME, Journal, Meta, PATIENCE, Range, Stamps};
 use crate::error::{Error, Result};
 use crate::files;
 use crate::files::damaged::put_folders_aside;
+use crate::files::sqlite_files::{FINE_STEP, FileState, Remembered, has_side_files};
 use crate::media::MediaStore;
 use crate::os::clock::Day;
 use crate::sync::daily_backup;
+use crate::sync::kept_connection::{Foreign, Kept, Slots};
 use crate::sync::{ChunkCursor, NotetypeShapes, new_collection};
 
 /// Longer than the time between `meta` and `start` of one sync.
@@ -32,6 +35,10 @@ const LONGEST_SYNC: Duration = Duration::from_secs(600);
 /// What an owner can do about a damaged collection.
 pub const HELP_WITH_DAMAGE: &str = "`ankipi restore` puts a backup back; or move the file away, and upload from a device that \
                                 has everything";
+
+/// How long after the last request of a sync its connection is closed and its WAL is checkpointed: nobody waits then,
+/// and a device that syncs again at once finds all ready.
+const QUIET: Duration = Duration::from_secs(6);
 
 /// One user: a folder and a lock.
 pub struct User {
@@ -43,6 +50,8 @@ pub struct User {
     backups: usize,
     pub(super) daily: daily_backup::Policy,
     max_row_bytes: u64,
+    journal: Journal,
+    slots: Slots,
     /// Number of the next temporary file beside the collection.
     files_made: AtomicU32,
     state: Mutex<State>,
@@ -53,7 +62,7 @@ pub(super) struct State {
     session: Option<Session>,
     /// How many downloads read the current collection. Changed only while the lock is held.
     readers: Arc<AtomicUsize>,
-    /// Snapshot held for running downloads. While it is held, syncs write to the WAL.
+    /// Snapshot held for running downloads. While it is held, nothing is checkpointed into the file.
     keeper: Option<Snapshot>,
     /// When a device last replaced the collection.
     replaced: Option<Instant>,
@@ -61,6 +70,12 @@ pub(super) struct State {
     damaged: Option<(u64, u64)>,
     /// The day on which `daily_backup` last looked whether a copy is due.
     pub(super) looked_at_backup: Option<Day>,
+    /// The connection of the last session. None while a session is open, which has it.
+    kept: Option<Kept>,
+    /// When the last session ended, if its WAL may still have to be checkpointed.
+    quiet_since: Option<Instant>,
+    /// What `meta` was last told of the file while it was closed.
+    meta: Option<Remembered<Meta>>,
 }
 
 impl State {
@@ -84,13 +99,69 @@ pub struct Session {
     pub cursor: ChunkCursor,
     /// Cache of the notetypes looked up so far.
     pub shapes: NotetypeShapes,
+    /// What was applied before the first rows. None once rows have come, or if that was much.
+    early: Option<Vec<(Step, String)>>,
     last_step: Instant,
 }
+
+/// A step that comes before rows.
+#[derive(Clone, Copy, Debug)]
+pub enum Step {
+    /// `start`
+    Start,
+    /// `applyGraves`
+    Graves,
+    /// `applyChanges`
+    Changes,
+}
+
+/// How much of the steps before the first rows a session remembers, bytes.
+const MAX_EARLY_BYTES: usize = 128 * 1024;
+
+/// A first chunk of so many rows is full: there are more to come.
+const MANY_ROWS: usize = 250;
 
 impl Session {
     /// The stamps at `start`. Rows from the client get their usn.
     pub fn stamps(&self) -> Stamps {
         self.meta.stamps
+    }
+
+    /// Remembers what was applied.
+    pub fn note_step(&mut self, step: Step, body: Option<&str>) {
+        let Some(early) = &mut self.early else { return };
+        let bytes: usize = early.iter().map(|(_, text)| text.len()).sum();
+        match body {
+            Some(body) if bytes + body.len() <= MAX_EARLY_BYTES => early.push((step, body.to_owned())),
+            _ => self.early = None,
+        }
+    }
+
+    /// Call before rows are applied. If the first chunk is full, the session begins anew with a rollback journal: what
+    /// it adds is then written once, where with a WAL everything is written twice.
+    pub fn prepare_for_rows(&mut self, rows: usize, max_row_bytes: u64) -> Result<()> {
+        let early = self.early.take().filter(|_| rows >= MANY_ROWS);
+        let Some(early) = early else { return Ok(()) };
+        let collection = &self.collection;
+        collection.roll_back()?;
+        collection.use_rollback_journal()?;
+        collection.begin()?;
+        if collection.stamps()? != self.meta.stamps {
+            return Err(Error::Busy("another program has changed the collection".to_owned()));
+        }
+        self.shapes.clear();
+        let usn = self.meta.stamps.usn;
+        for (step, body) in early {
+            match step {
+                Step::Start => {
+                    collection.begin_day(usn)?;
+                    collection.apply_graves_in_start(body.as_str(), usn)?;
+                }
+                Step::Graves => drop(collection.apply_graves(body.as_str(), usn)?),
+                Step::Changes => collection.apply_changes(body.as_str(), usn, max_row_bytes)?,
+            }
+        }
+        Ok(())
     }
 
     /// The usns of the rows that the client has not seen.
@@ -107,6 +178,7 @@ impl User {
         backups: usize,
         daily: daily_backup::Policy,
         max_row_bytes: u64,
+        (journal, slots): (Journal, Slots),
     ) -> User {
         if let Err(err) = replace::clean_up(dir) {
             log::error!("{}: what an interrupted request left cannot be tidied up: {err}", dir.display());
@@ -123,14 +195,19 @@ impl User {
             backups,
             daily,
             max_row_bytes,
+            journal,
+            slots,
             files_made: AtomicU32::new(0),
             state: Mutex::default(),
         }
     }
 
-    /// Rolls back the session and closes the media store.
+    /// Rolls back the session, brings the collection into one file, and closes the media store.
     pub(super) fn end(&self) {
-        self.end_session(&mut self.lock());
+        let mut state = self.lock();
+        self.end_session(&mut state);
+        self.close_unless_read(&mut state);
+        drop(state);
         self.media.close();
     }
 
@@ -144,17 +221,75 @@ impl User {
         self.media.start_afresh()
     }
 
-    /// Rolls back the session if there is one.
+    /// Rolls back the session if there is one, and keeps its connection.
     fn end_session(&self, state: &mut State) {
-        state.session = None;
-        self.checkpoint_if_unused(state);
+        if let Some(session) = state.session.take() {
+            let rolled_back = session.collection.roll_back().map(|()| session.collection);
+            self.keep(state, rolled_back);
+        }
     }
 
-    /// Checkpoints the WAL into the collection, unless a session or a download is open.
-    fn checkpoint_if_unused(&self, state: &mut State) {
-        if state.session.is_none() && !state.is_read() {
-            state.keeper = None;
-            Collection::fold(&self.collection_path());
+    /// Keeps the connection of a session that has ended, or notes that there may be a WAL to checkpoint.
+    fn keep(&self, state: &mut State, collection: Result<Collection>) {
+        let kept =
+            collection.and_then(|collection| Kept::new(collection, &self.collection_path(), &self.slots));
+        state.kept = kept.unwrap_or_else(|err| {
+            log::debug!("{}: closing the connection of a sync: {err}", self.name);
+            None
+        });
+        state.quiet_since = Some(Instant::now());
+    }
+
+    /// The connection that is kept, if the file is still its file.
+    fn kept<'s>(&self, state: &'s mut State) -> Result<Option<&'s Kept>> {
+        let Some(kept) = state.kept.take() else { return Ok(None) };
+        match kept.foreign() {
+            Ok(None) => Ok(Some(state.kept.insert(kept))),
+            Ok(Some(Foreign::Commit)) => {
+                log::info!("{}: another program has changed the collection", self.name);
+                self.keep(state, Ok(kept.collection));
+                Ok(state.kept.as_ref())
+            }
+            Ok(Some(Foreign::Replacement)) => {
+                drop(kept);
+                log::warn!(
+                    "{}: another program has replaced collection.anki2 or written over it while the server had it open; \
+                     changes of the last sync that are not in it are put aside. Stop the server before you do that",
+                    self.name
+                );
+                replace::put_side_files_aside(&self.dir)?;
+                Ok(None)
+            }
+            Err(err) => {
+                log::warn!("{}: closing the connection of the last sync: {err}", self.name);
+                Ok(None)
+            }
+        }
+    }
+
+    /// Closes what the last session has left open and checkpoints its WAL, unless a download reads the file.
+    fn close_unless_read(&self, state: &mut State) {
+        if state.session.is_some() || state.is_read() {
+            return;
+        }
+        state.keeper = None;
+        let path = self.collection_path();
+        let closed = match self.kept(state) {
+            Ok(_) => state.kept.take().map_or(Ok(()), |kept| kept.collection.close_and_fold()),
+            Err(err) => Err(err),
+        };
+        if let Err(err) = closed {
+            log::warn!("{}: checkpoint failed, trying again: {err}", path.display());
+        }
+        Collection::fold(&path);
+        // Another program may read an older state.
+        state.quiet_since = has_side_files(&path).then(Instant::now);
+    }
+
+    /// Lets go of the snapshot that is held for downloads when the last of them has ended.
+    fn end_keeper_if_unused(&self, state: &mut State) {
+        if state.session.is_none() && !state.is_read() && state.keeper.take().is_some() {
+            state.quiet_since = Some(Instant::now());
         }
     }
 
@@ -163,7 +298,8 @@ impl User {
         self.state.lock().unwrap_or_else(|poisoned: PoisonError<_>| {
             self.state.clear_poison();
             let mut state = poisoned.into_inner();
-            state.session = None;
+            (state.session, state.kept) = (None, None);
+            state.quiet_since = Some(Instant::now());
             state
         })
     }
@@ -188,13 +324,53 @@ impl User {
         let Ok(mut state) = self.state.try_lock() else {
             return Some(idle);
         };
-        let silent = state.session.as_ref()?.last_step.elapsed();
-        if silent < idle {
-            return Some(idle - silent);
+        if let Some(session) = &state.session {
+            let silent = session.last_step.elapsed();
+            if silent < idle {
+                return Some(idle - silent);
+            }
+            self.end_session(&mut state);
+            log::info!("{}: rolled back a sync that was silent for {} s", self.name, silent.as_secs());
         }
-        self.end_session(&mut state);
-        log::info!("{}: rolled back a sync that was silent for {} s", self.name, silent.as_secs());
-        None
+        let quiet = state.quiet_since.filter(|_| !state.is_read())?.elapsed();
+        if quiet < QUIET {
+            return Some(QUIET - quiet);
+        }
+        self.close_unless_read(&mut state);
+        if let Err(err) = self.prepare_for_next_sync() {
+            log::warn!("{}: {err}", self.collection_path().display());
+        }
+        self.read_meta_ahead(&mut state);
+        state.quiet_since.map(|_| QUIET)
+    }
+
+    /// Brings the file into WAL mode, which the next sync would have to wait for: uploads and syncs of many rows leave it
+    /// in rollback mode. Call only while no connection of this process is open.
+    fn prepare_for_next_sync(&self) -> Result<()> {
+        let path = self.collection_path();
+        match FileState::of(&path) {
+            Some(file) if self.journal == Journal::Wal && file.is_in_rollback_mode() => {
+                match Collection::open(&path, self.journal) {
+                    // It is upgraded when it is used.
+                    Err(Error::OldSchema(_)) => Ok(()),
+                    opened => opened?.close_and_fold(),
+                }
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Reads what the next `meta` asks for.
+    fn read_meta_ahead(&self, state: &mut State) {
+        let path = self.collection_path();
+        if path.exists() && !has_side_files(&path) {
+            // What was just written must be told from what another program writes next.
+            thread::sleep(2 * FINE_STEP);
+            let before = FileState::of(&path);
+            if let Ok(meta) = Collection::open_to_read(&path).and_then(|collection| collection.meta()) {
+                state.meta = Remembered::new(&path, before, meta);
+            }
+        }
     }
 
     /// The last committed state, for `meta`, also while a session is open. None before the first upload.
@@ -203,14 +379,36 @@ impl User {
         if let Some(session) = &state.session {
             return Ok(Some(session.meta));
         }
-        self.checkpoint_if_unused(&mut state);
-        if !replace::recover(&self.dir)? {
-            return Ok(None);
-        }
         if state.damaged.is_some() && state.damaged == self.file_in_place() {
             return Err(Error::Damaged("the collection is damaged, as an earlier sync found".to_owned()));
         }
-        self.open_with(&mut state, Collection::open_to_read)?.meta().map(Some)
+        if let Some(kept) = self.kept(&mut state)? {
+            return Ok(Some(kept.meta()));
+        }
+        let path = self.collection_path();
+        if state.is_read() {
+            return self.read_meta(&mut state).map(Some);
+        }
+        // No connection of ours is open, so none can lose its locks.
+        if let Some(meta) = state.meta.as_ref().and_then(|remembered| remembered.of(&path)) {
+            return Ok(Some(*meta));
+        }
+        state.meta = None;
+        if state.quiet_since.is_none() {
+            // Side files of a crash, or of another program.
+            self.close_unless_read(&mut state);
+        }
+        if !replace::recover(&self.dir)? {
+            return Ok(None);
+        }
+        let before = FileState::of(&path);
+        let meta = self.read_meta(&mut state)?;
+        state.meta = Remembered::new(&path, before, meta);
+        Ok(Some(meta))
+    }
+
+    fn read_meta(&self, state: &mut State) -> Result<Meta> {
+        self.open_with(state, Collection::open_to_read)?.meta()
     }
 
     /// Remembers that the collection is damaged if that is why a step failed. The next `meta` tells the user.
@@ -239,19 +437,33 @@ impl User {
         self.end_session(&mut state);
         daily_backup::begin_if_due(self, &mut state);
         let opened = self.open_session(&mut state, skey, client_usn, client_is_newer);
-        let begun = opened.and_then(|mut session| Ok((first_step(&mut session)?, session)));
-        match begun {
-            Ok((outcome, session)) => {
+        let mut session = match opened {
+            Ok(session) => session,
+            Err(err) => {
+                let failed = Err(err);
+                self.note_damage(&failed, &mut state);
+                return failed;
+            }
+        };
+        match first_step(&mut session) {
+            Ok(outcome) => {
                 state.session = Some(session);
                 Ok(outcome)
             }
             Err(err) => {
                 let failed = Err(err);
                 self.note_damage(&failed, &mut state);
-                self.checkpoint_if_unused(&mut state);
+                self.close_after_error(&mut state, session);
                 failed
             }
         }
+    }
+
+    /// Closes the connection of a session whose step has failed: its transaction may be half applied, and the disk may
+    /// have failed.
+    fn close_after_error(&self, state: &mut State, session: Session) {
+        drop(session);
+        state.quiet_since = Some(Instant::now());
     }
 
     fn open_session(
@@ -261,11 +473,27 @@ impl User {
         client_usn: i32,
         client_is_newer: bool,
     ) -> Result<Session> {
+        let kept = self.kept(state)?.map(|kept| kept.collection.check_schema());
+        if kept.is_none_or(|checked| checked.is_err()) {
+            state.kept = None;
+        }
+        if state.is_read() && self.journal == Journal::Rollback {
+            return Err(Error::Busy(
+                "another device downloads, and this disk has no shared memory".to_owned(),
+            ));
+        }
         if state.is_read() && state.keeper.is_none() {
             state.keeper = Some(self.open_with(state, |path| Snapshot::open_beside_syncs(path, PATIENCE))?);
         }
-        let collection = self.open_with(state, Collection::open)?;
-        collection.limit_rows(self.max_row_bytes)?;
+        let collection = match state.kept.take() {
+            Some(kept) => kept.collection,
+            None => {
+                let collection = self.open_with(state, |path| Collection::open(path, self.journal))?;
+                collection.limit_rows(self.max_row_bytes)?;
+                collection
+            }
+        };
+        state.quiet_since = Some(Instant::now());
         collection.begin()?;
         let meta = collection.meta()?;
         if client_usn > meta.stamps.usn && state.replaced.is_some_and(|when| when.elapsed() < LONGEST_SYNC) {
@@ -283,6 +511,7 @@ impl User {
             client_is_newer,
             cursor: ChunkCursor::default(),
             shapes: NotetypeShapes::default(),
+            early: (self.journal == Journal::Wal).then(Vec::new),
             last_step: Instant::now(),
         })
     }
@@ -304,20 +533,24 @@ impl User {
             session.last_step = Instant::now();
             state.session = Some(session);
         } else {
-            drop(session);
-            self.checkpoint_if_unused(&mut state);
+            self.close_after_error(&mut state, session);
         }
         outcome
     }
 
     /// Runs the last step of the session with this key.
-    pub fn last_step<T>(&self, skey: &str, work: impl FnOnce(Session) -> Result<T>) -> Result<T> {
+    pub fn last_step<T>(&self, skey: &str, work: impl FnOnce(&mut Session) -> Result<T>) -> Result<T> {
         let mut state = self.lock_for_request()?;
         match state.session.take() {
-            Some(session) if session.skey == skey => {
-                let outcome = work(session);
+            Some(mut session) if session.skey == skey => {
+                let outcome = work(&mut session);
                 self.note_damage(&outcome, &mut state);
-                self.checkpoint_if_unused(&mut state);
+                if outcome.is_ok() {
+                    self.keep(&mut state, Ok(session.collection));
+                } else {
+                    self.close_after_error(&mut state, session);
+                }
+                self.end_keeper_if_unused(&mut state);
                 outcome
             }
             other => {
@@ -377,6 +610,8 @@ impl User {
     pub fn download(self: &Arc<User>) -> Result<Download> {
         let mut state = self.lock_for_request()?;
         self.end_session(&mut state);
+        // A file without a WAL is read without locks.
+        self.close_unless_read(&mut state);
         self.correct_stamps(&mut state)?;
         self.begin_read(&mut state)
     }
@@ -393,8 +628,8 @@ impl User {
     fn correct_stamps(&self, state: &mut State) -> Result<()> {
         let stamps = self.open_with(state, Collection::open_to_read)?.stamps()?;
         if stamps.is_from_future() && !state.is_read() {
-            self.open_with(state, Collection::open)?.correct_stamps(stamps)?;
-            self.checkpoint_if_unused(state);
+            self.open_with(state, |path| Collection::open(path, self.journal))?.correct_stamps(stamps)?;
+            self.close_unless_read(state);
         }
         Ok(())
     }
@@ -430,11 +665,14 @@ impl User {
 
     fn replace_by(&self, state: &mut State, put: impl FnOnce() -> Result<()>) -> Result<()> {
         self.end_session(state);
+        self.close_unless_read(state);
+        state.kept = None;
         let replaced = put();
         if matches!(replaced, Ok(()) | Err(Error::Unconfirmed(_))) {
             // Downloads of the old collection need no held snapshot any more: nobody writes to its file.
             (state.readers, state.keeper) = Default::default();
             state.replaced = Some(Instant::now());
+            state.quiet_since = state.replaced;
         }
         replaced
     }
@@ -486,7 +724,7 @@ impl Download {
         let mut state = self.user.lock();
         if self.snapshot.take().is_some() {
             self.readers.fetch_sub(1, Ordering::Relaxed);
-            self.user.checkpoint_if_unused(&mut state);
+            self.user.end_keeper_if_unused(&mut state);
         }
     }
 }

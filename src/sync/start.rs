@@ -4,7 +4,7 @@ use std::io::Write;
 
 use rusqlite::params;
 
-use crate::collection::{Collection, Range};
+use crate::collection::{CachedStatements, Collection, Range};
 use crate::collection::{int, spooling};
 use crate::error::Result;
 use crate::messages::graves::GraveKind;
@@ -21,7 +21,7 @@ impl Collection {
             return Ok(());
         }
         // `due` of a learning card is a timestamp (queue 1) or a day number (queue 3). Timestamps are large.
-        self.db.execute(
+        self.db.execute_cached(
             "UPDATE cards SET queue = CASE type WHEN 0 THEN 0 WHEN 2 THEN 2 ELSE iif(due > 1000000000, 1, 3) END
              WHERE queue IN (-2, -3)",
             [],
@@ -32,7 +32,7 @@ impl Collection {
     /// Writes the deletions in this range as `{"cards":[..],"notes":[..],"decks":[..]}`.
     pub fn write_graves(&self, unseen: Range, out: &mut impl Write) -> Result<()> {
         let mut select =
-            self.db.prepare("SELECT oid FROM graves WHERE type = ?1 AND usn BETWEEN ?2 AND ?3")?;
+            self.db.prepare_cached("SELECT oid FROM graves WHERE type = ?1 AND usn BETWEEN ?2 AND ?3")?;
         let mut opening = '{';
         for (kind, key) in GraveKind::ALL {
             write!(out, "{opening}\"{key}\":").map_err(spooling)?;
@@ -50,7 +50,7 @@ impl Collection {
 
     /// The scheduler's day number: days since the collection's first day.
     fn day_number(&self, server_usn: i32) -> Result<i64> {
-        let created: i64 = self.db.query_row("SELECT crt FROM col", [], |row| row.get(0))?;
+        let created: i64 = self.db.query_row_cached("SELECT crt FROM col", [], |row| row.get(0))?;
         let now = clock::now_secs();
         if self.config::<i64>("schedVer")? != Some(2) {
             return Ok(i64::from((now.saturating_sub(created) / SECS_PER_DAY) as u32));
@@ -70,9 +70,9 @@ impl Collection {
 
     /// Sets one config value, with this usn, as a change made by the server.
     pub(crate) fn set_config(&self, key: &str, json: &str, usn: i32) -> Result<()> {
-        let mut put = self
-            .db
-            .prepare("INSERT OR REPLACE INTO config (KEY, usn, mtime_secs, val) VALUES (?1, ?2, ?3, ?4)")?;
+        let mut put = self.db.prepare_cached(
+            "INSERT OR REPLACE INTO config (KEY, usn, mtime_secs, val) VALUES (?1, ?2, ?3, ?4)",
+        )?;
         put.execute(params![key, usn, clock::now_secs(), json.as_bytes()])?;
         Ok(())
     }
@@ -142,7 +142,7 @@ mod tests {
         drop(db);
         let mut out = Vec::new();
         let everything = Range { from: 0, to: i32::MAX };
-        Collection::open(&path).unwrap().write_graves(everything, &mut out).unwrap();
+        Collection::open_alone(&path).unwrap().write_graves(everything, &mut out).unwrap();
         let mut sent: Vec<i64> = serde_json::from_slice::<serde_json::Value>(&out).unwrap()["notes"]
             .as_array()
             .unwrap()

@@ -8,11 +8,13 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
+use crate::collection::Journal;
 use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::files;
 use crate::files::HeldFolder;
 use crate::sync::daily_backup;
+use crate::sync::kept_connection::Slots;
 use crate::sync::session::User;
 
 /// All users, by name. Accounts are added and removed while the server runs.
@@ -22,6 +24,8 @@ pub struct Users {
     daily: daily_backup::Policy,
     max_row_bytes: u64,
     session_idle: Duration,
+    journal: Journal,
+    slots: Slots,
     known: Mutex<Known>,
 }
 
@@ -47,7 +51,20 @@ struct Entry {
 impl Users {
     /// No users yet.
     pub fn new(config: &Config) -> Users {
+        let journal = Journal::of_disk(&config.base).unwrap_or_else(|err| {
+            log::warn!("{err}");
+            Journal::Rollback
+        });
+        if journal == Journal::Rollback {
+            log::warn!(
+                "{}: this disk has no shared memory for files: syncs wait longer for it, and no device can sync while \
+                 another one downloads",
+                config.base.display()
+            );
+        }
         Users {
+            journal,
+            slots: Slots::default(),
             base: config.base.clone(),
             backups: config.backups,
             daily: daily_backup::Policy::of(config),
@@ -119,7 +136,14 @@ impl Users {
                 user.clone()
             }
             None => {
-                let user = Arc::new(User::open(&dir, name, self.backups, self.daily, self.max_row_bytes));
+                let user = Arc::new(User::open(
+                    &dir,
+                    name,
+                    self.backups,
+                    self.daily,
+                    self.max_row_bytes,
+                    (self.journal, self.slots.clone()),
+                ));
                 entry.user.get_or_init(|| user).clone()
             }
         };

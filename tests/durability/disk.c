@@ -226,6 +226,7 @@ ssize_t writev(int fd, const struct iovec *parts, int count)
     }
 ON_FD(fsync, 'S', 0, 0, (int fd), (fd))
 ON_FD(fdatasync, 'S', 0, 0, (int fd), (fd))
+ON_FD(syncfs, 'A', 0, 0, (int fd), (fd))
 ON_FD(ftruncate, 'T', 1, size, (int fd, off_t size), (fd, size))
 ON_FD(ftruncate64, 'T', 1, size, (int fd, off64_t size), (fd, size))
 

@@ -65,6 +65,8 @@ pub enum Kind {
     Login,
     /// A slow download begins, ends or is given up.
     Read,
+    /// A quick download of what the last sync has left in the WAL: the server brings it into the file first.
+    Fold,
 }
 
 /// What a step changes, if all of it arrives.
@@ -187,6 +189,7 @@ impl History {
             1 => Kind::GivenUp,
             2 => Kind::Login,
             3 => Kind::Bulk,
+            9 => Kind::Fold,
             4..9 => Kind::Media,
             17.. if self.reader.is_some() => Kind::Upload,
             _ => Kind::Sync,
@@ -211,6 +214,7 @@ impl History {
             }
             Kind::Sync => self.sync(side, &mut step),
             Kind::Read => self.read(),
+            Kind::Fold => self.fold(side),
         };
         if outcome.is_ok() {
             self.world = step.after.clone();
@@ -258,6 +262,12 @@ impl History {
             (1..3, Some(reader)) => reader.end()?,
             (_, reader) => self.reader = reader,
         }
+        Ok(())
+    }
+
+    fn fold(&mut self, side: usize) -> io::Result<()> {
+        let file = answered(self.sides[side].device.try_call("/sync/download", b"{}")?)?;
+        assert!(notes_of(&open_bytes(&file)) == self.world.notes, "a download is not what was acknowledged");
         Ok(())
     }
 

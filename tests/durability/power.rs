@@ -24,13 +24,35 @@ use crate::setting;
 /// One thing that the server did; paths are relative to the data folder.
 #[derive(Debug)]
 enum Op {
-    Create { path: String, inode: u64 },
-    MakeFolder { path: String, inode: u64 },
-    Write { inode: u64, at: usize, data: Vec<u8> },
-    Truncate { inode: u64, len: usize },
-    Rename { from: String, to: String },
-    Unlink { path: String },
-    Sync { inode: u64 },
+    Create {
+        path: String,
+        inode: u64,
+    },
+    MakeFolder {
+        path: String,
+        inode: u64,
+    },
+    Write {
+        inode: u64,
+        at: usize,
+        data: Vec<u8>,
+    },
+    Truncate {
+        inode: u64,
+        len: usize,
+    },
+    Rename {
+        from: String,
+        to: String,
+    },
+    Unlink {
+        path: String,
+    },
+    Sync {
+        inode: u64,
+    },
+    /// Of everything.
+    SyncAll,
 }
 
 /// What was recorded, each with the length of the log after it.
@@ -93,6 +115,7 @@ impl Trace {
                 b'R' => Op::Rename { from, to },
                 b'U' => Op::Unlink { path: from },
                 b'S' => Op::Sync { inode },
+                b'A' => Op::SyncAll,
                 _ => panic!("operation {kind}"),
             };
             self.ops.push((at as u64, op));
@@ -239,10 +262,17 @@ impl Image {
 /// The last sync of each file, by its number and how often that was given.
 fn last_syncs(ops: &[(u64, Op)]) -> BTreeMap<(u64, usize), usize> {
     let mut generations: BTreeMap<u64, usize> = BTreeMap::new();
+    let mut written: BTreeSet<u64> = BTreeSet::new();
     let mut syncs = BTreeMap::new();
     for (index, (_, op)) in ops.iter().enumerate() {
         match op {
             Op::Create { inode, .. } => *generations.entry(*inode).or_default() += 1,
+            Op::Write { inode, .. } | Op::Truncate { inode, .. } => drop(written.insert(*inode)),
+            Op::SyncAll => {
+                for inode in &written {
+                    syncs.insert((*inode, generations.get(inode).copied().unwrap_or(0)), index);
+                }
+            }
             Op::Sync { inode } => {
                 syncs.insert((*inode, generations.get(inode).copied().unwrap_or(0)), index);
             }
@@ -269,6 +299,7 @@ fn arrived_names(trace: &Trace, ops: &[(u64, Op)], luck: Luck, dice: &mut Dice) 
                     until.insert(folder.clone(), index);
                 }
             }
+            Op::SyncAll => until.extend(folders.values().map(|folder| (folder.clone(), index))),
             _ => {}
         }
     }
@@ -459,6 +490,11 @@ fn every_rename_is_of_a_synced_file_and_followed_by_a_sync_of_its_folder() {
                 unsynced_folders.insert(parent(path).to_owned(), format!("{op:?}"));
             }
             Op::Write { inode, .. } | Op::Truncate { inode, .. } => drop(unsynced_files.insert(*inode)),
+            Op::SyncAll => {
+                syncs += 1;
+                unsynced_files.clear();
+                unsynced_folders.clear();
+            }
             Op::Sync { inode } => {
                 syncs += 1;
                 unsynced_files.remove(inode);

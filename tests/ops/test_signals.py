@@ -39,7 +39,7 @@ def test_a_sync_that_is_open_is_rolled_back(server, new_account, new_proxy, numb
     desk.use(proxy.url)
 
     def cut_off():
-        assert list(server.base.rglob("*-journal")), "no transaction is open"
+        assert list(server.base.rglob("*-wal")), "no transaction is open"
         end(server, number)
         return CUT
 

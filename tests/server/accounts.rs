@@ -62,7 +62,7 @@ fn an_account_works_at_once_and_its_removal_does_too() {
     let anna = device(&server, "anna", "word");
     anna.begin();
     anna.apply_changes(r#"{"models":[],"decks":[[],[]],"tags":["lost"]}"#).ok();
-    let journal = base.join("anna/collection.anki2-journal");
+    let journal = base.join("anna/collection.anki2-wal");
     assert!(journal.exists());
     assert!(done(base, &["user", "list"], "").contains("anna        1  2"));
     assert!(done(base, &["user", "remove", "anna"], "").contains("the data stays"));

@@ -174,7 +174,7 @@ impl TestServer {
         line.trim_matches(|c: char| !c.is_ascii_digit()).parse().unwrap()
     }
 
-    /// All files of the data folder: names and a hash of their contents.
+    /// All files of the data folder: names and a hash of their contents; of a collection, with what its WAL holds.
     pub fn files(&self) -> BTreeMap<PathBuf, u64> {
         let mut files = BTreeMap::new();
         gather(self.base.path(), &mut files);
@@ -347,11 +347,38 @@ fn gather(dir: &Path, files: &mut BTreeMap<PathBuf, u64>) {
         let mut hasher = DefaultHasher::new();
         if kind.is_dir() {
             gather(&entry.path(), files);
+        } else if entry.file_name().to_string_lossy().starts_with("collection.anki2-") {
+            continue;
+        } else if entry.file_name() == "collection.anki2" && kind.is_file() {
+            committed(&entry.path()).hash(&mut hasher);
         } else if kind.is_file() {
             fs::read(entry.path()).unwrap().hash(&mut hasher);
         }
         files.insert(entry.path(), hasher.finish());
     }
+}
+
+/// What a collection holds with what is committed in its WAL, as one file, without what tells its journal mode.
+fn committed(path: &Path) -> Vec<u8> {
+    let copy = tempfile::tempdir().unwrap();
+    let name = path.file_name().unwrap();
+    fs::copy(path, copy.path().join(name)).unwrap();
+    let wal = path.with_extension("anki2-wal");
+    if wal.exists() {
+        fs::copy(wal, copy.path().join("collection.anki2-wal")).unwrap();
+    }
+    let mut file = fs::read(copy.path().join(name)).unwrap();
+    if file.starts_with(b"SQLite format 3\0") && copy.path().join("collection.anki2-wal").exists() {
+        open(&copy.path().join(name)).pragma_update(None, "journal_mode", "DELETE").unwrap();
+        file = fs::read(copy.path().join(name)).unwrap();
+    }
+    // The journal mode, and the counter of commits, which a change of the mode raises.
+    for range in [18..20, 24..28, 92..96] {
+        if let Some(bytes) = file.get_mut(range) {
+            bytes.fill(0);
+        }
+    }
+    file
 }
 
 /// The lines of a process's standard error, as they come.

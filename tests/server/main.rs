@@ -19,6 +19,7 @@ mod login; // passwords and keys, and who may see what
 mod memory; // what requests leave behind
 mod merge; // whose row wins
 mod old_files; // old schemas, and rows out of order
+mod outside_changes; // what somebody else does to the files while the server runs
 mod paths; // symlinks, modes, names
 mod races; // requests of several devices in any order
 mod readers; // downloads, exports and checks of what changes meanwhile

@@ -6,7 +6,7 @@ use std::thread;
 
 use serde_json::{Value, json};
 
-use crate::client::{Device, Framed, STEPS, Wire, pack};
+use crate::client::{Device, Framed, STEPS, SlowDownload, Wire, pack};
 use crate::harness::{TestServer, collection, open, rows, run_to_end};
 
 /// The notetype "Basic" of the rich collection: two fields, one template.
@@ -34,6 +34,42 @@ fn has_note(server: &TestServer, id: i64) -> bool {
 
 fn server() -> TestServer {
     TestServer::holding(&collection(""), &[])
+}
+
+/// With many rows the server begins anew with another journal, and applies what came before once more.
+#[test]
+fn what_came_before_many_rows_is_kept() {
+    for is_read in [false, true] {
+        let server = TestServer::holding(
+            &collection(
+                "INSERT INTO notes VALUES (6, 'g6', 1795428020052, 1, 0, '', 'x', '', 0, 0, ''), (7, 'g7', 1795428020052, 1, 0, '', 'x', '', 0, 0, '')",
+            ),
+            &[],
+        );
+        let desk = server.device();
+        let download = is_read.then(|| SlowDownload::begin(&server.device()));
+        for sync in 0..2 {
+            let usn = desk.meta()["usn"].as_i64().unwrap();
+            let start = json!({ "minUsn": usn, "lnewer": true, "graves": { "cards": [], "notes": [6], "decks": [] } });
+            desk.call("start", &start.to_string()).ok();
+            desk.apply_graves(r#"{"cards":[5],"notes":["7"],"decks":[]}"#).ok();
+            desk.apply_changes(&format!(
+                r#"{{"models":[],"decks":[[],[]],"tags":["new{sync}"],"conf":{{"a":1.50}},"crt":7}}"#
+            ))
+            .ok();
+            let many: Vec<_> = (100..350).map(|id| note(id, 9 + sync, "front\u{1f}back")).collect();
+            desk.apply_chunk(&json!({ "done": false, "notes": many }).to_string()).ok();
+            desk.apply_chunk(&notes(&[note(400, 9 + sync, "front\u{1f}back")])).ok();
+            assert!(is_read || server.file("collection.anki2-journal").exists());
+            desk.finish();
+            assert_eq!(server.rows("SELECT count(*), min(id) FROM notes WHERE id < 1000"), ["251|100"]);
+            assert_eq!(server.rows("SELECT oid, type FROM graves ORDER BY oid"), ["5|0", "6|1", "7|1"]);
+            assert_eq!(server.rows(&format!("SELECT count(*) FROM tags WHERE tag = 'new{sync}'")), ["1"]);
+            assert_eq!(server.rows("SELECT crt, usn FROM col"), [format!("7|{}", usn + 1)]);
+        }
+        drop(download);
+        server.assert_syncs();
+    }
 }
 
 #[test]

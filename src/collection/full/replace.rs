@@ -120,6 +120,11 @@ fn move_side_files(from: &Path, to: &Path) -> Result<()> {
     Ok(())
 }
 
+/// Renames the side files of a collection that was replaced or taken away, so that they are not applied to the next one.
+pub fn put_side_files_aside(dir: &Path) -> Result<()> {
+    move_side_files(&dir.join(FILE_NAME), &dir.join(ORPHANED))
+}
+
 /// Finishes a replacement that was interrupted between its renames: its upload is complete, checked and synced. Returns
 /// whether `dir` has a collection then.
 pub fn recover(dir: &Path) -> Result<bool> {
@@ -135,7 +140,7 @@ pub fn recover(dir: &Path) -> Result<bool> {
                 "{}: missing, but its journal exists; renaming that to {ORPHANED}-*",
                 current.display()
             );
-            move_side_files(&current, &dir.join(ORPHANED))?;
+            put_side_files_aside(dir)?;
         }
         return Ok(false);
     }
@@ -185,9 +190,9 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::collection::PATIENCE;
     use crate::collection::full::backups::{Kind, backup_path, backups};
     use crate::collection::full::download::Snapshot;
+    use crate::collection::{Journal, PATIENCE};
     use crate::files::keep_in_place;
 
     /// A folder with a collection whose crt is `created`.
@@ -228,7 +233,7 @@ mod tests {
     fn crashed_while_syncing() -> tempfile::TempDir {
         let dir = tempfile::tempdir().unwrap();
         let current = collection(dir.path(), FILE_NAME, 1);
-        let open = Collection::open(&current).unwrap();
+        let open = Collection::open_alone(&current).unwrap();
         open.begin().unwrap();
         open.db.execute("UPDATE col SET crt = 2", []).unwrap();
         // Larger than the page cache, so that SQLite writes pages before the commit.
@@ -295,7 +300,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let current = collection(dir.path(), FILE_NAME, 1);
         let _reader = Snapshot::open_beside_syncs(&current, PATIENCE).unwrap();
-        let open = Collection::open(&current).unwrap();
+        let open = Collection::open(&current, Journal::Wal).unwrap();
         open.db.execute("UPDATE col SET crt = 2", []).unwrap();
         let crashed = as_a_crash_leaves(&current, "-wal");
         let upload = collection(crashed.path(), "collection.anki2.upload-0", 3);

@@ -133,7 +133,7 @@ fn set_new_stamps(dir: &Path, copy: &Path) -> Result<()> {
         // A damaged collection is ignored: it may be the reason for the restore.
         Some(Err(_)) | None => clock::now_millis(),
     };
-    let restored = Collection::open(copy)?;
+    let restored = Collection::open_alone(copy)?;
     let stamps = restored.stamps()?;
     let now = now.max(stamps.schema + 1).max(stamps.modified + 1);
     restored.db.execute("UPDATE col SET scm = ?1, mod = ?1", params![now])?;

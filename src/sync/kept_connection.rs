@@ -1,0 +1,91 @@
+//! The connection of a user's last sync. It stays open for some seconds, because opening a collection anew costs more
+//! than a small sync: SQLite reads its schema and prepares every statement again.
+//!
+//! While it is open, commits are in the WAL, and the file itself is not written to. So whoever changes the file in that
+//! time is somebody else, and is noticed before the connection is used again.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use crate::collection::{Collection, Journal, Meta};
+use crate::error::Result;
+use crate::files::sqlite_files::FileTimes;
+
+/// How many users may have a connection without a sync. Each has pages and statements in memory, some 300 KB.
+const MAX_KEPT: usize = 4;
+
+/// The connections that are kept, of all users.
+#[derive(Clone, Default)]
+pub struct Slots(Arc<AtomicUsize>);
+
+impl Slots {
+    fn take(&self) -> Option<Slot> {
+        let taken = self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |taken| {
+            (taken < MAX_KEPT).then_some(taken + 1)
+        });
+        taken.ok().map(|_| Slot(self.clone()))
+    }
+}
+
+/// One of the slots, until this is dropped.
+struct Slot(Slots);
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        self.0.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// A connection without a transaction.
+pub struct Kept {
+    /// The connection.
+    pub collection: Collection,
+    path: PathBuf,
+    /// Those of the file when the connection was last used.
+    times: FileTimes,
+    /// SQLite's number of the last commit of another program.
+    data_version: i64,
+    meta: Meta,
+    _slot: Slot,
+}
+
+/// What somebody else did to the file of a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Foreign {
+    /// Committed something, by way of SQLite.
+    Commit,
+    /// Wrote over the file, replaced it or took it away. The connection and its WAL belong to a file that is gone.
+    Replacement,
+}
+
+impl Kept {
+    /// Keeps a connection to the file at `path`, if it writes to a WAL and a slot is free. Closes it otherwise.
+    pub fn new(collection: Collection, path: &Path, slots: &Slots) -> Result<Option<Kept>> {
+        if collection.journal()? != Journal::Wal {
+            return Ok(None);
+        }
+        let (Some(slot), Some(times)) = (slots.take(), FileTimes::of(path)) else {
+            return Ok(None);
+        };
+        let (meta, data_version) = (collection.meta()?, collection.data_version()?);
+        Ok(Some(Kept { collection, path: path.to_owned(), times, data_version, meta, _slot: slot }))
+    }
+
+    /// What somebody else has done to the file since the connection was used last.
+    pub fn foreign(&self) -> Result<Option<Foreign>> {
+        let times = FileTimes::of(&self.path);
+        if !times.is_some_and(|times| times.is_same_file(&self.times)) {
+            return Ok(Some(Foreign::Replacement));
+        }
+        if self.collection.data_version()? != self.data_version {
+            return Ok(Some(Foreign::Commit));
+        }
+        Ok((times != Some(self.times)).then_some(Foreign::Replacement))
+    }
+
+    /// What the file holds for `meta`, if nobody else has changed it.
+    pub fn meta(&self) -> Meta {
+        self.meta
+    }
+}
