@@ -159,6 +159,9 @@ impl MediaStore {
             return Ok(());
         }
         self.look_after_page(usn)?;
+        if i64::from(self.totals()?.last_usn) == usn {
+            return Ok(());
+        }
         self.read(|db| db.changes_after(usn, each))
     }
 
