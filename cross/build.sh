@@ -137,6 +137,8 @@ prepare_target() {
             local llvm="-disable-mips-df-succbb-search=false -disable-machine-licm"
             c+=" -fno-pic -Xclang -Oz ${llvm//-disable/-mllvm -disable}"
             rust+=" -Cllvm-args=${llvm/ / -Cllvm-args=}"
+            # The log tells of a panic, but not in which line of the code.
+            rust+=" -Zlocation-detail=none"
             order=cross/build/mips.ld
             ;;
         # Dynamic by default.
