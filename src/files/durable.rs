@@ -3,8 +3,6 @@
 use crate::error::{Error, Result};
 use crate::files::disk_abilities::sync_open_folder;
 use crate::files::owner::{create_for_owner, give_to_owner_of};
-use crate::files::spool::LEFTOVER_PREFIX;
-use crate::os;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::FileExt;
@@ -54,19 +52,6 @@ pub fn replace_file(dir: &Path, name: &str, contents: &[u8]) -> Result<()> {
     };
     write().map_err(Error::io("replacing", &path))?;
     sync_folder(dir)
-}
-
-/// Whether files in this folder can be shared memory, which the index of a WAL is.
-pub fn maps_files(dir: &Path) -> Result<bool> {
-    let path = dir.join(format!("{LEFTOVER_PREFIX}shared-memory"));
-    remove_if_there(&path)?;
-    let make = || {
-        let file = OpenOptions::new().read(true).write(true).create_new(true).open(&path)?;
-        fs::remove_file(&path)?;
-        file.set_len(1)?;
-        Ok(os::maps_files(&file))
-    };
-    make().map_err(Error::io("creating", &path))
 }
 
 /// Deletes a file; not an error if it does not exist.
