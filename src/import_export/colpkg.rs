@@ -35,11 +35,12 @@ pub struct Packed {
 }
 
 /// Writes a package to `path`, which must not exist. The file appears there when it is complete and synced. `media` is
-/// the folder of media files and may be missing. `progress` is called after each media file, with the number of files
-/// so far.
+/// the folder of media files and may be missing; `odd` are files that it cannot hold. `progress` is called after each
+/// media file, with the number of files so far.
 pub fn write(
     snapshot: &Snapshot,
     media: &Path,
+    odd: &[(MediaName, PathBuf)],
     path: &Path,
     progress: &mut dyn FnMut(u64),
 ) -> Result<Packed> {
@@ -51,7 +52,7 @@ pub fn write(
     unfinished.push(".new");
     let unfinished = PathBuf::from(unfinished);
     let file = GentleFile::create(&unfinished)?;
-    let written = write_entries(snapshot, media, file, folder, progress).and_then(|packed| {
+    let written = write_entries(snapshot, media, odd, file, folder, progress).and_then(|packed| {
         fs::rename(&unfinished, path).map_err(Error::io("renaming", &unfinished))?;
         sync_folder(folder)?;
         Ok(packed)
@@ -69,6 +70,7 @@ pub fn write(
 fn write_entries(
     snapshot: &Snapshot,
     media: &Path,
+    odd: &[(MediaName, PathBuf)],
     file: GentleFile,
     scratch: &Path,
     progress: &mut dyn FnMut(u64),
@@ -87,14 +89,16 @@ fn write_entries(
         Err(err) if err.kind() == io::ErrorKind::NotFound => None,
         Err(err) => return Err(Error::Io("reading", media.to_owned(), err)),
     };
-    for entry in entries.into_iter().flatten() {
-        let entry = entry.map_err(Error::io("reading", media))?;
+    let in_folder = entries.into_iter().flatten().filter_map(|entry| match entry {
         // Skips files whose names no client accepts.
-        let Some(name) = entry.file_name().into_string().ok().and_then(|name| MediaName::parse(name).ok())
-        else {
-            continue;
-        };
-        let path = entry.path();
+        Ok(entry) => {
+            let name = entry.file_name().into_string().ok().and_then(|name| MediaName::parse(name).ok());
+            name.map(|name| Ok((name, entry.path())))
+        }
+        Err(err) => Some(Err(Error::Io("reading", media.to_owned(), err))),
+    });
+    for found in in_folder.chain(odd.iter().cloned().map(Ok)) {
+        let (name, path) = found?;
         let file = match File::open(&path) {
             Ok(file) if file.metadata().is_ok_and(|meta| meta.is_file() && meta.len() > 0) => file,
             Ok(_) => continue,

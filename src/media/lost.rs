@@ -74,7 +74,9 @@ pub fn fault_at_a_glance(places: &Places, name: &MediaName, record: &Record) -> 
         Ok(meta) if meta.len() != record.bytes => Ok(Some(Fault::OtherLength)),
         Ok(_) => Ok(None),
         Err(err) if err.kind() == ErrorKind::NotFound || is_about_name(&err) => Ok(Some(Fault::Missing)),
-        Err(err) => Err(Error::Io("looking for", path, err)),
+        // The folder itself is closed to us, which says nothing about its files.
+        Err(err) if err.kind() == ErrorKind::PermissionDenied => Err(Error::Io("looking for", path, err)),
+        Err(err) => Ok(Some(Fault::Unreadable(err))),
     }
 }
 

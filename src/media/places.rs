@@ -18,11 +18,15 @@ use crate::error::{Error, Result};
 use crate::files;
 use crate::files::damaged::{is_about_name, put_aside};
 use crate::media::FOLDER;
+use crate::media::index::MediaDb;
 use crate::media::name::MediaName;
 use crate::text::hex::hex;
 
 /// The folder of the files that `media/` cannot hold, in the user's folder.
 const ODD_FOLDER: &str = "media.odd";
+
+/// Names read from the index at a time.
+const NAMES_AT_ONCE: u32 = 500;
 
 /// Finds the files of one user.
 pub struct Places {
@@ -72,6 +76,29 @@ impl Places {
 
     fn odd_path(&self, name: &MediaName) -> PathBuf {
         self.dir.join(ODD_FOLDER).join(hex(&Sha1::digest(name.as_str())))
+    }
+
+    /// The files that `media/` cannot hold, with their names.
+    pub fn odd_files(&self) -> Result<Vec<(MediaName, PathBuf)>> {
+        let mut found = Vec::new();
+        if !self.has_odd.load(Ordering::Relaxed) {
+            return Ok(found);
+        }
+        let index = MediaDb::open_to_read(&self.dir)?;
+        let mut last = String::new();
+        loop {
+            let names = index.live_names_after(&last, NAMES_AT_ONCE)?;
+            let Some(newest) = names.last() else {
+                return Ok(found);
+            };
+            last.clone_from(newest);
+            for name in names.into_iter().filter_map(|name| MediaName::parse(name).ok()) {
+                let path = self.odd_path(&name);
+                if path.is_file() {
+                    found.push((name, path));
+                }
+            }
+        }
     }
 
     /// Renames a file to its place. `is_taken` says that another media file has the path of this name.

@@ -99,6 +99,9 @@ def test_names_that_the_disk_cannot_hold(account):
     fresh = settle(account, desk, phone)
     before = held(fresh)
     assert set(before) == set(names)
+    desk.upload()
+    package = account.folder / "anna.colpkg"
+    assert f"with {len(names)} media files" in ankipi(account.server, "export", "anna", str(package)).stdout
     replace(desk, EMOJI, b"better")
     delete(desk, LONG)
     fresh = settle(account, desk, phone)

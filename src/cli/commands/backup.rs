@@ -18,6 +18,7 @@ use crate::config::Flags;
 use crate::error::{Error, Result};
 use crate::files::GentleFile;
 use crate::import_export::colpkg;
+use crate::media::places::Places;
 use crate::os::clock;
 use crate::{files, media};
 
@@ -224,7 +225,8 @@ fn pack(
 ) -> Result<String> {
     let stamp = clock::stamp(clock::now_secs()).replace(['-', ':'], "");
     let path = to.join(format!("{name}-{stamp}.colpkg"));
-    let packed = colpkg::write(snapshot, &dir.join(media::FOLDER), &path, &mut |files| {
+    let odd = Places::new(dir).odd_files()?;
+    let packed = colpkg::write(snapshot, &dir.join(media::FOLDER), &odd, &path, &mut |files| {
         progress.show(&format!("{name}: {files} media files packed"));
     });
     progress.clear();
