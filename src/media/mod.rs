@@ -150,7 +150,7 @@ impl MediaStore {
 
     /// The last usn and the totals.
     pub fn totals(&self) -> Result<Totals> {
-        self.lock()?.totals(&self.dir)
+        self.write(|state| state.totals(&self.dir))
     }
 
     /// Hands the next page of changes after `usn` to `each`, ordered by usn.
