@@ -54,6 +54,8 @@ pub struct Keys {
     pub devices: Vec<Device>,
     /// What is damaged in the file. Then `devices` are those that could be read, and are not written.
     pub damage: Option<String>,
+    /// Why nothing in the file can be read. There is no good key in it to lose, so it does not stop a new login.
+    pub junk: Option<String>,
 }
 
 impl Keys {
@@ -65,15 +67,16 @@ impl Keys {
             Ok(contents) => contents,
             // A file in place of the folder is reported when the folder is opened.
             Err(err) if matches!(err.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
-                return Ok(Keys { tag: tag.unwrap_or_default().to_owned(), ..Keys::default() });
+                return Ok(Keys::none(tag.unwrap_or_default()));
             }
+            Err(err) if err.kind() == io::ErrorKind::IsADirectory => return Ok(Keys::of_junk(&path, tag)),
             Err(err) => return Err(Error::Io("reading", path, err)),
         };
         let mut lines = contents.strip_suffix(b"\n").unwrap_or(&contents).split(|byte| *byte == b'\n');
         let mut keys = Keys::default();
         match lines.next().and_then(tag_of) {
             Some(found) if tag.is_none_or(|tag| tag == found) => keys.tag = found,
-            Some(_) => return Ok(Keys { tag: tag.unwrap_or_default().to_owned(), ..Keys::default() }),
+            Some(_) => return Ok(Keys::none(tag.unwrap_or_default())),
             None => keys.damaged(&path, 1),
         }
         for (number, line) in (2..).zip(lines) {
@@ -82,7 +85,16 @@ impl Keys {
                 None => keys.damaged(&path, number),
             }
         }
+        // Neither the password that it is for nor a single device.
+        if keys.tag.is_empty() && keys.devices.is_empty() {
+            return Ok(Keys::of_junk(&path, tag));
+        }
         Ok(keys)
+    }
+
+    fn of_junk(path: &Path, tag: Option<&str>) -> Keys {
+        let junk = format!("{} holds no key any more: its devices have to log in again", path.display());
+        Keys { junk: Some(junk), ..Keys::none(tag.unwrap_or_default()) }
     }
 
     fn damaged(&mut self, path: &Path, line: usize) {
@@ -111,7 +123,7 @@ impl Keys {
         }
         files::create_folder(folder)?;
         let path = folder.join(KEYS_FILE);
-        if path.is_dir() {
+        if self.junk.is_some() || path.is_dir() {
             put_aside(folder, &path, KEYS_FILE);
         }
         files::replace_file(folder, KEYS_FILE, text.as_bytes())
@@ -223,7 +235,16 @@ mod tests {
         fs::write(&path, &bad).unwrap();
         let void = Keys::read(dir.path(), Some(NEW)).unwrap();
         assert!(void.damage.is_none() && void.devices.is_empty());
-        fs::write(&path, "").unwrap();
-        assert!(Keys::read(dir.path(), Some(OLD)).unwrap().damage.is_some());
+        // What holds no key at all is put aside by the next login.
+        for junk in ["", "\n", "junk", "fro 0123\n\n\n"] {
+            fs::write(&path, junk).unwrap();
+            let mut keys = Keys::read(dir.path(), Some(OLD)).unwrap();
+            assert!(keys.damage.is_none() && keys.junk.is_some());
+            keys.add("e").unwrap();
+            keys.write(dir.path()).unwrap();
+            let keys = Keys::read(dir.path(), Some(OLD)).unwrap();
+            assert!(keys.junk.is_none() && keys.devices.len() == 1);
+            assert_eq!(fs::read_to_string(dir.path().join("damaged/keys")).unwrap(), junk);
+        }
     }
 }

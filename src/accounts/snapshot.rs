@@ -279,8 +279,9 @@ impl Snapshot {
 
     /// Every fault, as a line for the log.
     pub fn faults(&self) -> Vec<String> {
+        let junk = self.accounts.values().filter_map(|account| account.keys.junk.clone());
         let file = self.file_fault.iter().map(|why| format!("the accounts cannot be read: {why}"));
         let closed = self.closed().map(|(name, why)| format!("the account {name:?} is closed: {why}"));
-        file.chain(closed).chain(self.notes.iter().cloned()).collect()
+        file.chain(closed).chain(junk).chain(self.notes.iter().cloned()).collect()
     }
 }

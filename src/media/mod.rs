@@ -143,7 +143,9 @@ impl MediaStore {
             let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
             state.writer = None;
             state.needs_recovery = true;
+            state.totals = None;
         }
+        self.places.look_again();
         ready_folder(&self.dir)?;
         remove_staged(&self.dir)
     }

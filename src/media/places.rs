@@ -38,6 +38,11 @@ pub struct Places {
 }
 
 impl Places {
+    /// Looks at the folder again, in whose place there may be another one.
+    pub fn look_again(&self) {
+        self.has_odd.store(self.dir.join(ODD_FOLDER).is_dir(), Ordering::Relaxed);
+    }
+
     /// The places in a user's folder.
     pub fn new(dir: &Path) -> Places {
         Places {

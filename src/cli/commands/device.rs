@@ -56,7 +56,7 @@ fn list(mut invocation: Invocation) -> Result<ExitCode> {
     for name in names {
         match keys(&base, &users, &name) {
             Ok(keys) => {
-                keys.damage.iter().for_each(|damage| eprintln!("ankipi: {damage}"));
+                keys.damage.iter().chain(&keys.junk).for_each(|fault| eprintln!("ankipi: {fault}"));
                 failed += usize::from(keys.damage.is_some());
                 rows.extend(keys.devices.into_iter().map(|device| (name.clone(), device)));
             }
