@@ -103,7 +103,7 @@ fn begin_and_media_changes_tell_what_somebody_else_did_to_the_index() {
     .unwrap();
     for n in 1..4 {
         db.execute_batch(&format!(
-            "INSERT INTO media VALUES ('gone {n}', x'00', 0, {n}, 0); UPDATE meta SET last_usn = {n}"
+            "INSERT INTO media VALUES ('gone {n}', zeroblob(20), 0, {n}, 0); UPDATE meta SET last_usn = {n}"
         ))
         .unwrap();
         assert_eq!((usn(), changes(0), changes(n)), (n.into(), n as usize, 0));

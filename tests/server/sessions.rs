@@ -413,7 +413,16 @@ fn sigterm_leaves_a_tidy_folder() {
         .into_keys()
         .map(|path| path.strip_prefix(server.base.path()).unwrap().to_str().unwrap().to_owned())
         .collect();
-    let expected = [".ankipi.lock", "other", "other/media", "test", "test/collection.anki2", "test/media"];
+    let expected = [
+        ".ankipi",
+        ".ankipi.accounts.lock",
+        ".ankipi.lock",
+        "other",
+        "other/media",
+        "test",
+        "test/collection.anki2",
+        "test/media",
+    ];
     assert_eq!(names, expected);
     assert!(!has_note(&server, 6));
 }
