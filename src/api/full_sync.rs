@@ -102,15 +102,15 @@ impl App {
             Ok((user, call)) => (call, user),
             Err(err) => return respond_with(responder, err),
         };
-        // Only a reply that is not compressed begins early here, and that has no header with a size.
-        let waiting = WaitingReply::new(responder, call.packing(), 0);
+        // The size of the download, unless the collection is upgraded first.
+        let likely_bytes = fs::metadata(user.dir.join(FILE_NAME)).map_or(0, |meta| meta.len());
+        let waiting = WaitingReply::new(responder, call.packing(), likely_bytes);
         // The copy for old clients is made first, and a collection of an old schema is upgraded first. The response head may
         // be sent meanwhile.
         let begun = waiting.while_doing(HEAD_ALONE, || match call.packing() {
             Packing::Zstd => user.download(),
             Packing::Plain => {
-                let bytes = fs::metadata(user.dir.join(FILE_NAME)).map_or(0, |meta| meta.len());
-                Ration::of_disk(&self.config).check_free(bytes, 0)?;
+                Ration::of_disk(&self.config).check_free(likely_bytes, 0)?;
                 user.download_for_old_clients()
             }
         });

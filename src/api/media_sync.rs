@@ -28,6 +28,9 @@ impl Answer {
     }
 }
 
+/// The size that a zip announces if its head must be sent before the files are read: what most zips stay under.
+const USUAL_ZIP_BYTES: u64 = 3 << 20;
+
 impl App {
     pub(super) fn media_begin(&self, call: &Call, body: &mut Spool) -> Result<Answer> {
         match call.packing() {
@@ -104,7 +107,7 @@ impl App {
             Ok(received) => received,
             Err(err) => return respond_with(responder, err),
         };
-        let waiting = WaitingReply::new(responder, call.packing(), 0);
+        let waiting = WaitingReply::new(responder, call.packing(), USUAL_ZIP_BYTES);
         // All files are read before the first byte is sent.
         let download = match waiting.while_doing(HEAD_ALONE, || user.media.download(names)) {
             Ok(download) => download,

@@ -70,7 +70,7 @@ fn probe(base: &Path, dir: &Path) -> io::Result<Vec<&'static str>> {
         found.push("it cannot sync folders: a power cut may undo what was acknowledged in the last seconds");
     }
     if !has_shared_memory(base) {
-        found.push("it has no shared memory for files: syncs write more, and wait for each other more often");
+        found.push("it has no shared memory for files: syncs write more, and each full download first copies the collection");
     }
     let file = File::create(dir.join("a"))?;
     if file.try_lock().is_err() {

@@ -53,10 +53,12 @@ pub fn run(config: Config, reload: impl Fn() -> Result<Config> + Send + 'static)
     }
     os::skip_sync_of_new_wal_header();
     let _lock = files::lock_data_folder(&config.base)?;
-    for what in files::disk_abilities::shortcomings(&config.base)
-        .map_err(Error::io("testing the disk of", &config.base))?
-    {
-        log::warn!("the disk of {}: {what}", config.base.display());
+    match files::disk_abilities::shortcomings(&config.base) {
+        Ok(found) => {
+            found.iter().for_each(|what| log::warn!("the disk of {}: {what}", config.base.display()));
+        }
+        // A full disk is no reason not to start.
+        Err(err) => log::warn!("cannot test what the disk of {} can do: {err}", config.base.display()),
     }
     folder.mark();
     os::clock::remember_start();

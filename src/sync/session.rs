@@ -609,6 +609,12 @@ impl User {
 
     /// Opens a snapshot and counts it as a reader.
     pub(super) fn begin_read(self: &Arc<User>, state: &mut State) -> Result<Download> {
+        if self.journal == Journal::Rollback {
+            // A snapshot of the file itself would keep other devices from syncing until it is sent.
+            let snapshot = self.open_with(state, Snapshot::of_copy)?;
+            let readers = Arc::new(AtomicUsize::new(1));
+            return Ok(Download { user: self.clone(), snapshot: Some(snapshot), old_copy: None, readers });
+        }
         let snapshot = self.open_with(state, Snapshot::open)?;
         state.readers.fetch_add(1, Ordering::Relaxed);
         let readers = state.readers.clone();

@@ -52,13 +52,6 @@ impl Users {
     /// No users yet.
     pub fn new(config: &Config) -> Result<Users> {
         let journal = Journal::of_disk(&config.base);
-        if journal == Journal::Rollback {
-            log::warn!(
-                "{}: this disk has no shared memory for files: syncs wait longer for it, and no device can sync while \
-                 another one downloads",
-                config.base.display()
-            );
-        }
         Ok(Users {
             base: config.base.clone(),
             journal,

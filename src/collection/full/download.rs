@@ -65,6 +65,22 @@ impl Snapshot {
         Ok(snapshot)
     }
 
+    /// A snapshot of a copy of the file, for disks on which nobody can write to a file that is read. The copy has no name any
+    /// more when this returns, and goes with the snapshot.
+    pub fn of_copy(path: &Path) -> Result<Snapshot> {
+        let copy = spool::unused_path(path.parent().unwrap_or(Path::new(".")));
+        let copied = || {
+            let file = File::create_new(&copy).map_err(Error::io("creating", &copy))?;
+            let mut out = io::BufWriter::with_capacity(64 * 1024, file);
+            Snapshot::open(path)?.copy_to(&mut out, &copy)?;
+            out.flush().map_err(Error::io("writing", &copy))?;
+            Snapshot::begin(Collection::connect_immutable(&copy)?)
+        };
+        let snapshot = copied();
+        files::remove_if_there(&copy)?;
+        snapshot
+    }
+
     /// Like `open`, but also accepts old schemas.
     pub(crate) fn open_any(path: &Path) -> Result<Snapshot> {
         Snapshot::begin(Collection::connect_to_read(path)?)
