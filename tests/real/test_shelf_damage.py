@@ -143,6 +143,15 @@ def story(server: Server, template: Path, number: int, at: Path) -> tuple[str, l
         path.rename(path.with_name("put-away"))
         asked, then = try_sync(device)
         heard += f" THEN {then}"
+    keys = server.base / user / "keys"
+    if asked is None and f'the account "{user}" is closed' in server.log() and str(keys) in server.log():
+        # The owner does what the log says: all devices log in again.
+        if keys.is_dir():
+            keys.rmdir()
+        ankipi(server, "device", "revoke", user, "--all")
+        device.auth = None
+        asked, then = try_sync(device)
+        heard += f" THEN, as the log says, {then}"
     if asked in (FULL_SYNC, FULL_UPLOAD):
         device.upload()
     elif asked != NO_CHANGES:
