@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 use std::io::{self, BufRead, BufReader, Read, Write};
-use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
@@ -11,8 +11,9 @@ use std::sync::{Arc, Condvar, Mutex, RwLock, RwLockReadGuard};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
+use ankipi::http::request_head::Fields;
 use ankipi::limits::{Limits, Weight};
-use ankipi::server::connections::{Policy, PollLoop};
+use ankipi::server::connections::{Client as Sharer, Policy, PollLoop};
 
 /// Timeout of every wait in these tests; a test that reaches it fails.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -51,7 +52,15 @@ impl Policy for ByPath {
             _ => Weight::Light,
         }
     }
+
+    fn client(&self, peer: IpAddr, fields: &Fields) -> Sharer {
+        let told = fields.values("x-client").next().and_then(|text| text.parse().ok());
+        Sharer::at(told.unwrap_or(peer))
+    }
 }
+
+/// The header of a client of another address.
+const ELSEWHERE: &str = "X-Client: 192.0.2.9\r\n";
 
 struct PollLoopThread {
     addr: SocketAddr,
@@ -183,7 +192,7 @@ fn handle(mut request: tiny_http::Request, gate: &Gate, events: &Sender<String>)
                 drop(request.respond(tiny_http::Response::from_data(body).with_chunked_threshold(100)));
             }
         }
-        "/count" | "/bulk/count" => count(request, events),
+        "/count" | "/bulk/count" | "/login/count" => count(request, events),
         "/late-count" => {
             say(events, &path);
             gate.pass();
@@ -833,6 +842,93 @@ fn large_forms_never_hold_the_last_slot() {
     server.gate.open(3);
     let answers = forms.iter_mut().map(|client| client.send([b'x'; 50_000]).answer().text().to_owned());
     assert_eq!(answers.collect::<Vec<_>>(), ["100000"; 3]);
+}
+
+#[test]
+fn a_small_body_of_any_kind_holds_no_worker_until_it_is_whole() {
+    let server = Server::with(Limits { max_active: 2, max_logins: 1, ..Limits::default() });
+    let mut drips: Vec<_> = (0..8).map(|_| server.client()).collect();
+    for drip in &mut drips {
+        drip.send(post_length("/login/count", 60_000)).send(vec![0; 59_000]);
+    }
+    server.assert_alive();
+    let mut login = server.client();
+    assert_eq!(login.send(post_length("/login/count", 5)).send("hello").answer().text(), "5");
+    for drip in &mut drips {
+        assert_eq!(drip.send(vec![0; 1000]).answer().text(), "60000");
+    }
+}
+
+#[test]
+fn a_transfer_on_a_slow_link_gets_through_while_nobody_waits_for_its_slot() {
+    // 2 kB a second, and nobody would wait for longer than this.
+    let limits = Limits { busy_after: millis(100), busy_after_light: millis(10), ..Limits::default() };
+    let server = Server::with(limits);
+    let mut slow = server.client();
+    slow.send(post_length("/bulk/count", 100_000)).send(vec![0; 96_000]);
+    for _ in 0..20 {
+        slow.send(vec![0; 200]);
+        thread::sleep(millis(100));
+        server.assert_alive();
+    }
+    assert_eq!(slow.answer().text(), "100000");
+}
+
+#[test]
+fn one_client_gets_a_part_of_the_slots_for_transfers() {
+    let limits = Limits { max_active: 6, max_bulk: 3, max_bulk_per_client: 2, ..Limits::default() };
+    let server = Server::with(limits);
+    let mut own: Vec<_> = (0..4).map(|_| server.client()).collect();
+    for client in &mut own {
+        client.send("GET /bulk/slow HTTP/1.1\r\n\r\n");
+    }
+    assert_eq!([server.event(), server.event()], ["/bulk/slow", "/bulk/slow"]);
+    // Somebody else finds a slot at once.
+    let mut other = server.client();
+    other.send(format!("GET /bulk/slow HTTP/1.1\r\n{ELSEWHERE}\r\n"));
+    assert_eq!(server.event(), "/bulk/slow");
+    assert!(server.events.try_recv().is_err(), "a third of one client");
+    server.gate.open(5);
+    assert_eq!(other.answer().text(), "slow");
+    for client in &mut own {
+        assert_eq!(client.answer().text(), "slow");
+    }
+}
+
+#[test]
+fn an_address_with_too_many_connections_loses_its_own() {
+    let limits = Limits { max_conns: 64, min_wait_in_crowd: millis(1), ..Limits::default() };
+    let server = Server::with(limits);
+    let mut other = server.client();
+    other.send(post("/count", &format!("{ELSEWHERE}Content-Length: 2\r\n"))).send("a");
+    let crowd: Vec<_> = (0..200).map(|_| server.client()).collect();
+    for _ in 0..5 {
+        server.assert_alive();
+    }
+    // The oldest connection of all is of an address that has but one.
+    assert_eq!(other.send("b").answer().text(), "2");
+    drop(crowd);
+}
+
+#[test]
+fn bodies_that_wait_take_bounded_memory_and_the_greedy_client_pays() {
+    let limits = Limits { max_buffered_bytes: 1 << 20, ..Limits::default() };
+    let server = Server::with(limits);
+    let mut other = server.client();
+    other.send(post("/count", &format!("{ELSEWHERE}Content-Length: 50000\r\n"))).send(vec![0; 40_000]);
+    let mut greedy: Vec<_> = (0..60).map(|_| server.client()).collect();
+    for client in &mut greedy {
+        let _ = client.try_send(post_length("/count", 60_000).as_bytes());
+        let _ = client.try_send(&[0; 50_000]);
+    }
+    server.assert_alive();
+    assert_eq!(other.send(vec![0; 10_000]).answer().text(), "50000");
+    let mut refused = 0;
+    for client in &mut greedy {
+        client.stream.get_ref().set_read_timeout(Some(millis(20))).unwrap();
+        refused += usize::from(matches!(client.try_answer(), Ok(answer) if answer.status == 503));
+    }
+    assert!((35..=45).contains(&refused), "{refused} of 60 connections with 50 KB each");
 }
 
 #[test]

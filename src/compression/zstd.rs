@@ -8,15 +8,11 @@ use std::io::{self, BufRead, Read, Write};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use crate::limits::ZSTD_WINDOW_BYTES;
 use ruzstd::decoding::{BlockDecodingStrategy, FrameDecoder};
 use ruzstd::encoding::{CompressionLevel, compress_to_vec};
 
-/// How much of its output the decoder keeps for later blocks to refer to. Clients use 2 MiB; level 19 uses 8. A frame that
-/// declares a larger window is decoded with this one. Most such frames never refer to anything farther back; one that does
-/// is refused.
-const MAX_WINDOW_BYTES: u64 = 8 * 1024 * 1024;
-
-/// `MAX_WINDOW_BYTES` as the byte of a frame header: an exponent above 10, and a mantissa of 0.
+/// `ZSTD_WINDOW_BYTES` as the byte of a frame header: an exponent above 10, and a mantissa of 0.
 const MAX_WINDOW_DESCRIPTOR: u8 = 13 << 3;
 
 /// Maximum frames of one body. Parallel encoders make one for each few MiB.
@@ -50,7 +46,7 @@ impl<R: BufRead> Decoder<R> {
     /// another kind if the data is not zstd.
     pub fn new(source: R) -> io::Result<Decoder<R>> {
         let mut decoder = kept().take().unwrap_or_default();
-        decoder.set_max_window_size(MAX_WINDOW_BYTES);
+        decoder.set_max_window_size(ZSTD_WINDOW_BYTES);
         let mut decoder = Decoder { source, decoder, large_window: None, bytes: 0, frames: 0, ended: false };
         if decoder.begin_frame()? { Ok(decoder) } else { Err(io::Error::other("no zstd frame")) }
     }
@@ -99,7 +95,7 @@ impl<R: BufRead> Decoder<R> {
                     "it was compressed with a window of {} MiB, and refers farther back than the {} MiB that this \
                      server keeps in memory ({err})",
                     bytes.div_ceil(1 << 20),
-                    MAX_WINDOW_BYTES >> 20
+                    ZSTD_WINDOW_BYTES >> 20
                 ),
             ),
             None => io::Error::other(err),
@@ -145,7 +141,7 @@ fn read_header(source: &mut impl Read, header: &mut Vec<u8>) -> io::Result<Optio
         }
         None => rest[id_bytes..].iter().rev().fold(0, |size, byte| size << 8 | u64::from(*byte)),
     };
-    if window_bytes <= MAX_WINDOW_BYTES {
+    if window_bytes <= ZSTD_WINDOW_BYTES {
         header.push(flags);
         header.extend(window);
         header.extend_from_slice(rest);

@@ -7,20 +7,10 @@ use std::io::{self, Read};
 
 use memchr::memmem::Finder;
 
+use crate::limits::{FORM_BOUNDARY_BYTES, FORM_HEADER_BYTES, FORM_PARTS, FORM_TEXT_BYTES};
+
 /// Size of the read buffer.
 const BLOCK_BYTES: usize = 32 * 1024;
-
-/// The limit of RFC 2046. Clients' boundaries have 18 or 67 bytes.
-const MAX_BOUNDARY_BYTES: usize = 70;
-
-/// Limit on the headers of one part. Clients send 100 bytes.
-const MAX_HEADER_BYTES: usize = 4096;
-
-/// Limit on the value of a text field. Keys and versions have 50 bytes.
-const MAX_TEXT_BYTES: usize = 4096;
-
-/// Limit on the parts of a form. Clients send at most five.
-const MAX_PARTS: usize = 32;
 
 /// The boundary that the Content-Type of a form names.
 pub fn boundary(content_type: &str) -> Option<String> {
@@ -28,7 +18,7 @@ pub fn boundary(content_type: &str) -> Option<String> {
     if !kind.trim().eq_ignore_ascii_case("multipart/form-data") {
         return None;
     }
-    parameter(parameters, "boundary").filter(|boundary| (1..=MAX_BOUNDARY_BYTES).contains(&boundary.len()))
+    parameter(parameters, "boundary").filter(|boundary| (1..=FORM_BOUNDARY_BYTES).contains(&boundary.len()))
 }
 
 /// The value of a parameter in `a=b; c="d"`.
@@ -182,7 +172,7 @@ impl<R: Read> Form<R> {
             return Err(bad("something follows a boundary of the form"));
         }
         self.parts += 1;
-        if self.parts > MAX_PARTS {
+        if self.parts > FORM_PARTS {
             return Err(bad("the form has too many parts"));
         }
         self.read_headers().map(Some)
@@ -223,7 +213,7 @@ impl<R: Read> Form<R> {
                 other => other?,
             };
             text.extend_from_slice(&block[..count]);
-            if text.len() > MAX_TEXT_BYTES {
+            if text.len() > FORM_TEXT_BYTES {
                 return Err(bad("a field of the form is too long"));
             }
             if count == 0 {
@@ -248,18 +238,18 @@ impl<R: Read> Form<R> {
         Ok(is_next)
     }
 
-    /// Consumes a line; returns it without its line break. Errors once `bytes` would exceed `MAX_HEADER_BYTES`.
+    /// Consumes a line; returns it without its line break. Errors once `bytes` would exceed `FORM_HEADER_BYTES`.
     fn take_line(&mut self, bytes: &mut usize) -> io::Result<String> {
         loop {
             let unread = &self.buffer[self.unread.clone()];
-            let searched = unread.len().min(MAX_HEADER_BYTES - *bytes);
+            let searched = unread.len().min(FORM_HEADER_BYTES - *bytes);
             if let Some(end) = memchr::memmem::find(&unread[..searched], b"\r\n") {
                 let line = str::from_utf8(&unread[..end]).map(str::to_owned);
                 *bytes += end + 2;
                 self.unread.start += end + 2;
                 return line.map_err(|_| bad("a header in the form is not UTF-8"));
             }
-            if searched < unread.len() || searched == MAX_HEADER_BYTES - *bytes {
+            if searched < unread.len() || searched == FORM_HEADER_BYTES - *bytes {
                 return Err(bad("the headers in the form are too long"));
             }
             if !self.fill()? {

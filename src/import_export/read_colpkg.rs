@@ -23,9 +23,10 @@ use crate::compression::zstd::Decoder;
 use crate::error::{Error, Result};
 use crate::files::GentleFile;
 use crate::files::spool::Spool;
+use crate::limits::{MEDIA_FILE_BYTES, MEDIA_FILES};
+use crate::media::MediaStore;
 use crate::media::name::MediaName;
 use crate::media::zip::{META, ZipWriter};
-use crate::media::{MAX_FILE_BYTES, MAX_FILES, MediaStore};
 
 /// Largest list of media that is read: some 500 000 names.
 const MAX_LIST_BYTES: u64 = 64 * 1024 * 1024;
@@ -95,7 +96,7 @@ fn take_media(
             Err(err) => return Err(err),
         }
         let bytes: u64 = batch.iter().map(|(_, file)| file.len()).sum();
-        if batch.len() >= MAX_FILES || bytes >= BATCH_BYTES || done == list.len() as u64 {
+        if batch.len() >= MEDIA_FILES || bytes >= BATCH_BYTES || done == list.len() as u64 {
             imported.files += upload(&store, dir, &mut batch)?;
             progress(done, list.len() as u64);
         }
@@ -119,7 +120,7 @@ fn read_media(zip: &Zip, dir: &Path, listed: &Listed, is_packed: bool) -> Result
         }
         sha1.update(&block[..count]);
         spool.write_all(&block[..count]).map_err(Error::io("writing in", dir))?;
-        if spool.len() > MAX_FILE_BYTES {
+        if spool.len() > MEDIA_FILE_BYTES {
             return Err(Error::bad("it is larger than 100 MiB, which no device syncs"));
         }
     }

@@ -7,10 +7,11 @@
 //! | connections, in all and for an address | `Limits::max_conns`, `max_conns_per_address` | `server::connections` |
 //! | workers, in all and for a client (a user, or an address) | `Limits::max_active` ... `max_bulk_per_client` | `server::connections::queue` |
 //! | memory of bodies and replies that wait | `Limits::max_whole_bytes`, `max_buffered_bytes` | `server::connections` |
-//! | body as sent, body unpacked | `BodyLimits` | `http::body`, by the declared length before a byte is read |
+//! | body as sent, body unpacked | MAX_SYNC_PAYLOAD_MEGS, `SMALL_BODY_BYTES` | `http::body`, by the declared length before a byte is read |
+//! | memory of a decoder | `ZSTD_WINDOW_BYTES` | `compression::zstd` |
 //! | a row, a notetype, a deck | MAX_SYNC_ROW_MEGS | `messages`, `sync` |
 //! | parts and texts of a form | `FORM_*` | `http::form` |
-//! | entries of a media zip, unpacked | `MEDIA_ZIP_*`, `MEDIA_FILE_BYTES` | `media::zip` |
+//! | entries of a media zip, unpacked | `MEDIA_*` | `media::zip`, `media::upload` |
 //! | stored bytes of a user, free bytes of the disk | `STORAGE_*`, SYNC_QUOTA_MEGS, SYNC_MIN_FREE_MEGS | `api::quota_and_free_space` |
 //! | failed logins | `LOGIN_*` | `accounts::login_throttle` |
 //!
@@ -106,7 +107,7 @@ pub enum Weight {
     Bulk,
 }
 
-/// Threads that answer requests, at most half of them bulk transfers. Measured: each idle one takes 8 KiB.
+/// Threads that answer requests, at most half of them bulk transfers.
 pub const WORKERS: usize = 6;
 
 impl Default for Limits {
@@ -211,6 +212,39 @@ pub const SMALL_BODY_BYTES: u64 = 64 * 1024;
 /// What a media zip may hold beside its last file, which may be as large as the largest payload: 2.5 MiB of other files,
 /// and the zip's own structures.
 pub const BESIDE_LARGEST_FILE_BYTES: u64 = 4 * 1024 * 1024;
+
+/// The limit of RFC 2046. Clients' boundaries have 18 or 67 bytes.
+pub const FORM_BOUNDARY_BYTES: usize = 70;
+
+/// Limit on the headers of one part. Clients send 100 bytes.
+pub const FORM_HEADER_BYTES: usize = 4096;
+
+/// Limit on the value of a text field. Keys and versions have 50 bytes.
+pub const FORM_TEXT_BYTES: usize = 4096;
+
+/// Limit on the parts of a form. Clients send at most five.
+pub const FORM_PARTS: usize = 32;
+
+/// Maximum files in one zip, in both directions.
+pub const MEDIA_FILES: usize = 25;
+
+/// Maximum size of a file, as in clients and on the official server.
+pub const MEDIA_FILE_BYTES: u64 = 100 * 1024 * 1024;
+
+/// Maximum size of `_meta`, as on the official server.
+pub const MEDIA_ZIP_META_BYTES: u64 = 50 * 1024;
+
+/// Maximum size of all entries, unpacked: clients stop adding files at 2.5 MiB, and the last file may have the maximum
+/// size.
+pub const MEDIA_ZIP_BYTES: u64 = MEDIA_FILE_BYTES + BESIDE_LARGEST_FILE_BYTES;
+
+/// Maximum length of the comment behind the directory. Clients of 2.1.22 to 2.1.56 write `zip-rs`.
+pub const MEDIA_ZIP_COMMENT_BYTES: u64 = 64;
+
+/// How much of its output the decoder keeps for later blocks to refer to. Clients use 2 MiB; level 19 uses 8. A frame that
+/// declares a larger window is decoded with this one. Most such frames never refer to anything farther back; one that does
+/// is refused.
+pub const ZSTD_WINDOW_BYTES: u64 = 8 * 1024 * 1024;
 
 /// A request of up to this size is stored also when the user is over the quota, or the disk below its reserve: reviews, and
 /// the deletions that bring a user below the quota again. All of a user in a day must stay below `STORAGE_SPARE_BYTES`.

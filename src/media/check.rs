@@ -9,11 +9,12 @@ use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
 use crate::files::damaged::put_aside;
+use crate::limits::MEDIA_FILE_BYTES;
 use crate::media::index::{FILE_NAME, MediaDb, Recording};
 use crate::media::lost::{self, Fault};
 use crate::media::name::{BadName, MediaName};
 use crate::media::places::Places;
-use crate::media::{MAX_FILE_BYTES, file_sha1, is_damage, pending, put_index_aside, recover, remove_staged};
+use crate::media::{file_sha1, is_damage, pending, put_index_aside, recover, remove_staged};
 use crate::os::clock;
 
 /// How many names are held at a time.
@@ -202,7 +203,7 @@ impl Check<'_> {
                 _ if !meta.is_file() => {
                     self.listener.note(format!("{shown:?} is not a file; it is left alone"));
                 }
-                Ok(_) if meta.len() == 0 || meta.len() > MAX_FILE_BYTES => {
+                Ok(_) if meta.len() == 0 || meta.len() > MEDIA_FILE_BYTES => {
                     self.listener.note(format!(
                         "{shown:?} is empty or over 100 MiB, which no client takes; it is left alone"
                     ));

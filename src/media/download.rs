@@ -16,12 +16,13 @@ use std::os::unix::fs::FileExt;
 use crc32fast::Hasher as Crc32;
 
 use crate::error::{Error, Result};
+use crate::limits::MEDIA_FILES;
 use crate::media::index::Record;
 use crate::media::lost::{self, Fault, Lost};
 use crate::media::name::MediaName;
 use crate::media::upload::checked_name;
 use crate::media::zip::{META, ZipWriter, zip_bytes};
-use crate::media::{BLOCK_BYTES, MAX_FILES, MediaStore};
+use crate::media::{BLOCK_BYTES, MediaStore};
 
 /// A zip ends after the file that passes this size, as on the official server. The client asks for the rest.
 pub(super) const ENOUGH_BYTES: u64 = 2_621_440;
@@ -46,7 +47,7 @@ type Opened = (MediaName, Record, std::result::Result<File, Fault>);
 impl MediaStore {
     /// Opens and checks the files that a client asks for, or as many of the first ones as go into one zip.
     pub fn download(&self, names: Vec<String>) -> Result<Download> {
-        if names.len() > MAX_FILES {
+        if names.len() > MEDIA_FILES {
             return Err(Error::bad(format!("{} media files at once", names.len())));
         }
         let names = names.into_iter().map(checked_name).collect::<Result<Vec<_>>>()?;

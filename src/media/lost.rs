@@ -22,11 +22,12 @@ use sha1::{Digest, Sha1};
 
 use crate::error::{Error, Result};
 use crate::files::damaged::{is_about_name, put_aside};
+use crate::limits::MEDIA_FILES;
 use crate::media::download::ENOUGH_BYTES;
 use crate::media::index::Record;
 use crate::media::name::MediaName;
 use crate::media::places::Places;
-use crate::media::{BLOCK_BYTES, MAX_FILES, MediaStore, State};
+use crate::media::{BLOCK_BYTES, MediaStore, State};
 
 /// Usns that are left for changes after one that is taken over from a client.
 const USNS_LEFT: i64 = 100_000_000;
@@ -168,14 +169,14 @@ impl MediaStore {
                     lost.push(Lost { name, record });
                 } else {
                     bytes += record.bytes;
-                    if bytes <= ENOUGH_BYTES && to_read.len() <= MAX_FILES {
+                    if bytes <= ENOUGH_BYTES && to_read.len() <= MEDIA_FILES {
                         to_read.push(Lost { name, record });
                     }
                 }
                 Ok(())
             })
         })?;
-        if bytes <= ENOUGH_BYTES && to_read.len() <= MAX_FILES {
+        if bytes <= ENOUGH_BYTES && to_read.len() <= MEDIA_FILES {
             for read in to_read {
                 if fault(&self.places, &read.name, &read.record)?.is_some() {
                     lost.push(read);

@@ -61,12 +61,6 @@ pub type Sha1Sum = [u8; 20];
 /// The folder of the files, in the user's folder, as on the official server.
 pub const FOLDER: &str = "media";
 
-/// Maximum files in one zip, in both directions.
-pub const MAX_FILES: usize = 25;
-
-/// Maximum size of a file, as in clients and on the official server.
-pub const MAX_FILE_BYTES: u64 = 100 * 1024 * 1024;
-
 /// Files are read and written in blocks of this size.
 const BLOCK_BYTES: usize = 32 * 1024;
 

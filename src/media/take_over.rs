@@ -9,10 +9,11 @@ use std::path::Path;
 
 use crate::error::{Error, Result};
 use crate::files::{GentleFile, create_folder};
+use crate::limits::MEDIA_FILE_BYTES;
 use crate::media::index::MediaDb;
 use crate::media::name::MediaName;
 use crate::media::places::Places;
-use crate::media::{FOLDER, MAX_FILE_BYTES, STAGED_PREFIX, Totals, file_sha1};
+use crate::media::{FOLDER, STAGED_PREFIX, Totals, file_sha1};
 
 /// The result of an import.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -45,7 +46,7 @@ pub fn import(dir: &Path, from: &Path, last_usn: i32) -> Result<Taken> {
             continue;
         }
         let name = entry.file_name().into_string().ok().and_then(|name| MediaName::parse(name).ok());
-        let Some(name) = name.filter(|_| meta.len() <= MAX_FILE_BYTES) else {
+        let Some(name) = name.filter(|_| meta.len() <= MEDIA_FILE_BYTES) else {
             log::warn!("{} is left out: no client takes that name or length", entry.path().display());
             taken.unusable += 1;
             continue;

@@ -12,13 +12,14 @@ use crate::files;
 use crate::files::GentleFile;
 use crate::files::spool::Spool;
 use crate::files::temporary::TemporaryFile;
+use crate::limits::MEDIA_FILES;
 use crate::media::index::{MediaDb, Record};
 use crate::media::lost;
 use crate::media::name::{BadName, MediaName};
 use crate::media::places::folded;
 use crate::media::zip;
 use crate::media::zip::{Entry, META, ZipReader};
-use crate::media::{Intent, MAX_FILES, MediaStore, PENDING, Sha1Sum, State};
+use crate::media::{Intent, MediaStore, PENDING, Sha1Sum, State};
 use crate::os::WholeFileSystem;
 use crate::text::hex::hex;
 
@@ -349,7 +350,7 @@ type Pairs<'z> = Vec<(MediaName, Option<&'z Entry>)>;
 fn read_meta<'z>(zip: &'z ZipReader) -> Result<Pairs<'z>> {
     let pairs: Vec<(String, Option<String>)> = serde_json::from_slice(&zip.meta()?)
         .map_err(|err| Error::bad(format!("media zip: _meta is malformed at column {}", err.column())))?;
-    if pairs.len() > MAX_FILES {
+    if pairs.len() > MEDIA_FILES {
         return Err(Error::bad(format!("media zip: {} changes", pairs.len())));
     }
     let mut found: Pairs = Vec::with_capacity(pairs.len());

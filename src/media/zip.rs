@@ -14,20 +14,12 @@ use crc32fast::Hasher as Crc32;
 use crate::compression::inflate::Inflater;
 use crate::error::{Error, Result};
 use crate::files::spool::Spool;
-use crate::media::{MAX_FILE_BYTES, MAX_FILES};
+use crate::limits::{
+    MEDIA_FILE_BYTES, MEDIA_FILES, MEDIA_ZIP_BYTES, MEDIA_ZIP_COMMENT_BYTES, MEDIA_ZIP_META_BYTES,
+};
 
 /// The entry that maps the other entries to files.
 pub const META: &str = "_meta";
-
-/// Maximum size of `_meta`, as on the official server.
-const MAX_META_BYTES: u64 = 50 * 1024;
-
-/// Maximum size of all entries, unpacked: clients stop adding files at 2.5 MiB, and the last file may have the maximum
-/// size.
-const MAX_TOTAL_BYTES: u64 = MAX_FILE_BYTES + 4 * 1024 * 1024;
-
-/// Maximum length of the comment behind the directory. Clients of 2.1.22 to 2.1.56 write `zip-rs`.
-const MAX_COMMENT_BYTES: u64 = 64;
 
 /// Entries are read in blocks of this size.
 const BLOCK_BYTES: usize = 32 * 1024;
@@ -111,7 +103,7 @@ impl<'s> ZipReader<'s> {
     /// The contents of `_meta`.
     pub fn meta(&self) -> Result<Vec<u8>> {
         let entry = self.entry(META).ok_or_else(|| bad("there is no _meta"))?;
-        if entry.bytes > MAX_META_BYTES {
+        if entry.bytes > MEDIA_ZIP_META_BYTES {
             return Err(bad(format!("_meta has {} bytes", entry.bytes)));
         }
         let mut meta = Vec::new();
@@ -237,7 +229,7 @@ pub fn large_contents(zip: &[u8]) -> Option<usize> {
 /// Finds the end record: the last one that is followed by a comment of the declared length.
 fn find_end(spool: &Spool) -> Result<(u64, [u8; END_BYTES])> {
     let last_at = spool.len().checked_sub(END_BYTES as u64).ok_or_else(|| bad("it is too short"))?;
-    for comment_bytes in 0..=MAX_COMMENT_BYTES.min(last_at) {
+    for comment_bytes in 0..=MEDIA_ZIP_COMMENT_BYTES.min(last_at) {
         let end_at = last_at - comment_bytes;
         let end: [u8; END_BYTES] = read_at(spool, end_at)?;
         if u32_at(&end, 0) == END_MAGIC && u64::from(u16_at(&end, 20)) == comment_bytes {
@@ -250,7 +242,7 @@ fn find_end(spool: &Spool) -> Result<(u64, [u8; END_BYTES])> {
 fn read_directory(spool: &Spool) -> Result<Vec<Entry>> {
     let (end_at, end) = find_end(spool)?;
     let count = usize::from(u16_at(&end, 10));
-    if count > MAX_FILES + 1 {
+    if count > MEDIA_FILES + 1 {
         return Err(bad(format!("it has {count} entries")));
     }
     let (bytes, start) = (u64::from(u32_at(&end, 12)), u64::from(u32_at(&end, 16)));
@@ -273,7 +265,7 @@ fn read_directory(spool: &Spool) -> Result<Vec<Entry>> {
     if at != end_at {
         return Err(bad("the directory has another length than it says"));
     }
-    if entries.iter().map(|entry| entry.bytes).sum::<u64>() > MAX_TOTAL_BYTES {
+    if entries.iter().map(|entry| entry.bytes).sum::<u64>() > MEDIA_ZIP_BYTES {
         return Err(bad("it holds too much"));
     }
     Ok(entries)
@@ -307,7 +299,7 @@ fn read_directory_entry(spool: &Spool, at: u64) -> Result<(Entry, u64)> {
         bytes: u64::from(u32_at(&head, 24)),
         head_at: u64::from(u32_at(&head, 42)),
     };
-    if entry.bytes > MAX_FILE_BYTES {
+    if entry.bytes > MEDIA_FILE_BYTES {
         return Err(bad(format!("a file has {} bytes", entry.bytes)));
     }
     Ok((entry, length))

@@ -27,8 +27,14 @@
 //!
 //! - The backend sees one checked request per connection, and at most `max_active` connections.
 //! - Neither side ever takes a truncated body for a complete one.
-//! - Memory per connection is bounded: the head while it arrives, 16 KiB of body while it waits, 32 KiB per direction
-//!   while it is active, nothing while it is idle.
+//! - A worker never waits for the bytes of one client while another client waits for a worker: small bodies are received
+//!   whole before a worker gets them, small replies are buffered, and longer transfers have slots of their own and make
+//!   way when they are slow (`crate::limits`).
+//! - What one client does costs itself: `queue` lets clients take turns, `sharing` gives each a part of the workers, the
+//!   connections and the memory.
+//! - Memory per connection is bounded: the head while it arrives, 64 KiB of a small body or 8 KiB of a large one until a
+//!   worker gets it, 32 KiB of the body and 96 KiB of the reply while it is active, nothing while it is idle; and that of
+//!   all connections by `max_buffered_bytes`.
 //! - Every wait for a client has a deadline, and poll sleeps until the nearest one: an idle server does not wake up.
 //! - Nothing that a client sends can panic this thread, and none of it is logged.
 //!

@@ -29,13 +29,16 @@ impl PollLoop {
         let limits = &self.shared.limits;
         let overdue =
             |exchange: &Exchange| exchange.overdue_from(limits).is_some_and(|from| from <= self.shared.now);
+        let held = Held::by(self.exchanges().map(|(_, exchange)| exchange));
         let waiting = self.exchanges().filter(|(_, exchange)| overdue(exchange));
         let waiting =
             waiting.map(|(_, exchange)| (exchange.weight(), exchange.place(), exchange.client().id));
-        let Some((weight, _, client)) = waiting.min() else {
+        // A client whose small requests are at work waits for those, and not for transfers.
+        let waits_for_transfer =
+            |(weight, _, client): &(Weight, _, u64)| *weight == Weight::Bulk || !held.is_served(*client);
+        let Some((weight, _, client)) = waiting.filter(waits_for_transfer).min() else {
             return;
         };
-        let held = Held::by(self.exchanges().map(|(_, exchange)| exchange));
         let only_own = held.is_at_limit(weight, client, limits);
         let candidates: Vec<(usize, u64)> = self
             .exchanges()
@@ -189,9 +192,15 @@ impl Held {
         }
     }
 
+    /// Whether small requests of this client are active.
+    fn is_served(&self, client: u64) -> bool {
+        self.count(client) > self.bulk(client)
+    }
+
     fn may_start(&self, weight: Weight, client: u64, free: usize, limits: &Limits) -> bool {
         let alike = self.active.iter().filter(|(active, _)| *active == weight).count();
-        let is_served = self.count(client) > self.bulk(client);
-        alike < limits.max_of(weight) && !self.is_at_limit(weight, client, limits) && (free > 1 || !is_served)
+        alike < limits.max_of(weight)
+            && !self.is_at_limit(weight, client, limits)
+            && (free > 1 || !self.is_served(client))
     }
 }
