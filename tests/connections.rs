@@ -1286,7 +1286,7 @@ fn server_with_few_descriptors() {
 #[test]
 fn few_descriptors_are_enough() {
     let _alone = ALONE.read();
-    let command = "ulimit -n 64 && exec \"$0\" --ignored --exact server_with_few_descriptors --nocapture";
+    let command = "ulimit -n 72 && exec \"$0\" --ignored --exact server_with_few_descriptors --nocapture";
     let mut process = Command::new("sh")
         .args(["-c", command])
         .arg(std::env::current_exe().unwrap())
