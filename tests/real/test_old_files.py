@@ -17,7 +17,8 @@ FILES += [f"mid_schema{version}" for version in (14, 15, 16, 17, 18)] + ["rich11
 
 # What the upload settles: nothing is left that waits for a sync. And what each client stamps when it opens a file.
 SETTLED = {(table, "usn") for table in ("cards", "config", "deck_config", "decks", "graves", "notes", "notetypes", "revlog", "tags", "templates")}
-STAMPED = {("col", "mod"), ("col", "ls"), ("config", "mtime_secs")}
+# `col.usn` ends above that of every row, also for a client that does not raise it before it uploads.
+STAMPED = {("col", "mod"), ("col", "ls"), ("col", "usn"), ("config", "mtime_secs")}
 
 
 @pytest.fixture(params=FILES)
@@ -51,6 +52,7 @@ def test_the_client_finds_what_it_would_have_made_of_the_file(account, old_file,
     own = opened(old_file, tmp_path / "own")
     try:
         assert_same(rows(device.col), rows(own), SETTLED | STAMPED, "uploaded / opened by the client")
+        assert device.col.db.scalar("select usn from col") > device.col.db.scalar("select max(usn) from decks")
         assert device.col.db.list("pragma integrity_check") == ["ok"]
         # Some files hold what the client mends in any case, such as a missing field.
         assert list(device.col._backend.check_database()) == list(own._backend.check_database())
