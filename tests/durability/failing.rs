@@ -189,9 +189,9 @@ fn a_data_folder_that_cannot_be_used_is_a_sentence() {
         return;
     };
     let base = small.0.path();
-    // A user's folder where a file is in the way.
+    // A user's folder where a file is in the way closes that account, and no other.
     fs::write(base.join("test"), "").unwrap();
-    refusal(base, None);
+    TestServer::on(small.0.clone(), &[]).wait_for_log("the account \"test\" is closed");
     fs::remove_file(base.join("test")).unwrap();
     small.change("ro");
     assert!(refusal(base, None).contains("mounted read-only"));
