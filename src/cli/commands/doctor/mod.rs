@@ -309,8 +309,10 @@ fn explain(reply: &Reply) -> String {
             "It redirects clients, which they do not follow. Type that address into Anki instead: {}",
             reply.header("location").unwrap_or("(it does not say which)")
         ),
-        400 | 422 => "The request arrived changed: does a proxy drop the header anki-sync, or rewrite bodies?"
-            .to_owned(),
+        400 | 422 => {
+            "The request arrived changed: does a proxy drop the header anki-sync, or rewrite bodies?"
+                .to_owned()
+        }
         401 => "The proxy asks for a password of its own, which Anki cannot give: let this path through."
             .to_owned(),
         403 => {
