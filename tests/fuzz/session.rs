@@ -95,6 +95,7 @@ impl World {
             setting("MAX_SYNC_ROW_MEGS", "1"),
             setting("SYNC_MIN_FREE_MEGS", "0"),
             setting("SYNC_BACKUPS", "1"),
+            setting("SYNC_BACKUP_DAYS", "0"),
         ];
         let config = Settings::read(None, settings.into_iter(), Vec::new()).unwrap().config().unwrap();
         assert_eq!(config.max_row_bytes, MAX_ROW_BYTES);
@@ -243,6 +244,7 @@ impl<'w> Story<'w> {
             fs::create_dir_all(base.join(user).join("media")).unwrap();
         }
         for (path, contents) in &world.template {
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
             fs::write(path, contents).unwrap();
         }
         Story::begin_anew(world)
@@ -268,6 +270,8 @@ impl<'w> Story<'w> {
         assert!(known.contains(&reply.status), "{}", why());
         assert!(reply.status != 403 || asked.user != "a" || asked.method == "hostKey", "{}", why());
         if reply.status != 200 {
+            // A client that knows more than the collection makes the server ask every device for a full sync.
+            self.is_changed |= asked.user == "a" && asked.method == "start" && reply.status == 503;
             return;
         }
         assert!(!asked.user.is_empty() || asked.method == "hostKey", "{}", why());

@@ -50,7 +50,8 @@ impl Uploaded {
 }
 
 /// Collection-format.md 16, 2: rows that are marked as pending are settled on upload.
-fn settled(mut tables: Tables) -> Tables {
+pub fn settled(mut tables: Tables) -> Tables {
+    let mut highest = -1;
     for (table, usn) in [
         ("cards", 5),
         ("config", 1),
@@ -67,7 +68,12 @@ fn settled(mut tables: Tables) -> Tables {
             if row[usn] == json!(-1) {
                 row[usn] = json!(0);
             }
+            highest = highest.max(row[usn].as_i64().unwrap());
         }
+    }
+    // `col.usn` ends above every row.
+    for row in tables.get_mut("col").into_iter().flatten() {
+        row[6] = json!(row[6].as_i64().unwrap().max(highest + 1));
     }
     sorted(tables)
 }
