@@ -46,7 +46,7 @@ fn on_purpose(case: &str) -> Option<Ours> {
         "deck dup names" => Ours::Rename("decks", &[(CHILD_DECK, "Dup"), (CHILD_DECK + 2, "DUP_")]),
         "tags dup case" => Ours::Tags(&[("a", 1)]),
         // Files of another version than they say: refused rather than taken with half of their tables.
-        "ver 17" | "ver 18" => Ours::Refuse("is missing or has other columns"),
+        "ver 17" | "ver 18" => Ours::Refuse("is missing or lacks columns"),
         "two col rows" => Ours::Refuse("2 rows instead of one"),
         "empty file" => Ours::Refuse("it is empty"),
         "sqlite without col" => Ours::Refuse("no table 'col'"),
