@@ -57,7 +57,7 @@
 //!
 //! ```text
 //! main -> cli -> server -> api -> sync, import_export, logging -> collection, media, accounts, http
-//!      -> files, messages, config -> text, os, compression, error
+//!      -> files -> messages, config -> compression, text, os, limits_and_timeouts, error
 //! ```
 //!
 //! An import goes to the right only.
@@ -114,7 +114,7 @@ pub mod error;
 pub mod files;
 pub mod http;
 pub mod import_export;
-pub mod limits;
+pub mod limits_and_timeouts;
 pub mod logging;
 pub mod media;
 pub mod messages;

@@ -12,7 +12,7 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use ankipi::http::request_head::Fields;
-use ankipi::limits::{Limits, Weight};
+use ankipi::limits_and_timeouts::{Limits, Weight};
 use ankipi::server::connections::{Client as Sharer, Policy, PollLoop};
 
 /// Timeout of every wait in these tests; a test that reaches it fails.

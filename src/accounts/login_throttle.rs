@@ -15,7 +15,7 @@ use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use crate::config::network::network_of;
-use crate::limits::{
+use crate::limits_and_timeouts::{
     LOGIN_ADDRESS, LOGIN_COUNTS, LOGIN_MEMORY, LOGIN_PAIR, LOGIN_UNKNOWN_BURST, LOGIN_UNKNOWN_EVERY,
     LOGIN_USER, LoginRule,
 };

@@ -13,7 +13,7 @@ use crate::api::routes::Method;
 use crate::collection;
 use crate::config::Config;
 use crate::error::{Error, Result};
-use crate::limits::{STORAGE_SPARE_BYTES, STORAGE_SPARE_REQUEST_BYTES, STORAGE_STEP_BYTES};
+use crate::limits_and_timeouts::{STORAGE_SPARE_BYTES, STORAGE_SPARE_REQUEST_BYTES, STORAGE_STEP_BYTES};
 use crate::os;
 use crate::os::clock;
 use crate::os::clock::Day;

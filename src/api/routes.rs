@@ -2,7 +2,7 @@
 
 use crate::config::Config;
 use crate::http::body::Caps;
-use crate::limits::{BESIDE_LARGEST_FILE_BYTES, SMALL_BODY_BYTES};
+use crate::limits_and_timeouts::{BESIDE_LARGEST_FILE_BYTES, SMALL_BODY_BYTES};
 
 /// What a request asks for.
 #[derive(Debug, PartialEq, Eq)]

@@ -8,7 +8,7 @@ use std::io::{self, BufRead, Read, Write};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use crate::limits::ZSTD_WINDOW_BYTES;
+use crate::limits_and_timeouts::ZSTD_WINDOW_BYTES;
 use ruzstd::decoding::{BlockDecodingStrategy, FrameDecoder};
 use ruzstd::encoding::{CompressionLevel, compress_to_vec};
 

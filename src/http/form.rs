@@ -7,7 +7,7 @@ use std::io::{self, Read};
 
 use memchr::memmem::Finder;
 
-use crate::limits::{FORM_BOUNDARY_BYTES, FORM_HEADER_BYTES, FORM_PARTS, FORM_TEXT_BYTES};
+use crate::limits_and_timeouts::{FORM_BOUNDARY_BYTES, FORM_HEADER_BYTES, FORM_PARTS, FORM_TEXT_BYTES};
 
 /// Size of the read buffer.
 const BLOCK_BYTES: usize = 32 * 1024;

@@ -23,7 +23,7 @@ use crate::compression::zstd::Decoder;
 use crate::error::{Error, Result};
 use crate::files::GentleFile;
 use crate::files::spool::Spool;
-use crate::limits::{MEDIA_FILE_BYTES, MEDIA_FILES};
+use crate::limits_and_timeouts::{MEDIA_FILE_BYTES, MEDIA_FILES};
 use crate::media::MediaStore;
 use crate::media::name::MediaName;
 use crate::media::zip::{META, ZipWriter};

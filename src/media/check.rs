@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
 use crate::files::damaged::put_aside;
-use crate::limits::MEDIA_FILE_BYTES;
+use crate::limits_and_timeouts::MEDIA_FILE_BYTES;
 use crate::media::index::{FILE_NAME, MediaDb, Recording};
 use crate::media::lost::{self, Fault};
 use crate::media::name::{BadName, MediaName};

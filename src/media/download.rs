@@ -16,7 +16,7 @@ use std::os::unix::fs::FileExt;
 use crc32fast::Hasher as Crc32;
 
 use crate::error::{Error, Result};
-use crate::limits::MEDIA_FILES;
+use crate::limits_and_timeouts::MEDIA_FILES;
 use crate::media::index::Record;
 use crate::media::lost::{self, Fault, Lost};
 use crate::media::name::MediaName;

@@ -22,7 +22,7 @@ use sha1::{Digest, Sha1};
 
 use crate::error::{Error, Result};
 use crate::files::damaged::{is_about_name, put_aside};
-use crate::limits::MEDIA_FILES;
+use crate::limits_and_timeouts::MEDIA_FILES;
 use crate::media::download::ENOUGH_BYTES;
 use crate::media::index::Record;
 use crate::media::name::MediaName;

@@ -9,7 +9,7 @@ use std::path::Path;
 
 use crate::error::{Error, Result};
 use crate::files::{GentleFile, create_folder};
-use crate::limits::MEDIA_FILE_BYTES;
+use crate::limits_and_timeouts::MEDIA_FILE_BYTES;
 use crate::media::index::MediaDb;
 use crate::media::name::MediaName;
 use crate::media::places::Places;

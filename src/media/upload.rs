@@ -12,7 +12,7 @@ use crate::files;
 use crate::files::GentleFile;
 use crate::files::spool::Spool;
 use crate::files::temporary::TemporaryFile;
-use crate::limits::MEDIA_FILES;
+use crate::limits_and_timeouts::MEDIA_FILES;
 use crate::media::index::{MediaDb, Record};
 use crate::media::lost;
 use crate::media::name::{BadName, MediaName};

@@ -14,7 +14,7 @@ use crc32fast::Hasher as Crc32;
 use crate::compression::inflate::Inflater;
 use crate::error::{Error, Result};
 use crate::files::spool::Spool;
-use crate::limits::{
+use crate::limits_and_timeouts::{
     MEDIA_FILE_BYTES, MEDIA_FILES, MEDIA_ZIP_BYTES, MEDIA_ZIP_COMMENT_BYTES, MEDIA_ZIP_META_BYTES,
 };
 

@@ -23,7 +23,7 @@ use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::files;
 use crate::http::request_head::Fields;
-use crate::limits::{Limits, Weight};
+use crate::limits_and_timeouts::{Limits, Weight};
 use crate::os;
 use crate::os::Signal;
 use connections::{Client, Policy, PollLoop};

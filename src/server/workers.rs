@@ -3,7 +3,7 @@
 use crate::api::App;
 use crate::error::{Error, Result};
 use crate::http::Request;
-use crate::limits::WORKERS;
+use crate::limits_and_timeouts::WORKERS;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -8,7 +8,7 @@ use log::Level;
 
 use crate::http::request_head;
 use crate::http::request_head::{Refusal, Scan};
-use crate::limits::Limits;
+use crate::limits_and_timeouts::Limits;
 use crate::os::{POLL_ERR, POLL_HUP, POLL_IN, POLL_OUT};
 use crate::server::connections::Shared;
 use crate::server::connections::buffered_socket::{Got, Link};

@@ -6,7 +6,7 @@ use log::Level;
 
 use crate::http::body_framing::{Body, ChunkWriter};
 use crate::http::request_head::{Refusal, Request};
-use crate::limits::{Limits, Weight};
+use crate::limits_and_timeouts::{Limits, Weight};
 use crate::os::{POLL_IN, POLL_OUT};
 use crate::server::connections::Shared;
 use crate::server::connections::backend_connection::{Asked, Backend, Broken, Reply};

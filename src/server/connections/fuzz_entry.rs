@@ -4,7 +4,7 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use crate::http::request_head;
 use crate::http::request_head::Scan;
-use crate::limits::Limits;
+use crate::limits_and_timeouts::Limits;
 
 /// A request that the connection layer would forward.
 #[derive(Debug, PartialEq, Eq)]

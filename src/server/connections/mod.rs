@@ -29,7 +29,7 @@
 //! - Neither side ever takes a truncated body for a complete one.
 //! - A worker never waits for the bytes of one client while another client waits for a worker: small bodies are received
 //!   whole before a worker gets them, small replies are buffered, and longer transfers have slots of their own and make
-//!   way when they are slow (`crate::limits`).
+//!   way when they are slow (`crate::limits_and_timeouts`).
 //! - What one client does costs itself: `queue` lets clients take turns, `sharing` gives each a part of the workers, the
 //!   connections and the memory.
 //! - Memory per connection is bounded: the head while it arrives, 64 KiB of a small body or 8 KiB of a large one until a

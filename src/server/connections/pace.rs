@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::limits::Limits;
+use crate::limits_and_timeouts::Limits;
 
 /// Time budget of a client that sends a body. Waiting for the client spends it, every byte adds to it, up to `body_idle`.
 ///

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use crate::config::network::network_of;
 use crate::http::request_head::Fields;
-use crate::limits::Weight;
+use crate::limits_and_timeouts::Weight;
 
 /// Whose a request is, for its share of connections and workers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

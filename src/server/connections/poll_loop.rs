@@ -16,7 +16,7 @@ use super::connection::Conn;
 use super::policy::Policy;
 use super::queue::Queue;
 use crate::config::network::network_of;
-use crate::limits::Limits;
+use crate::limits_and_timeouts::Limits;
 use crate::logging::connection_log::Journal;
 use crate::os;
 use crate::os::{POLL_IN, PollFd};

@@ -6,7 +6,7 @@
 
 use std::collections::HashMap;
 
-use crate::limits::Weight;
+use crate::limits_and_timeouts::Weight;
 
 /// A place in the queue; the lowest of a weight is next. Places of one turn are in order of arrival.
 pub type Place = (u64, u64);

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use super::connection::{Conn, Worth};
 use super::forwarding::Exchange;
 use super::poll_loop::PollLoop;
-use crate::limits::{Limits, Weight};
+use crate::limits_and_timeouts::{Limits, Weight};
 
 /// Addresses with fewer connections than this are alike when one is to be evicted: a household with some devices has as
 /// many.
