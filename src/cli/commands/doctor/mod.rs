@@ -10,7 +10,8 @@ use serde_json::{Value, json};
 use crate::cli::command::{Command, FAILED, Invocation, say};
 use crate::cli::commands::doctor::http_client::{Ask, Reply, Trouble, Url, fetch};
 use crate::cli::prompt;
-use crate::compression::zstd::{Decoder, Encoder};
+use crate::compression::encoder::Encoder;
+use crate::compression::zstd::Decoder;
 use crate::error::{Error, Result};
 use crate::os::clock;
 
@@ -256,7 +257,7 @@ fn wrapped(text: &str, indent: usize) -> String {
 
 /// A body as clients encode it.
 fn frame(body: &[u8]) -> Vec<u8> {
-    let mut encoder = Encoder::new(Vec::new());
+    let mut encoder = Encoder::packing(Vec::new());
     encoder.write_all(body).and_then(|()| encoder.finish()).expect("writing to memory does not fail")
 }
 
