@@ -26,6 +26,9 @@ measuring=(
     a_note_of_many_megabytes_is_refused_without_being_read
     a_note_of_many_megabytes_that_is_in_place_stops_its_sync_alone
     what_requests_take_they_give_back_however_many_come_at_once
+    whatever_is_zstd_is_taken_within_the_memory_of_one_client
+    # What happens while a password is hashed, of which an emulator needs many times as long.
+    a_login_brings_back_neither_an_account_nor_a_password_of_before
 )
 measuring_stories="not test_a_thousand_files and not test_a_file_of_90_mb"
 
