@@ -47,7 +47,7 @@ mknod -m 666 "$root/dev/urandom" c 1 9 # the engine brings it
 
 # What the configuration says is run.
 config() { python3 -c 'import json, sys; c = json.load(open(sys.argv[1])); print('"$1"')' "$work/bundle/config.json"; }
-user=$(config 'f"{c[\"process\"][\"user\"][\"uid\"]}:{c[\"process\"][\"user\"][\"gid\"]}"')
+user=$(config '"{uid}:{gid}".format(**c["process"]["user"])')
 entry=$(config 'c["process"]["args"][0]')
 mapfile -t environment < <(config '"\n".join(c["process"]["env"])')
 port=$(python3 -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')
