@@ -29,7 +29,7 @@ def mergerfs(tmp_path):
         pytest.skip("needs mergerfs, FUSE and root")
     branch, mount = tmp_path / "branch", tmp_path / "pool"
     branch.mkdir(), mount.mkdir()
-    subprocess.run(["mergerfs", "-o", "cache.files=off", branch, mount], check=True)
+    subprocess.run(["mergerfs", "-o", "cache.files=off,minfreespace=0", branch, mount], check=True)
     yield mount
     subprocess.run(["umount", "-l", mount], check=True)
 
