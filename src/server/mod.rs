@@ -92,7 +92,7 @@ pub fn run(config: Config, reload: impl Fn() -> Result<Config> + Send + 'static)
     }
     // Logs it if the clock is not set.
     app.clock_doubt();
-    poll_loop.run();
+    let served = poll_loop.run().map_err(|err| Error::Broken(format!("stopping: {err}")));
     log::info!("stopping");
     if workers.stop() {
         app.users().end_sessions();
@@ -100,7 +100,8 @@ pub fn run(config: Config, reload: impl Fn() -> Result<Config> + Send + 'static)
         // The request still holds its user's locks. The next start rolls its work back, as after a power cut.
         log::warn!("stopping before a request has finished; the next start rolls it back");
     }
-    made.iter().chain([&socket]).try_for_each(|path| files::remove_if_there(path))
+    made.iter().chain([&socket]).try_for_each(|path| files::remove_if_there(path))?;
+    served
 }
 
 /// What the connection layer asks `api`.

@@ -1,5 +1,6 @@
 //! One request and its reply, from the end of the request's head to the end of the reply.
 
+use std::io;
 use std::time::Instant;
 
 use log::Level;
@@ -211,6 +212,7 @@ impl Exchange {
                 let socket = shared.backend.display().to_string();
                 let note = format_args!("connecting to {socket}: {err}; is the data folder still there?");
                 shared.note(Level::Warn, note);
+                shared.backend_ended |= err.kind() == io::ErrorKind::ConnectionRefused;
                 return Next::Refuse(Refusal::new(502, "no backend"));
             }
         };
@@ -332,6 +334,11 @@ impl Exchange {
     /// Whether it holds a slot.
     pub fn is_active(&self) -> bool {
         matches!(self.stage, Stage::Active(_))
+    }
+
+    /// Whether it is active, and nothing of the reply has come: the backend may not have accepted the connection yet.
+    pub fn is_unanswered(&self) -> bool {
+        matches!(&self.stage, Stage::Active(active) if !active.reply.is_started())
     }
 
     /// Whose it is.

@@ -8,7 +8,8 @@
 //! - A client that stops sending or reading holds a worker forever: there are no timeouts. The connection layer forwards a
 //!   request when it can make progress, and every wait for a client has a timeout.
 //! - One failed accept() or dup() ends its accept loop for good, silently. The connection layer accepts itself, survives every
-//!   accept error, and forwards nothing without spare file descriptors.
+//!   accept error, and forwards nothing without spare file descriptors. If the loop has ended nevertheless, because workers
+//!   took the spare ones, the connection layer stops the server with an error, so that the init system starts a new one.
 //! - `HTTP/2.0` in a request line deadlocks a thread for good. The connection layer refuses it.
 //! - Each connection, even an idle one, holds a thread, and a burst of them starves busy ones. In the connection layer an idle
 //!   connection takes a few hundred bytes. The connection layer opens one backend connection per request.

@@ -46,6 +46,8 @@ pub(crate) struct Shared {
     pub(super) now: Instant,
     /// The deadline of the stop; `None` while the server runs.
     pub(super) stop_at: Option<Instant>,
+    /// The backend accepts no connections any more.
+    pub(super) backend_ended: bool,
 }
 
 impl Shared {
@@ -115,12 +117,14 @@ impl PollLoop {
                 partial_chunks: Vec::new(),
                 now: Instant::now(),
                 stop_at: None,
+                backend_ended: false,
             },
         })
     }
 
-    /// Serves until `stop`, then waits up to `stop_wait` for the active requests.
-    pub fn run(mut self) {
+    /// Serves until `stop`, then waits up to `stop_wait` for the active requests. If the backend has ended, stops by itself
+    /// and returns an error: only a restart of the process brings a new one.
+    pub fn run(mut self) -> io::Result<()> {
         let (mut fds, mut sources) = (Vec::new(), Vec::new());
         while !self.is_over() {
             self.watch(&mut fds, &mut sources);
@@ -140,7 +144,16 @@ impl PollLoop {
             self.make_way();
             self.admit();
             self.sweep();
+            if self.shared.backend_ended && !self.shared.is_stopping() {
+                self.begin_stop();
+            }
         }
+        if self.shared.backend_ended {
+            return Err(io::Error::other(
+                "tiny_http no longer accepts connections: file descriptors ran out",
+            ));
+        }
+        Ok(())
     }
 
     fn is_over(&self) -> bool {
@@ -265,7 +278,7 @@ impl PollLoop {
 
     /// Gives free slots to waiting requests: the lightest first, then in order of arrival.
     fn admit(&mut self) {
-        while self.next_waiting().is_some() && self.make_headroom() {
+        while self.next_waiting().is_some() && self.make_headroom(1) != Headroom::None {
             // `make_headroom` may have changed the indexes, but never evicts a waiting request.
             if let Some(at) = self.next_waiting() {
                 self.conns[at].activate(&mut self.shared);
@@ -276,28 +289,38 @@ impl PollLoop {
         }
     }
 
-    /// Whether there are free file descriptors for one more of ours and for all that tiny_http may open. tiny_http's
-    /// accept loop ends for good if it finds none. So this is checked before each forwarded request and after each
-    /// accept, by opening them: that counts what the rest of the process has open.
-    fn has_headroom(&self) -> bool {
-        let wanted = 1 + self.shared.limits.max_active * (Limits::FDS_PER_REQUEST - 1);
-        let tries: io::Result<Vec<_>> = (0..wanted).map(|_| self.stop.try_clone()).collect();
+    /// Whether so many file descriptors are free. Opens them to find out: that counts what the rest of the process has
+    /// open.
+    fn can_open(&self, count: usize) -> bool {
+        let tries: io::Result<Vec<_>> = (0..count).map(|_| self.stop.try_clone()).collect();
         tries.is_ok()
     }
 
-    /// Evicts connections until there are enough free file descriptors. If that is not enough, it logs and pauses.
-    fn make_headroom(&mut self) -> bool {
-        while !self.has_headroom() {
-            if !self.evict(Duration::ZERO) {
-                self.shared.note(
-                    Level::Warn,
-                    format_args!("too few free file descriptors; raise the limit on open files"),
-                );
-                self.pause();
-                return false;
+    /// Call before `ours` descriptors are opened here. tiny_http's accept loop ends for good if it finds no free
+    /// descriptor, so what it may open stays free. Evicts connections until there is enough for a backend that accepts and
+    /// duplicates `max_active` connections at once. If none can be evicted, what the unanswered requests and the next one
+    /// may still open is enough: where tiny_http has not closed the sockets of earlier requests yet, as on a busy
+    /// machine, more may not be free for a moment. If there is less, logs and pauses.
+    fn make_headroom(&mut self, ours: usize) -> Headroom {
+        let of_backend = |requests: usize| requests.saturating_mul(Limits::FDS_PER_REQUEST - 1);
+        let wanted = ours + of_backend(self.shared.limits.max_active);
+        while !self.can_open(wanted) {
+            if self.evict(Duration::ZERO) {
+                continue;
             }
+            let unanswered = self.exchanges().filter(|(_, exchange)| exchange.is_unanswered()).count();
+            let requests = 1 + unanswered + self.shared.partial_chunks.len();
+            if self.can_open(ours + of_backend(requests)) {
+                return Headroom::Low;
+            }
+            self.shared.note(
+                Level::Warn,
+                format_args!("too few free file descriptors; raise the limit on open files"),
+            );
+            self.pause();
+            return Headroom::None;
         }
-        true
+        Headroom::Enough
     }
 
     fn pause(&mut self) {
@@ -321,18 +344,23 @@ impl PollLoop {
             if self.conns.len() >= self.shared.limits.max_conns && !self.evict(self.shared.limits.min_wait) {
                 return;
             }
-            let Some(listener) = self.listeners.get(at) else {
+            // One for the client, and one to forward its request. A client that is not accepted now waits in the backlog.
+            let open = self.conns.len();
+            let headroom = self.make_headroom(2);
+            // The next connection, if there is one, is taken in the next turn: nothing is evicted for none.
+            let is_last = headroom == Headroom::Low || self.conns.len() < open;
+            let Some(listener) = self.listeners.get(at).filter(|_| headroom != Headroom::None) else {
                 return;
             };
             match listener.accept() {
                 Ok((socket, peer)) => {
-                    if !self.make_headroom() {
-                        return;
-                    }
                     if socket.prepare().is_ok() {
                         let address = self.shared.address_of(peer);
                         self.conns.push(Conn::new(socket, peer, address, self.shared.now));
                         self.read_newest();
+                    }
+                    if is_last {
+                        return;
                     }
                 }
                 Err(err) if err.kind() == io::ErrorKind::WouldBlock => return,
@@ -358,6 +386,17 @@ impl PollLoop {
             }
         }
     }
+}
+
+/// How many file descriptors are free.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Headroom {
+    /// For all that may be opened.
+    Enough,
+    /// For the next request.
+    Low,
+    /// Not even for that.
+    None,
 }
 
 /// Whether accept(2) failed because the client's connection was lost before it was accepted.
