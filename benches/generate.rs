@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 
 use ankipi::collection::FILE_NAME;
 use ankipi::collection::full::download::Snapshot;
+use ankipi::collection::new_collection;
 use ankipi::collection::schema::downgrade::Scratch;
-use ankipi::sync::new_collection;
 use ankipi::text::{note, unicase};
 use rusqlite::{Connection, params};
 

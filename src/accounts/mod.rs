@@ -23,9 +23,7 @@ pub mod password;
 pub mod snapshot;
 pub mod users_file;
 
-use std::fs;
 use std::net::IpAddr;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
@@ -344,7 +342,7 @@ pub fn in_one_folder<'n>(
     name: &str,
 ) -> Option<&'n str> {
     let folded = |name: &str| name.nfc().collect::<String>().to_lowercase();
-    let id = |name: &str| fs::metadata(base.join(name)).map(|meta| (meta.dev(), meta.ino())).ok();
+    let id = |name: &str| files::id_of(&base.join(name)).ok();
     others.find(|other| {
         *other != name
             && folded(other) == folded(name)

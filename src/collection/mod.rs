@@ -1,11 +1,11 @@
 //! One user's `collection.anki2`, schema 18 (collection-format.md).
 //!
-//! A `Collection` is an open file. Here: opening it (`mod.rs`), reading and writing its objects (`objects`), `schema` with
+//! A `Collection` is an open file. Here: opening it (`mod.rs`), creating an empty one (`new_collection`), reading and writing its objects (`objects`), `schema` with
 //! upgrade and downgrade, `full` (upload, download, replace, backups, restore), `blobs` (protobuf <-> JSON). Not here: the
 //! steps of a sync that merges (`sync`), users, HTTP. Imports `messages`, `files`, `text`, `os`.
 //!
 //! Journal: a sync writes to a WAL, because a commit then waits for one fsync, and each changed page is written once
-//! before the reply. Nothing is checkpointed while a device may wait: `session` does that some seconds after the last
+//! before the reply. Nothing is checkpointed while a device may wait: `sync::session` does that some seconds after the last
 //! sync, and at the stop. On a disk without shared memory for the WAL's index, a sync uses a rollback journal. In both
 //! modes a commit is on disk when it returns.
 //!
@@ -14,6 +14,7 @@
 
 pub mod blobs;
 pub mod full;
+pub mod new_collection;
 pub(crate) mod objects;
 pub mod schema;
 
@@ -31,10 +32,7 @@ use crate::files;
 use crate::files::sqlite_files::{has_rollback_journal, has_side_files, immutable_uri};
 use crate::text::unicase;
 
-pub use full::upload::upgraded_copy;
-
-/// The name of the collection in a user's folder, as on the official server.
-pub const FILE_NAME: &str = "collection.anki2";
+pub use crate::files::data_folder::COLLECTION_FILE as FILE_NAME;
 
 /// The schema version that the server stores and sends.
 pub const SCHEMA_VERSION: i64 = 18;
@@ -438,7 +436,7 @@ mod tests {
     #[test]
     fn a_sync_leaves_the_file_alone_until_its_wal_is_folded() {
         let dir = tempfile::tempdir().unwrap();
-        crate::sync::new_collection::create(dir.path()).unwrap();
+        crate::collection::new_collection::create(dir.path()).unwrap();
         let path = dir.path().join(FILE_NAME);
         let side_file = |suffix: &str| dir.path().join(format!("{FILE_NAME}{suffix}")).exists();
 
@@ -467,7 +465,7 @@ mod tests {
     #[test]
     fn a_disk_without_shared_memory_gets_a_rollback_journal() {
         let dir = tempfile::tempdir().unwrap();
-        crate::sync::new_collection::create(dir.path()).unwrap();
+        crate::collection::new_collection::create(dir.path()).unwrap();
         let path = dir.path().join(FILE_NAME);
         // As another disk or server leaves it: in WAL mode, and with something in the WAL.
         let collection = Collection::open(&path, Journal::Wal).unwrap();

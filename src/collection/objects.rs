@@ -7,6 +7,7 @@ use crate::collection::int;
 use crate::collection::spooling;
 use crate::collection::{CachedStatements, Collection, Range};
 use crate::error::{Error, Result};
+use crate::os::clock;
 use rusqlite::{CachedStatement, Connection, Row, params};
 use serde_json::value::RawValue;
 use std::io::Write;
@@ -272,6 +273,15 @@ pub(crate) fn put_deck_config(db: &Connection, row: &DeckConfigRow) -> Result<()
          ON CONFLICT (id) DO UPDATE SET name = excluded.name, mtime_secs = excluded.mtime_secs,
            usn = excluded.usn, config = excluded.config",
         params![row.id, row.name, row.mtime_secs, row.usn, row.config],
+    )?;
+    Ok(())
+}
+
+/// Writes an entry of the config in place of one with its key.
+pub(crate) fn put_config_entry(db: &Connection, key: &str, json: &str, usn: i32) -> Result<()> {
+    db.execute_cached(
+        "INSERT OR REPLACE INTO config (KEY, usn, mtime_secs, val) VALUES (?1, ?2, ?3, ?4)",
+        params![key, usn, clock::now_secs(), json.as_bytes()],
     )?;
     Ok(())
 }

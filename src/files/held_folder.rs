@@ -37,6 +37,11 @@ impl HeldFolder {
     }
 }
 
+/// Device and inode of what is at that path, by which a file or folder is told from others.
+pub fn id_of(path: &Path) -> io::Result<(u64, u64)> {
+    fs::metadata(path).map(|meta| (meta.dev(), meta.ino()))
+}
+
 /// Whether there is anything at that path.
 pub fn is_there(path: &Path) -> Result<bool> {
     match fs::symlink_metadata(path) {

@@ -1,9 +1,9 @@
-//! Files on the owner's disk: durable writes (fsync, rename), locks between processes, owners, spools.
+//! Files on the owner's disk: the data folder, durable writes (fsync, rename), locks between processes, owners, spools.
 //!
-//! Not here: what is in the files. Imports `os`, `error`, and the names of our own files from
-//! `config`.
+//! Not here: what is in the files. Imports `os`, `error`, and the name of the users file from `config`.
 
 pub mod damaged;
+pub mod data_folder;
 pub mod disk_abilities;
 pub mod durable;
 mod held_folder;
@@ -15,7 +15,7 @@ pub mod temporary;
 
 pub use disk_abilities::{has_shared_memory, synchronous};
 pub use durable::{GentleFile, create_folder, remove_folder, remove_if_there, replace_file, sync_folder};
-pub use held_folder::{HeldFolder, is_there};
+pub use held_folder::{HeldFolder, id_of, is_there};
 pub use locks::{
     holder, is_in_use, keep_in_place, leave_notice, lock_data_folder, lock_if_possible, notices,
     running_servers, wait_to_replace,

@@ -228,6 +228,9 @@ pub const FORM_PARTS: usize = 32;
 /// Maximum files in one zip, in both directions.
 pub const MEDIA_FILES: usize = 25;
 
+/// A zip for a client ends after the file that passes this size, as on the official server. The client asks for the rest.
+pub const MEDIA_REPLY_BYTES: u64 = 2_621_440;
+
 /// Maximum size of a file, as in clients and on the official server.
 pub const MEDIA_FILE_BYTES: u64 = 100 * 1024 * 1024;
 

@@ -16,16 +16,12 @@ use std::os::unix::fs::FileExt;
 use crc32fast::Hasher as Crc32;
 
 use crate::error::{Error, Result};
-use crate::limits_and_timeouts::MEDIA_FILES;
+use crate::limits_and_timeouts::{MEDIA_FILES, MEDIA_REPLY_BYTES};
 use crate::media::index::Record;
 use crate::media::lost::{self, Fault, Lost};
-use crate::media::name::MediaName;
-use crate::media::upload::checked_name;
+use crate::media::name::{MediaName, checked_name};
 use crate::media::zip::{META, ZipWriter, zip_bytes};
 use crate::media::{BLOCK_BYTES, MediaStore};
-
-/// A zip ends after the file that passes this size, as on the official server. The client asks for the rest.
-pub(super) const ENOUGH_BYTES: u64 = 2_621_440;
 
 /// The files of one reply, open and compared with their records.
 pub struct Download {
@@ -76,7 +72,7 @@ impl MediaStore {
         self.read(|db| {
             let (mut asked, mut bytes, mut opened) = (0, 0, Vec::with_capacity(names.len()));
             for name in names {
-                if bytes > ENOUGH_BYTES {
+                if bytes > MEDIA_REPLY_BYTES {
                     break;
                 }
                 asked += 1;

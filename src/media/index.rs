@@ -16,12 +16,11 @@ use crate::error::{Error, Result};
 use crate::files;
 use crate::files::sqlite_files::{has_side_files, immutable_uri};
 use crate::media::name::MediaName;
-use crate::media::places::folded;
+use crate::media::name::folded;
 use crate::media::{FOLDER, Sha1Sum, Totals};
 use crate::os::clock;
 
-/// The name of the index in a user's folder, as on the official server.
-pub const FILE_NAME: &str = "media.db";
+pub use crate::files::data_folder::MEDIA_INDEX_FILE as FILE_NAME;
 
 /// The supported schema version.
 const SCHEMA_VERSION: i64 = 4;

@@ -22,8 +22,7 @@ use sha1::{Digest, Sha1};
 
 use crate::error::{Error, Result};
 use crate::files::damaged::{is_about_name, put_aside};
-use crate::limits_and_timeouts::MEDIA_FILES;
-use crate::media::download::ENOUGH_BYTES;
+use crate::limits_and_timeouts::{MEDIA_FILES, MEDIA_REPLY_BYTES};
 use crate::media::index::Record;
 use crate::media::name::MediaName;
 use crate::media::places::Places;
@@ -169,14 +168,14 @@ impl MediaStore {
                     lost.push(Lost { name, record });
                 } else {
                     bytes += record.bytes;
-                    if bytes <= ENOUGH_BYTES && to_read.len() <= MEDIA_FILES {
+                    if bytes <= MEDIA_REPLY_BYTES && to_read.len() <= MEDIA_FILES {
                         to_read.push(Lost { name, record });
                     }
                 }
                 Ok(())
             })
         })?;
-        if bytes <= ENOUGH_BYTES && to_read.len() <= MEDIA_FILES {
+        if bytes <= MEDIA_REPLY_BYTES && to_read.len() <= MEDIA_FILES {
             for read in to_read {
                 if fault(&self.places, &read.name, &read.record)?.is_some() {
                     lost.push(read);

@@ -5,6 +5,8 @@ use std::path::{Path, PathBuf};
 use rusqlite::types::{ToSql, ToSqlOutput};
 use unicode_normalization::is_nfc;
 
+use crate::error::{Error, Result};
+
 /// A name that cannot leave the folder and that each client keeps unchanged.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MediaName(String);
@@ -21,7 +23,7 @@ impl MediaName {
     ///
     /// Refuses `\` and control characters, which the official server accepts. All clients strip both. On another system
     /// `\` leads out of the folder; control characters garble a terminal.
-    pub fn parse(raw: String) -> Result<MediaName, BadName> {
+    pub fn parse(raw: String) -> std::result::Result<MediaName, BadName> {
         if matches!(raw.as_str(), "" | "." | "..") {
             return Err(BadName("is empty or a folder's"));
         }
@@ -55,6 +57,20 @@ impl ToSql for MediaName {
     fn to_sql(&self) -> rusqlite::Result<ToSqlOutput<'_>> {
         self.0.to_sql()
     }
+}
+
+/// Checks a name that a client sent. The error holds the reason; the name itself is logged at level debug only.
+pub fn checked_name(raw: String) -> Result<MediaName> {
+    let shown = raw.chars().take(300).collect::<String>();
+    MediaName::parse(raw).map_err(|BadName(reason)| {
+        log::debug!("refused a media file named {shown:?}");
+        Error::bad(format!("the name of a media file {reason}"))
+    })
+}
+
+/// What a file system that ignores case, or trailing dots and spaces, makes one name of.
+pub fn folded(name: &str) -> String {
+    name.trim_end_matches(['.', ' ']).to_lowercase()
 }
 
 #[cfg(test)]

@@ -144,8 +144,3 @@ impl Places {
         Ok(())
     }
 }
-
-/// What a file system that ignores case, or trailing dots and spaces, makes one name of.
-pub fn folded(name: &str) -> String {
-    name.trim_end_matches(['.', ' ']).to_lowercase()
-}

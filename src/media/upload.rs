@@ -15,8 +15,7 @@ use crate::files::temporary::TemporaryFile;
 use crate::limits_and_timeouts::MEDIA_FILES;
 use crate::media::index::{MediaDb, Record};
 use crate::media::lost;
-use crate::media::name::{BadName, MediaName};
-use crate::media::places::folded;
+use crate::media::name::{MediaName, checked_name, folded};
 use crate::media::zip;
 use crate::media::zip::{Entry, META, ZipReader};
 use crate::media::{Intent, MediaStore, PENDING, Sha1Sum, State};
@@ -376,13 +375,4 @@ fn read_meta<'z>(zip: &'z ZipReader) -> Result<Pairs<'z>> {
         found.push((name, entry));
     }
     Ok(found)
-}
-
-/// Checks a name that a client sent. The error holds the reason; the name itself is logged at level debug only.
-pub fn checked_name(raw: String) -> Result<MediaName> {
-    let shown = raw.chars().take(300).collect::<String>();
-    MediaName::parse(raw).map_err(|BadName(reason)| {
-        log::debug!("refused a media file named {shown:?}");
-        Error::bad(format!("the name of a media file {reason}"))
-    })
 }

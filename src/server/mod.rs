@@ -1,11 +1,10 @@
-//! Start to stop: the data folder, the listeners, the connection layer, tiny_http behind it, the worker threads.
+//! Start to stop: the listeners, the connection layer, tiny_http behind it, the worker threads.
 //!
 //! Here: `listeners`, `connections` (the poll loop, limits and timeouts), `workers`, `reload_on_sighup`. Not here: what a
 //! request means (`api`). Imports `api`, `http`, `config`, `files`, `os`. Only this module and
 //! `http::keep_client_waiting` start threads. Only this module and `http` name tiny_http.
 
 pub mod connections;
-pub mod data_folder;
 mod listeners;
 mod reload_on_sighup;
 mod workers;
@@ -22,6 +21,7 @@ use crate::collection::full::download::HAS_DBPAGE;
 use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::files;
+use crate::files::data_folder;
 use crate::http::request_head::Fields;
 use crate::limits_and_timeouts::{Limits, Weight};
 use crate::os;

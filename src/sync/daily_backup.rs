@@ -8,8 +8,8 @@
 
 use std::fs::{self, File};
 use std::io::Write;
-use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::Instant;
 
@@ -22,8 +22,8 @@ use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::files::GentleFile;
 use crate::files::sqlite_files::has_side_files;
+use crate::os::clock::Day;
 use crate::os::{self, clock};
-use crate::sync::session::{Download, State, User};
 
 /// Stack of the thread. SQLite needs less to read pages; unused stack costs address space, not memory.
 const STACK_BYTES: usize = 256 * 1024;
@@ -44,65 +44,132 @@ impl Policy {
     pub fn of(config: &Config) -> Policy {
         Policy { days: config.backup_days, weeks: config.backup_weeks, min_free_bytes: config.min_free_bytes }
     }
+
+    /// Whether copies are wanted, and today this was not asked yet. `last_asked` becomes today, also if the copy fails, so
+    /// that not each sync of the day tries again.
+    pub fn is_first_sync_of_day(self, last_asked: &mut Option<Day>) -> bool {
+        let today = Some(clock::today());
+        self.days > 0 && std::mem::replace(last_asked, today) != today
+    }
 }
 
-/// What the copy is made from.
-enum Source {
+/// How the collection gets into the copy.
+pub enum Source {
     /// The copy shares the blocks of the collection already, and has only to be synced.
     Shared(File),
-    /// A snapshot, to be copied page by page.
-    Snapshot(Download),
+    /// A snapshot of the collection is written to the copy.
+    Snapshot(WriteSnapshot),
 }
 
-/// Begins a copy if this is the first sync of the day and the collection has changed since the last one. Call it while no
-/// session is open. An error is logged: it must not keep a device from syncing.
-pub(super) fn begin_if_due(user: &Arc<User>, state: &mut State) {
-    let today = clock::today();
-    if user.daily.days == 0 || state.looked_at_backup == Some(today) {
-        return;
-    }
-    // Also after an error, so that not each sync of the day tries again.
-    state.looked_at_backup = Some(today);
-    if let Err(err) = begin(user, state) {
-        log::error!("{}: no daily copy of the collection: {err}", user.name);
-    }
-}
+/// Writes a snapshot to a file, and returns its length in bytes.
+pub type WriteSnapshot = Box<dyn FnOnce(&mut GentleFile) -> Result<u64> + Send>;
 
-fn begin(user: &Arc<User>, state: &mut State) -> Result<()> {
-    // What the last sync left in a WAL belongs to the copy, and a file without a WAL may share its blocks.
-    user.close_unless_read(state);
-    let path = user.collection_path();
-    let Ok(bytes) = fs::metadata(&path).map(|meta| meta.len()) else { return Ok(()) };
-    let last = backups::backups(&user.dir)?.into_iter().rfind(|backup| backup.kind == Kind::Daily);
+/// Whether no daily copy was made today, and the collection has changed since the last one. `open` opens it for reading.
+pub fn is_due(dir: &Path, open: impl FnOnce() -> Result<Collection>) -> Result<bool> {
+    let last = backups::backups(dir)?.into_iter().rfind(|backup| backup.kind == Kind::Daily);
     if last.as_ref().is_some_and(|last| last.day == Some(clock::today())) {
-        return Ok(());
+        return Ok(false);
     }
-    let current = user.open_with(state, Collection::open_to_read)?;
-    if let Some(last) = last
-        && let Ok(last) = Collection::open_to_read(&last.path).and_then(|copy| copy.stamps())
-        && !has_changed(&current, last)?
-    {
-        return Ok(());
+    // Opening also upgrades a file of an old schema, before it is copied.
+    let current = open()?;
+    let Some(last) = last else { return Ok(true) };
+    match Collection::open_to_read(&last.path).and_then(|copy| copy.stamps()) {
+        Ok(stamps) => has_changed(&current, stamps),
+        // A copy that cannot be read does not count.
+        Err(_) => Ok(true),
     }
-    drop(current);
-    let unfinished = backups::unfinished_path(&user.dir, &format!("day-{}", clock::today()))?;
-    let source = match share_blocks(user, state, &unfinished) {
-        Some(file) => Source::Shared(file),
-        None => {
-            check_room(user, bytes)?;
-            Source::Snapshot(user.begin_read(state)?)
+}
+
+/// A copy that is about to be made.
+pub struct DailyCopy {
+    /// The user's folder.
+    dir: PathBuf,
+    user_name: String,
+    policy: Policy,
+    /// Where the copy is written to, until it is complete.
+    unfinished: PathBuf,
+}
+
+impl DailyCopy {
+    /// The copy of today.
+    pub fn new(dir: &Path, user_name: &str, policy: Policy) -> Result<DailyCopy> {
+        let unfinished = backups::unfinished_path(dir, &format!("day-{}", clock::today()))?;
+        Ok(DailyCopy { dir: dir.to_owned(), user_name: user_name.to_owned(), policy, unfinished })
+    }
+
+    /// Makes the copy share the blocks of the collection. None if the file system has no such thing, or if a WAL may hold
+    /// the newest state. Call only while no connection of ours is open: closing a descriptor would drop its locks.
+    pub fn share_blocks(&self, collection: &Path) -> Option<File> {
+        if has_side_files(collection) {
+            return None;
         }
-    };
-    let user = user.clone();
-    let work = move || {
-        os::lower_priority();
-        if let Err(err) = make(&user, source, &unfinished) {
-            let _ = fs::remove_file(&unfinished);
-            log::error!("{}: no daily copy of the collection: {err}", user.name);
+        let from = File::open(collection).ok()?;
+        let copy = File::options().write(true).create_new(true).open(&self.unfinished).ok()?;
+        if os::clone_file(&from, &copy).is_ok() {
+            return Some(copy);
         }
-    };
-    let started = thread::Builder::new().name("daily-backup".to_owned()).stack_size(STACK_BYTES).spawn(work);
-    started.map(drop).map_err(|err| Error::Broken(format!("starting a thread: {err}")))
+        let _ = fs::remove_file(&self.unfinished);
+        None
+    }
+
+    /// Errors if a copy of so many bytes would leave no room for a full upload and what is to be kept free.
+    pub fn check_room(&self, bytes: u64) -> Result<()> {
+        let free = os::free_bytes(&self.dir).map_err(Error::io("asking for the free space at", &self.dir))?;
+        let needed = bytes.saturating_mul(2).saturating_add(self.policy.min_free_bytes);
+        if free >= needed {
+            return Ok(());
+        }
+        Err(Error::DiskFull(format!(
+            "{free} bytes are free; it takes {bytes}, and leaves as much for an upload and SYNC_MIN_FREE_MEGS free. \
+             SYNC_BACKUP_DAYS=0 switches daily copies off"
+        )))
+    }
+
+    /// Starts a thread that makes the copy. Its errors are logged.
+    pub fn start(self, source: Source) -> Result<()> {
+        let work = move || {
+            os::lower_priority();
+            if let Err(err) = self.make(source) {
+                let _ = fs::remove_file(&self.unfinished);
+                log::error!("{}: no daily copy of the collection: {err}", self.user_name);
+            }
+        };
+        let started =
+            thread::Builder::new().name("daily-backup".to_owned()).stack_size(STACK_BYTES).spawn(work);
+        started.map(drop).map_err(|err| Error::Broken(format!("starting a thread: {err}")))
+    }
+
+    fn make(&self, source: Source) -> Result<()> {
+        let unfinished = &self.unfinished;
+        let _one_at_a_time = COPYING.lock().unwrap_or_else(PoisonError::into_inner);
+        let started = Instant::now();
+        let bytes = match source {
+            Source::Shared(copy) => {
+                copy.sync_all().map_err(Error::io("syncing", unfinished))?;
+                0
+            }
+            Source::Snapshot(write) => {
+                let mut copy = GentleFile::create(unfinished)?;
+                let bytes = write(&mut copy).map_err(|err| match err {
+                    // Writers report errors as a closed connection. Here it is the file's.
+                    Error::Disconnected(err) => Error::Io("writing", unfinished.to_owned(), err),
+                    other => other,
+                })?;
+                copy.flush()
+                    .and_then(|()| copy.into_file().sync_all())
+                    .map_err(Error::io("syncing", unfinished))?;
+                bytes
+            }
+        };
+        let stored = backups::store(&self.dir, unfinished, Kind::Daily)?;
+        log::info!(
+            "{}: kept the state before the first sync of the day as backup {}, {bytes} bytes copied in {} ms",
+            self.user_name,
+            stored.number,
+            started.elapsed().as_millis()
+        );
+        backups::delete_old_daily(&self.dir, self.policy.days, self.policy.weeks)
+    }
 }
 
 /// Whether a collection has other contents than when it had these stamps. The stamps alone do not tell: two devices that sync in
@@ -121,64 +188,4 @@ fn has_changed(collection: &Collection, then: Stamps) -> Result<bool> {
         }
     }
     Ok(false)
-}
-
-/// A copy that shares the blocks of the collection; None where the file system has no such thing, or somebody reads the
-/// collection: then its newest state may be in a WAL, and closing a descriptor would drop the locks of that reader.
-fn share_blocks(user: &User, state: &State, to: &Path) -> Option<File> {
-    let path = user.collection_path();
-    if state.is_read() || has_side_files(&path) {
-        return None;
-    }
-    let from = File::open(path).ok()?;
-    let copy = File::options().write(true).create_new(true).open(to).ok()?;
-    if os::clone_file(&from, &copy).is_ok() {
-        return Some(copy);
-    }
-    let _ = fs::remove_file(to);
-    None
-}
-
-/// Errors if the copy would leave no room for a full upload and what is to be kept free.
-fn check_room(user: &User, bytes: u64) -> Result<()> {
-    let free = os::free_bytes(&user.dir).map_err(Error::io("asking for the free space at", &user.dir))?;
-    let needed = bytes.saturating_mul(2).saturating_add(user.daily.min_free_bytes);
-    if free >= needed {
-        return Ok(());
-    }
-    Err(Error::DiskFull(format!(
-        "{free} bytes are free; it takes {bytes}, and leaves as much for an upload and SYNC_MIN_FREE_MEGS free. \
-         SYNC_BACKUP_DAYS=0 switches daily copies off"
-    )))
-}
-
-fn make(user: &User, source: Source, unfinished: &Path) -> Result<()> {
-    let _one_at_a_time = COPYING.lock().unwrap_or_else(PoisonError::into_inner);
-    let started = Instant::now();
-    let bytes = match source {
-        Source::Shared(copy) => {
-            copy.sync_all().map_err(Error::io("syncing", unfinished))?;
-            0
-        }
-        Source::Snapshot(snapshot) => {
-            let mut copy = GentleFile::create(unfinished)?;
-            snapshot.send(&mut copy).map_err(|err| match err {
-                // Writers report errors as a closed connection. Here it is the file's.
-                Error::Disconnected(err) => Error::Io("writing", unfinished.to_owned(), err),
-                other => other,
-            })?;
-            copy.flush()
-                .and_then(|()| copy.into_file().sync_all())
-                .map_err(Error::io("syncing", unfinished))?;
-            snapshot.bytes()
-        }
-    };
-    let stored = backups::store(&user.dir, unfinished, Kind::Daily)?;
-    log::info!(
-        "{}: kept the state before the first sync of the day as backup {}, {bytes} bytes copied in {} ms",
-        user.name,
-        stored.number,
-        started.elapsed().as_millis()
-    );
-    backups::delete_old_daily(&user.dir, user.daily.days, user.daily.weeks)
 }

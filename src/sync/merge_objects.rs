@@ -4,7 +4,7 @@
 //! The other direction: `send_objects`.
 
 use crate::collection::blobs::{DeckConfigRow, DeckRow, NotetypeRow};
-use crate::collection::objects::{put_deck, put_deck_config, put_notetype};
+use crate::collection::objects::{put_config_entry, put_deck, put_deck_config, put_notetype};
 use crate::collection::{CachedStatements, Collection, untranslatable};
 use crate::error::{Error, Result};
 use crate::messages::Source;
@@ -192,11 +192,7 @@ impl ChangeSink for Merge<'_> {
     }
 
     fn config_entry(&mut self, key: &str, json: &str) -> Result<()> {
-        self.db.execute_cached(
-            "INSERT OR REPLACE INTO config (KEY, usn, mtime_secs, val) VALUES (?1, ?2, ?3, ?4)",
-            params![key, self.server_usn, clock::now_secs(), json.as_bytes()],
-        )?;
-        Ok(())
+        put_config_entry(self.db, key, json, self.server_usn)
     }
 
     fn created(&mut self, stamp: i64) -> Result<()> {

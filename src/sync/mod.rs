@@ -8,7 +8,6 @@ mod graves;
 mod kept_connection;
 mod merge_objects;
 mod merge_rows;
-pub mod new_collection;
 mod row_counts;
 mod sanity_and_finish;
 mod send_objects;

@@ -5,18 +5,18 @@
 //! had it gets 409 at its next step.
 
 use std::fs;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::collection;
 use crate::collection::full::backups::Kind;
 use crate::collection::full::download::Snapshot;
 use crate::collection::full::replace;
 use crate::collection::full::restore;
+use crate::collection::full::upload;
+use crate::collection::new_collection;
 use crate::collection::schema::downgrade::{OldCopy, Scratch};
 use crate::collection::{Collection, FILE_NAME, Journal, Meta, PATIENCE, Range, Stamps};
 use crate::error::{Error, Result};
@@ -25,10 +25,9 @@ use crate::files::damaged::put_folders_aside;
 use crate::files::sqlite_files::{FINE_STEP, FileState, Remembered, has_side_files};
 use crate::media::MediaStore;
 use crate::os::clock::Day;
-use crate::sync::daily_backup;
+use crate::sync::daily_backup::{self, DailyCopy, Source};
 use crate::sync::kept_connection::{Foreign, Kept, Slots};
-use crate::sync::users::Users;
-use crate::sync::{ChunkCursor, NotetypeShapes, new_collection};
+use crate::sync::{ChunkCursor, NotetypeShapes};
 
 /// Longer than the time between `meta` and `start` of one sync.
 const LONGEST_SYNC: Duration = Duration::from_secs(600);
@@ -41,25 +40,36 @@ pub const HELP_WITH_DAMAGE: &str = "`ankipi restore` puts a backup back; or move
 /// and a device that syncs again at once finds all ready.
 const QUIET: Duration = Duration::from_secs(6);
 
+/// What is the same for all users.
+#[derive(Clone)]
+pub struct UserSettings {
+    /// How many replaced collections are kept.
+    pub backups: usize,
+    /// Which daily copies are kept.
+    pub daily: daily_backup::Policy,
+    /// Maximum size of a row, in bytes.
+    pub max_row_bytes: u64,
+    /// The journal of syncs on this disk.
+    pub journal: Journal,
+    /// How many connections are kept after their syncs, all users together.
+    pub slots: Slots,
+}
+
 /// One user: a folder and a lock.
 pub struct User {
-    pub(super) name: String,
+    name: String,
     /// The user's folder.
     pub dir: PathBuf,
     /// The user's media. It has its own lock.
     pub media: MediaStore,
-    backups: usize,
-    pub(super) daily: daily_backup::Policy,
-    max_row_bytes: u64,
-    journal: Journal,
-    slots: Slots,
+    settings: UserSettings,
     /// Number of the next temporary file beside the collection.
     files_made: AtomicU32,
     state: Mutex<State>,
 }
 
 #[derive(Default)]
-pub(super) struct State {
+struct State {
     session: Option<Session>,
     /// How many downloads read the current collection. Changed only while the lock is held.
     readers: Arc<AtomicUsize>,
@@ -70,7 +80,7 @@ pub(super) struct State {
     /// The file that SQLite found damaged in the middle of a sync: device and inode.
     damaged: Option<(u64, u64)>,
     /// The day on which `daily_backup` last looked whether a copy is due.
-    pub(super) looked_at_backup: Option<Day>,
+    looked_at_backup: Option<Day>,
     /// The connection of the last session. None while a session is open, which has it.
     kept: Option<Kept>,
     /// When the last session ended, if its WAL may still have to be checkpointed.
@@ -80,7 +90,7 @@ pub(super) struct State {
 }
 
 impl State {
-    pub(super) fn is_read(&self) -> bool {
+    fn is_read(&self) -> bool {
         self.readers.load(Ordering::Relaxed) > 0
     }
 }
@@ -173,12 +183,12 @@ impl Session {
 
 impl User {
     /// Prepares a user's folder and recovers after a crash.
-    pub(super) fn open(users: &Users, dir: &Path, name: &str) -> User {
+    pub(super) fn open(settings: &UserSettings, dir: &Path, name: &str) -> User {
         if let Err(err) = replace::clean_up(dir) {
             log::error!("{}: what an interrupted request left cannot be tidied up: {err}", dir.display());
         }
         if restore::is_readied(dir)
-            && let Err(err) = restore::take_readied(dir, users.backups)
+            && let Err(err) = restore::take_readied(dir, settings.backups)
         {
             log::error!("{}: the restored backup cannot be put in place: {err}", dir.display());
         }
@@ -186,11 +196,7 @@ impl User {
             name: name.to_owned(),
             media: MediaStore::open(dir),
             dir: dir.to_owned(),
-            backups: users.backups,
-            daily: users.daily,
-            max_row_bytes: users.max_row_bytes,
-            journal: users.journal,
-            slots: users.slots.clone(),
+            settings: settings.clone(),
             files_made: AtomicU32::new(0),
             state: Mutex::default(),
         }
@@ -225,8 +231,8 @@ impl User {
 
     /// Keeps the connection of a session that has ended, or notes that there may be a WAL to checkpoint.
     fn keep(&self, state: &mut State, collection: Result<Collection>) {
-        let kept =
-            collection.and_then(|collection| Kept::new(collection, &self.collection_path(), &self.slots));
+        let kept = collection
+            .and_then(|collection| Kept::new(collection, &self.collection_path(), &self.settings.slots));
         state.kept = kept.unwrap_or_else(|err| {
             log::debug!("{}: closing the connection of a sync: {err}", self.name);
             None
@@ -262,7 +268,7 @@ impl User {
     }
 
     /// Closes what the last session has left open and checkpoints its WAL, unless a download reads the file.
-    pub(super) fn close_unless_read(&self, state: &mut State) {
+    fn close_unless_read(&self, state: &mut State) {
         if state.session.is_some() || state.is_read() {
             return;
         }
@@ -303,12 +309,12 @@ impl User {
     fn lock_for_request(&self) -> Result<MutexGuard<'_, State>> {
         let mut state = self.lock();
         if restore::is_readied(&self.dir) {
-            self.replace_by(&mut state, || restore::take_readied(&self.dir, self.backups))?;
+            self.replace_by(&mut state, || restore::take_readied(&self.dir, self.settings.backups))?;
         }
         Ok(state)
     }
 
-    pub(super) fn collection_path(&self) -> PathBuf {
+    fn collection_path(&self) -> PathBuf {
         self.dir.join(FILE_NAME)
     }
 
@@ -343,8 +349,8 @@ impl User {
     fn prepare_for_next_sync(&self) -> Result<()> {
         let path = self.collection_path();
         match FileState::of(&path) {
-            Some(file) if self.journal == Journal::Wal && file.is_in_rollback_mode() => {
-                match Collection::open(&path, self.journal) {
+            Some(file) if self.settings.journal == Journal::Wal && file.is_in_rollback_mode() => {
+                match Collection::open(&path, self.settings.journal) {
                     // It is upgraded when it is used.
                     Err(Error::OldSchema(_)) => Ok(()),
                     opened => opened?.close_and_fold(),
@@ -416,7 +422,7 @@ impl User {
     }
 
     fn file_in_place(&self) -> Option<(u64, u64)> {
-        fs::metadata(self.collection_path()).ok().map(|meta| (meta.dev(), meta.ino()))
+        files::id_of(&self.collection_path()).ok()
     }
 
     /// Ends any open session, opens a new one and runs its first step.
@@ -431,7 +437,7 @@ impl User {
         self.end_session(&mut state);
         if state.damaged.is_none() {
             // Copies of a damaged collection would push out those that are sound.
-            daily_backup::begin_if_due(self, &mut state);
+            self.begin_daily_copy_if_due(&mut state);
         }
         let opened = self.open_session(&mut state, skey, client_usn, client_is_newer);
         self.note_damage(&opened, &mut state);
@@ -448,6 +454,37 @@ impl User {
                 failed
             }
         }
+    }
+
+    /// Begins the daily copy if this is the first sync of the day and the collection has changed since the last copy. Call
+    /// it while no session is open. An error is logged: it must not keep a device from syncing.
+    fn begin_daily_copy_if_due(self: &Arc<User>, state: &mut State) {
+        if self.settings.daily.is_first_sync_of_day(&mut state.looked_at_backup)
+            && let Err(err) = self.begin_daily_copy(state)
+        {
+            log::error!("{}: no daily copy of the collection: {err}", self.name);
+        }
+    }
+
+    fn begin_daily_copy(self: &Arc<User>, state: &mut State) -> Result<()> {
+        // What the last sync left in a WAL belongs to the copy, and a file without a WAL may share its blocks.
+        self.close_unless_read(state);
+        let path = self.collection_path();
+        let Ok(bytes) = fs::metadata(&path).map(|meta| meta.len()) else { return Ok(()) };
+        if !daily_backup::is_due(&self.dir, || self.open_with(state, Collection::open_to_read))? {
+            return Ok(());
+        }
+        let copy = DailyCopy::new(&self.dir, &self.name, self.settings.daily)?;
+        let shared = if state.is_read() { None } else { copy.share_blocks(&path) };
+        let source = match shared {
+            Some(file) => Source::Shared(file),
+            None => {
+                copy.check_room(bytes)?;
+                let snapshot = self.begin_read(state)?;
+                Source::Snapshot(Box::new(move |file| snapshot.send(file).map(|()| snapshot.bytes())))
+            }
+        };
+        copy.start(source)
     }
 
     /// Closes the connection of a session whose step has failed: its transaction may be half applied, and the disk may
@@ -468,7 +505,7 @@ impl User {
         if kept.is_none_or(|checked| checked.is_err()) {
             state.kept = None;
         }
-        if state.is_read() && self.journal == Journal::Rollback {
+        if state.is_read() && self.settings.journal == Journal::Rollback {
             return Err(Error::Busy(
                 "another device downloads, and this disk has no shared memory".to_owned(),
             ));
@@ -479,8 +516,9 @@ impl User {
         let collection = match state.kept.take() {
             Some(kept) => kept.collection,
             None => {
-                let collection = self.open_with(state, |path| Collection::open(path, self.journal))?;
-                collection.limit_rows(self.max_row_bytes)?;
+                let collection =
+                    self.open_with(state, |path| Collection::open(path, self.settings.journal))?;
+                collection.limit_rows(self.settings.max_row_bytes)?;
                 collection
             }
         };
@@ -502,7 +540,7 @@ impl User {
             client_is_newer,
             cursor: ChunkCursor::default(),
             shapes: NotetypeShapes::default(),
-            early: (self.journal == Journal::Wal).then(Vec::new),
+            early: (self.settings.journal == Journal::Wal).then(Vec::new),
             last_step: Instant::now(),
         })
     }
@@ -561,7 +599,7 @@ impl User {
     }
 
     /// Opens the collection. Creates it if it is missing, and upgrades it if another server left an old schema.
-    pub(super) fn open_with<T>(&self, state: &mut State, open: impl Fn(&Path) -> Result<T>) -> Result<T> {
+    fn open_with<T>(&self, state: &mut State, open: impl Fn(&Path) -> Result<T>) -> Result<T> {
         let path = self.collection_path();
         if !replace::recover(&self.dir)? {
             new_collection::create(&self.dir)?;
@@ -586,7 +624,7 @@ impl User {
     /// server runs.
     fn upgrade_in_place(&self, state: &mut State) -> Result<()> {
         let copy = self.next_upload_path();
-        let made = collection::upgraded_copy(&self.collection_path(), &copy, self.max_row_bytes)
+        let made = upload::upgraded_copy(&self.collection_path(), &copy, self.settings.max_row_bytes)
             .and_then(|()| self.replace(state, &copy));
         if made.is_err()
             && let Err(err) = files::remove_if_there(&copy)
@@ -608,8 +646,8 @@ impl User {
     }
 
     /// Opens a snapshot and counts it as a reader.
-    pub(super) fn begin_read(self: &Arc<User>, state: &mut State) -> Result<Download> {
-        if self.journal == Journal::Rollback {
+    fn begin_read(self: &Arc<User>, state: &mut State) -> Result<Download> {
+        if self.settings.journal == Journal::Rollback {
             // A snapshot of the file itself would keep other devices from syncing until it is sent.
             let snapshot = self.open_with(state, Snapshot::of_copy)?;
             let readers = Arc::new(AtomicUsize::new(1));
@@ -625,7 +663,8 @@ impl User {
     fn correct_stamps(&self, state: &mut State) -> Result<()> {
         let stamps = self.open_with(state, Collection::open_to_read)?.stamps()?;
         if stamps.is_from_future() && !state.is_read() {
-            self.open_with(state, |path| Collection::open(path, self.journal))?.correct_stamps(stamps)?;
+            self.open_with(state, |path| Collection::open(path, self.settings.journal))?
+                .correct_stamps(stamps)?;
             self.close_unless_read(state);
         }
         Ok(())
@@ -657,7 +696,7 @@ impl User {
     }
 
     fn replace(&self, state: &mut State, checked: &Path) -> Result<()> {
-        self.replace_by(state, || replace::replace(&self.dir, checked, self.backups, Kind::Replaced))
+        self.replace_by(state, || replace::replace(&self.dir, checked, self.settings.backups, Kind::Replaced))
     }
 
     fn replace_by(&self, state: &mut State, put: impl FnOnce() -> Result<()>) -> Result<()> {

@@ -134,7 +134,7 @@ mod tests {
     #[test]
     fn graves_of_any_type_are_sent() {
         let dir = tempfile::tempdir().unwrap();
-        crate::sync::new_collection::create(dir.path()).unwrap();
+        crate::collection::new_collection::create(dir.path()).unwrap();
         let path = dir.path().join(crate::collection::FILE_NAME);
         let db = rusqlite::Connection::open(&path).unwrap();
         db.execute_batch("INSERT INTO graves VALUES (16.5, 1, 3), ('x', 1, 3), (x'01', 1, 3), (7, 1, 3)")

@@ -15,16 +15,12 @@ use crate::files;
 use crate::files::HeldFolder;
 use crate::sync::daily_backup;
 use crate::sync::kept_connection::Slots;
-use crate::sync::session::User;
+use crate::sync::session::{User, UserSettings};
 
 /// All users, by name. Accounts are added and removed while the server runs.
 pub struct Users {
     base: PathBuf,
-    pub(super) backups: usize,
-    pub(super) daily: daily_backup::Policy,
-    pub(super) max_row_bytes: u64,
-    pub(super) journal: Journal,
-    pub(super) slots: Slots,
+    settings: UserSettings,
     session_idle: Duration,
     known: Mutex<Known>,
 }
@@ -51,14 +47,16 @@ struct Entry {
 impl Users {
     /// No users yet.
     pub fn new(config: &Config) -> Result<Users> {
-        let journal = Journal::of_disk(&config.base);
-        Ok(Users {
-            base: config.base.clone(),
-            journal,
-            slots: Slots::default(),
+        let settings = UserSettings {
             backups: config.backups,
             daily: daily_backup::Policy::of(config),
             max_row_bytes: config.max_row_bytes,
+            journal: Journal::of_disk(&config.base),
+            slots: Slots::default(),
+        };
+        Ok(Users {
+            base: config.base.clone(),
+            settings,
             session_idle: config.session_idle,
             known: Mutex::default(),
         })
@@ -126,7 +124,7 @@ impl Users {
                 user.clone()
             }
             None => {
-                let user = Arc::new(User::open(self, &dir, name));
+                let user = Arc::new(User::open(&self.settings, &dir, name));
                 entry.user.get_or_init(|| user).clone()
             }
         };

@@ -255,7 +255,7 @@ impl<'w> Story<'w> {
     }
 
     fn begin_anew(world: &'w World) -> Story<'w> {
-        let folder = ankipi::server::data_folder::open(&world.config.base, false).unwrap();
+        let folder = ankipi::files::data_folder::open(&world.config.base, false).unwrap();
         let app = App::open(world.config.clone(), folder).unwrap();
         *world.app.borrow_mut() = Some(app);
         let schema_stamp = schema_stamp(&open(&world.base().join("a/collection.anki2")));

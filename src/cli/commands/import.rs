@@ -9,9 +9,9 @@ use crate::cli::progress::Progress;
 use crate::collection::{Collection, FILE_NAME};
 use crate::config::{Config, Flags, check_user_name};
 use crate::error::{Error, Result};
+use crate::files::data_folder;
 use crate::import_export::from_other_servers::{Source, User, import, recognise, users};
 use crate::import_export::read_colpkg;
-use crate::server::data_folder;
 use crate::{files, logging};
 
 /// `ankipi import`

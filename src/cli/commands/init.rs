@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use crate::cli::command::{Command, Invocation, say};
 use crate::error::Result;
-use crate::server::data_folder;
+use crate::files::data_folder;
 
 /// `ankipi init`
 pub static INIT: Command = Command {

@@ -18,7 +18,7 @@ use crate::config::user_name::{REMOVED_PREFIX, check_folder_name};
 use crate::config::{Flags, USERS_FILE, check_user_name};
 use crate::error::{Error, Result};
 use crate::files;
-use crate::server::data_folder;
+use crate::files::data_folder;
 
 /// `ankipi user add`
 pub static ADD: Command = Command {

@@ -121,7 +121,7 @@ pub fn size(bytes: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::sync::new_collection::create as create_new;
+    use crate::collection::new_collection::create as create_new;
 
     #[test]
     fn a_collection_is_not_opened_while_another_takes_its_place() {

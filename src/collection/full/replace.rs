@@ -198,7 +198,7 @@ mod tests {
     /// A folder with a collection whose crt is `created`.
     fn collection(dir: &Path, name: &str, created: i64) -> PathBuf {
         let scratch = tempfile::tempdir_in(dir).unwrap();
-        crate::sync::new_collection::create(scratch.path()).unwrap();
+        crate::collection::new_collection::create(scratch.path()).unwrap();
         let made = scratch.path().join(FILE_NAME);
         rusqlite::Connection::open(&made).unwrap().execute("UPDATE col SET crt = ?1", [created]).unwrap();
         let path = dir.join(name);

@@ -307,7 +307,7 @@ mod tests {
     /// Checks a new collection with some notes and cards, after `damage` has changed it.
     fn verdict_after(damage: impl FnOnce(&Path, &Connection)) -> Verdict {
         let dir = tempfile::tempdir().unwrap();
-        crate::sync::new_collection::create(dir.path()).unwrap();
+        crate::collection::new_collection::create(dir.path()).unwrap();
         let path = dir.path().join(crate::collection::FILE_NAME);
         let db = Connection::open(&path).unwrap();
         db.create_collation("unicase", crate::text::unicase::compare).unwrap();
@@ -466,7 +466,7 @@ mod tests {
     #[test]
     fn indexes_in_the_order_of_another_collation_are_rebuilt() {
         let dir = tempfile::tempdir().unwrap();
-        crate::sync::new_collection::create(dir.path()).unwrap();
+        crate::collection::new_collection::create(dir.path()).unwrap();
         let path = dir.path().join(crate::collection::FILE_NAME);
         let db = Connection::open(&path).unwrap();
         db.create_collation("unicase", |a, b| b.cmp(a)).unwrap();
@@ -565,7 +565,7 @@ mod tests {
     #[test]
     fn indexes_that_no_collection_has_are_dropped() {
         let dir = tempfile::tempdir().unwrap();
-        crate::sync::new_collection::create(dir.path()).unwrap();
+        crate::collection::new_collection::create(dir.path()).unwrap();
         let path = dir.path().join(crate::collection::FILE_NAME);
         let db = Connection::open(&path).unwrap();
         db.execute_batch(
@@ -586,7 +586,7 @@ mod tests {
     #[test]
     fn missing_indexes_are_made_and_odd_usns_settled() {
         let dir = tempfile::tempdir().unwrap();
-        crate::sync::new_collection::create(dir.path()).unwrap();
+        crate::collection::new_collection::create(dir.path()).unwrap();
         let path = dir.path().join(crate::collection::FILE_NAME);
         let db = Connection::open(&path).unwrap();
         db.create_collation("unicase", crate::text::unicase::compare).unwrap();

@@ -8,7 +8,11 @@ use std::path::Path;
 
 use rusqlite::{Connection, OpenFlags, params};
 
-use crate::collection::{Collection, FILE_NAME, PATIENCE, SCAN_CACHE_KIB, SCHEMA_VERSION, schema};
+use crate::collection::blobs::{DeckConfigRow, DeckRow, NotetypeRow};
+use crate::collection::objects::{put_config_entry, put_deck, put_deck_config, put_notetype};
+use crate::collection::{
+    Collection, FILE_NAME, PATIENCE, SCAN_CACHE_KIB, SCHEMA_VERSION, schema, untranslatable,
+};
 use crate::error::{Error, Result};
 use crate::files;
 use crate::os::clock;
@@ -16,28 +20,43 @@ use crate::os::clock;
 /// Seconds from midnight to 4:00, when a collection's day begins.
 const FOUR_O_CLOCK: i64 = 4 * 3600;
 
-/// The initial objects, as the body of an `applyChanges` request.
-const CONTENTS: &str = r#"{"changes":{
-"conf":{"activeDecks":[1],"addToCur":true,"collapseTime":1200,"curDeck":1,"curModel":1600000000000,
-  "dayLearnFirst":false,"dueCounts":true,"estTimes":true,"newSpread":0,"nextPos":1,"schedVer":1,"sortBackwards":false,
-  "sortType":"noteFld","timeLim":0},
-"tags":[],
-"models":[{"id":1600000000000,"name":"Basic","type":0,"mod":0,"usn":0,"sortf":0,"did":null,
+/// The initial notetype, as clients send one.
+const NOTETYPE: &str = r#"{"id":1600000000000,"name":"Basic","type":0,"mod":0,"usn":0,"sortf":0,"did":null,
   "css":".card { font-family: arial; font-size: 20px; text-align: center; }\n",
   "latexPre":"\\documentclass{article}\n\\pagestyle{empty}\n\\begin{document}\n","latexPost":"\\end{document}",
   "req":[[0,"any",[0]]],
   "flds":[{"name":"Front","ord":0,"sticky":false,"rtl":false,"font":"Arial","size":20},
     {"name":"Back","ord":1,"sticky":false,"rtl":false,"font":"Arial","size":20}],
-  "tmpls":[{"name":"Card 1","ord":0,"qfmt":"{{Front}}","afmt":"{{FrontSide}}<hr id=answer>{{Back}}"}]}],
-"decks":[
-  [{"id":1,"name":"Default","mod":0,"usn":0,"lrnToday":[0,0],"revToday":[0,0],"newToday":[0,0],"timeToday":[0,0],
-    "collapsed":true,"browserCollapsed":true,"desc":"","dyn":0,"conf":1}],
-  [{"id":1,"name":"Default","mod":0,"usn":0,"maxTaken":60,"autoplay":true,"timer":0,"replayq":true,
-    "new":{"delays":[1,10],"initialFactor":2500,"ints":[1,4,0],"order":1,"perDay":20},
-    "rev":{"ease4":1.3,"ivlFct":1,"maxIvl":36500,"perDay":200,"hardFactor":1.2},
-    "lapse":{"delays":[10],"leechAction":1,"leechFails":8,"minInt":1,"mult":0},
-    "desiredRetention":0.9,"sm2Retention":0.9,"easyDaysPercentages":[1,1,1,1,1,1,1]}]]
-}}"#;
+  "tmpls":[{"name":"Card 1","ord":0,"qfmt":"{{Front}}","afmt":"{{FrontSide}}<hr id=answer>{{Back}}"}]}"#;
+
+/// The initial deck.
+const DECK: &str = r#"{"id":1,"name":"Default","mod":0,"usn":0,"lrnToday":[0,0],"revToday":[0,0],"newToday":[0,0],
+  "timeToday":[0,0],"collapsed":true,"browserCollapsed":true,"desc":"","dyn":0,"conf":1}"#;
+
+/// The initial deck options.
+const DECK_CONFIG: &str = r#"{"id":1,"name":"Default","mod":0,"usn":0,"maxTaken":60,"autoplay":true,"timer":0,"replayq":true,
+  "new":{"delays":[1,10],"initialFactor":2500,"ints":[1,4,0],"order":1,"perDay":20},
+  "rev":{"ease4":1.3,"ivlFct":1,"maxIvl":36500,"perDay":200,"hardFactor":1.2},
+  "lapse":{"delays":[10],"leechAction":1,"leechFails":8,"minInt":1,"mult":0},
+  "desiredRetention":0.9,"sm2Retention":0.9,"easyDaysPercentages":[1,1,1,1,1,1,1]}"#;
+
+/// The initial config: keys and JSON values.
+const CONFIG: [(&str, &str); 14] = [
+    ("activeDecks", "[1]"),
+    ("addToCur", "true"),
+    ("collapseTime", "1200"),
+    ("curDeck", "1"),
+    ("curModel", "1600000000000"),
+    ("dayLearnFirst", "false"),
+    ("dueCounts", "true"),
+    ("estTimes", "true"),
+    ("newSpread", "0"),
+    ("nextPos", "1"),
+    ("schedVer", "1"),
+    ("sortBackwards", "false"),
+    ("sortType", "\"noteFld\""),
+    ("timeLim", "0"),
+];
 
 /// Creates an empty collection in this folder, atomically (temporary file, sync, rename).
 pub fn create(dir: &Path) -> Result<()> {
@@ -68,7 +87,12 @@ fn fill(path: &Path) -> Result<()> {
         "INSERT INTO col VALUES (1, ?1, 0, ?2, ?3, 0, 0, 0, '', '', '', '', '')",
         params![created, now, SCHEMA_VERSION],
     )?;
-    collection.apply_changes(CONTENTS, 0, CONTENTS.len() as u64)?;
+    put_notetype(db, &NotetypeRow::from_json(NOTETYPE).map_err(untranslatable)?)?;
+    put_deck(db, &DeckRow::from_json(DECK).map_err(untranslatable)?)?;
+    put_deck_config(db, &DeckConfigRow::from_json(DECK_CONFIG).map_err(untranslatable)?)?;
+    for (key, json) in CONFIG {
+        put_config_entry(db, key, json, 0)?;
+    }
     Ok(db.execute_batch("COMMIT")?)
 }
 

@@ -2,14 +2,18 @@
 
 use std::fs;
 use std::io;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use crate::collection;
 use crate::config::USERS_FILE;
 use crate::error::{Error, Result};
-use crate::media::index;
+use crate::files::id_of;
 use crate::{files, os};
+
+/// The name of the collection in a user's folder, as on the official server.
+pub const COLLECTION_FILE: &str = "collection.anki2";
+
+/// The name of the index of the media in a user's folder, as on the official server.
+pub const MEDIA_INDEX_FILE: &str = "media.db";
 
 /// The file that says "this is a data folder": it holds a random id, and the version that made it.
 const MARK: &str = ".ankipi";
@@ -17,8 +21,7 @@ const MARK: &str = ".ankipi";
 /// Whether this is a data folder of ours or of Anki's own server: it has the mark, accounts, or what is stored of a user.
 pub fn is_known(base: &Path) -> bool {
     let has = |name: &str| base.join(name).exists();
-    let holds_user =
-        |dir: &Path| dir.join(collection::FILE_NAME).exists() || dir.join(index::FILE_NAME).exists();
+    let holds_user = |dir: &Path| dir.join(COLLECTION_FILE).exists() || dir.join(MEDIA_INDEX_FILE).exists();
     let mut entries = fs::read_dir(base).into_iter().flatten().flatten();
     has(MARK) || has(USERS_FILE) || entries.any(|entry| holds_user(&entry.path()))
 }
@@ -59,11 +62,6 @@ fn unusable(base: &Path, err: Error) -> Error {
         }
         _ => Error::Broken(format!("the data folder cannot be used: {err}; choose another with --base DIR")),
     }
-}
-
-/// Device and number of the folder.
-fn id_of(base: &Path) -> io::Result<(u64, u64)> {
-    fs::metadata(base).map(|meta| (meta.dev(), meta.ino()))
 }
 
 /// The data folder of a running server.
@@ -114,7 +112,7 @@ mod tests {
     #[test]
     fn folders_of_other_servers_and_before_the_mark_are_known() {
         let of_user = |name: &str| format!("anna/{name}");
-        for path in [USERS_FILE.to_owned(), of_user(collection::FILE_NAME), of_user(index::FILE_NAME)] {
+        for path in [USERS_FILE.to_owned(), of_user(COLLECTION_FILE), of_user(MEDIA_INDEX_FILE)] {
             let dir = tempfile::tempdir().unwrap();
             fs::create_dir_all(dir.path().join("anna")).unwrap();
             assert!(open(dir.path(), true).is_err());
