@@ -1,7 +1,7 @@
 //! JSON of unchunked changes (sync-protocol.md 6.5):
 //! `{"changes":{"models":[..],"decks":[[decks],[options]],"tags":[..],"conf":{..},"crt":n}}`.
 //!
-//! Objects are passed on as JSON text; `translate` parses them.
+//! Objects are passed on as JSON text; `collection::blobs` parses them.
 
 use std::fmt;
 
@@ -70,10 +70,10 @@ pub fn check<'s>(input: impl Into<Source<'s>>, max_object_bytes: u64) -> Result<
 pub fn read<'s>(
     input: impl Into<Source<'s>>,
     max_object_bytes: u64,
-    sink: &mut impl ChangeSink,
+    sink: &mut dyn ChangeSink,
 ) -> Result<()> {
     parse(
-        input,
+        input.into(),
         max_object_bytes,
         &mut Envelope::new("changes", &mut Changes { sink, missing: REQUIRED.to_vec() }),
     )
@@ -81,12 +81,12 @@ pub fn read<'s>(
 
 const REQUIRED: [&str; 3] = ["models", "decks", "tags"];
 
-struct Changes<'s, S> {
-    sink: &'s mut S,
+struct Changes<'s> {
+    sink: &'s mut dyn ChangeSink,
     missing: Vec<&'static str>,
 }
 
-impl<S: ChangeSink> Keys for Changes<'_, S> {
+impl Keys for Changes<'_> {
     const WHAT: &'static str = "an object with models, decks and tags";
 
     fn value<'de, A: MapAccess<'de>>(
@@ -119,13 +119,16 @@ impl<S: ChangeSink> Keys for Changes<'_, S> {
     }
 }
 
-struct Config<'s, S> {
-    sink: &'s mut S,
+struct Config<'s> {
+    sink: &'s mut dyn ChangeSink,
 }
 
-impl<S: ChangeSink> Keys for Config<'_, S> {
+impl Keys for Config<'_> {
     const WHAT: &'static str = "an object of config entries";
-    const NULLABLE: bool = true;
+
+    fn may_be_null(&self) -> bool {
+        true
+    }
 
     fn begin(&mut self) -> Result<()> {
         self.sink.replace_config()
@@ -142,12 +145,12 @@ impl<S: ChangeSink> Keys for Config<'_, S> {
     }
 }
 
-struct Decks<'a, S> {
+struct Decks<'a> {
     context: &'a Context,
-    sink: &'a mut S,
+    sink: &'a mut dyn ChangeSink,
 }
 
-impl<'de, S: ChangeSink> DeserializeSeed<'de> for Decks<'_, S> {
+impl<'de> DeserializeSeed<'de> for Decks<'_> {
     type Value = ();
 
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> std::result::Result<(), D::Error> {
@@ -155,7 +158,7 @@ impl<'de, S: ChangeSink> DeserializeSeed<'de> for Decks<'_, S> {
     }
 }
 
-impl<'de, S: ChangeSink> Visitor<'de> for Decks<'_, S> {
+impl<'de> Visitor<'de> for Decks<'_> {
     type Value = ();
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -181,15 +181,15 @@ pub fn check<'s>(input: impl Into<Source<'s>>, max_row_bytes: u64) -> Result<usi
 }
 
 /// Reads the body of `applyChunk`: `{"chunk": chunk}`. One row at a time is in memory, of at most `max_row_bytes`.
-pub fn read<'s>(input: impl Into<Source<'s>>, max_row_bytes: u64, sink: &mut impl RowSink) -> Result<()> {
-    parse(input, max_row_bytes, &mut Envelope::new("chunk", &mut Chunk { sink }))
+pub fn read<'s>(input: impl Into<Source<'s>>, max_row_bytes: u64, sink: &mut dyn RowSink) -> Result<()> {
+    parse(input.into(), max_row_bytes, &mut Envelope::new("chunk", &mut Chunk { sink }))
 }
 
-struct Chunk<'s, S> {
-    sink: &'s mut S,
+struct Chunk<'s> {
+    sink: &'s mut dyn RowSink,
 }
 
-impl<S: RowSink> Keys for Chunk<'_, S> {
+impl Keys for Chunk<'_> {
     const WHAT: &'static str = "an object with lists of reviews, cards and notes";
 
     fn value<'de, A: MapAccess<'de>>(

@@ -39,31 +39,31 @@ pub fn check_chunk<'s>(input: impl Into<Source<'s>>) -> Result<()> {
 /// Reads the body of `applyGraves`: `{"chunk": graves}`. Each id goes to `each`.
 pub fn read_chunk<'s>(
     input: impl Into<Source<'s>>,
-    each: impl FnMut(GraveKind, i64) -> Result<()>,
+    mut each: impl FnMut(GraveKind, i64) -> Result<()>,
 ) -> Result<()> {
-    parse(input, MAX_ELEMENT_BYTES, &mut Envelope::new("chunk", &mut Graves::<_, false>::new(each)))
+    parse(input.into(), MAX_ELEMENT_BYTES, &mut Envelope::new("chunk", &mut Graves::new(&mut each, false)))
 }
 
 /// Reads the body of `start`. Old clients send their graves in it; other clients omit them or send null.
 pub fn read_start<'s>(
     input: impl Into<Source<'s>>,
-    each: impl FnMut(GraveKind, i64) -> Result<()>,
+    mut each: impl FnMut(GraveKind, i64) -> Result<()>,
 ) -> Result<StartRequest> {
-    let mut start = Start { client_usn: None, client_is_newer: None, graves: Graves::new(each) };
-    parse(input, MAX_ELEMENT_BYTES, &mut start)?;
+    let mut start = Start { client_usn: None, client_is_newer: None, graves: Graves::new(&mut each, true) };
+    parse(input.into(), MAX_ELEMENT_BYTES, &mut start)?;
     match (start.client_usn, start.client_is_newer) {
         (Some(client_usn), Some(client_is_newer)) => Ok(StartRequest { client_usn, client_is_newer }),
         _ => Err(Error::bad("start without minUsn or lnewer")),
     }
 }
 
-struct Start<F> {
+struct Start<'e> {
     client_usn: Option<i32>,
     client_is_newer: Option<bool>,
-    graves: Graves<F, true>,
+    graves: Graves<'e>,
 }
 
-impl<F: FnMut(GraveKind, i64) -> Result<()>> Keys for Start<F> {
+impl Keys for Start<'_> {
     const WHAT: &'static str = "an object with minUsn and lnewer";
 
     fn value<'de, A: MapAccess<'de>>(
@@ -86,21 +86,25 @@ impl<F: FnMut(GraveKind, i64) -> Result<()>> Keys for Start<F> {
     }
 }
 
-/// The object of three lists. It may be `null` if `NULLABLE`.
-struct Graves<F, const NULLABLE: bool> {
-    each: F,
+/// The object of three lists.
+struct Graves<'e> {
+    each: &'e mut dyn FnMut(GraveKind, i64) -> Result<()>,
+    may_be_null: bool,
     missing: Vec<&'static str>,
 }
 
-impl<F, const NULLABLE: bool> Graves<F, NULLABLE> {
-    fn new(each: F) -> Graves<F, NULLABLE> {
-        Graves { each, missing: GraveKind::ALL.map(|(_, key)| key).to_vec() }
+impl<'e> Graves<'e> {
+    fn new(each: &'e mut dyn FnMut(GraveKind, i64) -> Result<()>, may_be_null: bool) -> Graves<'e> {
+        Graves { each, may_be_null, missing: GraveKind::ALL.map(|(_, key)| key).to_vec() }
     }
 }
 
-impl<F: FnMut(GraveKind, i64) -> Result<()>, const NULLABLE: bool> Keys for Graves<F, NULLABLE> {
+impl Keys for Graves<'_> {
     const WHAT: &'static str = "an object with lists of deleted cards, notes and decks";
-    const NULLABLE: bool = NULLABLE;
+
+    fn may_be_null(&self) -> bool {
+        self.may_be_null
+    }
 
     fn value<'de, A: MapAccess<'de>>(
         &mut self,

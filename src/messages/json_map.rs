@@ -7,18 +7,18 @@ use crate::error::Result;
 use crate::messages::json_stream::{Context, Keys, Source, parse};
 
 /// Passes each key, with the JSON text of its value, to `each`. One entry at a time is in memory, of at most
-/// `max_entry_bytes`. Errors as those of `stream::parse`.
+/// `max_entry_bytes`. Errors as those of `json_stream::parse`.
 pub fn each_entry<'s>(
     input: impl Into<Source<'s>>,
     max_entry_bytes: u64,
-    each: impl FnMut(&str, &str) -> Result<()>,
+    mut each: impl FnMut(&str, &str) -> Result<()>,
 ) -> Result<()> {
-    parse(input, max_entry_bytes, &mut Entries(each))
+    parse(input.into(), max_entry_bytes, &mut Entries(&mut each))
 }
 
-struct Entries<F>(F);
+struct Entries<'e>(&'e mut dyn FnMut(&str, &str) -> Result<()>);
 
-impl<F: FnMut(&str, &str) -> Result<()>> Keys for Entries<F> {
+impl Keys for Entries<'_> {
     const WHAT: &'static str = "an object";
 
     fn value<'de, A: MapAccess<'de>>(

@@ -70,11 +70,11 @@ impl<'s> From<&'s str> for Source<'s> {
 ///
 /// Errors: `BadRequest` for JSON of another shape, `TooLarge` for an element over the limit, and the errors of the
 /// sink.
-pub fn parse<'s>(input: impl Into<Source<'s>>, max_element_bytes: u64, keys: &mut impl Keys) -> Result<()> {
+pub fn parse<'s>(input: Source<'s>, max_element_bytes: u64, keys: &mut impl Keys) -> Result<()> {
     let left = Rc::new(Cell::new(max_element_bytes));
     let context = Context { left: left.clone(), max_element_bytes, error: Rc::default() };
     let object = Object::new(&context, keys);
-    let parsed = match input.into() {
+    let parsed = match input {
         // The whole text is within the limit, so each of its elements is.
         Source::Memory(text) if text.len() as u64 <= max_element_bytes => {
             let mut json = serde_json::Deserializer::from_str(text);
@@ -106,7 +106,9 @@ pub trait Keys {
     const WHAT: &'static str;
 
     /// Whether the object may be `null`.
-    const NULLABLE: bool = false;
+    fn may_be_null(&self) -> bool {
+        false
+    }
 
     /// Called before the first key.
     fn begin(&mut self) -> Result<()> {
@@ -156,7 +158,7 @@ impl<'de, K: Keys> Visitor<'de> for Object<'_, '_, K> {
     }
 
     fn visit_unit<E: serde::de::Error>(self) -> std::result::Result<(), E> {
-        if K::NULLABLE { Ok(()) } else { Err(E::invalid_type(Unexpected::Unit, &self)) }
+        if self.keys.may_be_null() { Ok(()) } else { Err(E::invalid_type(Unexpected::Unit, &self)) }
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> std::result::Result<(), A::Error> {
