@@ -1,11 +1,15 @@
 //! `hostKey` and `meta`, the two methods before each sync.
 
+use std::io::Write as _;
+
 use crate::api::authentication::Call;
 use crate::api::{Answer, App, SYNC_VERSIONS};
 use crate::error::{Error, Result};
+use crate::files::access::Concerns;
 use crate::files::spool::Spool;
+use crate::http::Request;
 use crate::http::response::Packing;
-use crate::logging::access_log::printable;
+use crate::logging::access_log::{AccessLog, printable};
 use crate::messages::{LoginReply, LoginRequest, MetaReply, MetaRequest};
 use crate::os::clock;
 use crate::sync::session::HELP_WITH_DAMAGE;
@@ -13,6 +17,15 @@ use crate::sync::session::HELP_WITH_DAMAGE;
 /// What a user reads whose collection is damaged on the server.
 const DAMAGED: &str = "The collection on the server is damaged. What is on this device is not. Please tell whoever runs \
                        the server: its log and 'ankipi check' say what to do.";
+
+/// What a user reads if the server may not use the files of the collection or of the media.
+const DENIED: &str = "The sync server may not use the files of your collection: they belong to another user of its machine, \
+                      or have the wrong mode. Nothing is damaged, neither there nor on this device. Please tell whoever \
+                      runs the server: its log and 'ankipi check' say what to type.";
+const DENIED_MEDIA: &str = "Your cards are synced, but the sync server may not use the files of your media: they belong to \
+                            another user of its machine, or have the wrong mode. Nothing is damaged, neither there nor \
+                            on this device. Please tell whoever runs the server: its log and 'ankipi check' say what to \
+                            type.";
 
 impl App {
     pub(super) fn host_key(&self, call: &Call, body: &mut Spool) -> Result<Answer> {
@@ -26,18 +39,51 @@ impl App {
         Answer::of(&self.config.base, &LoginReply { key }, format!("logged in {:?}", request.user))
     }
 
+    /// For a `meta` whose sender is not known: if that is because the server may not use the file with the keys, the user
+    /// reads so.
+    pub(super) fn refuse_meta(&self, request: Request, err: Error, log: &mut AccessLog) -> Result<()> {
+        let Some(denied) = self.denied_files(None) else { return super::refuse(request, err) };
+        log::error!("{}", denied.text);
+        log.did("refused: the server may not use its files");
+        let now = clock::now_secs();
+        let reply = MetaReply {
+            modified: 0,
+            schema: 0,
+            usn: 0,
+            now,
+            message: DENIED,
+            go_on: false,
+            host_number: 0,
+            empty: false,
+            media_usn: 0,
+        };
+        let packing = if request.header("anki-sync").is_some() { Packing::Zstd } else { Packing::Plain };
+        let json = serde_json::to_vec(&reply).map_err(|err| Error::Broken(err.to_string()))?;
+        let mut stream = request.into_responder().stream(packing, json.len() as u64);
+        stream.write_all(&json).map_err(Error::Disconnected)?;
+        log.sent(stream.finish()?);
+        Ok(())
+    }
+
     pub(super) fn meta(&self, call: &Call, body: &mut Spool) -> Result<Answer> {
         let request: MetaRequest = super::normal_sync::parse(body)?;
         if !SYNC_VERSIONS.contains(&request.sync_version) {
             return Err(Error::UnsupportedVersion(request.sync_version));
         }
-        let user = self.user(call)?;
-        let (meta, trouble) = match user.meta() {
-            Err(err) if err.is_damage() => {
-                log::error!("{}: {err}; {HELP_WITH_DAMAGE}", user.dir.display());
+        let name = call.user.as_deref().unwrap_or_default();
+        let denied = self.denied_files(Some(name));
+        if let Some(denied) = &denied {
+            log::error!("{name:?} cannot sync: {}", denied.text);
+        }
+        let is_all_denied = denied.as_ref().is_some_and(|denied| denied.concerns == Concerns::All);
+        let user = if is_all_denied { None } else { Some(self.user(call)?) };
+        let (meta, trouble) = match user.as_ref().map(|user| user.meta()) {
+            None => (None, DENIED),
+            Some(Err(err)) if err.is_damage() => {
+                log::error!("{name:?}: {err}; {HELP_WITH_DAMAGE}");
                 (None, DAMAGED)
             }
-            meta => (meta?, ""),
+            Some(meta) => (meta?, if denied.is_some() { DENIED_MEDIA } else { "" }),
         };
         let unset_clock = self.clock_doubt().map(|doubt| {
             format!("The sync server cannot sync now: {doubt}. Please set it, or wait until it is set, and sync again.")
@@ -54,13 +100,15 @@ impl App {
         };
         // A damaged media store must not keep the collection from syncing. The media sync that follows returns its
         // error.
-        let media_usn = user.media.totals().map_or_else(
-            |err| {
-                log::error!("{}: the media cannot be used: {err}", call.user.as_deref().unwrap_or("-"));
-                0
-            },
-            |totals| totals.last_usn,
-        );
+        let media_usn = user.as_ref().map_or(0, |user| {
+            user.media.totals().map_or_else(
+                |err| {
+                    log::error!("{name:?}: the media cannot be used: {err}");
+                    0
+                },
+                |totals| totals.last_usn,
+            )
+        });
         // The client compares this with its own clock, and blames that. So it is told of an unset one by the message.
         let now = clock::now_millis();
         // Before the first upload: reports an empty collection, created just now, so that clients offer to upload.
@@ -74,19 +122,20 @@ impl App {
             usn,
             now: now / 1000,
             message,
-            go_on: message.is_empty(),
+            go_on: message.is_empty() || message == DENIED_MEDIA,
             host_number: 0,
             empty: meta.is_none_or(|meta| meta.is_empty),
             media_usn,
         };
         let did = match call.packing() {
             _ if unset_clock.is_some() => "refused: the clock is not set".to_owned(),
+            _ if is_all_denied => "refused: the server may not use the user's files".to_owned(),
             Packing::Zstd => format!("usn {usn}"),
             // Most old clients report their version only here.
             Packing::Plain => {
                 format!("usn {usn} for {}, protocol {}", printable(&request.client), request.sync_version)
             }
         };
-        Answer::of(&user.dir, &reply, did)
+        Answer::of(&self.config.base, &reply, did)
     }
 }

@@ -26,10 +26,11 @@ use std::time::Instant;
 
 use crate::accounts::Accounts;
 use crate::accounts::snapshot::AccountSettings;
-use crate::config::Config;
 use crate::config::user_name::REMOVED_PREFIX;
+use crate::config::{Config, USERS_FILE};
 use crate::error::{Error, Result};
 use crate::files;
+use crate::files::access::{self, Concerns, Denied, ServerUser};
 use crate::files::data_folder::DataFolder;
 use crate::files::spool;
 use crate::files::spool::Spool;
@@ -174,6 +175,9 @@ impl App {
             Method::DownloadFiles => self.download_files(request, log),
             _ => match self.receive(method, &mut request, log) {
                 Ok((call, body)) => self.reply(&call, body, request.into_responder(), log),
+                Err(err) if method == Method::Meta && matches!(err.status(), 500 | 503) => {
+                    return self.refuse_meta(request, err, log);
+                }
                 Err(err) => refuse(request, err),
             },
         };
@@ -183,7 +187,34 @@ impl App {
         {
             self.metrics.synced(log.user_name());
         }
-        outcome
+        outcome.map_err(|err| self.with_denied_files(err, log.user_name()))
+    }
+
+    /// The first file of a user, or without a name of the data folder and of all users, that the server may not use.
+    fn denied_files(&self, user: Option<&str>) -> Option<Denied> {
+        let (who, base) = (ServerUser::this_process(), &self.config.base);
+        match user {
+            Some(name) => access::denied_to(&who, base, name),
+            None => access::denied_in_base(&who, base, USERS_FILE)
+                .map(|text| Denied { concerns: Concerns::All, text })
+                .or_else(|| {
+                    let accounts = self.accounts.current();
+                    accounts.accounts().find_map(|account| access::denied_to(&who, base, &account.name))
+                }),
+        }
+    }
+
+    /// The error for the log. If the server failed because it may not use a file, that says whose the file is.
+    fn with_denied_files(&self, err: Error, user: &str) -> Error {
+        let denied = |err: &Error| {
+            let user = Some(user).filter(|user| *user != "-");
+            if matches!(err.status(), 500 | 503) { self.denied_files(user) } else { None }
+        };
+        match (denied(&err), err) {
+            (None, err) | (_, err @ Error::Disconnected(_)) => err,
+            (Some(denied), Error::Busy(_)) => Error::Busy(denied.text),
+            (Some(denied), _) => Error::Broken(denied.text),
+        }
     }
 
     fn show(&self, page: Page, request: Request, log: &mut AccessLog) -> Result<()> {
@@ -207,9 +238,9 @@ impl App {
                 self.folder.check().and_then(|()| pages::health(&self.config.base)),
                 self.clock_doubt(),
             ) {
-                (Ok(()), None) => request.into_responder().text(200, "text/plain", "ok\n"),
+                (Ok(()), None) => request.into_responder().health(200, "ok\n", clock::now_secs()),
                 (Ok(()), Some(doubt)) => {
-                    request.into_responder().text(503, "text/plain", &format!("{doubt}\n"))
+                    request.into_responder().health(503, &format!("{doubt}\n"), clock::now_secs())
                 }
                 (Err(err), _) => refuse(request, err),
             },
@@ -219,8 +250,10 @@ impl App {
     /// The storage limits of the request.
     fn ration(&self, method: Method, user: Option<&str>) -> Result<Option<Ration<'_>>> {
         match user {
-            Some(name) => Ration::of(method, &*self.user_named(name)?, &self.config, &self.spare),
-            None => Ok(None),
+            Some(name) if !method.has_small_body() => {
+                Ration::of(method, &*self.user_named(name)?, &self.config, &self.spare)
+            }
+            _ => Ok(None),
         }
     }
 
@@ -234,6 +267,15 @@ impl App {
     /// Creates missing folders and recovers after a crash. A folder that cannot be used concerns its user only.
     fn prepare_folders(&self) {
         self.follow_accounts();
+        let (who, base) = (ServerUser::this_process(), &self.config.base);
+        if let Some(text) = access::denied_in_base(&who, base, USERS_FILE) {
+            log::error!("{text}");
+        }
+        for account in self.accounts.current().accounts() {
+            if let Some(denied) = access::denied_to(&who, base, &account.name) {
+                log::error!("{:?} cannot sync: {}", account.name, denied.text);
+            }
+        }
         for account in self.accounts.current().accounts().filter(|account| account.closed.is_none()) {
             if let Err(err) = self.user_named(&account.name) {
                 log::error!("the account {:?} is closed: {err}", account.name);
@@ -300,6 +342,8 @@ impl App {
 
     /// A spool for a body from this user.
     fn spool(&self, method: Method, user: Option<&str>) -> Result<Spool> {
+        // `meta` has a message for the user whose folder cannot be used.
+        let user = user.filter(|_| method != Method::Meta);
         Ok(match user.map(|name| self.user_named(name)).transpose()? {
             Some(user) if method == Method::UploadChanges => user.media.spool(),
             Some(user) => Spool::new(&user.dir),

@@ -1,6 +1,7 @@
 //! Locks between processes: one server for a data folder, and no collection replaced while a command opens it.
 
 use crate::error::{Error, Result};
+use crate::files::access::{self, ServerUser};
 use crate::files::owner::{give_to_owner_of, refuse_link};
 use crate::os;
 use std::fs::{self, File, OpenOptions, TryLockError};
@@ -24,11 +25,12 @@ pub fn lock_data_folder(base: &Path) -> Result<DataFolderLock> {
     let open =
         OpenOptions::new().write(true).create(true).truncate(false).custom_flags(os::NO_FOLLOW).open(&path);
     let mut file = open.map_err(|err| match err.kind() {
-        io::ErrorKind::PermissionDenied => Error::Broken(format!(
-            "the data folder {dir} cannot be written to: give it to the user that ankipi runs as \
-             (`chown -R USER {dir}`), or use another with --base DIR",
-            dir = base.display()
-        )),
+        io::ErrorKind::PermissionDenied => {
+            let who = ServerUser::this_process();
+            let why = access::denied_at(&who, base, base).or_else(|| access::denied_at(&who, base, &path));
+            let why = why.unwrap_or_else(|| format!("{}: {err}", path.display()));
+            Error::Broken(format!("{why}\n(or use another data folder with --base DIR)"))
+        }
         io::ErrorKind::ReadOnlyFilesystem => read_only(base),
         _ => Error::Io("creating", path.clone(), err),
     })?;

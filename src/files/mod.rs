@@ -2,6 +2,7 @@
 //!
 //! Not here: what is in the files. Imports `os`, `error`, and the name of the users file from `config`.
 
+pub mod access;
 pub mod damaged;
 pub mod data_folder;
 pub mod disk_abilities;

@@ -45,6 +45,11 @@ impl Responder {
         self.whole(status, &format!("Content-Type: {content_type}\r\n"), body)
     }
 
+    /// Answers a monitor, and tells what the clock of this machine says, in seconds since 1970.
+    pub fn health(self, status: u16, body: &str, now: i64) -> Result<()> {
+        self.whole(status, &format!("Content-Type: text/plain\r\nAnkipi-Time: {now}\r\n"), body)
+    }
+
     /// Answers 405; `allow` lists the methods of the path.
     pub fn method_not_allowed(self, allow: &str) -> Result<()> {
         self.whole(405, &format!("Allow: {allow}\r\nContent-Type: text/plain\r\n"), "405\n")

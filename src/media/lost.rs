@@ -89,6 +89,8 @@ pub fn open(places: &Places, name: &MediaName, record: &Record) -> Result<std::r
     match File::open(&path) {
         Ok(file) => Ok(Ok(file)),
         Err(err) if err.kind() == ErrorKind::NotFound => Ok(Err(Fault::Missing)),
+        // The file is another user's: it is sound, and its owner is told of it.
+        Err(err) if err.kind() == ErrorKind::PermissionDenied => Err(Error::Io("opening", path, err)),
         // Descriptors or memory are short: that says nothing about the file.
         Err(err) if [libc::EMFILE, libc::ENFILE, libc::ENOMEM].map(Some).contains(&err.raw_os_error()) => {
             Err(Error::Io("opening", path, err))

@@ -24,9 +24,20 @@ pub fn clone_file(from: &File, to: &File) -> io::Result<()> {
 
 /// Errors if this process may not create files in the folder, or the file system is read-only.
 pub fn check_writable(dir: &Path) -> io::Result<()> {
-    let path = CString::new(dir.as_os_str().as_bytes())?;
+    check(dir, libc::W_OK | libc::X_OK)
+}
+
+/// Errors if this process may not read the file or folder, or write to it (`write`), or use what is in it (`enter`).
+pub fn check_access(path: &Path, write: bool, enter: bool) -> io::Result<()> {
+    let write = if write { libc::W_OK } else { 0 };
+    let enter = if enter { libc::X_OK } else { 0 };
+    check(path, libc::R_OK | write | enter)
+}
+
+fn check(path: &Path, access: libc::c_int) -> io::Result<()> {
+    let path = CString::new(path.as_os_str().as_bytes())?;
     // SAFETY: the path is a live, NUL-terminated string.
-    match unsafe { libc::access(path.as_ptr(), libc::W_OK | libc::X_OK) } {
+    match unsafe { libc::access(path.as_ptr(), access) } {
         0 => Ok(()),
         _ => Err(io::Error::last_os_error()),
     }

@@ -4,6 +4,7 @@
 
 pub mod clock;
 mod disk;
+mod identity;
 mod interfaces;
 mod poll;
 mod process;
@@ -13,9 +14,10 @@ mod sqlite_wal;
 mod terminal;
 
 pub use disk::{
-    NO_FOLLOW, WholeFileSystem, can_be_shared_memory, check_writable, clone_file, free_bytes, has_no_locks,
-    is_unsupported,
+    NO_FOLLOW, WholeFileSystem, can_be_shared_memory, check_access, check_writable, clone_file, free_bytes,
+    has_no_locks, is_unsupported,
 };
+pub use identity::{effective_user, user_name};
 pub use interfaces::lan_addresses;
 pub use poll::{POLL_ERR, POLL_HUP, POLL_IN, POLL_OUT, PollFd, poll, poll_fd};
 pub use process::{

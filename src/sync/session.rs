@@ -722,7 +722,7 @@ fn why_unopenable(path: &Path) -> Option<Error> {
     // SQLite could not open it either, so no lock of this process is lost by closing it.
     match fs::File::open(path) {
         Err(err) if err.kind() == std::io::ErrorKind::PermissionDenied => {
-            Some(Error::Damaged(format!("opening {}: {err}", path.display())))
+            Some(Error::Io("opening", path.to_owned(), err))
         }
         _ => None,
     }

@@ -1,11 +1,13 @@
 """`ankipi doctor` in front of proxies that are set up well, and in the ways that people get wrong."""
 
 import subprocess
+import time
 
 import pytest
 
 from commands import done, run
 from server import command, free_port
+from test_clock import Clock, new_unset  # noqa: F401: a fixture
 from test_proxies import snippet
 
 
@@ -34,6 +36,28 @@ def test_all_is_well_through_our_snippets(server, nginx):
     proxy = nginx(snippet("nginx.conf", server))
     said = done(server, "doctor", proxy.url, "--user", "anna", input="secret\n")
     assert "through nginx" in said and "2 MB pass" in said and "anna can log in" in said
+
+
+def test_the_clock_is_looked_at_without_a_user(server, tmp_path):
+    assert "clocks differ by 0 s" in done(server, "doctor", server.url)
+    clock = Clock(tmp_path)
+    server.stop()
+    server.env |= clock.env
+    clock.say(time.time() + 7000)
+    server.start()
+    for name in clock.env:
+        del server.env[name]  # the doctor's own clock is right
+    said = found(server, server.url)
+    assert "the server's clock is 7000 s ahead" in said or "6999 s ahead" in said, said
+
+
+def test_a_clock_that_is_not_set_is_named_without_a_user(new_unset, tmp_path):
+    clock = Clock(tmp_path)
+    clock.say(600)
+    server = new_unset(clock, "anna:secret")
+    for name in clock.env:
+        del server.env[name]
+    assert "cannot sync now" in found(server, server.url)
 
 
 def test_a_wrong_password_and_a_missing_slash_are_named(server):

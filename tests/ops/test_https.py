@@ -7,6 +7,7 @@ import subprocess
 import pytest
 from anki.errors import NetworkError
 
+from commands import run
 from proxies import Hitch, Lighttpd
 from server import REPO
 from test_proxies import server, syncs_through, trusting  # noqa: F401: fixtures
@@ -80,6 +81,16 @@ def site(name, server, folder):  # noqa: F811
     text = text.replace("listen [::]:443 ssl;", "").replace("listen 443 ssl;", "listen 127.0.0.1:LISTEN ssl;")
     text = text.replace('"socket"] == ":443"', '"socket"] == "127.0.0.1:LISTEN"').replace('"[*]:443"', '"[127.0.0.1]:LISTEN"')
     return text.replace(":8080", f":{server.port}").replace('"port" => 8080', f'"port" => {server.port}').replace("]:8080", f"]:{server.port}")
+
+
+def test_the_doctor_tries_tls_1_2_too(server, nginx, own_certs):  # noqa: F811
+    server = server()
+    server.env["CURL_CA_BUNDLE"] = str(own_certs / "root.crt")
+    text = site("nginx-https.conf", server, own_certs)
+    good = run(server, "doctor", nginx(text, host="localhost", scheme="https").url)
+    assert good.returncode == 0 and "TLS 1.2 is offered" in good.stdout, good
+    bad = run(server, "doctor", nginx(text.replace("TLSv1.2 ", ""), host="localhost", scheme="https").url)
+    assert bad.returncode == 1 and "TLS 1.2 is not offered" in bad.stdout and "ssl_protocols" in bad.stdout, bad
 
 
 @pytest.mark.parametrize("kind, name", [(None, "nginx-https.conf"), (Lighttpd, "lighttpd.conf"), (Hitch, "hitch.conf")])

@@ -9,7 +9,9 @@ use crate::cli::commands::user_folders::{open_between_syncs, these_users};
 use crate::cli::progress::Progress;
 use crate::collection;
 use crate::collection::Collection;
+use crate::config::USERS_FILE;
 use crate::error::{Error, Result};
+use crate::files::access::{self, ServerUser};
 use crate::media::check as media_check;
 use crate::media::check::{Depth, Listener};
 use crate::sync::session::HELP_WITH_DAMAGE;
@@ -53,29 +55,48 @@ fn check(base: &Path, user: Option<String>, depth: Depth) -> Result<bool> {
     if !depth.fix && files::is_in_use(base) {
         println!("A server runs on {}: what it is doing right now may look like a fault.", base.display());
     }
+    let server = ServerUser::of(base);
+    let mut in_order = true;
+    if let Some(text) = access::denied_in_base(&server, base, USERS_FILE) {
+        println!("{text}");
+        in_order = false;
+    }
     let names = these_users(base, user)?;
     if names.is_empty() {
         println!("Nothing is stored in {} yet.", base.display());
     }
-    let mut in_order = true;
     for name in names {
-        in_order &= check_user(base, &name, depth)?;
+        in_order &= check_user(base, &name, depth, &server)?;
     }
     Ok(in_order)
 }
 
-fn check_user(base: &Path, name: &str, depth: Depth) -> Result<bool> {
+fn check_user(base: &Path, name: &str, depth: Depth, server: &ServerUser) -> Result<bool> {
     let mut report = Report::new(name);
     let dir = base.join(name);
     // With --fix, this process holds the lock.
     let beside_server = !depth.fix && files::is_in_use(base);
-    let unmended = check_collection(&dir, beside_server, depth.deep, &mut report)
-        + media_check::check(&dir, depth, &mut report)?;
+    let denied = access::denied_to(server, base, name);
+    let mut unmended = 0;
+    if let Some(denied) = &denied {
+        report.problem(denied.text.clone());
+        unmended += 1;
+    }
+    // What this process may not read either is not looked at: it may be sound.
+    let is_readable =
+        denied.is_none() || access::denied_to(&ServerUser::this_process(), base, name).is_none();
+    let mut of_media = 0;
+    if is_readable {
+        unmended += check_collection(&dir, beside_server, depth.deep, &mut report);
+        of_media = media_check::check(&dir, depth, &mut report)?;
+        unmended += of_media;
+    }
     report.progress.clear();
     let verdict = match (report.problems, unmended) {
         (0, _) => "in order".to_owned(),
         (found, 0) => format!("{found} found, all repaired: each device gets the repairs with its next sync"),
         (found, left) if depth.fix => format!("{found} found, {left} of them left"),
+        (found, _) if of_media == 0 => format!("{found} found"),
         (found, _) => format!("{found} found; `ankipi check --fix` repairs those of media"),
     };
     println!("{name}: {verdict}");

@@ -13,7 +13,7 @@ use std::sync::Arc;
 
 use serde::{Serialize, Serializer};
 
-use crate::accounts::device_keys::{Device, KEYS_FILE, Keys};
+use crate::accounts::device_keys::{Device, Keys};
 use crate::accounts::snapshot::{AccountSettings, Snapshot};
 use crate::cli::command::{Command, FAILED, Invocation, say};
 use crate::cli::commands::user_folders::{look_into, size, users_in};
@@ -21,6 +21,7 @@ use crate::collection::FILE_NAME;
 use crate::collection::full::backups::backups;
 use crate::config::{Flags, Settings, USERS_FILE};
 use crate::error::{Error, Result};
+use crate::files::access::{self, ServerUser};
 use crate::files::disk_abilities;
 use crate::media::index::MediaDb;
 use crate::os::clock;
@@ -60,8 +61,11 @@ fn run(mut invocation: Invocation) -> Result<ExitCode> {
     names.extend(accounts.accounts().map(|account| account.name.clone()));
     accounts.faults().iter().for_each(|fault| eprintln!("ankipi: {fault}"));
     let process = if runs { files::holder(&base).and_then(Process::read) } else { None };
-    let server = process.as_ref().map(|process| process.uid);
-    let read = |name: &String| StoredUser::read(&base, name, why_closed(&base, name, &accounts, server));
+    let server = ServerUser::of(&base);
+    if let Some(text) = access::denied_in_base(&server, &base, USERS_FILE) {
+        eprintln!("ankipi: {text}");
+    }
+    let read = |name: &String| StoredUser::read(&base, name, why_closed(&base, name, &accounts, &server));
     let status = Status {
         version: os::VERSION,
         running: runs,
@@ -95,23 +99,12 @@ fn accounts(base: &Path, settings: &Settings) -> Snapshot {
 }
 
 /// Why nobody can use an account.
-fn why_closed(base: &Path, name: &str, accounts: &Snapshot, server: Option<u32>) -> Option<String> {
+fn why_closed(base: &Path, name: &str, accounts: &Snapshot, server: &ServerUser) -> Option<String> {
     let dir = base.join(name);
-    let keys = dir.join(KEYS_FILE);
+    let denied = access::denied_to(server, base, name).map(|denied| denied.text);
     let closed = accounts.get(name).and_then(|account| account.closed.clone());
     let no_folder = || usable_folder(&dir).err().filter(|_| dir.symlink_metadata().is_ok());
-    let not_the_servers = || {
-        [base.join(USERS_FILE), dir.clone(), keys]
-            .iter()
-            .find(|path| server.is_some_and(|server| !is_readable_by(server, path)))
-            .map(|path| format!("{} belongs to another user than the server's: chown it", path.display()))
-    };
-    closed.or_else(|| no_folder().map(|err| err.to_string())).or_else(not_the_servers)
-}
-
-/// Whether a process of this user can read a file, if there is one. Groups are not looked at: our files have none.
-fn is_readable_by(uid: u32, path: &Path) -> bool {
-    fs::metadata(path).map_or(true, |meta| uid == 0 || meta.uid() == uid || meta.mode() & 0o004 != 0)
+    denied.or(closed).or_else(|| no_folder().map(|err| err.to_string()))
 }
 
 /// All that the command tells. The names of the fields are those of `--json`.

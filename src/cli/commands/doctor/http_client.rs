@@ -118,7 +118,12 @@ pub enum Trouble {
 
 /// Sends a request and waits for the response. Redirects are not followed, as clients do not follow them either.
 pub fn fetch(url: &Url, ask: &Ask<'_>) -> Result<Reply, Trouble> {
-    if url.is_https { through_curl(url, ask) } else { over_socket(url, ask) }
+    if url.is_https { through_curl(url, ask, "") } else { over_socket(url, ask) }
+}
+
+/// The same over TLS 1.2, as clients that know no newer one.
+pub fn fetch_with_old_tls(url: &Url, ask: &Ask<'_>) -> Result<Reply, Trouble> {
+    through_curl(url, ask, "tls-max = 1.2\n")
 }
 
 fn over_socket(url: &Url, ask: &Ask<'_>) -> Result<Reply, Trouble> {
@@ -216,12 +221,13 @@ fn dechunk(mut wire: &[u8]) -> Vec<u8> {
 }
 
 /// curl reads the headers from a file: one holds a key, and arguments show in the process list.
-fn through_curl(url: &Url, ask: &Ask<'_>) -> Result<Reply, Trouble> {
+fn through_curl(url: &Url, ask: &Ask<'_>, more_options: &str) -> Result<Reply, Trouble> {
     let not_http = |err: io::Error| Trouble::NotHttp(err.to_string());
     let config = std::env::temp_dir().join(format!("ankipi-doctor-{}", std::process::id()));
     let mut options = fs::OpenOptions::new();
     let mut file = options.write(true).create_new(true).mode(0o600).open(&config).map_err(not_http)?;
-    let written = write_curl_config(&mut file, url, ask);
+    let written =
+        write_curl_config(&mut file, url, ask).and_then(|()| file.write_all(more_options.as_bytes()));
     let outcome = written.map_err(not_http).and_then(|()| run_curl(&config, ask));
     let _ = fs::remove_file(&config);
     outcome

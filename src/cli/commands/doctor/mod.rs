@@ -8,10 +8,14 @@ use std::process::ExitCode;
 use serde_json::{Value, json};
 
 use crate::cli::command::{Command, FAILED, Invocation, say};
-use crate::cli::commands::doctor::http_client::{Ask, Reply, Trouble, Url, fetch};
+use crate::cli::commands::doctor::http_client::{Ask, Reply, Trouble, Url, fetch, fetch_with_old_tls};
+use crate::cli::commands::user_folders::users_in;
 use crate::cli::prompt;
 use crate::compression::zstd::{Decoder, Encoder};
+use crate::config::USERS_FILE;
 use crate::error::{Error, Result};
+use crate::files;
+use crate::files::access::{self, ServerUser};
 use crate::os::clock;
 
 /// `ankipi doctor`
@@ -22,7 +26,8 @@ pub static DOCTOR: Command = Command {
     help: "\
 Run this where Anki runs, or on the board: it sends what a client sends through
 whatever is between it and the server, and says which part does not work and the
-usual cause. Nothing is stored or changed. https needs curl.
+usual cause. It also compares the clocks, and names files that a server on this
+machine may not use. Nothing is stored or changed. https needs curl.
 
 Options:
   --user NAME   also log in, with the password from standard input or asked for;
@@ -43,6 +48,11 @@ const LARGE_BODY_BYTES: usize = 2_000_000;
 /// Maximum clock difference in seconds. Clients refuse to sync beyond it.
 const MAX_SKEW_SECS: i64 = 300;
 
+/// The header of `/health` that tells the server's clock.
+const TIME_HEADER: &str = "ankipi-time";
+
+const SET_CLOCK: &str = "Anki refuses beyond 300 s. Does the board get the time from the network (NTP)?";
+
 fn run(mut invocation: Invocation) -> Result<ExitCode> {
     let user = invocation.option("--user")?;
     let typed = invocation.words(1, 1)?.remove(0);
@@ -52,10 +62,11 @@ fn run(mut invocation: Invocation) -> Result<ExitCode> {
         )));
     };
     let password = user.is_some().then(prompt::known_password).transpose()?;
-    let mut doctor = Doctor { url, wrong: 0 };
+    let mut doctor = Doctor { url, wrong: 0, knows_clock: false };
     if !typed.ends_with('/') {
         doctor.note("the address has no slash at its end", "Type it with one: some clients need it.");
     }
+    doctor.local_files();
     if doctor.health() && doctor.methods() {
         doctor.large_body();
         if let (Some(user), Some(password)) = (user, password) {
@@ -72,6 +83,8 @@ fn run(mut invocation: Invocation) -> Result<ExitCode> {
 struct Doctor {
     url: Url,
     wrong: u32,
+    /// The server's clock was compared with this one.
+    knows_clock: bool,
 }
 
 impl Doctor {
@@ -109,6 +122,14 @@ impl Doctor {
                 return false;
             }
         };
+        if let Some(there) = reply.header(TIME_HEADER).and_then(|time| time.parse().ok()) {
+            if reply.status == 503 {
+                let doubt = String::from_utf8_lossy(&reply.body).trim().to_owned();
+                self.wrong(&format!("the server cannot sync now: {doubt}"), SET_CLOCK);
+                return false;
+            }
+            self.compare_clocks(there);
+        }
         let through = match reply.header("server").or_else(|| reply.header("via")) {
             Some(proxy) => format!("through {proxy}"),
             None => "without a proxy in between".to_owned(),
@@ -119,6 +140,7 @@ impl Doctor {
                 self.well(&format!("a sync server answers, {through}"));
                 if self.url.is_https() {
                     self.well("this machine trusts its certificate; so must each device");
+                    self.old_tls();
                 }
                 true
             }
@@ -134,6 +156,48 @@ impl Doctor {
                 // Other sync servers may not have this page.
                 status == 404
             }
+        }
+    }
+
+    /// Checks TLS 1.2 by itself: curl takes 1.3 where it is offered, and not every client can do that.
+    fn old_tls(&mut self) {
+        let ask = Ask { verb: "GET", path: "health", headers: &[], body: &[] };
+        match fetch_with_old_tls(&self.url, &ask) {
+            Ok(_) => self.well("TLS 1.2 is offered, which AnkiMobile and old phones need"),
+            Err(trouble) => {
+                let (what, _) = explain_trouble(&trouble);
+                self.wrong(
+                    &format!("TLS 1.2 is not offered: {what}"),
+                    "AnkiMobile and old phones need it. In nginx `ssl_protocols TLSv1.2 TLSv1.3;`, in Caddy `protocols \
+                     tls1.2 tls1.3`.",
+                );
+            }
+        }
+    }
+
+    /// Servers on this machine: files that they may not use.
+    fn local_files(&mut self) {
+        for (_, base) in files::running_servers() {
+            let server = ServerUser::of(&base);
+            let in_base = access::denied_in_base(&server, &base, USERS_FILE);
+            let of_users = users_in(&base).unwrap_or_default();
+            let of_users = of_users.iter().filter_map(|name| access::denied_to(&server, &base, name));
+            for text in in_base.into_iter().chain(of_users.map(|denied| denied.text)) {
+                self.note("the server that runs on this machine may not use a file", &text);
+            }
+        }
+    }
+
+    fn compare_clocks(&mut self, there: i64) {
+        if std::mem::replace(&mut self.knows_clock, true) {
+            return;
+        }
+        let skew = there - clock::wall_secs();
+        if skew.abs() <= MAX_SKEW_SECS {
+            self.well(&format!("the clocks differ by {} s", skew.abs()))
+        } else {
+            let way = if skew > 0 { "ahead" } else { "behind" };
+            self.wrong(&format!("the server's clock is {} s {way}", skew.abs()), SET_CLOCK)
         }
     }
 
@@ -188,20 +252,14 @@ impl Doctor {
             return;
         };
         if let Some(text) = meta["msg"].as_str().filter(|text| !text.is_empty()) {
-            self.note("the server has a message for every client", text);
+            if meta["cont"].as_bool() == Some(false) {
+                self.wrong("the server lets this user not sync, and says why", text);
+            } else {
+                self.note("the server has a message for this user", text);
+            }
         }
-        let skew = meta["ts"].as_i64().map_or(0, |there| there - clock::wall_secs());
-        if skew.abs() <= MAX_SKEW_SECS {
-            self.well(&format!("the clocks differ by {} s", skew.abs()))
-        } else {
-            self.wrong(
-                &format!(
-                    "the server's clock is {} s {}",
-                    skew.abs(),
-                    if skew > 0 { "ahead" } else { "behind" }
-                ),
-                "Anki refuses beyond 300 s. Does the board get the time from the network (NTP)?",
-            )
+        if let Some(there) = meta["ts"].as_i64() {
+            self.compare_clocks(there);
         }
     }
 
@@ -283,8 +341,9 @@ fn explain_trouble(trouble: &Trouble) -> (String, String) {
         ),
         Trouble::Certificate(text) => (
             format!("the certificate is not trusted ({text})"),
-            "It must be of a known authority and for this very name. One of your own (Caddy's `tls internal`) must \
-             be installed on each device.",
+            "It must be of a known authority and for this very name. A root of your own must be told to this machine and \
+             to each device: AnkiDroid takes it as text in `Custom root certificate` and ignores installed ones; the \
+             others take an installed one.",
         ),
         Trouble::Tls(text) => (
             format!("the TLS handshake fails ({text})"),

@@ -1,0 +1,226 @@
+//! Files that the server may not use: they belong to another user, or have the wrong mode, as after a copy by root.
+//!
+//! Nothing is damaged then, and one command mends it. So each place that meets such a file says whose it is and what to
+//! type: the start of the server, its log, `check`, `status`, `doctor`.
+
+use std::fmt::Write as _;
+use std::fs::{self, Metadata};
+use std::io::ErrorKind;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use crate::files::locks::holder;
+use crate::files::sqlite_files::SIDE_SUFFIXES;
+use crate::os;
+
+/// How many media files are looked at. A copy made by root has the same owner everywhere.
+const MEDIA_FILES_LOOKED_AT: usize = 32;
+
+/// A user of this machine, as whom a server runs.
+pub struct ServerUser {
+    uid: u32,
+    /// Empty if they are not known.
+    groups: Vec<u32>,
+    /// The kernel can be asked what this process may do.
+    is_this_process: bool,
+}
+
+impl ServerUser {
+    /// The user of this process.
+    pub fn this_process() -> ServerUser {
+        ServerUser { uid: os::effective_user(), groups: Vec::new(), is_this_process: true }
+    }
+
+    /// The user of the server that runs on the data folder. If none is visible: the owner of the folder for root, and
+    /// otherwise who asks.
+    pub fn of(base: &Path) -> ServerUser {
+        let running =
+            holder(base).and_then(|process| fs::read_to_string(format!("/proc/{process}/status")).ok());
+        if let Some(status) = running {
+            let numbers = |key: &str| -> Vec<u32> {
+                let line = status.lines().find_map(|line| line.strip_prefix(key)).unwrap_or_default();
+                line.split_whitespace().filter_map(|number| number.parse().ok()).collect()
+            };
+            // Each line: real, effective, saved, for files.
+            if let Some(uid) = numbers("Uid:").get(3) {
+                let mut groups = numbers("Groups:");
+                groups.extend(numbers("Gid:").get(3));
+                return ServerUser { uid: *uid, groups, is_this_process: false };
+            }
+        }
+        match fs::metadata(base) {
+            Ok(meta) if os::effective_user() == 0 => {
+                ServerUser { uid: meta.uid(), groups: vec![meta.gid()], is_this_process: false }
+            }
+            _ => ServerUser::this_process(),
+        }
+    }
+
+    fn may(&self, path: &Path, meta: &Metadata, write: bool, enter: bool) -> bool {
+        if self.is_this_process {
+            // Another error is not about owners and modes.
+            return !os::check_access(path, write, enter)
+                .is_err_and(|err| err.kind() == ErrorKind::PermissionDenied);
+        }
+        let class = match meta {
+            _ if self.uid == 0 => return true,
+            meta if meta.uid() == self.uid => 6,
+            meta if self.groups.contains(&meta.gid()) => 3,
+            _ => 0,
+        };
+        has_bits(meta.mode() >> class, write, enter)
+    }
+}
+
+/// Whether the last three bits of a mode allow this.
+fn has_bits(mode: u32, write: bool, enter: bool) -> bool {
+    let wanted = 0o4 | if write { 0o2 } else { 0 } | if enter { 0o1 } else { 0 };
+    mode & wanted == wanted
+}
+
+/// What cannot be synced.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Concerns {
+    /// Nothing of the user can.
+    All,
+    /// Only the media cannot.
+    Media,
+}
+
+/// A file or folder that the server may not use.
+#[derive(Debug)]
+pub struct Denied {
+    /// What cannot be synced.
+    pub concerns: Concerns,
+    /// Whose it is, and what to type.
+    pub text: String,
+}
+
+/// The first file or folder of a user that the server may not use. Looks at few files, and opens none of them: closing a
+/// file that SQLite has open would release its locks.
+pub fn denied_to(who: &ServerUser, base: &Path, name: &str) -> Option<Denied> {
+    let dir = base.join(name);
+    let (all, media) = (Concerns::All, Concerns::Media);
+    let first = |concerns, paths: &[PathBuf]| {
+        paths.iter().find_map(|path| denied_at(who, base, path)).map(|text| Denied { concerns, text })
+    };
+    let database = |name: &str| -> Vec<PathBuf> {
+        [""].iter().chain(&SIDE_SUFFIXES).map(|suffix| dir.join(format!("{name}{suffix}"))).collect()
+    };
+    first(all, std::slice::from_ref(&dir))
+        .or_else(|| first(all, &database("collection.anki2")))
+        .or_else(|| first(all, &["keys", "backups"].map(|name| dir.join(name))))
+        .or_else(|| first(media, &[dir.join("media")]))
+        .or_else(|| first(media, &database("media.db")))
+        .or_else(|| first(media, &["media.pending", "media.odd", "damaged"].map(|name| dir.join(name))))
+        .or_else(|| {
+            let files = fs::read_dir(dir.join("media")).into_iter().flatten().flatten();
+            let mut files = files.take(MEDIA_FILES_LOOKED_AT).map(|entry| entry.path());
+            files
+                .find_map(|path| {
+                    let meta = fs::symlink_metadata(&path).ok()?;
+                    let is_readable = !meta.is_file() || who.may(&path, &meta, false, false);
+                    (!is_readable).then(|| describe(who, base, &path, &meta, "read"))
+                })
+                .map(|text| Denied { concerns: media, text })
+        })
+}
+
+/// What of the data folder itself the server may not use: the folder, or the file with the accounts.
+pub fn denied_in_base(who: &ServerUser, base: &Path, users_file: &str) -> Option<String> {
+    denied_at(who, base, base).or_else(|| denied_at(who, base, &base.join(users_file)))
+}
+
+/// None also if there is no such file, and for links, which are refused elsewhere.
+pub(super) fn denied_at(who: &ServerUser, base: &Path, path: &Path) -> Option<String> {
+    let meta = fs::symlink_metadata(path).ok()?;
+    let meta = if path == base { fs::metadata(path).ok()? } else { meta };
+    if !meta.is_file() && !meta.is_dir() {
+        return None;
+    }
+    let enter = meta.is_dir();
+    if !who.may(path, &meta, false, enter) {
+        Some(describe(who, base, path, &meta, "read"))
+    } else if !who.may(path, &meta, true, enter) {
+        Some(describe(who, base, path, &meta, "write to"))
+    } else {
+        None
+    }
+}
+
+/// Whose a file is, and what to type.
+fn describe(who: &ServerUser, base: &Path, path: &Path, meta: &Metadata, verb: &str) -> String {
+    let name = |uid: u32| os::user_name(uid).unwrap_or_else(|| uid.to_string());
+    let server = name(who.uid);
+    let base = base.canonicalize().unwrap_or_else(|_| base.to_owned());
+    let is_owner = meta.uid() == who.uid;
+    let mut text = format!("{} ", path.display());
+    if is_owner {
+        let _ = write!(text, "has the mode {:04o}", meta.mode() & 0o7777);
+    } else {
+        let _ = write!(text, "belongs to {}", name(meta.uid()));
+    }
+    let _ = write!(
+        text,
+        ", so that the server, which runs as the user {server}, cannot {verb} it. Nothing is damaged. Type this as root: "
+    );
+    let owner_may = has_bits(meta.mode() >> 6, verb != "read", meta.is_dir());
+    if !is_owner {
+        // With the colon, chown also sets the user's group. It needs a name for that.
+        let colon = if os::user_name(who.uid).is_some() { ":" } else { "" };
+        let _ = write!(text, "chown -R {server}{colon} {}", quoted(&base));
+    }
+    if is_owner || !owner_may {
+        let and = if is_owner { "" } else { " && " };
+        let _ = write!(text, "{and}chmod -R u+rwX {}", quoted(&base));
+    }
+    text
+}
+
+/// A path as a shell takes it.
+fn quoted(path: &Path) -> String {
+    let text = path.display().to_string();
+    if text.chars().all(|c| c.is_alphanumeric() || "/._-+@:,".contains(c)) {
+        text
+    } else {
+        format!("'{}'", text.replace('\'', "'\\''"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::PermissionsExt;
+
+    #[test]
+    fn the_first_file_that_the_server_may_not_use_is_named_with_the_remedy() {
+        let base = tempfile::tempdir().unwrap();
+        let dir = base.path().join("anna");
+        fs::create_dir_all(dir.join("media")).unwrap();
+        for name in ["collection.anki2", "media.db", "keys", "media/a.jpg"] {
+            fs::write(dir.join(name), "").unwrap();
+        }
+        let owner = fs::metadata(&dir).unwrap().uid();
+        let own = ServerUser { uid: owner.max(1), groups: Vec::new(), is_this_process: false };
+        let stranger = ServerUser { uid: 64_000, groups: Vec::new(), is_this_process: false };
+        let text = denied_to(&stranger, base.path(), "anna").unwrap().text;
+        assert!(text.contains(&format!("chown -R 64000 {}", base.path().display())), "{text}");
+        if owner == 0 {
+            // Root may use everything.
+            let root = ServerUser { uid: 0, groups: Vec::new(), is_this_process: false };
+            assert!(denied_to(&root, base.path(), "anna").is_none());
+            return;
+        }
+        assert!(denied_to(&own, base.path(), "anna").is_none());
+        fs::set_permissions(dir.join("media.db"), fs::Permissions::from_mode(0o400)).unwrap();
+        let denied = denied_to(&own, base.path(), "anna").unwrap();
+        assert_eq!(denied.concerns, Concerns::Media);
+        assert!(denied.text.contains("chmod -R u+rwX") && !denied.text.contains("chown"), "{}", denied.text);
+    }
+
+    #[test]
+    fn paths_are_quoted_for_a_shell() {
+        assert_eq!(quoted(Path::new("/var/lib/ankipi")), "/var/lib/ankipi");
+        assert_eq!(quoted(Path::new("/it's here")), "'/it'\\''s here'");
+    }
+}

@@ -1,0 +1,138 @@
+"""A data folder that was copied as root, for a server that is not root: it is told whose it is and what to type, and never called
+damaged."""
+
+import os
+import pwd
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+import pytest
+from anki.errors import BackendError
+
+from commands import run
+from server import Server, command, phc
+from test_media import folder, put, sync_media
+
+pytestmark = pytest.mark.skipif(os.getuid() != 0, reason="only root can act as another user")
+
+NOBODY = pwd.getpwnam("nobody")
+
+
+class OfNobody(Server):
+    """A server that runs as the user nobody."""
+
+    def command_line(self):
+        who = ["setpriv", f"--reuid={NOBODY.pw_uid}", f"--regid={NOBODY.pw_gid}", "--clear-groups", "--no-new-privs"]
+        return [*who, str(self.base.parent / "ankipi")]
+
+
+@pytest.fixture
+def server():
+    root = Path(tempfile.mkdtemp(prefix="ankipi-owner-"))
+    root.chmod(0o755)
+    shutil.copy(command(official=False)[0], root / "ankipi")
+    base = root / "base"
+    base.mkdir()
+    os.chown(base, NOBODY.pw_uid, NOBODY.pw_gid)
+    server = OfNobody(base, [f"anna:{phc('secret')}", f"bob:{phc('geheim')}"], PASSWORDS_HASHED="1")
+    yield server
+    server.stop()
+    shutil.rmtree(root)
+
+
+@pytest.fixture
+def synced(server, new_account):
+    account = new_account(server, "anna", "secret")
+    desk, phone = account.two_devices()
+    put(desk, "one.jpg", b"1")
+    sync_media(desk)
+    sync_media(phone)
+    desk.sync()
+    phone.sync()
+    server.stop()
+    return server, account, desk, phone
+
+
+def give(path: Path, uid: int, mode: int = 0) -> None:
+    """Gives a path, and what is below it, to a user."""
+    for each in [path, *path.rglob("*")]:
+        os.chown(each, uid, uid)
+        if mode and each.is_file():
+            each.chmod(mode)
+
+
+def remedy(said: str, base: Path) -> str:
+    """The command that a text tells, as typed by the owner."""
+    [line] = {line for line in said.splitlines() if "Type this as root: " in line and str(base) in line}
+    typed = line.split("Type this as root: ", 1)[1]
+    said = said.replace("Nothing is damaged", "")
+    assert f"{base}" in typed and "damaged" not in said, said
+    return typed
+
+
+@pytest.mark.parametrize("what, mode", [("anna", 0), ("anna/collection.anki2", 0), ("anna/collection.anki2", 0o444), ("anna/keys", 0)])
+def test_a_wrong_owner_is_named_by_all_and_the_told_command_helps(synced, what, mode):
+    server, account, desk, phone = synced
+    give(server.base / what, NOBODY.pw_uid if mode else 0, mode)
+    server.start()
+    started = server.log()
+    typed = remedy(started, server.base)
+    assert str(server.base / what) in started and ("chmod" if mode else "chown -R nobody: ") in typed, started
+    checked, told = run(server, "check"), run(server, "status")
+    assert checked.returncode == 1 and remedy(checked.stdout, server.base) == typed, checked
+    assert "bob: in order" in checked.stdout
+    assert remedy(told.stdout, server.base) == typed, told
+    desk.add_note("while it was not the server's")
+    with pytest.raises(BackendError, match="belong to another user of its machine.* Nothing is damaged"):
+        desk.try_sync()
+    server.mark_log()
+    doctor = run(server, "doctor", server.url)
+    assert typed in " ".join(doctor.stdout.split()), doctor
+    with pytest.raises(BackendError):
+        phone.try_sync()
+    assert typed in server.log()
+    subprocess.run(typed, shell=True, check=True)
+    server.power_cut()
+    account.settle(desk, phone)
+    assert "Type this" not in server.log()[len(started):].split("listens on")[-1]
+    assert "Type this" not in run(server, "check").stdout + run(server, "status").stdout
+
+
+@pytest.mark.parametrize("what, mode", [("media", 0), ("media.db", 0), ("media/one.jpg", 0o600)])
+def test_media_of_another_owner_keep_no_card_and_are_not_forgotten(synced, what, mode):
+    server, account, desk, phone = synced
+    give(server.base / "anna" / what, 0, mode)
+    server.start()
+    typed = remedy(server.log(), server.base)
+    assert remedy(run(server, "check").stdout, server.base) == typed
+    desk.add_note("with media that are not the server's")
+    out = desk.col.sync_collection(desk.auth, sync_media=False)
+    assert out.required == out.NO_CHANGES and "Nothing is damaged" in out.server_message, out
+    fresh = account.device_in_sync("fresh")
+    if mode:
+        with pytest.raises(Exception):
+            sync_media(fresh)
+        assert typed in server.log()
+    else:
+        put(desk, "two.jpg", b"2")
+        with pytest.raises(Exception):
+            sync_media(desk)
+    server.stop()
+    subprocess.run(typed, shell=True, check=True)
+    server.start()
+    for device in (desk, phone, fresh, desk):
+        sync_media(device)
+    assert (folder(fresh) / "one.jpg").read_bytes() == b"1"
+    assert not (server.base / "anna/damaged").exists()
+
+
+def test_a_folder_that_is_root_s_is_named_at_the_start(synced):
+    server, account, desk, phone = synced
+    give(server.base, 0)
+    with pytest.raises(AssertionError) as ended:
+        server.start()
+    subprocess.run(remedy(str(ended.value), server.base), shell=True, check=True)
+    server.start()
+    account.settle(desk, phone)
