@@ -20,7 +20,7 @@ const HTTP_CHUNK_BYTES: usize = 4096;
 const CHUNKS_AT_ONCE: usize = 4;
 
 /// A client waits for so long for a byte; the desktop's default.
-const PATIENCE: Duration = Duration::from_secs(60);
+const EVENT_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// A server that is busy with others is asked again for so long.
 const BUSY_PATIENCE: Duration = Duration::from_secs(300);
@@ -267,8 +267,8 @@ fn read_full(source: &mut impl Read, buffer: &mut [u8]) -> io::Result<usize> {
 pub fn connect(address: SocketAddr) -> io::Result<BufReader<TcpStream>> {
     let socket = TcpStream::connect(address)?;
     socket.set_nodelay(true)?;
-    socket.set_read_timeout(Some(PATIENCE))?;
-    socket.set_write_timeout(Some(PATIENCE))?;
+    socket.set_read_timeout(Some(EVENT_TIMEOUT))?;
+    socket.set_write_timeout(Some(EVENT_TIMEOUT))?;
     Ok(BufReader::with_capacity(64 * 1024, socket))
 }
 

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use ankipi::collection::FILE_NAME;
 use ankipi::collection::full::download::Snapshot;
 use ankipi::collection::new_collection;
-use ankipi::collection::schema::downgrade::Scratch;
+use ankipi::collection::schema::downgrade::CopyToDowngrade;
 use ankipi::text::{note, unicase};
 use rusqlite::{Connection, params};
 
@@ -78,7 +78,7 @@ pub fn old_collection(cache: &Path, made: &Generated) -> Result<PathBuf> {
         let (copied, frame) = (scratch.path().join(FILE_NAME), scratch.path().join("frame"));
         copy(&made.path, &copied)?;
         let snapshot = Snapshot::open(&copied)?;
-        let old = Scratch::copy(&snapshot, &scratch.path().join("old"))?.downgrade()?;
+        let old = CopyToDowngrade::copy(&snapshot, &scratch.path().join("old"))?.downgrade()?;
         let mut encoder = zstd::Encoder::new(File::create(&frame)?, 3)?;
         old.write_to(&mut encoder)?;
         encoder.finish()?;

@@ -96,7 +96,7 @@
 //! user's lock and reads without it; an upload may move the file under it, which the snapshot survives. Commands that
 //! read a whole collection see the last committed state; if a device is in the middle of a sync of many rows, they wait
 //! until it is done (`cli::commands::user_folders`). While
-//! a command opens a collection it locks the folder, and the server replaces no file there (`files::keep_in_place`).
+//! a command opens a collection it locks the folder, and the server replaces no file there (`files::lock_against_replacement`).
 //!
 //! # Why tiny_http is not on the network itself
 //!

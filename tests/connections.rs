@@ -16,7 +16,7 @@ use ankipi::limits_and_timeouts::{Limits, Weight};
 use ankipi::server::connections::{Client as Sharer, Policy, PollLoop};
 
 /// Timeout of every wait in these tests; a test that reaches it fails.
-const PATIENCE: Duration = Duration::from_secs(10);
+const EVENT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Read lock of every test; the test that counts the process's descriptors takes the write lock.
 static ALONE: RwLock<()> = RwLock::new(());
@@ -36,7 +36,7 @@ impl Gate {
     fn pass(&self) {
         let tickets = self.0.0.lock().unwrap();
         let (mut tickets, _) =
-            self.0.1.wait_timeout_while(tickets, PATIENCE, |tickets| *tickets == 0).unwrap();
+            self.0.1.wait_timeout_while(tickets, EVENT_TIMEOUT, |tickets| *tickets == 0).unwrap();
         *tickets = tickets.saturating_sub(1);
     }
 }
@@ -149,7 +149,7 @@ impl Server {
     }
 
     fn event(&self) -> String {
-        self.events.recv_timeout(PATIENCE).expect("an event")
+        self.events.recv_timeout(EVENT_TIMEOUT).expect("an event")
     }
 
     fn assert_alive(&self) {
@@ -297,9 +297,9 @@ impl Answer {
 
 impl Client {
     fn connect(addr: SocketAddr) -> Client {
-        let stream = TcpStream::connect_timeout(&addr, PATIENCE).unwrap();
-        stream.set_read_timeout(Some(PATIENCE)).unwrap();
-        stream.set_write_timeout(Some(PATIENCE)).unwrap();
+        let stream = TcpStream::connect_timeout(&addr, EVENT_TIMEOUT).unwrap();
+        stream.set_read_timeout(Some(EVENT_TIMEOUT)).unwrap();
+        stream.set_write_timeout(Some(EVENT_TIMEOUT)).unwrap();
         stream.set_nodelay(true).unwrap();
         Client { stream: BufReader::new(stream) }
     }
@@ -1265,7 +1265,7 @@ fn garbage_leaves_nothing_behind() {
     }
     server.assert_alive();
     // Workers may still be busy with the last requests.
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + EVENT_TIMEOUT;
     while fds() > before && Instant::now() < deadline {
         thread::sleep(millis(20));
     }

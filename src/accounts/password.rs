@@ -19,7 +19,7 @@ pub const DEFAULT_ROUNDS: u32 = 600_000;
 pub const MIN_ROUNDS: u32 = 100_000;
 
 /// CPU time that a login may take.
-const TARGET: Duration = Duration::from_secs(1);
+const LOGIN_CPU_TIME: Duration = Duration::from_secs(1);
 
 /// Prefix of hashes imported from ankisyncd.
 const ANKISYNCD: &str = "$ankisyncd$";
@@ -80,7 +80,7 @@ impl Hash {
     /// Whether the password has this hash.
     pub fn fits(&self, password: &str) -> bool {
         if let Some(rest) = self.0.strip_prefix(ANKISYNCD) {
-            spend_time(password);
+            spend_login_time(password);
             return fits_ankisyncd(rest, password).unwrap_or(false);
         }
         PasswordHash::new(&self.0)
@@ -111,13 +111,13 @@ pub fn same(a: &str, b: &str) -> bool {
 /// Takes as long as a comparison with a hash. Plain passwords are not hashed, as everyone on the board can read them in
 /// the environment. A login must still take that time: it slows guessing, and it must not reveal whether an account
 /// exists.
-pub fn spend_time(password: &str) {
-    hash_for_nothing(password, DEFAULT_ROUNDS);
+pub fn spend_login_time(password: &str) {
+    hash_dummy(password, DEFAULT_ROUNDS);
 }
 
 /// Calls the function that a comparison calls, so that both take the same time. The function is not generic, so it is
 /// compiled with the optimisation of its crate. With ours it would take an eighth longer.
-fn hash_for_nothing(password: &str, rounds: u32) {
+fn hash_dummy(password: &str, rounds: u32) {
     let params = Params::new(rounds).expect("more rounds than the least that the crate takes");
     let mut hash = [0; 32];
     pbkdf2_hmac_with_params(password.as_bytes(), b"ankipi", Algorithm::Pbkdf2Sha256, params, &mut hash);
@@ -126,15 +126,15 @@ fn hash_for_nothing(password: &str, rounds: u32) {
 
 /// Iterations that this machine does in about a second, in steps of 10 000; at least `MIN_ROUNDS`.
 pub fn calibrate() -> u32 {
-    const SAMPLE: u32 = 50_000;
+    const SAMPLE_ROUNDS: u32 = 50_000;
     // The fastest of three: other load only slows a sample down.
     let took = (0..3).map(|_| {
         let started = Instant::now();
-        hash_for_nothing("calibration", SAMPLE);
+        hash_dummy("calibration", SAMPLE_ROUNDS);
         started.elapsed()
     });
-    let secs = took.min().unwrap_or(TARGET).as_secs_f64().max(1e-6);
-    let rounds = f64::from(SAMPLE) * TARGET.as_secs_f64() / secs;
+    let secs = took.min().unwrap_or(LOGIN_CPU_TIME).as_secs_f64().max(1e-6);
+    let rounds = f64::from(SAMPLE_ROUNDS) * LOGIN_CPU_TIME.as_secs_f64() / secs;
     // The cast saturates on a machine that is too fast.
     (rounds as u32 / 10_000 * 10_000).max(MIN_ROUNDS)
 }

@@ -60,7 +60,7 @@ impl Secret {
         match self {
             Secret::Hashed(hash) => hash.fits(password),
             Secret::Plain(expected) => {
-                password::spend_time(password);
+                password::spend_login_time(password);
                 password::same(password, expected)
             }
         }
@@ -137,7 +137,7 @@ impl Account {
             keys: Keys::default(),
             is_damaged: false,
             has_unknown_keys: false,
-            closed: user_name::reserved(&user.name),
+            closed: user_name::why_reserved(&user.name),
         })
     }
 
@@ -158,7 +158,7 @@ impl Account {
             keys,
             is_damaged: damage.is_some(),
             has_unknown_keys: damage.is_some(),
-            closed: user_name::reserved(name).or_else(|| hash.as_ref().err().cloned()).or(damage),
+            closed: user_name::why_reserved(name).or_else(|| hash.as_ref().err().cloned()).or(damage),
             secret: hash.ok().map(Secret::Hashed),
         }
     }

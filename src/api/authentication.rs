@@ -5,12 +5,12 @@
 
 use std::net::IpAddr;
 
-use crate::api::quota_and_free_space::{Meter, Ration};
+use crate::api::quota_and_free_space::{Meter, StorageLimits};
 use crate::api::routes::Method;
 use crate::api::{App, SYNC_VERSIONS};
 use crate::error::{Error, Result};
 use crate::files::spool::Spool;
-use crate::http::body::{Body, Caps, WireForm};
+use crate::http::body::{Body, BodyLimits, WireForm};
 use crate::http::form;
 use crate::http::form::Fields;
 use crate::http::response::Packing;
@@ -36,7 +36,7 @@ pub struct Call {
 
 impl Call {
     fn new(method: Method, header: SyncHeader, user: Option<String>, address: IpAddr) -> Result<Call> {
-        if method.is_step() && header.skey.is_empty() {
+        if method.needs_session() && header.skey.is_empty() {
             Err(Error::bad("a sync step without a session key"))
         } else {
             Ok(Call { method, header, user, address })
@@ -117,11 +117,11 @@ impl App {
             user = self.user_of_key(method, hkey, log)?;
             self.check_declared(method, user.as_deref(), caps, declared)?;
         }
-        let ration = match &user {
-            Some(name) => self.ration(method, Some(name))?,
-            None => Some(Ration::of_disk(&self.config)),
+        let storage_limits = match &user {
+            Some(name) => self.storage_limits(method, Some(name))?,
+            None => Some(StorageLimits::of_disk(&self.config)),
         };
-        let mut meter = Meter::new(ration.as_ref());
+        let mut meter = Meter::new(storage_limits.as_ref());
         let mut before = |bytes| meter.add(bytes);
         let body = match (has_data, fields.is_gzip) {
             (false, _) => Body::nothing(caps),
@@ -147,12 +147,12 @@ impl App {
         &self,
         method: Method,
         user: Option<&str>,
-        caps: Caps,
+        caps: BodyLimits,
         declared: Option<u64>,
     ) -> Result<()> {
         caps.check_declared(declared)?;
-        match (self.ration(method, user)?, declared) {
-            (Some(ration), Some(bytes)) => ration.check(bytes, 0),
+        match (self.storage_limits(method, user)?, declared) {
+            (Some(storage_limits), Some(bytes)) => storage_limits.check(bytes, 0),
             _ => Ok(()),
         }
     }

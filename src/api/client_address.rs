@@ -126,7 +126,7 @@ fn unused_proxy(
              SYNC_TRUSTED_PROXIES"
         )),
         // Anybody may send such a header, so this is for peers on this machine or in its network only.
-        None if setting.is_none() && is_near(peer) => {
+        None if setting.is_none() && is_private_address(peer) => {
             let header = FORWARDING.into_iter().find(|header| has(header))?;
             let trust = if is_trusted(peer, proxies) {
                 String::new()
@@ -146,7 +146,7 @@ fn unused_proxy(
 const FORWARDING: [&str; 4] = ["X-Forwarded-For", "X-Real-IP", "CF-Connecting-IP", "Forwarded"];
 
 /// Whether an address is of this machine or of a private network.
-fn is_near(address: IpAddr) -> bool {
+fn is_private_address(address: IpAddr) -> bool {
     match address {
         IpAddr::V4(v4) => v4.is_loopback() || v4.is_private() || v4.is_link_local(),
         IpAddr::V6(v6) => v6.is_loopback() || v6.is_unique_local() || v6.is_unicast_link_local(),

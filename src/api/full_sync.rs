@@ -5,14 +5,14 @@ use std::io::Write;
 
 use crate::api::authentication::Call;
 use crate::api::quota_and_free_space;
-use crate::api::quota_and_free_space::{Ration, Rationed};
+use crate::api::quota_and_free_space::{LimitedWriter, StorageLimits};
 use crate::api::routes::Method;
-use crate::api::{App, HEAD_ALONE, give_up, refuse, respond_with};
+use crate::api::{App, HEAD_ALONE, fail_reply, refuse, respond_with};
 use crate::collection::FILE_NAME;
 use crate::collection::full::upload;
-use crate::collection::full::upload::Unfit;
+use crate::collection::full::upload::UploadFault;
 use crate::error::{Error, Result};
-use crate::files::GentleFile;
+use crate::files::FsyncingFile;
 use crate::files::temporary::TemporaryFile;
 use crate::http::Request;
 use crate::http::keep_client_waiting::WaitingReply;
@@ -53,7 +53,7 @@ impl App {
                 log.did("collection replaced");
                 ACCEPTED.to_owned()
             }
-            Ok(Err(Unfit { reason, advice })) => {
+            Ok(Err(UploadFault { reason, advice })) => {
                 log.did(&format!("upload refused: {reason}"));
                 refusal(&reason, advice)
             }
@@ -84,14 +84,14 @@ impl App {
     fn receive_file(&self, request: &mut Request, log: &mut AccessLog) -> Result<(Call, TemporaryFile)> {
         let (call, body) = self.admit(Method::Upload, request, log)?;
         let scratch = TemporaryFile::at(self.user(&call)?.next_upload_path());
-        let ration = self.ration(Method::Upload, call.user.as_deref())?;
-        let mut file = GentleFile::create(scratch.path())?;
-        let mut sink = Rationed::new(&mut file, ration.as_ref());
+        let storage_limits = self.storage_limits(Method::Upload, call.user.as_deref())?;
+        let mut file = FsyncingFile::create(scratch.path())?;
+        let mut sink = LimitedWriter::new(&mut file, storage_limits.as_ref());
         let received =
             body.read_into(&mut sink, quota_and_free_space::error_of(Error::io("writing", scratch.path())))?;
         log.received(received);
         self.confirm(&call)?;
-        ration.map_or(Ok(()), |ration| ration.check_whole(received.decoded))?;
+        storage_limits.map_or(Ok(()), |storage_limits| storage_limits.check_whole(received.decoded))?;
         Ok((call, scratch))
     }
 
@@ -110,13 +110,13 @@ impl App {
         let begun = waiting.while_doing(HEAD_ALONE, || match call.packing() {
             Packing::Zstd => user.download(),
             Packing::Plain => {
-                Ration::of_disk(&self.config).check_free(likely_bytes, 0)?;
+                StorageLimits::of_disk(&self.config).check_free(likely_bytes, 0)?;
                 user.download_for_old_clients()
             }
         });
         let download = match begun {
             Ok(download) => download,
-            Err(err) => return give_up(waiting, err),
+            Err(err) => return fail_reply(waiting, err),
         };
         log.did(&format!("collection of {} bytes", download.bytes()));
         let mut stream: ReplyStream = waiting.into_stream(download.bytes())?;

@@ -7,7 +7,7 @@ use serde::Serialize;
 use crate::api::authentication::Call;
 use crate::api::normal_sync::{check_empty, parse};
 use crate::api::routes::Method;
-use crate::api::{Answer, App, HEAD_ALONE, give_up, respond_with};
+use crate::api::{Answer, App, HEAD_ALONE, fail_reply, respond_with};
 use crate::error::{Error, Result};
 use crate::files::spool::Spool;
 use crate::http::Request;
@@ -69,12 +69,16 @@ impl App {
 
     pub(super) fn upload_changes(&self, call: &Call, body: &mut Spool) -> Result<Answer> {
         let user = self.user(call)?;
-        let ration = self.ration(call.method, call.user.as_deref())?;
+        let storage_limits = self.storage_limits(call.method, call.user.as_deref())?;
         let room = Room {
             free: &|bytes, written| {
-                ration.as_ref().map_or(Ok(()), |ration| ration.check_free(bytes, written))
+                storage_limits
+                    .as_ref()
+                    .map_or(Ok(()), |storage_limits| storage_limits.check_free(bytes, written))
             },
-            total: &|bytes| ration.as_ref().map_or(Ok(()), |ration| ration.check_media(bytes)),
+            total: &|bytes| {
+                storage_limits.as_ref().map_or(Ok(()), |storage_limits| storage_limits.check_media(bytes))
+            },
         };
         let outcome = user.media.upload(body, &room)?;
         let did = format!(
@@ -111,7 +115,7 @@ impl App {
         // All files are read before the first byte is sent.
         let download = match waiting.while_doing(HEAD_ALONE, || user.media.download(names)) {
             Ok(download) => download,
-            Err(err) => return give_up(waiting, err),
+            Err(err) => return fail_reply(waiting, err),
         };
         log.did(&format!("{} files, {} bytes out", download.files(), download.bytes()));
         let mut stream: ReplyStream = waiting.into_stream(download.bytes())?;

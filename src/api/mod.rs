@@ -34,7 +34,7 @@ use crate::files::access::{self, Concerns, Denied, ServerUser};
 use crate::files::data_folder::DataFolder;
 use crate::files::spool;
 use crate::files::spool::Spool;
-use crate::http::keep_client_waiting::{Signs, WaitingReply};
+use crate::http::keep_client_waiting::{KeepAliveBytes, WaitingReply};
 use crate::http::response::{Packing, Responder};
 use crate::http::{Request, Verb};
 use crate::logging::access_log::AccessLog;
@@ -44,7 +44,7 @@ use crate::sync::users::Users;
 use authentication::Call;
 use clients::UsersOfKeys;
 use metrics::Metrics;
-use quota_and_free_space::{Ration, Rationed, Spare};
+use quota_and_free_space::{LimitedWriter, SpareStorage, StorageLimits};
 use routes::{Method, Page, Route};
 
 pub use pages::lan_address;
@@ -63,7 +63,7 @@ pub struct App {
     folder: DataFolder,
     /// Whether the clock was in doubt when it was last looked at.
     is_clock_unset: AtomicBool,
-    spare: Spare,
+    spare: SpareStorage,
 }
 
 /// A reply in JSON, and a note for the log.
@@ -88,7 +88,7 @@ impl App {
             users_of_keys: UsersOfKeys::default(),
             folder,
             is_clock_unset: AtomicBool::new(false),
-            spare: Spare::default(),
+            spare: SpareStorage::default(),
         };
         app.prepare_folders();
         // A killed server may have created folders without syncing their parent.
@@ -108,7 +108,7 @@ impl App {
 
     /// Why no device can sync, if the clock is not set. Logs when that changes.
     pub fn clock_doubt(&self) -> Option<String> {
-        let doubt = clock::doubt();
+        let doubt = clock::why_unreliable();
         let was_unset = self.is_clock_unset.swap(doubt.is_some(), Ordering::Relaxed);
         match &doubt {
             Some(doubt) if !was_unset => log::error!(
@@ -248,10 +248,10 @@ impl App {
     }
 
     /// The storage limits of the request.
-    fn ration(&self, method: Method, user: Option<&str>) -> Result<Option<Ration<'_>>> {
+    fn storage_limits(&self, method: Method, user: Option<&str>) -> Result<Option<StorageLimits<'_>>> {
         match user {
             Some(name) if !method.has_small_body() => {
-                Ration::of(method, &*self.user_named(name)?, &self.config, &self.spare)
+                StorageLimits::of(method, &*self.user_named(name)?, &self.config, &self.spare)
             }
             _ => Ok(None),
         }
@@ -310,12 +310,12 @@ impl App {
     /// Admits a request and spools its body.
     fn receive(&self, method: Method, request: &mut Request, log: &mut AccessLog) -> Result<(Call, Spool)> {
         let (call, mut body) = self.admit(method, request, log)?;
-        let ration = self.ration(method, call.user.as_deref())?;
+        let storage_limits = self.storage_limits(method, call.user.as_deref())?;
         let (spool, received) = match body.take_spool() {
             Some(spooled) => spooled,
             None => {
                 let mut spool = self.spool(method, call.user.as_deref())?;
-                let mut sink = Rationed::new(&mut spool, ration.as_ref());
+                let mut sink = LimitedWriter::new(&mut spool, storage_limits.as_ref());
                 let sink_error =
                     quota_and_free_space::error_of(Error::io("writing", "spooled request".as_ref()));
                 let received = body.read_into(&mut sink, sink_error)?;
@@ -324,7 +324,7 @@ impl App {
         };
         log.received(received);
         self.confirm(&call)?;
-        ration.map_or(Ok(()), |ration| ration.check_whole(received.decoded))?;
+        storage_limits.map_or(Ok(()), |storage_limits| storage_limits.check_whole(received.decoded))?;
         Ok((call, spool))
     }
 
@@ -354,7 +354,7 @@ impl App {
     /// Runs a step and sends its JSON, with keep-alive bytes if that takes long.
     fn reply(&self, call: &Call, mut body: Spool, responder: Responder, log: &mut AccessLog) -> Result<()> {
         let waiting = WaitingReply::new(responder, call.packing(), EARLY_JSON_BYTES);
-        let keep_alive: Signs = match call.packing() {
+        let keep_alive: KeepAliveBytes = match call.packing() {
             // JSON may begin with white space.
             Packing::Zstd => |_| Some(b" "),
             Packing::Plain => HEAD_ALONE,
@@ -367,7 +367,7 @@ impl App {
                 log.sent(send(&mut answer.json, waiting)?);
                 Ok(())
             }
-            Err(err) => give_up(waiting, err),
+            Err(err) => fail_reply(waiting, err),
         }
     }
 
@@ -408,7 +408,7 @@ fn remove_deleted_users(base: &Path) -> Result<()> {
 }
 
 /// Old clients take the body literally, so only the response head can be sent ahead.
-const HEAD_ALONE: Signs = |_| Some(b"");
+const HEAD_ALONE: KeepAliveBytes = |_| Some(b"");
 
 /// The size that a reply in JSON announces if its head must be sent before the reply is known. It is then filled up with
 /// white space, so that the size is right. Some clients compare it, or decode into a buffer of that size. The reply to a
@@ -432,7 +432,7 @@ fn refuse(request: Request, err: Error) -> Result<()> {
 }
 
 /// Responds with the status of an error. If another status is already sent, breaks the response off instead.
-fn give_up(waiting: WaitingReply, err: Error) -> Result<()> {
+fn fail_reply(waiting: WaitingReply, err: Error) -> Result<()> {
     match waiting.into_responder() {
         Some(responder) => respond_with(responder, err),
         None => Err(err),

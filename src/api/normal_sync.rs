@@ -9,7 +9,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::api::authentication::Call;
-use crate::api::quota_and_free_space::Ration;
+use crate::api::quota_and_free_space::StorageLimits;
 use crate::api::{Answer, App};
 use crate::error::{Error, Result};
 use crate::files::spool::Spool;
@@ -120,7 +120,7 @@ impl App {
         let mut sent = Json::of(body)?;
         changes::check(sent.source()?, self.config.max_row_bytes)?;
         let (user, body_bytes) = (self.user(call)?, sent.bytes());
-        let ration = self.ration(call.method, call.user.as_deref())?;
+        let storage_limits = self.storage_limits(call.method, call.user.as_deref())?;
         let mut json = Spool::new(&user.dir);
         user.step(&call.header.skey, |session| {
             // Our changes are written first, before those of the client are applied.
@@ -129,7 +129,7 @@ impl App {
             let (usn, max_row_bytes) = (session.stamps().usn, self.config.max_row_bytes);
             session.collection.apply_changes(sent.source()?, usn, max_row_bytes)?;
             session.note_step(Step::Changes, sent.text());
-            check_collection(ration.as_ref(), session, body_bytes)
+            check_collection(storage_limits.as_ref(), session, body_bytes)
         })?;
         Ok(Answer { did: String::new(), json })
     }
@@ -149,7 +149,7 @@ impl App {
         let mut sent = Json::of(body)?;
         let rows = chunk::check(sent.source()?, self.config.max_row_bytes)?;
         let (user, body_bytes) = (self.user(call)?, sent.bytes());
-        let ration = self.ration(call.method, call.user.as_deref())?;
+        let storage_limits = self.storage_limits(call.method, call.user.as_deref())?;
         let counts = user.step(&call.header.skey, |session| {
             session.prepare_for_rows(rows, self.config.max_row_bytes)?;
             let counts = session.collection.apply_chunk(
@@ -159,7 +159,7 @@ impl App {
                 &mut session.shapes,
                 self.config.max_row_bytes,
             )?;
-            check_collection(ration.as_ref(), session, body_bytes)?;
+            check_collection(storage_limits.as_ref(), session, body_bytes)?;
             Ok(counts)
         })?;
         Answer::null(&user.dir, format!("in: {counts}"))
@@ -199,10 +199,14 @@ impl App {
 }
 
 /// Fails, and so ends the session, if a step has taken the user over the quota.
-fn check_collection(ration: Option<&Ration<'_>>, session: &Session, body_bytes: u64) -> Result<()> {
-    match ration {
-        Some(ration) if ration.has_quota() => {
-            ration.check_collection(session.collection.bytes()?, body_bytes)
+fn check_collection(
+    storage_limits: Option<&StorageLimits<'_>>,
+    session: &Session,
+    body_bytes: u64,
+) -> Result<()> {
+    match storage_limits {
+        Some(storage_limits) if storage_limits.has_quota() => {
+            storage_limits.check_collection(session.collection.bytes()?, body_bytes)
         }
         _ => Ok(()),
     }

@@ -21,9 +21,9 @@ use crate::sync::session::User;
 
 /// What each user has stored beyond a limit today, in small requests.
 #[derive(Default)]
-pub struct Spare(Mutex<HashMap<PathBuf, (Day, u64)>>);
+pub struct SpareStorage(Mutex<HashMap<PathBuf, (Day, u64)>>);
 
-impl Spare {
+impl SpareStorage {
     /// Takes so many bytes of what a user may store beyond the limits today. Returns whether there were so many left.
     fn take(&self, dir: &Path, bytes: u64) -> bool {
         let today = clock::today();
@@ -42,12 +42,12 @@ impl Spare {
 }
 
 /// The limits for one request.
-pub struct Ration<'s> {
+pub struct StorageLimits<'s> {
     dir: PathBuf,
     min_free: u64,
     quota: Option<Quota>,
     /// What small requests may take; none for strangers.
-    spare: Option<&'s Spare>,
+    spare: Option<&'s SpareStorage>,
 }
 
 /// The quota of a user, and how it is used.
@@ -71,9 +71,14 @@ impl Quota {
     }
 }
 
-impl<'s> Ration<'s> {
+impl<'s> StorageLimits<'s> {
     /// The limits for this method; None for methods that store nothing.
-    pub fn of(method: Method, user: &User, config: &Config, spare: &'s Spare) -> Result<Option<Ration<'s>>> {
+    pub fn of(
+        method: Method,
+        user: &User,
+        config: &Config,
+        spare: &'s SpareStorage,
+    ) -> Result<Option<StorageLimits<'s>>> {
         if method.has_small_body() {
             return Ok(None);
         }
@@ -89,12 +94,17 @@ impl<'s> Ration<'s> {
             }),
             None => None,
         };
-        Ok(Some(Ration { dir: user.dir.clone(), min_free: config.min_free_bytes, quota, spare: Some(spare) }))
+        Ok(Some(StorageLimits {
+            dir: user.dir.clone(),
+            min_free: config.min_free_bytes,
+            quota,
+            spare: Some(spare),
+        }))
     }
 
     /// What the disk allows, for a client that has not shown a key yet, and for copies that the server makes.
-    pub fn of_disk(config: &Config) -> Ration<'s> {
-        Ration { dir: config.base.clone(), min_free: config.min_free_bytes, quota: None, spare: None }
+    pub fn of_disk(config: &Config) -> StorageLimits<'s> {
+        StorageLimits { dir: config.base.clone(), min_free: config.min_free_bytes, quota: None, spare: None }
     }
 
     /// Refuses to store `bytes` bytes, of which `written` are already on the disk. Small requests pass; see `check_whole`.
@@ -167,22 +177,22 @@ impl<'s> Ration<'s> {
 
 /// Counts what is written, and says when a limit is exceeded.
 pub struct Meter<'r> {
-    ration: Option<&'r Ration<'r>>,
+    storage_limits: Option<&'r StorageLimits<'r>>,
     written: u64,
     check_at: u64,
 }
 
 impl<'r> Meter<'r> {
     /// Nothing is written yet.
-    pub fn new(ration: Option<&'r Ration<'r>>) -> Meter<'r> {
-        Meter { ration, written: 0, check_at: STORAGE_SPARE_REQUEST_BYTES }
+    pub fn new(storage_limits: Option<&'r StorageLimits<'r>>) -> Meter<'r> {
+        Meter { storage_limits, written: 0, check_at: STORAGE_SPARE_REQUEST_BYTES }
     }
 
     /// Call before so many bytes more are written.
     pub fn add(&mut self, bytes: usize) -> Result<()> {
         let sum = self.written + bytes as u64;
-        if let (Some(ration), true) = (self.ration, sum > self.check_at) {
-            ration.check(sum, self.written)?;
+        if let (Some(storage_limits), true) = (self.storage_limits, sum > self.check_at) {
+            storage_limits.check(sum, self.written)?;
             self.check_at = sum + STORAGE_STEP_BYTES;
         }
         self.written = sum;
@@ -191,19 +201,19 @@ impl<'r> Meter<'r> {
 }
 
 /// A writer that fails when a limit is exceeded.
-pub struct Rationed<'r, W> {
+pub struct LimitedWriter<'r, W> {
     inner: W,
     meter: Meter<'r>,
 }
 
-impl<'r, W: Write> Rationed<'r, W> {
+impl<'r, W: Write> LimitedWriter<'r, W> {
     /// Counts the bytes written to `inner`.
-    pub fn new(inner: W, ration: Option<&'r Ration<'r>>) -> Rationed<'r, W> {
-        Rationed { inner, meter: Meter::new(ration) }
+    pub fn new(inner: W, storage_limits: Option<&'r StorageLimits<'r>>) -> LimitedWriter<'r, W> {
+        LimitedWriter { inner, meter: Meter::new(storage_limits) }
     }
 }
 
-impl<W: Write> Write for Rationed<'_, W> {
+impl<W: Write> Write for LimitedWriter<'_, W> {
     fn write(&mut self, data: &[u8]) -> io::Result<usize> {
         self.meter.add(data.len()).map_err(io::Error::other)?;
         self.inner.write_all(data)?;
@@ -215,7 +225,7 @@ impl<W: Write> Write for Rationed<'_, W> {
     }
 }
 
-/// For `map_err` on errors of a `Rationed` writer: keeps its own errors, and passes those of `inner` through `other`.
+/// For `map_err` on errors of a `LimitedWriter`: keeps its own errors, and passes those of `inner` through `other`.
 pub fn error_of(other: impl FnOnce(io::Error) -> Error) -> impl FnOnce(io::Error) -> Error {
     |err| err.downcast::<Error>().unwrap_or_else(other)
 }

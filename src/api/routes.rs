@@ -1,7 +1,7 @@
 //! Which handler a path belongs to (sync-protocol.md 1 and 8).
 
 use crate::config::Config;
-use crate::http::body::Caps;
+use crate::http::body::BodyLimits;
 use crate::limits_and_timeouts::{BESIDE_LARGEST_FILE_BYTES, SMALL_BODY_BYTES};
 
 /// What a request asks for.
@@ -132,7 +132,7 @@ impl Route {
 
 impl Method {
     /// Whether the method is part of a session, and so needs a session key.
-    pub fn is_step(self) -> bool {
+    pub fn needs_session(self) -> bool {
         use Method::{ApplyChanges, ApplyChunk, ApplyGraves, Chunk, Finish, SanityCheck, Start};
         matches!(self, Start | ApplyGraves | ApplyChanges | Chunk | ApplyChunk | SanityCheck | Finish)
     }
@@ -149,12 +149,12 @@ impl Method {
     }
 
     /// Maximum size of its body.
-    pub fn caps(self, config: &Config) -> Caps {
+    pub fn caps(self, config: &Config) -> BodyLimits {
         if self.has_small_body() {
-            return Caps { wire: SMALL_BODY_BYTES, decoded: SMALL_BODY_BYTES, raised_by: None };
+            return BodyLimits { wire: SMALL_BODY_BYTES, decoded: SMALL_BODY_BYTES, raised_by: None };
         }
         let beside = if self == Method::UploadChanges { BESIDE_LARGEST_FILE_BYTES } else { 0 };
-        Caps {
+        BodyLimits {
             wire: config.max_payload_bytes.saturating_add(beside),
             decoded: config.max_decoded_bytes(),
             raised_by: Some("MAX_SYNC_PAYLOAD_MEGS"),

@@ -4,7 +4,7 @@ use std::io::{IsTerminal, Write, stderr};
 use std::time::{Duration, Instant};
 
 /// Shorter work shows no progress.
-const AFTER: Duration = Duration::from_secs(2);
+const SHOW_AFTER: Duration = Duration::from_secs(2);
 
 /// A line of standard error that is overwritten with each update. Nothing is shown if that is not a terminal.
 pub struct Progress {
@@ -21,8 +21,8 @@ impl Progress {
     /// Shows the progress, unless it was shown a moment ago.
     pub fn show(&mut self, what: &str) {
         let is_due = match self.shown {
-            Some(last) => last.elapsed() > AFTER / 10,
-            None => self.started.elapsed() > AFTER,
+            Some(last) => last.elapsed() > SHOW_AFTER / 10,
+            None => self.started.elapsed() > SHOW_AFTER,
         };
         if is_due {
             self.show_at_once(what);

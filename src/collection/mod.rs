@@ -45,10 +45,10 @@ const CACHE_KIB: i64 = 1024;
 pub(crate) const SCAN_CACHE_KIB: i64 = 256;
 
 /// How long the server waits for a lock. Only another program can hold it, such as the owner's SQLite tool.
-pub const PATIENCE: Duration = Duration::from_secs(5);
+pub const LOCK_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// How long a command waits for a lock of a running server: enough for a commit, not for a sync.
-pub const SHORT_PATIENCE: Duration = Duration::from_millis(200);
+pub const COMMAND_LOCK_TIMEOUT: Duration = Duration::from_millis(200);
 
 /// Added to each row limit for what SQLite counts besides texts and blobs. Also the lowest limit that it works with.
 const ROW_OVERHEAD_BYTES: u64 = 64 * 1024;
@@ -152,7 +152,7 @@ impl Collection {
 
     /// Brings what is in the WAL into the file, unless another program reads an older state, and closes. Call only while
     /// no snapshot of this process is open, which the file may be changed under.
-    pub fn close_and_fold(self) -> Result<()> {
+    pub fn close_with_checkpoint(self) -> Result<()> {
         self.db.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_| Ok(()))?;
         self.db.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, false)?;
         Ok(self.db.close().map_err(|(_, err)| err)?)
@@ -186,16 +186,16 @@ impl Collection {
     /// Brings the collection into one file: checkpoints a WAL, unless another program reads an older state, and rolls
     /// back what was not committed. Call only while no connection of this process is open. Errors are logged, not
     /// returned: the next operation would hit the same error, unless it replaces the file.
-    pub fn fold(path: &Path) {
+    pub fn recover_journal(path: &Path) {
         if has_side_files(path)
             && path.exists()
-            && let Err(err) = Collection::fold_side_files(path)
+            && let Err(err) = Collection::try_recover_journal(path)
         {
             log::warn!("{}: checkpoint or rollback failed, keeping the journal files: {err}", path.display());
         }
     }
 
-    fn fold_side_files(path: &Path) -> Result<()> {
+    fn try_recover_journal(path: &Path) -> Result<()> {
         let collection = Collection::connect(path, SCAN_CACHE_KIB)?;
         collection.db.execute_batch(&format!(
             "PRAGMA synchronous = {}; PRAGMA schema_version",
@@ -229,7 +229,7 @@ impl Collection {
     /// Opens the last committed state for a short read while a server in another process may write. `Busy` if that
     /// server has written uncommitted pages to the file.
     pub fn open_beside_server(path: &Path) -> Result<Collection> {
-        let collection = Collection::connect_waiting(path, SCAN_CACHE_KIB, SHORT_PATIENCE)?;
+        let collection = Collection::connect_waiting(path, SCAN_CACHE_KIB, COMMAND_LOCK_TIMEOUT)?;
         collection.db.execute_batch("BEGIN")?;
         collection.check_schema()?;
         Ok(collection)
@@ -244,7 +244,7 @@ impl Collection {
     }
 
     pub(crate) fn connect(path: &Path, cache_kib: i64) -> Result<Collection> {
-        Collection::connect_waiting(path, cache_kib, PATIENCE)
+        Collection::connect_waiting(path, cache_kib, LOCK_TIMEOUT)
     }
 
     fn connect_waiting(path: &Path, cache_kib: i64, patience: Duration) -> Result<Collection> {
@@ -260,7 +260,7 @@ impl Collection {
             OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX | OpenFlags::SQLITE_OPEN_URI;
         let db = Connection::open_with_flags(immutable_uri(path), flags)
             .map_err(|err| Error::Broken(format!("opening {}: {err}", path.display())))?;
-        Collection::prepare(db, SCAN_CACHE_KIB, PATIENCE)
+        Collection::prepare(db, SCAN_CACHE_KIB, LOCK_TIMEOUT)
     }
 
     /// Applies the settings that all connections share.
@@ -447,7 +447,7 @@ mod tests {
         // A command beside the server need not wait.
         assert_eq!(Collection::open_beside_server(&path).unwrap().config::<i64>("test 1").unwrap(), None);
         collection.commit().unwrap();
-        let snapshot = Snapshot::open_beside_syncs(&path, SHORT_PATIENCE).unwrap();
+        let snapshot = Snapshot::open_beside_syncs(&path, COMMAND_LOCK_TIMEOUT).unwrap();
         change(&collection, "test 2");
         collection.commit().unwrap();
         assert!(fs::read(&path).unwrap() == before);
@@ -457,7 +457,7 @@ mod tests {
         // Closing alone changes nothing.
         drop(collection);
         assert!(side_file("-wal") && fs::read(&path).unwrap() == before);
-        Collection::open(&path, Journal::Wal).unwrap().close_and_fold().unwrap();
+        Collection::open(&path, Journal::Wal).unwrap().close_with_checkpoint().unwrap();
         assert!(!has_side_files(&path) && !side_file("-shm") && fs::metadata(&path).unwrap().len() > 8 << 20);
         assert_eq!((config_keys(&copied, "test"), config_keys(&path, "test")), (1, 2));
     }
@@ -479,7 +479,7 @@ mod tests {
                 && !dir.path().join(format!("{FILE_NAME}-shm")).exists()
         );
         assert!(matches!(Collection::open_beside_server(&path), Err(Error::Busy(_))));
-        assert!(matches!(Snapshot::open_beside_syncs(&path, SHORT_PATIENCE), Err(Error::Busy(_))));
+        assert!(matches!(Snapshot::open_beside_syncs(&path, COMMAND_LOCK_TIMEOUT), Err(Error::Busy(_))));
         collection.commit().unwrap();
         drop(collection);
         assert!(!has_side_files(&path));

@@ -11,7 +11,7 @@ use rusqlite::{Connection, OpenFlags, params};
 use crate::collection::blobs::{DeckConfigRow, DeckRow, NotetypeRow};
 use crate::collection::objects::{put_config_entry, put_deck, put_deck_config, put_notetype};
 use crate::collection::{
-    Collection, FILE_NAME, PATIENCE, SCAN_CACHE_KIB, SCHEMA_VERSION, schema, untranslatable,
+    Collection, FILE_NAME, LOCK_TIMEOUT, SCAN_CACHE_KIB, SCHEMA_VERSION, schema, untranslatable,
 };
 use crate::error::{Error, Result};
 use crate::files;
@@ -72,7 +72,7 @@ fn fill(path: &Path) -> Result<()> {
     let flags =
         OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let collection =
-        Collection::prepare(Connection::open_with_flags(path, flags)?, SCAN_CACHE_KIB, PATIENCE)?;
+        Collection::prepare(Connection::open_with_flags(path, flags)?, SCAN_CACHE_KIB, LOCK_TIMEOUT)?;
     let db = &collection.db;
     db.execute_batch("PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF; BEGIN")?;
     for (table, _) in schema::TABLES {

@@ -25,7 +25,7 @@ pub fn read(path: &Path) -> Result<Vec<Line>> {
 }
 
 /// Warns if other users can read passwords in this file.
-pub fn exposure(path: &Path, holds_passwords: bool) -> Option<String> {
+pub fn warning_if_others_can_read(path: &Path, holds_passwords: bool) -> Option<String> {
     let mode = fs::metadata(path).ok()?.permissions().mode();
     (holds_passwords && mode & 0o004 != 0).then(|| {
         format!(

@@ -187,14 +187,14 @@ impl Settings {
                 settings.take(line.key, line.value, Origin::File(path.to_owned(), line.number));
             }
             let holds_passwords = settings.keys().any(user_settings::is_account);
-            settings.warnings.extend(file::exposure(path, holds_passwords));
+            settings.warnings.extend(file::warning_if_others_can_read(path, holds_passwords));
         }
         for (key, value) in variables {
             match key.as_str() {
                 "HOME" => settings.home = Some(value),
                 "CREDENTIALS_DIRECTORY" => settings.credentials = Some(value.into()),
                 _ if is_ours(&key) => {
-                    settings.warnings.extend(user_settings::odd_ends(&key, &value));
+                    settings.warnings.extend(user_settings::warning_of_literal_quotes(&key, &value));
                     settings.take(key, value, Origin::Environment);
                 }
                 _ => {}

@@ -53,7 +53,7 @@ pub fn check_folder_name(name: &str) -> Result<()> {
 }
 
 /// Why an account that exists cannot be used, if its name is reserved. Earlier releases reserved fewer names.
-pub fn reserved(name: &str) -> Option<String> {
+pub fn why_reserved(name: &str) -> Option<String> {
     pattern_of(name).map(|pattern| {
         format!(
             "the name is reserved: {pattern}. To go on under another name: `ankipi user remove {name}`, stop the \
@@ -89,10 +89,10 @@ mod tests {
         }
         for name in ["anna", "b\u{f6}b", "a b", "new", "user", "spool", "users2", "a.news"] {
             check_user_name(name).unwrap();
-            assert_eq!(reserved(name), None);
+            assert_eq!(why_reserved(name), None);
         }
         // An account that worked goes on, where the file system keeps the names apart.
-        assert_eq!(reserved("Users"), None);
-        assert!(reserved("spool-x").unwrap().contains("spool-*"));
+        assert_eq!(why_reserved("Users"), None);
+        assert!(why_reserved("spool-x").unwrap().contains("spool-*"));
     }
 }

@@ -66,7 +66,7 @@ pub fn accounts(settings: &Settings) -> Result<Vec<UserSetting>> {
 
 /// Warns of an environment variable whose quotes, blanks or line end were taken literally: `docker --env-file` and some
 /// scripts keep them. The value is not shown: it may hold a password.
-pub fn odd_ends(key: &str, value: &str) -> Option<String> {
+pub fn warning_of_literal_quotes(key: &str, value: &str) -> Option<String> {
     let is_quoted = ['"', '\'']
         .iter()
         .any(|quote| value.len() > 1 && value.starts_with(*quote) && value.ends_with(*quote));

@@ -71,16 +71,16 @@ pub fn remove_folder(dir: &Path) -> Result<()> {
 }
 
 /// A new file that is synced after every `SYNC_EVERY_BYTES`.
-pub struct GentleFile {
+pub struct FsyncingFile {
     file: File,
     unsynced: u64,
 }
 
-impl GentleFile {
+impl FsyncingFile {
     /// Creates the file, which must not exist.
-    pub fn create(path: &Path) -> Result<GentleFile> {
+    pub fn create(path: &Path) -> Result<FsyncingFile> {
         let open = OpenOptions::new().write(true).create_new(true).open(path);
-        Ok(GentleFile { file: open.map_err(Error::io("creating", path))?, unsynced: 0 })
+        Ok(FsyncingFile { file: open.map_err(Error::io("creating", path))?, unsynced: 0 })
     }
 
     /// Overwrites bytes that were written before.
@@ -94,7 +94,7 @@ impl GentleFile {
     }
 }
 
-impl Write for GentleFile {
+impl Write for FsyncingFile {
     fn write(&mut self, data: &[u8]) -> io::Result<usize> {
         let count = self.file.write(data)?;
         self.unsynced += count as u64;

@@ -159,14 +159,14 @@ pub fn lock_if_possible(file: &File) -> io::Result<()> {
 /// Shared lock on a user's folder: while it is held, the server does not replace files in it. For a process other than the
 /// server that opens one: if the file were replaced after SQLite opened it, SQLite would use the journal of the new file
 /// for the old one. `None` if the file system has no locks.
-pub fn keep_in_place(dir: &Path) -> Option<File> {
+pub fn lock_against_replacement(dir: &Path) -> Option<File> {
     let folder = File::open(dir).ok()?;
     folder.lock_shared().ok().map(|()| folder)
 }
 
-/// Exclusive lock on a user's folder, to replace files in it: waits until all locks of `keep_in_place` are released. `None`
+/// Exclusive lock on a user's folder, to replace files in it: waits until all locks of `lock_against_replacement` are released. `None`
 /// after `timeout` (the process that holds one must be suspended), and if the file system has no locks.
-pub fn wait_to_replace(dir: &Path, timeout: Duration) -> Option<File> {
+pub fn lock_for_replacement(dir: &Path, timeout: Duration) -> Option<File> {
     let folder = File::open(dir).ok()?;
     let started = Instant::now();
     loop {

@@ -15,10 +15,10 @@ pub mod sqlite_files;
 pub mod temporary;
 
 pub use disk_abilities::{has_shared_memory, synchronous};
-pub use durable::{GentleFile, create_folder, remove_folder, remove_if_there, replace_file, sync_folder};
+pub use durable::{FsyncingFile, create_folder, remove_folder, remove_if_there, replace_file, sync_folder};
 pub use held_folder::{HeldFolder, id_of, is_there};
 pub use locks::{
-    holder, is_in_use, keep_in_place, leave_notice, lock_data_folder, lock_if_possible, notices,
-    running_servers, wait_to_replace,
+    holder, is_in_use, leave_notice, lock_against_replacement, lock_data_folder, lock_for_replacement,
+    lock_if_possible, notices, running_servers,
 };
-pub use owner::{create_for_owner, give_all, refuse_link};
+pub use owner::{create_for_owner, give_tree_to_owner, refuse_link};

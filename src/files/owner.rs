@@ -30,14 +30,14 @@ pub(crate) fn give_to_owner_of(dir: &Path, file: &File) -> io::Result<()> {
 }
 
 /// Gives a folder and everything in it to the owner of `dir`, for a server that is not root.
-pub fn give_all(dir: &Path, tree: &Path) -> Result<()> {
+pub fn give_tree_to_owner(dir: &Path, tree: &Path) -> Result<()> {
     let give = |path: &Path| File::open(path).and_then(|file| give_to_owner_of(dir, &file));
     give(tree).map_err(Error::io("giving away", tree))?;
     for entry in fs::read_dir(tree).map_err(Error::io("reading", tree))? {
         let entry = entry.map_err(Error::io("reading", tree))?;
         let (path, kind) = (entry.path(), entry.file_type().map_err(Error::io("reading", tree))?);
         if kind.is_dir() {
-            give_all(dir, &path)?;
+            give_tree_to_owner(dir, &path)?;
         } else if kind.is_file() {
             give(&path).map_err(Error::io("giving away", &path))?;
         }

@@ -12,7 +12,7 @@ use crate::http::form::{Fields, Form};
 
 /// How large a body may be.
 #[derive(Clone, Copy, Debug)]
-pub struct Caps {
+pub struct BodyLimits {
     /// As sent, bytes.
     pub wire: u64,
     /// After decompression, bytes.
@@ -21,7 +21,7 @@ pub struct Caps {
     pub raised_by: Option<&'static str>,
 }
 
-impl Caps {
+impl BodyLimits {
     fn exceeded(&self, what: &str, limit: u64) -> Error {
         let advice = self.raised_by.map(|variable| format!("; {variable} raises it")).unwrap_or_default();
         Error::TooLarge(format!("request body {what} is over the limit of {limit} bytes{advice}"))
@@ -54,7 +54,7 @@ const MAX_KEPT_BYTES: u64 = 2 * 1024 * 1024;
 /// The body of an authenticated request, ready to be decoded.
 pub struct Body<'r> {
     content: Content<'r>,
-    caps: Caps,
+    caps: BodyLimits,
 }
 
 enum Content<'r> {
@@ -70,12 +70,12 @@ enum Content<'r> {
 
 impl<'r> Body<'r> {
     /// A body of protocol 11. `more_follow`: another one is likely to follow at once, so the decoder is kept for it.
-    pub fn zstd(body: &'r mut dyn Read, more_follow: bool, caps: Caps) -> Body<'r> {
+    pub fn zstd(body: &'r mut dyn Read, more_follow: bool, caps: BodyLimits) -> Body<'r> {
         Body { content: Content::Zstd { body, more_follow }, caps }
     }
 
     /// No body.
-    pub fn nothing(caps: Caps) -> Body<'r> {
+    pub fn nothing(caps: BodyLimits) -> Body<'r> {
         Body { content: Content::Nothing, caps }
     }
 
@@ -88,7 +88,7 @@ impl<'r> Body<'r> {
         sink: &mut dyn Write,
         sink_error: impl FnOnce(io::Error) -> Error,
     ) -> Result<Received> {
-        let mut sink = CappedSink { sink, caps: self.caps, bytes: 0, error: Some(sink_error) };
+        let mut sink = LimitedSink { sink, caps: self.caps, bytes: 0, error: Some(sink_error) };
         let wire_bytes = match self.content {
             Content::Zstd { body, more_follow } => {
                 let (reader, wire) = wire(body, self.caps);
@@ -132,13 +132,13 @@ impl<'r> Body<'r> {
 
 /// A form read from the socket, with the limit on wire bytes.
 pub struct WireForm<'r> {
-    form: Form<CappedReader<&'r mut dyn Read>>,
+    form: Form<LimitedReader<&'r mut dyn Read>>,
     wire: Wire,
 }
 
 impl<'r> WireForm<'r> {
     /// A form of which nothing is read yet.
-    pub fn new(body: &'r mut dyn Read, boundary: &str, caps: Caps) -> WireForm<'r> {
+    pub fn new(body: &'r mut dyn Read, boundary: &str, caps: BodyLimits) -> WireForm<'r> {
         let (reader, wire) = wire(body, caps);
         WireForm { form: Form::new(reader, boundary), wire }
     }
@@ -198,7 +198,7 @@ fn unpack<E: FnOnce(io::Error) -> Error>(
     source: &mut dyn Read,
     is_gzip: bool,
     source_error: &dyn Fn(io::Error) -> Error,
-    sink: &mut CappedSink<E>,
+    sink: &mut LimitedSink<E>,
 ) -> Result<()> {
     if !is_gzip {
         return pass_on(source, source_error, &mut |block| sink.take(block));
@@ -228,15 +228,15 @@ fn spooling_error(err: io::Error) -> Error {
 }
 
 /// The consumer, with the limit on decoded bytes.
-struct CappedSink<'s, E> {
+struct LimitedSink<'s, E> {
     sink: &'s mut dyn Write,
-    caps: Caps,
+    caps: BodyLimits,
     bytes: u64,
     /// Converts the first error of the sink; there is no second.
     error: Option<E>,
 }
 
-impl<E: FnOnce(io::Error) -> Error> CappedSink<'_, E> {
+impl<E: FnOnce(io::Error) -> Error> LimitedSink<'_, E> {
     fn take(&mut self, block: &[u8]) -> Result<()> {
         self.bytes += block.len() as u64;
         if self.bytes > self.caps.decoded {
@@ -250,15 +250,15 @@ impl<E: FnOnce(io::Error) -> Error> CappedSink<'_, E> {
 }
 
 /// Puts the limit on wire bytes on a body.
-fn wire(body: &mut dyn Read, caps: Caps) -> (CappedReader<&mut dyn Read>, Wire) {
+fn wire(body: &mut dyn Read, caps: BodyLimits) -> (LimitedReader<&mut dyn Read>, Wire) {
     let state = Rc::new(RefCell::new(WireState::default()));
-    (CappedReader { inner: body, left: caps.wire, state: state.clone() }, Wire { state, caps })
+    (LimitedReader { inner: body, left: caps.wire, state: state.clone() }, Wire { state, caps })
 }
 
 /// How many bytes were read from the socket, and why reading failed.
 struct Wire {
     state: Rc<RefCell<WireState>>,
-    caps: Caps,
+    caps: BodyLimits,
 }
 
 impl Wire {
@@ -269,7 +269,7 @@ impl Wire {
     /// The error to report when a decoder fails: that of the socket or the limit, if there was one, else a bad format.
     fn fault(&self, err: io::Error) -> Error {
         match self.state.borrow_mut().failure.take() {
-            Some(WireFailure::OverCap) => self.caps.exceeded("as sent", self.caps.wire),
+            Some(WireFailure::OverLimit) => self.caps.exceeded("as sent", self.caps.wire),
             Some(WireFailure::Broken(err)) => Error::Disconnected(err),
             None if err.kind() == io::ErrorKind::FileTooLarge => Error::Window(err.to_string()),
             None => undecodable(err),
@@ -284,19 +284,19 @@ struct WireState {
 }
 
 enum WireFailure {
-    OverCap,
+    OverLimit,
     Broken(io::Error),
 }
 
 /// Returns an error, not the end of the body, once more than the limit was read. Stores the cause, because the decoder's
 /// errors do not contain the error of its source.
-struct CappedReader<R> {
+struct LimitedReader<R> {
     inner: R,
     left: u64,
     state: Rc<RefCell<WireState>>,
 }
 
-impl<R: Read> Read for CappedReader<R> {
+impl<R: Read> Read for LimitedReader<R> {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
         let failure = match self.inner.read(buf) {
             Ok(count) if count as u64 <= self.left => {
@@ -304,7 +304,7 @@ impl<R: Read> Read for CappedReader<R> {
                 self.state.borrow_mut().bytes += count as u64;
                 return Ok(count);
             }
-            Ok(_) => WireFailure::OverCap,
+            Ok(_) => WireFailure::OverLimit,
             Err(err) if err.kind() == io::ErrorKind::Interrupted => return Err(err),
             Err(err) => WireFailure::Broken(err),
         };
@@ -317,7 +317,7 @@ impl<R: Read> Read for CappedReader<R> {
 mod tests {
     use super::*;
 
-    const CAPS: Caps = Caps { wire: 1000, decoded: 5000, raised_by: Some("THE_LIMIT") };
+    const CAPS: BodyLimits = BodyLimits { wire: 1000, decoded: 5000, raised_by: Some("THE_LIMIT") };
 
     fn read(body: Body) -> Result<Vec<u8>> {
         let mut sink = Vec::new();

@@ -128,14 +128,14 @@ impl Chunked {
             (Step::Digit, b'\r') | (Step::Extension, b'\r') => Ok(Step::SizeLf),
             (Step::Digit, b';' | b' ' | b'\t') => Ok(Step::Extension),
             (Step::Digit, _) => self.digit(byte),
-            (Step::Extension, _) => self.spare_byte(byte, Step::Extension),
+            (Step::Extension, _) => self.framing_byte(byte, Step::Extension),
             (Step::SizeLf, b'\n') if self.size == 0 => Ok(Step::TrailerStart),
             (Step::SizeLf, b'\n') => Ok(Step::Data),
             (Step::DataCr, b'\r') => Ok(Step::DataLf),
             (Step::DataLf, b'\n') => Ok(Step::FirstDigit),
             (Step::TrailerStart, b'\r') => Ok(Step::EndLf),
             (Step::Trailer, b'\r') => Ok(Step::TrailerLf),
-            (Step::TrailerStart | Step::Trailer, _) => self.spare_byte(byte, Step::Trailer),
+            (Step::TrailerStart | Step::Trailer, _) => self.framing_byte(byte, Step::Trailer),
             (Step::TrailerLf, b'\n') => Ok(Step::TrailerStart),
             (Step::EndLf, b'\n') => Ok(Step::Done),
             _ => Err(BadChunk),
@@ -153,7 +153,7 @@ impl Chunked {
         Ok(Step::Digit)
     }
 
-    fn spare_byte(&mut self, byte: u8, step: Step) -> Result<Step, BadChunk> {
+    fn framing_byte(&mut self, byte: u8, step: Step) -> Result<Step, BadChunk> {
         let printable = matches!(byte, b' '..=b'~' | b'\t');
         self.spare = self.spare.checked_sub(1).ok_or(BadChunk)?;
         if printable { Ok(step) } else { Err(BadChunk) }
@@ -204,7 +204,7 @@ impl ChunkWriter {
     }
 
     /// Number of body bytes that are not in a sealed chunk yet.
-    pub fn gathered(&self) -> usize {
+    pub fn unsealed_bytes(&self) -> usize {
         if self.sealed { 0 } else { self.buf.len().saturating_sub(SIZE_LINE) }
     }
 
@@ -213,7 +213,7 @@ impl ChunkWriter {
         if self.sealed || self.ended {
             return;
         }
-        let size = self.gathered();
+        let size = self.unsealed_bytes();
         if size > 0 {
             let line = format!("{size:x}\r\n");
             self.start = SIZE_LINE - line.len();
@@ -257,7 +257,7 @@ impl ChunkWriter {
     }
 
     /// Whether a chunk is partly written. If the connection were closed now, tiny_http would take the body for complete.
-    pub fn is_split(&self) -> bool {
+    pub fn is_inside_chunk(&self) -> bool {
         self.sealed && self.at > self.start
     }
 
@@ -382,13 +382,13 @@ mod tests {
         let mut wire = Vec::new();
         for (piece, last) in [(&b"hello"[..], false), (&[b'x'; 70_000], false), (b"", true)] {
             writer.push(piece);
-            assert_eq!(writer.gathered(), piece.len());
+            assert_eq!(writer.unsealed_bytes(), piece.len());
             writer.seal(last);
             while !writer.pending().is_empty() {
                 let n = writer.pending().len().min(7);
                 wire.extend_from_slice(&writer.pending()[..n]);
                 writer.advance(n);
-                assert_eq!(writer.is_split(), !writer.pending().is_empty());
+                assert_eq!(writer.is_inside_chunk(), !writer.pending().is_empty());
             }
         }
         let (out, taken, done) = decode_split(Body::chunked(), &wire, 3).unwrap();

@@ -21,7 +21,7 @@ pub const INTERVAL: Duration = if cfg!(test) { Duration::from_millis(50) } else 
 const STACK_BYTES: usize = 64 * 1024;
 
 /// The keep-alive bytes to send, by their number from 1. An empty slice sends only the head; `None` sends nothing.
-pub type Signs = fn(u32) -> Option<&'static [u8]>;
+pub type KeepAliveBytes = fn(u32) -> Option<&'static [u8]>;
 
 /// A reply that may take long: it can send keep-alive bytes before its content.
 pub struct WaitingReply(Arc<Mutex<Reply>>);
@@ -59,8 +59,8 @@ impl WaitingReply {
     }
 
     /// Runs `work`, and sends keep-alive bytes after each interval until it returns.
-    pub fn while_doing<T>(&self, signs: Signs, work: impl FnOnce() -> T) -> T {
-        let _waiting = Waiting::begin(self.0.clone(), signs);
+    pub fn while_doing<T>(&self, keep_alive: KeepAliveBytes, work: impl FnOnce() -> T) -> T {
+        let _waiting = Waiting::begin(self.0.clone(), keep_alive);
         work()
     }
 
@@ -121,7 +121,7 @@ impl Reply {
 /// A reply whose work is running.
 struct Entry {
     reply: Arc<Mutex<Reply>>,
-    signs: Signs,
+    keep_alive: KeepAliveBytes,
     sent: u32,
     due: Instant,
 }
@@ -137,18 +137,18 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 struct Waiting(Arc<Mutex<Reply>>);
 
 impl Waiting {
-    fn begin(reply: Arc<Mutex<Reply>>, signs: Signs) -> Waiting {
+    fn begin(reply: Arc<Mutex<Reply>>, keep_alive: KeepAliveBytes) -> Waiting {
         lock(&reply).waits = true;
-        if let Err(err) = Waiting::enter(&reply, signs) {
+        if let Err(err) = Waiting::enter(&reply, keep_alive) {
             // The work runs anyway, and most of it ends before the client's timeout.
             log::warn!("cannot start the thread for keep-alive bytes, slow requests may time out: {err}");
         }
         Waiting(reply)
     }
 
-    fn enter(reply: &Arc<Mutex<Reply>>, signs: Signs) -> io::Result<()> {
+    fn enter(reply: &Arc<Mutex<Reply>>, keep_alive: KeepAliveBytes) -> io::Result<()> {
         let mut all = lock(&ALL);
-        all.0.push(Entry { reply: reply.clone(), signs, sent: 0, due: Instant::now() + INTERVAL });
+        all.0.push(Entry { reply: reply.clone(), keep_alive, sent: 0, due: Instant::now() + INTERVAL });
         if !all.1 {
             thread::Builder::new().name("patience".to_owned()).stack_size(STACK_BYTES).spawn(watch)?;
             all.1 = true;
@@ -181,7 +181,7 @@ fn watch() {
             for entry in all.0.iter_mut().filter(|entry| entry.due <= now) {
                 entry.sent += 1;
                 entry.due = now + INTERVAL;
-                due.extend((entry.signs)(entry.sent).map(|sign| (entry.reply.clone(), sign)));
+                due.extend((entry.keep_alive)(entry.sent).map(|bytes| (entry.reply.clone(), bytes)));
             }
             wake = all.0.iter().map(|entry| entry.due).min().unwrap_or(now + INTERVAL);
         }

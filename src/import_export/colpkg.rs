@@ -18,7 +18,7 @@ use crate::collection::full::download::Snapshot;
 use crate::compression::zstd::Encoder;
 use crate::error::{Error, Result};
 use crate::files::spool::Spool;
-use crate::files::{GentleFile, sync_folder};
+use crate::files::{FsyncingFile, sync_folder};
 use crate::media::name::MediaName;
 
 /// `PackageMetadata` with version 3: zstd, media list as protobuf.
@@ -51,7 +51,7 @@ pub fn write(
     let mut unfinished = path.as_os_str().to_owned();
     unfinished.push(".new");
     let unfinished = PathBuf::from(unfinished);
-    let file = GentleFile::create(&unfinished)?;
+    let file = FsyncingFile::create(&unfinished)?;
     let written = write_entries(snapshot, media, odd, file, folder, progress).and_then(|packed| {
         fs::rename(&unfinished, path).map_err(Error::io("renaming", &unfinished))?;
         sync_folder(folder)?;
@@ -71,7 +71,7 @@ fn write_entries(
     snapshot: &Snapshot,
     media: &Path,
     odd: &[(MediaName, PathBuf)],
-    file: GentleFile,
+    file: FsyncingFile,
     scratch: &Path,
     progress: &mut dyn FnMut(u64),
 ) -> Result<Packed> {
@@ -155,7 +155,7 @@ fn list_entry(name: &str, bytes: u64, sha1: &[u8]) -> Vec<u8> {
 
 /// A zip of uncompressed entries, with zip64 numbers where needed.
 struct Archive {
-    file: GentleFile,
+    file: FsyncingFile,
     at: u64,
     directory: Spool,
     entries: u64,
@@ -298,7 +298,7 @@ mod tests {
     fn sizes_and_places_over_4_gib_have_64_bits_in_the_directory() {
         let dir = tempfile::tempdir().unwrap();
         let line = |bytes, head_at| {
-            let file = GentleFile::create(&dir.path().join(format!("{bytes}-{head_at}"))).unwrap();
+            let file = FsyncingFile::create(&dir.path().join(format!("{bytes}-{head_at}"))).unwrap();
             let mut archive = Archive { file, at: 0, directory: Spool::new(dir.path()), entries: 0 };
             archive.list("0", [0; 4], bytes, head_at).unwrap();
             let line = archive.directory.memory().unwrap();

@@ -15,7 +15,7 @@ use crate::collection::full::restore;
 use crate::error::{Error, Result};
 use crate::files;
 use crate::files::sqlite_files::{has_side_files, immutable_uri};
-use crate::media::take_over::{Taken, import as import_media};
+use crate::media::take_over::{ImportedMedia, import as import_media};
 
 /// Which server a data folder belongs to.
 #[derive(Debug, PartialEq, Eq)]
@@ -88,7 +88,7 @@ pub fn import<T>(
     base: &Path,
     max_row_bytes: u64,
     add_account: impl FnOnce() -> Result<T>,
-) -> Result<(Taken, T)> {
+) -> Result<(ImportedMedia, T)> {
     let (dir, unfinished) = (base.join(&user.name), base.join(format!("{}.new", user.name)));
     if dir.exists() {
         return Err(Error::Broken(format!("{} exists already", dir.display())));
@@ -108,7 +108,7 @@ pub fn import<T>(
         let _ = fs::remove_dir_all(&unfinished);
     }
     let taken = taken?;
-    files::give_all(base, &unfinished)?;
+    files::give_tree_to_owner(base, &unfinished)?;
     files::sync_folder(&unfinished)?;
     let account = add_account()?;
     fs::rename(&unfinished, &dir).map_err(Error::io("renaming", &unfinished))?;

@@ -21,7 +21,7 @@ use crate::collection::full::restore;
 use crate::compression::inflate::Inflater;
 use crate::compression::zstd::Decoder;
 use crate::error::{Error, Result};
-use crate::files::GentleFile;
+use crate::files::FsyncingFile;
 use crate::files::spool::Spool;
 use crate::limits_and_timeouts::{MEDIA_FILE_BYTES, MEDIA_FILES};
 use crate::media::MediaStore;
@@ -60,11 +60,11 @@ pub fn import(
         .find_map(|name| zip.named.get(*name).map(|entry| (*name, entry)))
         .ok_or_else(|| zip.bad("there is no collection in it"))?;
     let is_packed = name.ends_with('b');
-    let copy = restore::unready_path(dir);
-    let unpack = |file: &mut GentleFile| {
+    let copy = restore::temporary_path(dir);
+    let unpack = |file: &mut FsyncingFile| {
         io::copy(&mut zip.contents(entry, is_packed)?, file).map_err(|err| zip.bad(format!("{name}: {err}")))
     };
-    let unpacked = GentleFile::create(&copy).and_then(|mut file| {
+    let unpacked = FsyncingFile::create(&copy).and_then(|mut file| {
         unpack(&mut file)?;
         file.into_file().sync_all().map_err(Error::io("syncing", &copy))
     });
@@ -159,7 +159,7 @@ fn upload(store: &MediaStore, dir: &Path, batch: &mut Vec<(MediaName, Spool)>) -
     let meta = serde_json::to_vec(&meta).map_err(|err| Error::Broken(format!("a list of media: {err}")))?;
     zip.add(META, meta.len() as u64, |sink| sink(&meta))?;
     zip.finish()?;
-    store.upload(&body, &crate::media::upload::Room::ENDLESS)?;
+    store.upload(&body, &crate::media::upload::Room::UNLIMITED)?;
     let count = batch.len() as u64;
     batch.clear();
     Ok(count)

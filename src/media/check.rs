@@ -21,10 +21,10 @@ use crate::os::clock;
 const NAMES_AT_ONCE: u32 = 500;
 
 /// How many forgotten files are named.
-const NAMED: u32 = 20;
+const MAX_NAMED: u32 = 20;
 
 /// With `fix`, a file that no device has sent for so long is not waited for any more.
-const PATIENCE_SECS: i64 = 30 * 24 * 60 * 60;
+const WAIT_FOR_DEVICES_SECS: i64 = 30 * 24 * 60 * 60;
 
 /// What to do.
 #[derive(Clone, Copy, Debug, Default)]
@@ -126,10 +126,10 @@ impl Check<'_> {
     /// Names what the devices are asked for.
     fn forgotten(&mut self) -> Result<()> {
         if let Some(fix) = &mut self.fix {
-            fix.stop_waiting_since_before(clock::now_secs() - PATIENCE_SECS)?;
+            fix.stop_waiting_since_before(clock::now_secs() - WAIT_FOR_DEVICES_SECS)?;
         }
         let mut more = self.db.count_forgotten()?;
-        for forgotten in self.db.forgotten(NAMED)? {
+        for forgotten in self.db.forgotten(MAX_NAMED)? {
             more -= 1;
             self.listener.note(format!("{forgotten}; a device that has it sends it again"));
         }

@@ -59,7 +59,7 @@ DROP TABLE media;
 DROP TABLE meta;";
 /// A new index in place of a lost one goes on with usns that no device knows: it starts at the minutes since 1970. All
 /// clients see a change then, and compare counts.
-const GO_ON_ELSEWHERE: &str = "\
+const CONTINUE_AT_UNUSED_USN: &str = "\
 UPDATE meta SET last_usn = max(0, CAST(strftime('%s', 'now') AS int) / 60);
 INSERT INTO media SELECT 'ankipi:forgot', zeroblob(20), 0, last_usn, 0 FROM meta;";
 
@@ -83,10 +83,10 @@ CREATE TABLE IF NOT EXISTS ankipi_forgotten (
 )";
 
 /// The name whose deletion makes clients compare counts. No client can have a file of this name, as all strip the colon.
-const NOBODYS_NAME: &str = "ankipi:forgot";
+const IMPOSSIBLE_NAME: &str = "ankipi:forgot";
 
 /// Why records are forgotten of which the devices know newer ones.
-const WENT_BACK: &str = "may be newer on a device than in this folder";
+const REASON_OLD_COPY: &str = "may be newer on a device than in this folder";
 
 /// An open index.
 pub struct MediaDb {
@@ -199,7 +199,7 @@ impl MediaDb {
     fn upgrade(&self, is_lost: bool) -> Result<()> {
         let steps = match self.version()? {
             SCHEMA_VERSION => return Ok(()),
-            0 => [SCHEMA, if is_lost { GO_ON_ELSEWHERE } else { "" }, ""],
+            0 => [SCHEMA, if is_lost { CONTINUE_AT_UNUSED_USN } else { "" }, ""],
             3 => [UPGRADE_FROM_3, SCHEMA, UPGRADE_FILL],
             other => {
                 return Err(Error::Broken(format!(
@@ -311,7 +311,7 @@ impl MediaDb {
         let mut select = self.db.prepare("SELECT csum, size, why FROM ankipi_forgotten WHERE fname = ?1")?;
         let read = |row: &Row<'_>| {
             let record = Record { sha1: row.get(0)?, bytes: row.get::<_, i64>(1)?.max(0) as u64 };
-            Ok((record, row.get::<_, String>(2)? != WENT_BACK))
+            Ok((record, row.get::<_, String>(2)? != REASON_OLD_COPY))
         };
         Ok(select.query_row([name], read).optional()?)
     }
@@ -415,7 +415,7 @@ impl Recording<'_> {
     pub fn forget_all(&mut self, client_usn: i64) -> Result<i64> {
         self.prepare_to_forget()?;
         let note = "INSERT OR REPLACE INTO ankipi_forgotten SELECT fname, csum, size, ?1, ?2 FROM media WHERE size > 0";
-        self.transaction.execute(note, params![WENT_BACK, clock::now_secs()])?;
+        self.transaction.execute(note, params![REASON_OLD_COPY, clock::now_secs()])?;
         self.transaction.execute("DELETE FROM media", [])?;
         let last_usn = i32::try_from(client_usn).unwrap_or(i32::MAX).max(self.totals.last_usn);
         let before = std::mem::replace(&mut self.totals, Totals { last_usn, bytes: 0, files: 0 });
@@ -450,7 +450,7 @@ impl Recording<'_> {
         self.totals.last_usn += 1;
         let put = "INSERT INTO media VALUES (?1, zeroblob(20), 0, ?2, ?3)
             ON CONFLICT (fname) DO UPDATE SET usn = excluded.usn, mtime = excluded.mtime WHERE size = 0";
-        self.transaction.execute(put, params![NOBODYS_NAME, self.totals.last_usn, clock::now_secs()])?;
+        self.transaction.execute(put, params![IMPOSSIBLE_NAME, self.totals.last_usn, clock::now_secs()])?;
         Ok(())
     }
 

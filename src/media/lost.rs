@@ -139,7 +139,7 @@ impl MediaStore {
         let db = state.writer(&self.dir)?;
         let mut recording = db.begin()?;
         for Lost { name, record } in lost {
-            // Another request may have mended it meanwhile.
+            // Another request may have repaired it meanwhile.
             if db.record(name)?.as_ref() != Some(record) {
                 continue;
             }

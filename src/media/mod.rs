@@ -132,14 +132,14 @@ impl MediaStore {
     }
 
     /// Forgets all that belongs to a folder in whose place there is another one now, and prepares that.
-    pub fn start_afresh(&self) -> Result<()> {
+    pub fn switch_to_new_folder(&self) -> Result<()> {
         {
             let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
             state.writer = None;
             state.needs_recovery = true;
             state.totals = None;
         }
-        self.places.look_again();
+        self.places.recheck_folder();
         ready_folder(&self.dir)?;
         remove_staged(&self.dir)
     }
@@ -437,7 +437,7 @@ mod tests {
     fn store() -> (tempfile::TempDir, MediaStore) {
         let dir = tempfile::tempdir().unwrap();
         let store = MediaStore::open(dir.path());
-        store.upload(&zip_of(dir.path(), &[("a", Some("1")), ("b", Some("1"))]), &Room::ENDLESS).unwrap();
+        store.upload(&zip_of(dir.path(), &[("a", Some("1")), ("b", Some("1"))]), &Room::UNLIMITED).unwrap();
         (dir, store)
     }
 
@@ -498,7 +498,7 @@ mod tests {
     #[test]
     fn an_interruption_before_deleted_files_are_removed_removes_them() {
         let (dir, store) = store();
-        store.upload(&zip_of(dir.path(), &[("b", None)]), &Room::ENDLESS).unwrap();
+        store.upload(&zip_of(dir.path(), &[("b", None)]), &Room::UNLIMITED).unwrap();
         drop(store);
         interrupt(dir.path(), &[("b", None)]);
         fs::write(dir.path().join(FOLDER).join("b"), "1").unwrap();
@@ -524,10 +524,10 @@ mod tests {
         fs::write(dir.path().join(DAMAGED_FOLDER), "so that the folder below cannot be put aside").unwrap();
         fs::create_dir(dir.path().join(FOLDER).join("c")).unwrap();
         let zip = zip_of(dir.path(), &[("a", Some("2")), ("c", Some("3"))]);
-        assert_eq!(store.upload(&zip, &Room::ENDLESS).unwrap_err().status(), 500);
+        assert_eq!(store.upload(&zip, &Room::UNLIMITED).unwrap_err().status(), 500);
         fs::remove_dir(dir.path().join(FOLDER).join("c")).unwrap();
         assert_eq!(store.totals().unwrap().last_usn, 3, "the first was there, and is recorded");
-        assert_eq!(store.upload(&zip, &Room::ENDLESS).unwrap().last_usn, 4);
+        assert_eq!(store.upload(&zip, &Room::UNLIMITED).unwrap().last_usn, 4);
         drop(store);
         assert_eq!(healed(dir.path()).len(), 3);
     }
@@ -536,7 +536,7 @@ mod tests {
     fn the_last_change_of_a_name_in_a_zip_wins() {
         let (dir, store) = store();
         let changes = [("a", Some("2")), ("a", None), ("b", None)];
-        let outcome = store.upload(&zip_of(dir.path(), &changes), &Room::ENDLESS).unwrap();
+        let outcome = store.upload(&zip_of(dir.path(), &changes), &Room::UNLIMITED).unwrap();
         assert_eq!((outcome.processed, outcome.last_usn, outcome.deleted), (3, 4, 2));
         drop(store);
         assert_eq!(healed(dir.path()), [row("a", 3, None), row("b", 4, None)]);

@@ -39,7 +39,7 @@ pub struct Places {
 
 impl Places {
     /// Looks at the folder again, in whose place there may be another one.
-    pub fn look_again(&self) {
+    pub fn recheck_folder(&self) {
         self.has_odd.store(self.dir.join(ODD_FOLDER).is_dir(), Ordering::Relaxed);
     }
 

@@ -8,7 +8,7 @@ use std::io;
 use std::path::Path;
 
 use crate::error::{Error, Result};
-use crate::files::{GentleFile, create_folder};
+use crate::files::{FsyncingFile, create_folder};
 use crate::limits_and_timeouts::MEDIA_FILE_BYTES;
 use crate::media::index::MediaDb;
 use crate::media::name::MediaName;
@@ -17,7 +17,7 @@ use crate::media::{FOLDER, STAGED_PREFIX, Totals, file_sha1};
 
 /// The result of an import.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub struct Taken {
+pub struct ImportedMedia {
     /// Files that were copied.
     pub files: u64,
     /// Files left out, because no client accepts their name or length.
@@ -25,14 +25,14 @@ pub struct Taken {
 }
 
 /// Copies the files of `from`, which may be missing, into a user's folder that has no media yet.
-pub fn import(dir: &Path, from: &Path, last_usn: i32) -> Result<Taken> {
+pub fn import(dir: &Path, from: &Path, last_usn: i32) -> Result<ImportedMedia> {
     let folder = dir.join(FOLDER);
     create_folder(&folder)?;
     let (places, staged) = (Places::new(dir), dir.join(format!("{STAGED_PREFIX}import")));
     let db = MediaDb::open(dir)?;
     let mut recording = db.begin()?;
     recording.recount(Totals { last_usn, bytes: 0, files: 0 });
-    let mut taken = Taken::default();
+    let mut taken = ImportedMedia::default();
     let entries = match fs::read_dir(from) {
         Ok(entries) => Some(entries),
         Err(err) if err.kind() == io::ErrorKind::NotFound => None,
@@ -66,7 +66,7 @@ pub fn import(dir: &Path, from: &Path, last_usn: i32) -> Result<Taken> {
 
 fn copy_file(from: &Path, to: &Path) -> Result<()> {
     let mut source = File::open(from).map_err(Error::io("opening", from))?;
-    let mut copy = GentleFile::create(to)?;
+    let mut copy = FsyncingFile::create(to)?;
     io::copy(&mut source, &mut copy)
         .and_then(|_| copy.into_file().sync_all())
         .map_err(Error::io("copying to", to))

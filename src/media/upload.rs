@@ -9,7 +9,7 @@ use sha1::{Digest, Sha1};
 
 use crate::error::{Error, Result};
 use crate::files;
-use crate::files::GentleFile;
+use crate::files::FsyncingFile;
 use crate::files::spool::Spool;
 use crate::files::temporary::TemporaryFile;
 use crate::limits_and_timeouts::MEDIA_FILES;
@@ -32,7 +32,7 @@ pub struct Room<'r> {
 
 impl Room<'_> {
     /// No limit.
-    pub const ENDLESS: Room<'static> = Room { free: &|_, _| Ok(()), total: &|_| Ok(()) };
+    pub const UNLIMITED: Room<'static> = Room { free: &|_, _| Ok(()), total: &|_| Ok(()) };
 
     /// Checks the size of all files once `added` bytes have taken the place of `replaced` ones.
     fn check_total(&self, total: i64, added: u64, replaced: u64) -> Result<()> {
@@ -160,7 +160,7 @@ impl MediaStore {
             }
         }
         let path = self.next_staged_path();
-        let mut file = GentleFile::create(&path)?;
+        let mut file = FsyncingFile::create(&path)?;
         let mut staged = StagedFile { file: TemporaryFile::at(path), unsynced: None };
         let sha1 = unpack(zip, entry, |block| {
             file.write_all(block).map_err(Error::io("writing", staged.file.path()))

@@ -154,9 +154,9 @@ pub trait RowSink {
 }
 
 /// Counts the rows, and discards them.
-struct Tally(usize);
+struct RowCounter(usize);
 
-impl RowSink for Tally {
+impl RowSink for RowCounter {
     fn revlog(&mut self, _: &Revlog) -> Result<()> {
         self.0 += 1;
         Ok(())
@@ -175,7 +175,7 @@ impl RowSink for Tally {
 
 /// Checks that the body of `applyChunk` is well-formed, and returns how many rows it has. Errors as `read`.
 pub fn check<'s>(input: impl Into<Source<'s>>, max_row_bytes: u64) -> Result<usize> {
-    let mut tally = Tally(0);
+    let mut tally = RowCounter(0);
     read(input, max_row_bytes, &mut tally)?;
     Ok(tally.0)
 }

@@ -17,7 +17,7 @@ const RELEASED_SECS: i64 = 1_767_225_600;
 const UNSET_AT_MOST_SECS: i64 = 600;
 
 /// A larger change against the clock that counts from the boot is not one of drift: somebody has set the clock.
-const STEP_MILLIS: i64 = 2000;
+const CLOCK_SET_MILLIS: i64 = 2000;
 
 /// The wall clock minus the boot clock when `remember_start` was called, in milliseconds.
 static OFFSET_AT_START: OnceLock<i64> = OnceLock::new();
@@ -52,11 +52,12 @@ fn offset_millis() -> i64 {
 }
 
 /// Why the clock cannot be believed, in words for the owner; None if it can. A few system calls.
-pub fn doubt() -> Option<String> {
+pub fn why_unreliable() -> Option<String> {
     let now = wall_secs();
     let is_before_release = now < RELEASED_SECS;
     let may_be_old = || {
-        let was_set = OFFSET_AT_START.get().is_some_and(|then| (offset_millis() - then).abs() > STEP_MILLIS);
+        let was_set =
+            OFFSET_AT_START.get().is_some_and(|then| (offset_millis() - then).abs() > CLOCK_SET_MILLIS);
         !was_set
             && millis(libc::CLOCK_BOOTTIME) < UNSET_AT_MOST_SECS * 1000
             && waits_for_the_time(Path::new("/"), kernel_is_unsynchronised)
@@ -215,7 +216,7 @@ mod tests {
     fn the_clock_is_that_of_std() {
         let std = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
         assert!((wall_millis() - std.as_millis() as i64).abs() < 10_000);
-        assert_eq!(doubt(), None);
+        assert_eq!(why_unreliable(), None);
     }
 
     #[test]

@@ -53,9 +53,9 @@ pub fn prepare_process() {
 /// not allowed, the thread works as the others do.
 pub fn lower_priority() {
     /// The lowest there is.
-    const NICEST: libc::c_int = 19;
+    const LOWEST_PRIORITY: libc::c_int = 19;
     // SAFETY: only sets a number of the calling thread, which 0 stands for on Linux.
-    unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, NICEST) };
+    unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, LOWEST_PRIORITY) };
 }
 
 /// How many file descriptors this process may have open (the soft limit).

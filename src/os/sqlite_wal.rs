@@ -16,24 +16,24 @@ use rusqlite::ffi;
 const WAL_HEADER_BYTES: i64 = 32;
 
 /// SQLite's own way to the disk, and ours, which is the same but for one function.
-struct Ways {
+struct DiskMethods {
     vfs: *mut ffi::sqlite3_vfs,
     /// The functions of an open file, as SQLite made them.
     methods: OnceLock<(&'static ffi::sqlite3_io_methods, ffi::sqlite3_io_methods)>,
 }
 
 // SAFETY: the pointer is to SQLite's static structure, which is only read; `methods` is numbers and functions.
-unsafe impl Send for Ways {}
+unsafe impl Send for DiskMethods {}
 // SAFETY: as above.
-unsafe impl Sync for Ways {}
+unsafe impl Sync for DiskMethods {}
 
-static WAYS: OnceLock<Ways> = OnceLock::new();
+static DISK_METHODS: OnceLock<DiskMethods> = OnceLock::new();
 
 /// Makes all databases that are opened from now on do without it. Call before the first one is opened.
 pub fn skip_sync_of_new_wal_header() {
     // SAFETY: a null name asks for the default; SQLite answers with a structure that lives as long as the process.
     let vfs = unsafe { ffi::sqlite3_vfs_find(std::ptr::null()) };
-    if vfs.is_null() || WAYS.set(Ways { vfs, methods: OnceLock::new() }).is_err() {
+    if vfs.is_null() || DISK_METHODS.set(DiskMethods { vfs, methods: OnceLock::new() }).is_err() {
         return;
     }
     // SAFETY: the pointer is not null, and what it points to is plain data.
@@ -52,17 +52,17 @@ unsafe extern "C" fn open(
     flags: c_int,
     out_flags: *mut c_int,
 ) -> c_int {
-    let Some(ways) = WAYS.get() else { return ffi::SQLITE_CANTOPEN };
+    let Some(disk) = DISK_METHODS.get() else { return ffi::SQLITE_CANTOPEN };
     // SAFETY: the original gets its own structure and what SQLite hands to us.
-    let Some(original) = (unsafe { (*ways.vfs).xOpen }) else { return ffi::SQLITE_CANTOPEN };
+    let Some(original) = (unsafe { (*disk.vfs).xOpen }) else { return ffi::SQLITE_CANTOPEN };
     // SAFETY: as above.
-    let result = unsafe { original(ways.vfs, name, file, flags, out_flags) };
+    let result = unsafe { original(disk.vfs, name, file, flags, out_flags) };
     if result != ffi::SQLITE_OK || flags & ffi::SQLITE_OPEN_WAL == 0 {
         return result;
     }
     // SAFETY: an open file has its functions, in a structure that lives as long as the process.
     let Some(made) = (unsafe { (*file).pMethods.as_ref() }) else { return result };
-    let (known, ours) = ways.methods.get_or_init(|| {
+    let (known, ours) = disk.methods.get_or_init(|| {
         // SAFETY: a structure of numbers and functions, read as it is.
         let mut ours = unsafe { std::ptr::read(made) };
         ours.xSync = Some(sync);
@@ -77,7 +77,7 @@ unsafe extern "C" fn open(
 }
 
 unsafe extern "C" fn sync(file: *mut ffi::sqlite3_file, flags: c_int) -> c_int {
-    let Some((made, _)) = WAYS.get().and_then(|ways| ways.methods.get()) else {
+    let Some((made, _)) = DISK_METHODS.get().and_then(|disk| disk.methods.get()) else {
         return ffi::SQLITE_IOERR_FSYNC;
     };
     let mut bytes = i64::MAX;

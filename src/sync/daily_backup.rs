@@ -20,7 +20,7 @@ use crate::collection::schema::TABLES_WITH_USN;
 use crate::collection::{Collection, Stamps};
 use crate::config::Config;
 use crate::error::{Error, Result};
-use crate::files::GentleFile;
+use crate::files::FsyncingFile;
 use crate::files::sqlite_files::has_side_files;
 use crate::os::clock::Day;
 use crate::os::{self, clock};
@@ -62,7 +62,7 @@ pub enum Source {
 }
 
 /// Writes a snapshot to a file, and returns its length in bytes.
-pub type WriteSnapshot = Box<dyn FnOnce(&mut GentleFile) -> Result<u64> + Send>;
+pub type WriteSnapshot = Box<dyn FnOnce(&mut FsyncingFile) -> Result<u64> + Send>;
 
 /// Whether no daily copy was made today, and the collection has changed since the last one. `open` opens it for reading.
 pub fn is_due(dir: &Path, open: impl FnOnce() -> Result<Collection>) -> Result<bool> {
@@ -149,7 +149,7 @@ impl DailyCopy {
                 0
             }
             Source::Snapshot(write) => {
-                let mut copy = GentleFile::create(unfinished)?;
+                let mut copy = FsyncingFile::create(unfinished)?;
                 let bytes = write(&mut copy).map_err(|err| match err {
                     // Writers report errors as a closed connection. Here it is the file's.
                     Error::Disconnected(err) => Error::Io("writing", unfinished.to_owned(), err),

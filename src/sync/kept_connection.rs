@@ -52,7 +52,7 @@ pub struct Kept {
 
 /// What somebody else did to the file of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Foreign {
+pub enum OutsideChange {
     /// Committed something, by way of SQLite.
     Commit,
     /// Wrote over the file, replaced it or took it away. The connection and its WAL belong to a file that is gone.
@@ -73,15 +73,15 @@ impl Kept {
     }
 
     /// What somebody else has done to the file since the connection was used last.
-    pub fn foreign(&self) -> Result<Option<Foreign>> {
+    pub fn outside_change(&self) -> Result<Option<OutsideChange>> {
         let times = FileTimes::of(&self.path);
         if !times.is_some_and(|times| times.is_same_file(&self.times)) {
-            return Ok(Some(Foreign::Replacement));
+            return Ok(Some(OutsideChange::Replacement));
         }
         if self.collection.data_version()? != self.data_version {
-            return Ok(Some(Foreign::Commit));
+            return Ok(Some(OutsideChange::Commit));
         }
-        Ok((times != Some(self.times)).then_some(Foreign::Replacement))
+        Ok((times != Some(self.times)).then_some(OutsideChange::Replacement))
     }
 
     /// What the file holds for `meta`, if nobody else has changed it.

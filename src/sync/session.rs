@@ -17,8 +17,8 @@ use crate::collection::full::replace;
 use crate::collection::full::restore;
 use crate::collection::full::upload;
 use crate::collection::new_collection;
-use crate::collection::schema::downgrade::{OldCopy, Scratch};
-use crate::collection::{Collection, FILE_NAME, Journal, Meta, PATIENCE, Range, Stamps};
+use crate::collection::schema::downgrade::{CopyToDowngrade, OldCopy};
+use crate::collection::{Collection, FILE_NAME, Journal, LOCK_TIMEOUT, Meta, Range, Stamps};
 use crate::error::{Error, Result};
 use crate::files;
 use crate::files::damaged::put_folders_aside;
@@ -26,7 +26,7 @@ use crate::files::sqlite_files::{FINE_STEP, FileState, Remembered, has_side_file
 use crate::media::MediaStore;
 use crate::os::clock::Day;
 use crate::sync::daily_backup::{self, DailyCopy, Source};
-use crate::sync::kept_connection::{Foreign, Kept, Slots};
+use crate::sync::kept_connection::{Kept, OutsideChange, Slots};
 use crate::sync::{ChunkCursor, NotetypeShapes};
 
 /// Longer than the time between `meta` and `start` of one sync.
@@ -38,7 +38,7 @@ pub const HELP_WITH_DAMAGE: &str = "`ankipi restore` puts a backup back; or move
 
 /// How long after the last request of a sync its connection is closed and its WAL is checkpointed: nobody waits then,
 /// and a device that syncs again at once finds all ready.
-const QUIET: Duration = Duration::from_secs(6);
+const CLOSE_AFTER: Duration = Duration::from_secs(6);
 
 /// What is the same for all users.
 #[derive(Clone)]
@@ -187,8 +187,8 @@ impl User {
         if let Err(err) = replace::clean_up(dir) {
             log::error!("{}: what an interrupted request left cannot be tidied up: {err}", dir.display());
         }
-        if restore::is_readied(dir)
-            && let Err(err) = restore::take_readied(dir, settings.backups)
+        if restore::is_waiting(dir)
+            && let Err(err) = restore::put_waiting_in_place(dir, settings.backups)
         {
             log::error!("{}: the restored backup cannot be put in place: {err}", dir.display());
         }
@@ -212,13 +212,13 @@ impl User {
     }
 
     /// Forgets all that belongs to a folder in whose place there is another one now, and prepares that.
-    pub(super) fn start_afresh(&self) -> Result<()> {
+    pub(super) fn switch_to_new_folder(&self) -> Result<()> {
         {
             let mut state = self.lock();
             *state = State::default();
             replace::clean_up(&self.dir)?;
         }
-        self.media.start_afresh()
+        self.media.switch_to_new_folder()
     }
 
     /// Rolls back the session if there is one, and keeps its connection.
@@ -243,14 +243,14 @@ impl User {
     /// The connection that is kept, if the file is still its file.
     fn kept<'s>(&self, state: &'s mut State) -> Result<Option<&'s Kept>> {
         let Some(kept) = state.kept.take() else { return Ok(None) };
-        match kept.foreign() {
+        match kept.outside_change() {
             Ok(None) => Ok(Some(state.kept.insert(kept))),
-            Ok(Some(Foreign::Commit)) => {
+            Ok(Some(OutsideChange::Commit)) => {
                 log::info!("{}: another program has changed the collection", self.name);
                 self.keep(state, Ok(kept.collection));
                 Ok(state.kept.as_ref())
             }
-            Ok(Some(Foreign::Replacement)) => {
+            Ok(Some(OutsideChange::Replacement)) => {
                 drop(kept);
                 log::warn!(
                     "{}: another program has replaced collection.anki2 or written over it while the server had it open; \
@@ -275,13 +275,13 @@ impl User {
         state.keeper = None;
         let path = self.collection_path();
         let closed = match self.kept(state) {
-            Ok(_) => state.kept.take().map_or(Ok(()), |kept| kept.collection.close_and_fold()),
+            Ok(_) => state.kept.take().map_or(Ok(()), |kept| kept.collection.close_with_checkpoint()),
             Err(err) => Err(err),
         };
         if let Err(err) = closed {
             log::warn!("{}: checkpoint failed, trying again: {err}", path.display());
         }
-        Collection::fold(&path);
+        Collection::recover_journal(&path);
         // Another program may read an older state.
         state.quiet_since = has_side_files(&path).then(Instant::now);
     }
@@ -308,8 +308,8 @@ impl User {
     /// finds its session gone.
     fn lock_for_request(&self) -> Result<MutexGuard<'_, State>> {
         let mut state = self.lock();
-        if restore::is_readied(&self.dir) {
-            self.replace_by(&mut state, || restore::take_readied(&self.dir, self.settings.backups))?;
+        if restore::is_waiting(&self.dir) {
+            self.replace_by(&mut state, || restore::put_waiting_in_place(&self.dir, self.settings.backups))?;
         }
         Ok(state)
     }
@@ -333,15 +333,15 @@ impl User {
             log::info!("{}: rolled back a sync that was silent for {} s", self.name, silent.as_secs());
         }
         let quiet = state.quiet_since.filter(|_| !state.is_read())?.elapsed();
-        if quiet < QUIET {
-            return Some(QUIET - quiet);
+        if quiet < CLOSE_AFTER {
+            return Some(CLOSE_AFTER - quiet);
         }
         self.close_unless_read(&mut state);
         if let Err(err) = self.prepare_for_next_sync() {
             log::warn!("{}: {err}", self.collection_path().display());
         }
         self.read_meta_ahead(&mut state);
-        state.quiet_since.map(|_| QUIET)
+        state.quiet_since.map(|_| CLOSE_AFTER)
     }
 
     /// Brings the file into WAL mode, which the next sync would have to wait for: uploads and syncs of many rows leave it
@@ -353,7 +353,7 @@ impl User {
                 match Collection::open(&path, self.settings.journal) {
                     // It is upgraded when it is used.
                     Err(Error::OldSchema(_)) => Ok(()),
-                    opened => opened?.close_and_fold(),
+                    opened => opened?.close_with_checkpoint(),
                 }
             }
             _ => Ok(()),
@@ -511,7 +511,8 @@ impl User {
             ));
         }
         if state.is_read() && state.keeper.is_none() {
-            state.keeper = Some(self.open_with(state, |path| Snapshot::open_beside_syncs(path, PATIENCE))?);
+            state.keeper =
+                Some(self.open_with(state, |path| Snapshot::open_beside_syncs(path, LOCK_TIMEOUT))?);
         }
         let collection = match state.kept.take() {
             Some(kept) => kept.collection,
@@ -676,7 +677,7 @@ impl User {
         let mut download = self.download()?;
         if let Some(snapshot) = &download.snapshot {
             let number = self.files_made.fetch_add(1, Ordering::Relaxed);
-            let scratch = Scratch::copy(snapshot, &replace::old_copy_path(&self.dir, number))?;
+            let scratch = CopyToDowngrade::copy(snapshot, &replace::old_copy_path(&self.dir, number))?;
             // The snapshot is no longer needed. While it is open, a sync would have to use a WAL.
             download.end_snapshot();
             download.old_copy = Some(scratch.downgrade()?);

@@ -120,7 +120,7 @@ impl Users {
         let user = match entry.user.get() {
             Some(user) => {
                 log::info!("{name:?} has a new folder");
-                user.start_afresh()?;
+                user.switch_to_new_folder()?;
                 user.clone()
             }
             None => {

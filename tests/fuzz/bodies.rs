@@ -4,7 +4,7 @@ use std::io::{self, Read, Write};
 
 use ankipi::compression::gzip::Decoder;
 use ankipi::files::spool::Spool;
-use ankipi::http::body::{Body, Caps, WireForm};
+use ankipi::http::body::{Body, BodyLimits, WireForm};
 use ankipi::http::form;
 use ankipi::http::form::Fields;
 use miniz_oxide::inflate::TINFLStatus;
@@ -13,7 +13,7 @@ use miniz_oxide::inflate::core::{DecompressorOxide, decompress, inflate_flags};
 use super::choice;
 use super::input::Input;
 
-const CAPS: Caps = Caps { wire: 1 << 20, decoded: 64 << 10, raised_by: None };
+const CAPS: BodyLimits = BodyLimits { wire: 1 << 20, decoded: 64 << 10, raised_by: None };
 
 /// A reader that gives so many bytes at once.
 struct Pieces<'d>(&'d [u8], usize);

@@ -31,7 +31,7 @@ use requests::{Asked, Pools};
 mod requests;
 
 /// Timeout of a request.
-const PATIENCE: Duration = Duration::from_secs(20);
+const EVENT_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Requests of one story.
 const MAX_REQUESTS: usize = 24;
@@ -131,7 +131,7 @@ impl World {
     /// Sends a request, lets the handler answer it, and returns what it said.
     fn exchange(&self, asked: &Asked) -> Reply {
         let socket = UnixStream::connect(self.dir.join("socket")).unwrap();
-        socket.set_read_timeout(Some(PATIENCE)).unwrap();
+        socket.set_read_timeout(Some(EVENT_TIMEOUT)).unwrap();
         let head = format!(
             "{0}x-ankipi-peer: 192.0.2.1\r\nx-ankipi-length: {1}\r\nContent-Length: {1}\r\nConnection: close\r\n\r\n",
             asked.head,
@@ -148,7 +148,7 @@ impl World {
             socket.read_to_end(&mut raw).map(|_| raw)
         };
         let answer = || {
-            let request = self.server.recv_timeout(PATIENCE).unwrap().expect("a request");
+            let request = self.server.recv_timeout(EVENT_TIMEOUT).unwrap().expect("a request");
             self.app().answer(Request::new(request));
         };
         // What fits into the buffers of the socket needs no threads.

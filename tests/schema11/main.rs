@@ -16,7 +16,7 @@ use ankipi::collection::FILE_NAME;
 use ankipi::collection::full::download::Snapshot;
 use ankipi::collection::full::upload;
 use ankipi::collection::full::upload::Verdict;
-use ankipi::collection::schema::downgrade::Scratch;
+use ankipi::collection::schema::downgrade::CopyToDowngrade;
 use serde_json::{Value, json};
 use tables::{Tables, assert_same, of_vector, open, read, sorted, vector, vector_path};
 use tempfile::TempDir;
@@ -44,7 +44,7 @@ impl Uploaded {
         read(&self.dir.path().join(FILE_NAME))
     }
 
-    fn refusal(&self) -> &upload::Unfit {
+    fn refusal(&self) -> &upload::UploadFault {
         self.verdict.as_ref().expect_err("a refusal")
     }
 }
@@ -109,7 +109,7 @@ fn a_rich_collection_survives_the_way_up() {
 fn downgraded(file: &Path) -> TempDir {
     let dir = tempfile::tempdir().unwrap();
     let snapshot = Snapshot::open(file).unwrap();
-    let copy = Scratch::copy(&snapshot, &dir.path().join("scratch")).unwrap().downgrade().unwrap();
+    let copy = CopyToDowngrade::copy(&snapshot, &dir.path().join("scratch")).unwrap().downgrade().unwrap();
     let mut out = fs::File::create(dir.path().join(FILE_NAME)).unwrap();
     copy.write_to(&mut out).unwrap();
     assert_eq!(out.metadata().unwrap().len(), copy.len());
@@ -252,7 +252,7 @@ fn an_object_beyond_reading_fails_the_download_and_leaves_no_copy() {
     open(&file).execute_batch("UPDATE decks SET kind = x'ff' WHERE id = 1").unwrap();
     let snapshot = Snapshot::open(&file).unwrap();
     let scratch = live.path().join("scratch");
-    let copy = Scratch::copy(&snapshot, &scratch).unwrap();
+    let copy = CopyToDowngrade::copy(&snapshot, &scratch).unwrap();
     assert!(scratch.exists());
     let err = copy.downgrade().err().expect("an error").to_string();
     assert!(err.contains("deck 1"), "{err}");

@@ -12,7 +12,9 @@ use sha1::{Digest, Sha1};
 
 use crate::client::{Device, Framed, Reply, Wire, pack, post, sync_header};
 use crate::form::{Generation, OldDevice, form, gzip, request as form_request};
-use crate::harness::{OTHER_KEY, PATIENCE, TestServer, add_user, ankipi, collection, done, open, rows, said};
+use crate::harness::{
+    EVENT_TIMEOUT, OTHER_KEY, TestServer, add_user, ankipi, collection, done, open, rows, said,
+};
 use crate::zip::zip_of;
 
 fn log_in(server: &TestServer, user: &str, password: &str) -> Reply {
@@ -122,7 +124,7 @@ fn wait_for_file(folder: &Path, prefix: &str) {
             fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
         names.into_iter().any(|name| name.starts_with(prefix))
     };
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + EVENT_TIMEOUT;
     while !is_there() {
         assert!(Instant::now() < deadline, "no {prefix}");
         thread::yield_now();
@@ -461,7 +463,7 @@ fn a_keys_file_that_is_put_right_is_noticed() {
     add_user(base, "bob", "word");
     anna.call("meta", "{}").refused(500);
     fs::write(base.join("anna/keys"), good).unwrap();
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + EVENT_TIMEOUT;
     while anna.call("meta", r#"{"v":11,"cv":"x"}"#).status != 200 {
         assert!(Instant::now() < deadline, "it is never read again");
     }

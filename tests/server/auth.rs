@@ -172,9 +172,9 @@ fn a_session_that_expired_or_never_was_is_409() {
     server.wait_for_log("rolled back a sync");
     let before = server.files();
     for (path, body) in endpoints() {
-        let is_step = path.starts_with("/sync/")
+        let needs_session = path.starts_with("/sync/")
             && !["meta", "start", "abort", "upload", "download"].iter().any(|name| path.ends_with(name));
-        for encoding in ENCODINGS.into_iter().filter(|_| is_step) {
+        for encoding in ENCODINGS.into_iter().filter(|_| needs_session) {
             for skey in [&device.skey[..], "never"] {
                 send(server.address, path, &body, encoding, Some(KEY), skey).refused(409);
             }

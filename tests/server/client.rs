@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use serde_json::Value;
 
-use crate::harness::PATIENCE;
+use crate::harness::EVENT_TIMEOUT;
 
 /// All methods of the protocol.
 pub const METHODS: [&str; 12] = [
@@ -87,8 +87,8 @@ impl Wire {
     }
 
     fn on(socket: TcpStream) -> Wire {
-        socket.set_read_timeout(Some(PATIENCE)).unwrap();
-        socket.set_write_timeout(Some(PATIENCE)).unwrap();
+        socket.set_read_timeout(Some(EVENT_TIMEOUT)).unwrap();
+        socket.set_write_timeout(Some(EVENT_TIMEOUT)).unwrap();
         Wire { reader: BufReader::new(Box::new(socket.try_clone().unwrap())), socket: Some(socket) }
     }
 

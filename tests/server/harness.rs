@@ -19,7 +19,7 @@ use crate::binary::binary;
 use crate::client::Device;
 
 /// Longer than anything should take, also under an emulator; a test that waits for so long has failed.
-pub const PATIENCE: Duration = Duration::from_secs(30);
+pub const EVENT_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// `sha1("test:secret")`: the official key of the first account.
 pub const KEY: &str = "523322844031c7adb91401e307edd32ad150d563";
@@ -125,7 +125,7 @@ impl TestServer {
                 .map(|n| n.parse::<u64>().unwrap())
                 .sum()
         };
-        let (before, deadline) = (used(), Instant::now() + PATIENCE);
+        let (before, deadline) = (used(), Instant::now() + EVENT_TIMEOUT);
         while used() < before + hundredths {
             assert!(Instant::now() < deadline, "it does nothing");
             thread::yield_now();
@@ -425,7 +425,7 @@ impl Log {
 
     fn wait_for_end(&self) -> bool {
         let state = self.state.lock().unwrap();
-        self.news.wait_timeout_while(state, PATIENCE, |state| !state.ended).unwrap().0.ended
+        self.news.wait_timeout_while(state, EVENT_TIMEOUT, |state| !state.ended).unwrap().0.ended
     }
 
     fn take(&self, wanted: impl Fn(&str) -> bool) -> Option<String> {
@@ -441,7 +441,7 @@ impl Log {
         let state = self.state.lock().unwrap();
         let (state, _) = self
             .news
-            .wait_timeout_while(state, PATIENCE, |state| {
+            .wait_timeout_while(state, EVENT_TIMEOUT, |state| {
                 at = find(state);
                 at.is_none() && !state.ended
             })

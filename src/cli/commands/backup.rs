@@ -7,16 +7,16 @@ use std::process::ExitCode;
 
 use crate::cli::command::{Command, FAILED, Invocation, say};
 use crate::cli::commands::user_folders::{
-    folder_of, lock_if_unused, look_into, open_to_copy, size, these_users,
+    folder_of, lock_if_unused, open_for_short_read, open_to_copy, selected_users, size,
 };
 use crate::cli::progress::Progress;
 use crate::collection::full::backups::{self, Backup, Kind, backups};
 use crate::collection::full::download::Snapshot;
-use crate::collection::full::restore::{is_readied, ready, restore};
+use crate::collection::full::restore::{is_waiting, ready, restore};
 use crate::collection::{Collection, FILE_NAME};
 use crate::config::Flags;
 use crate::error::{Error, Result};
-use crate::files::GentleFile;
+use crate::files::FsyncingFile;
 use crate::import_export::colpkg;
 use crate::media::places::Places;
 use crate::os::clock;
@@ -90,7 +90,7 @@ Example:
 fn list(mut invocation: Invocation) -> Result<ExitCode> {
     let user = invocation.words(0, 1)?.pop();
     let base = invocation.base()?;
-    let names = these_users(&base, user)?;
+    let names = selected_users(&base, user)?;
     let width = names.iter().map(|name| name.chars().count()).max().unwrap_or(0).max(4);
     say(&format!("{:<width$}  NUMBER  LAST CHANGE        NOTES   CARDS     SIZE  MADE\n", "USER"));
     for name in names {
@@ -101,9 +101,9 @@ fn list(mut invocation: Invocation) -> Result<ExitCode> {
         }
         let current = dir.join(FILE_NAME);
         if current.exists() {
-            say(&format!("{name:<width$}  in use  {}\n", facts(&current, look_into(&base, &dir))));
+            say(&format!("{name:<width$}  in use  {}\n", facts(&current, open_for_short_read(&base, &dir))));
         }
-        if is_readied(&dir) {
+        if is_waiting(&dir) {
             say(&format!("{name:<width$}  a restored one is taken with the next request of a device\n"));
         }
     }
@@ -173,7 +173,7 @@ fn make(mut invocation: Invocation) -> Result<ExitCode> {
     let user = invocation.words(0, 1)?.pop();
     let base = invocation.base()?;
     let mut failed = false;
-    for name in these_users(&base, user)? {
+    for name in selected_users(&base, user)? {
         if !base.join(&name).join(FILE_NAME).exists() {
             continue;
         }
@@ -199,7 +199,7 @@ fn make_one(base: &Path, name: &str, to: Option<&Path>, keep: usize) -> Result<S
     }
     let unfinished = backups::unfinished_path(&dir, &format!("made-{}", std::process::id()))?;
     let copied = || {
-        let mut copy = GentleFile::create(&unfinished)?;
+        let mut copy = FsyncingFile::create(&unfinished)?;
         snapshot.copy_to(&mut copy, &unfinished)?;
         copy.into_file().sync_all().map_err(Error::io("syncing", &unfinished))?;
         backups::store(&dir, &unfinished, Kind::Made)
@@ -209,7 +209,7 @@ fn make_one(base: &Path, name: &str, to: Option<&Path>, keep: usize) -> Result<S
         let _ = fs::remove_file(&unfinished);
     }
     let made = made?;
-    files::give_all(&dir, &dir.join("backups"))?;
+    files::give_tree_to_owner(&dir, &dir.join("backups"))?;
     backups::delete_old_made(&dir, keep)?;
     Ok(format!("backup {} of {}", made.number, size(snapshot.len())))
 }

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use crate::cli::command::{Command, FAILED, Invocation};
-use crate::cli::commands::user_folders::{open_between_syncs, these_users};
+use crate::cli::commands::user_folders::{open_between_syncs, selected_users};
 use crate::cli::progress::Progress;
 use crate::collection;
 use crate::collection::Collection;
@@ -61,7 +61,7 @@ fn check(base: &Path, user: Option<String>, depth: Depth) -> Result<bool> {
         println!("{text}");
         in_order = false;
     }
-    let names = these_users(base, user)?;
+    let names = selected_users(base, user)?;
     if names.is_empty() {
         println!("Nothing is stored in {} yet.", base.display());
     }

@@ -16,7 +16,7 @@ use serde::{Serialize, Serializer};
 use crate::accounts::device_keys::{Device, Keys};
 use crate::accounts::snapshot::{AccountSettings, Snapshot};
 use crate::cli::command::{Command, FAILED, Invocation, say};
-use crate::cli::commands::user_folders::{look_into, size, users_in};
+use crate::cli::commands::user_folders::{open_for_short_read, size, users_in};
 use crate::collection::FILE_NAME;
 use crate::collection::full::backups::backups;
 use crate::config::{Flags, Settings, USERS_FILE};
@@ -69,7 +69,7 @@ fn run(mut invocation: Invocation) -> Result<ExitCode> {
     let status = Status {
         version: os::VERSION,
         running: runs,
-        clock_doubt: clock::doubt(),
+        clock_doubt: clock::why_unreliable(),
         notices: files::notices(&base),
         free_bytes: os::free_bytes(&base).map_err(|err| err.to_string()),
         users: names.iter().map(read).collect(),
@@ -161,7 +161,7 @@ struct Files {
 }
 
 /// How many media files are named that devices are asked for.
-const NAMED: u32 = 10;
+const MAX_NAMED: u32 = 10;
 
 #[derive(Serialize)]
 struct StoredMedia {
@@ -226,13 +226,13 @@ impl StoredUser {
         let collection = || {
             let path = dir.join(FILE_NAME);
             // The lock: an upload that replaces the collection leaves no file in its place for a moment.
-            let in_place = files::keep_in_place(dir);
+            let in_place = files::lock_against_replacement(dir);
             let is_missing = !path.exists();
             drop(in_place);
             if is_missing {
                 return Ok(None);
             }
-            let open = look_into(base, dir)?;
+            let open = open_for_short_read(base, dir)?;
             let (notes, cards) = open.counts()?;
             let changed = open.stamps()?.modified / 1000;
             let bytes = fs::metadata(&path).map_or(0, |meta| meta.len());
@@ -246,7 +246,7 @@ impl StoredUser {
                 files: unsigned(totals.files),
                 bytes: unsigned(totals.bytes),
                 awaited: unsigned(index.count_forgotten()?),
-                awaited_newest: index.forgotten(NAMED)?,
+                awaited_newest: index.forgotten(MAX_NAMED)?,
             })
         };
         let kept = || {
@@ -266,10 +266,10 @@ impl StoredUser {
         StoredUser {
             name: name.to_owned(),
             closed,
-            collection: or_why(collection()),
-            media: or_why(media()),
-            backups: or_why(kept()),
-            devices: or_why(devices()),
+            collection: or_reason(collection()),
+            media: or_reason(media()),
+            backups: or_reason(kept()),
+            devices: or_reason(devices()),
         }
     }
 
@@ -306,7 +306,7 @@ impl StoredUser {
     }
 }
 
-fn or_why<T>(fact: Result<T>) -> Fact<T> {
+fn or_reason<T>(fact: Result<T>) -> Fact<T> {
     fact.map_err(|err| err.to_string())
 }
 

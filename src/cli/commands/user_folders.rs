@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use crate::cli::progress::Progress;
 use crate::collection::full::download::Snapshot;
-use crate::collection::{Collection, FILE_NAME, SHORT_PATIENCE};
+use crate::collection::{COMMAND_LOCK_TIMEOUT, Collection, FILE_NAME};
 use crate::error::{Error, Result};
 use crate::files;
 use crate::media;
@@ -36,7 +36,7 @@ pub fn users_in(base: &Path) -> Result<Vec<String>> {
 }
 
 /// One user, who must have stored data, or all of them.
-pub fn these_users(base: &Path, user: Option<String>) -> Result<Vec<String>> {
+pub fn selected_users(base: &Path, user: Option<String>) -> Result<Vec<String>> {
     match user {
         Some(name) => folder_of(base, &name).map(|_| vec![name]),
         None => users_in(base),
@@ -54,9 +54,9 @@ pub fn folder_of(base: &Path, name: &str) -> Result<PathBuf> {
 }
 
 /// Opens a user's collection for a short read.
-pub fn look_into(base: &Path, dir: &Path) -> Result<Collection> {
+pub fn open_for_short_read(base: &Path, dir: &Path) -> Result<Collection> {
     let collection = dir.join(FILE_NAME);
-    let _in_place = files::keep_in_place(dir);
+    let _in_place = files::lock_against_replacement(dir);
     if files::is_in_use(base) {
         Collection::open_beside_server(&collection)
     } else {
@@ -75,7 +75,7 @@ pub fn open_to_copy(dir: &Path, is_unused: bool, progress: &mut Progress) -> Res
         return open_between_syncs(dir, progress);
     }
     let collection = dir.join(FILE_NAME);
-    Collection::fold(&collection);
+    Collection::recover_journal(&collection);
     Snapshot::open(&collection)
 }
 
@@ -83,8 +83,8 @@ pub fn open_to_copy(dir: &Path, is_unused: bool, progress: &mut Progress) -> Res
 pub fn open_between_syncs(dir: &Path, progress: &mut Progress) -> Result<Snapshot> {
     let started = Instant::now();
     loop {
-        let in_place = files::keep_in_place(dir);
-        let opened = Snapshot::open_beside_syncs(&dir.join(FILE_NAME), SHORT_PATIENCE);
+        let in_place = files::lock_against_replacement(dir);
+        let opened = Snapshot::open_beside_syncs(&dir.join(FILE_NAME), COMMAND_LOCK_TIMEOUT);
         drop(in_place);
         match opened {
             Err(Error::Busy(_)) if started.elapsed() < MAX_WAIT => {}
@@ -127,9 +127,9 @@ mod tests {
     fn a_collection_is_not_opened_while_another_takes_its_place() {
         let base = tempfile::tempdir().unwrap();
         create_new(base.path()).unwrap();
-        let replacing = files::wait_to_replace(base.path(), Duration::ZERO).unwrap();
+        let replacing = files::lock_for_replacement(base.path(), Duration::ZERO).unwrap();
         thread::scope(|scope| {
-            let look = scope.spawn(|| look_into(base.path(), base.path()).map(drop));
+            let look = scope.spawn(|| open_for_short_read(base.path(), base.path()).map(drop));
             let read = scope.spawn(|| open_between_syncs(base.path(), &mut Progress::start()).map(drop));
             thread::sleep(Duration::from_millis(100));
             assert!(!look.is_finished() && !read.is_finished(), "opened in the midst of it");

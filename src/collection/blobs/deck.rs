@@ -50,7 +50,7 @@ pub(super) const NORMAL: &[Field] = &[
 pub(super) const FILTERED: &[Field] = &[
     field(1, Bool,                  "resched",          converters::ANY_BOOL, ERR,        ERR),
     field(2, Repeated(SEARCH_TERM), "terms",            TERMS,                ERR,        ERR),
-    column("separate", SEPARATE, or("true"), ERR),
+    column("separate", ALWAYS_TRUE, or("true"), ERR),
     field(3, F32s,                  "delays",           converters::OPT_F32S, or("null"), or("null")),
     field(4, U32,                   "previewDelay",     converters::U32,      or("0"),    ERR),
     field(7, U32,                   "previewAgainSecs", converters::U32,      or("0"),    ERR),
@@ -151,7 +151,7 @@ const TERMS: Converter = one(
 );
 
 /// An option that clients no longer have: always written as true.
-const SEPARATE: Converter = converters::BOOL.written(|_, out| json::put_bool(out, true));
+const ALWAYS_TRUE: Converter = converters::BOOL.written(|_, out| json::put_bool(out, true));
 
 /// A row of `decks` (spec section 4).
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -4,7 +4,7 @@
 
 use crate::error::{Error, Result};
 use crate::files::sqlite_files::{SIDE_SUFFIXES, with_suffix};
-use crate::files::{create_folder, refuse_link, remove_if_there, sync_folder, wait_to_replace};
+use crate::files::{create_folder, lock_for_replacement, refuse_link, remove_if_there, sync_folder};
 use crate::os::clock::{self, Day};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -17,7 +17,7 @@ pub(super) const BACKUPS: &str = "backups";
 const UNFINISHED: &str = ".new";
 
 /// How long a finished copy waits for an upload that takes its place, or for another copy.
-const PATIENCE: Duration = Duration::from_secs(5);
+const STORE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// By what a backup was made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -148,7 +148,7 @@ pub fn unfinished_path(dir: &Path, name: &str) -> Result<PathBuf> {
 /// Gives a complete and synced copy its name as the newest backup. It is durable when this returns.
 pub fn store(dir: &Path, unfinished: &Path, kind: Kind) -> Result<Backup> {
     // An upload that is put in place picks a number, too.
-    let _lock = wait_to_replace(dir, PATIENCE);
+    let _lock = lock_for_replacement(dir, STORE_TIMEOUT);
     let path = next_backup_path(dir, kind)?;
     fs::rename(unfinished, &path).map_err(Error::io("renaming", unfinished))?;
     sync_folder(&backups_folder(dir)?)?;

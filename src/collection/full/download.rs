@@ -48,7 +48,7 @@ const fn contains(text: &[u8], part: &[u8]) -> bool {
 }
 
 /// Pause between two attempts while the file is locked.
-const RETRY: Duration = Duration::from_millis(20);
+const RETRY_PAUSE: Duration = Duration::from_millis(20);
 
 /// An open collection, in the state that was committed when it was opened.
 pub struct Snapshot {
@@ -93,7 +93,7 @@ impl Snapshot {
         loop {
             match Snapshot::try_beside_syncs(path, patience) {
                 // SQLite's busy timeout does not cover the switch to a WAL.
-                Err(Error::Busy(_)) if started.elapsed() < patience => thread::sleep(RETRY),
+                Err(Error::Busy(_)) if started.elapsed() < patience => thread::sleep(RETRY_PAUSE),
                 opened => return opened,
             }
         }

@@ -10,12 +10,12 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use rusqlite::Connection;
 use rusqlite::types::ValueRef;
 
-use crate::collection::full::refusal::{Checked, MEND, refuse};
+use crate::collection::full::refusal::{CHECK_DATABASE, CheckResult, refuse};
 use crate::collection::schema::{INDEXES, Index};
 
 /// Drops indexes that collections do not have, also those that are defined in another way, and creates those that are
 /// missing.
-pub fn replace_unknown(db: &Connection) -> Checked {
+pub fn replace_unknown(db: &Connection) -> CheckResult {
     let found: Vec<(String, String)> = db
         .prepare("SELECT name, sql FROM sqlite_schema WHERE type = 'index' AND sql IS NOT NULL")?
         .query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?
@@ -75,7 +75,7 @@ impl Checksum {
 }
 
 /// Reads an index of a large table; refuses the file if its entries are out of order.
-pub fn checksum_of(db: &Connection, index: &Index) -> Checked<Checksum> {
+pub fn checksum_of(db: &Connection, index: &Index) -> CheckResult<Checksum> {
     let mut checksum = Checksum::default();
     let condition = index.only_if.unwrap_or("1");
     let sql = format!(
@@ -104,7 +104,7 @@ pub fn checksum_of(db: &Connection, index: &Index) -> Checked<Checksum> {
         if order != Ordering::Less {
             let what =
                 format!("it is damaged: index {} of table {} is out of order", index.name, index.table);
-            return refuse(what, MEND);
+            return refuse(what, CHECK_DATABASE);
         }
     }
     Ok(checksum)
@@ -164,11 +164,11 @@ impl Key {
 /// Compares without the loss that a conversion of large integers would have.
 fn compare_mixed(left: i64, right: f64) -> Ordering {
     /// 2^63, which no integer reaches.
-    const BEYOND: f64 = 9_223_372_036_854_775_808.0;
-    if right >= BEYOND {
+    const TWO_TO_63: f64 = 9_223_372_036_854_775_808.0;
+    if right >= TWO_TO_63 {
         return Ordering::Less;
     }
-    if right < -BEYOND {
+    if right < -TWO_TO_63 {
         return Ordering::Greater;
     }
     let whole = right.trunc();

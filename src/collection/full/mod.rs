@@ -5,8 +5,8 @@
 pub mod backups;
 pub mod download;
 mod indexes;
-mod mend;
 mod refusal;
+mod repair;
 pub mod replace;
 pub mod restore;
 mod row_sizes;

@@ -7,7 +7,7 @@ const MAX_REASON_CHARS: usize = 300;
 
 /// Why a file is refused.
 #[derive(Debug)]
-pub struct Unfit {
+pub struct UploadFault {
     /// Follows "refused this upload: ", such as "it is empty". Safe to log.
     pub reason: String,
     /// What to do, in sentences.
@@ -15,12 +15,13 @@ pub struct Unfit {
 }
 
 /// The result of a check. Errors of the server itself are in the `Result` around it.
-pub type Verdict = std::result::Result<(), Unfit>;
+pub type Verdict = std::result::Result<(), UploadFault>;
 
 /// For damage that the client can repair.
-pub const MEND: &str = "On this device, please use Check Database in the Tools menu, then upload again.";
+pub const CHECK_DATABASE: &str =
+    "On this device, please use Check Database in the Tools menu, then upload again.";
 /// For files that were damaged in transit.
-pub const TRY_AGAIN: &str = "Please upload again.";
+pub const UPLOAD_AGAIN: &str = "Please upload again.";
 /// For files that are not collections.
 pub const WHOLE_COLLECTION: &str =
     "Please open the collection in Anki on this device, and upload again from there.";
@@ -30,14 +31,14 @@ pub const UPDATE_SERVER: &str = "Please ask whoever runs the server to update an
 pub const UPDATE_CLIENT: &str =
     "Please open the collection in Anki 2.1.25 or newer, then upload again from there.";
 /// For tables, views and triggers that an add-on may have created.
-pub const REMOVE_IT: &str = "An add-on may have put it there. Please export your collection with scheduling, import it into a new profile \
+pub const NEW_PROFILE: &str = "An add-on may have put it there. Please export your collection with scheduling, import it into a new profile \
      and upload that.";
 /// For rows over the limit.
-pub const SHORTEN: &str = "Please shorten it on this device and upload again, or ask whoever runs the server to raise MAX_SYNC_ROW_MEGS.";
+pub const SHORTEN_ROW: &str = "Please shorten it on this device and upload again, or ask whoever runs the server to raise MAX_SYNC_ROW_MEGS.";
 
-impl Unfit {
+impl UploadFault {
     /// Escapes control characters in the reason: it may contain names from the file, which must not break a log line.
-    pub fn new(reason: &str, advice: &'static str) -> Unfit {
+    pub fn new(reason: &str, advice: &'static str) -> UploadFault {
         let mut shown = String::new();
         for c in reason.chars().take(MAX_REASON_CHARS) {
             if c.is_control() {
@@ -49,30 +50,30 @@ impl Unfit {
         if reason.chars().nth(MAX_REASON_CHARS).is_some() {
             shown.push_str("...");
         }
-        Unfit { reason: shown, advice }
+        UploadFault { reason: shown, advice }
     }
 }
 
 /// Why a check stopped: the file is refused, or the check had an error.
 pub enum Failure {
     /// The file is refused.
-    Unfit(Unfit),
+    UploadFault(UploadFault),
     /// The check had an error. `into_verdict` decides whether the file caused it.
-    Ours(Error),
+    Error(Error),
 }
 
 impl<E: Into<Error>> From<E> for Failure {
     fn from(err: E) -> Failure {
-        Failure::Ours(err.into())
+        Failure::Error(err.into())
     }
 }
 
 /// The result of one step of a check.
-pub type Checked<T = ()> = std::result::Result<T, Failure>;
+pub type CheckResult<T = ()> = std::result::Result<T, Failure>;
 
 /// Refuses the file.
-pub fn refuse<T>(reason: impl AsRef<str>, advice: &'static str) -> Checked<T> {
-    Err(Failure::Unfit(Unfit::new(reason.as_ref(), advice)))
+pub fn refuse<T>(reason: impl AsRef<str>, advice: &'static str) -> CheckResult<T> {
+    Err(Failure::UploadFault(UploadFault::new(reason.as_ref(), advice)))
 }
 
 impl Failure {
@@ -82,22 +83,22 @@ impl Failure {
         use rusqlite::ErrorCode::{
             CannotOpen, DiskFull, OutOfMemory, PermissionDenied, ReadOnly, SystemIoFailure,
         };
-        let unfit = |reason: &str, advice| Ok(Err(Unfit::new(reason, advice)));
+        let fault = |reason: &str, advice| Ok(Err(UploadFault::new(reason, advice)));
         match self {
-            Failure::Unfit(unfit) => Ok(Err(unfit)),
-            Failure::Ours(Error::Db(rusqlite::Error::SqliteFailure(code, text))) => match code.code {
+            Failure::UploadFault(fault) => Ok(Err(fault)),
+            Failure::Error(Error::Db(rusqlite::Error::SqliteFailure(code, text))) => match code.code {
                 CannotOpen | DiskFull | OutOfMemory | PermissionDenied | ReadOnly | SystemIoFailure => {
                     Err(Error::Db(rusqlite::Error::SqliteFailure(code, text)))
                 }
                 _ => {
                     let text = text.unwrap_or_else(|| code.to_string());
-                    unfit(&format!("SQLite cannot read it: {text}"), MEND)
+                    fault(&format!("SQLite cannot read it: {text}"), CHECK_DATABASE)
                 }
             },
-            Failure::Ours(Error::Db(err)) => unfit(&format!("SQLite cannot read it: {err}"), MEND),
-            Failure::Ours(Error::Refused(reason)) => unfit(&reason, MEND),
-            Failure::Ours(Error::TooLarge(reason)) => unfit(&reason, SHORTEN),
-            Failure::Ours(err) => Err(err),
+            Failure::Error(Error::Db(err)) => fault(&format!("SQLite cannot read it: {err}"), CHECK_DATABASE),
+            Failure::Error(Error::Refused(reason)) => fault(&reason, CHECK_DATABASE),
+            Failure::Error(Error::TooLarge(reason)) => fault(&reason, SHORTEN_ROW),
+            Failure::Error(err) => Err(err),
         }
     }
 }
@@ -108,9 +109,9 @@ mod tests {
 
     #[test]
     fn a_name_from_the_file_cannot_forge_a_line_of_the_log() {
-        let unfit = Unfit::new("it contains the view 'a\r\nERROR \u{1b}[2J\u{85}\u{e9}'", REMOVE_IT);
-        assert_eq!(unfit.reason, "it contains the view 'a\\r\\nERROR \\u{1b}[2J\\u{85}\u{e9}'");
-        assert_eq!(Unfit::new(&"x".repeat(301), MEND).reason.len(), 303);
-        assert_eq!(Unfit::new(&"x".repeat(300), MEND).reason.len(), 300);
+        let fault = UploadFault::new("it contains the view 'a\r\nERROR \u{1b}[2J\u{85}\u{e9}'", NEW_PROFILE);
+        assert_eq!(fault.reason, "it contains the view 'a\\r\\nERROR \\u{1b}[2J\\u{85}\u{e9}'");
+        assert_eq!(UploadFault::new(&"x".repeat(301), CHECK_DATABASE).reason.len(), 303);
+        assert_eq!(UploadFault::new(&"x".repeat(300), CHECK_DATABASE).reason.len(), 300);
     }
 }

@@ -10,11 +10,11 @@ use crate::collection::full::backups;
 use crate::collection::full::backups::{
     BACKUPS, Kind, delete_old_replaced, newest_replaced, next_backup_path,
 };
-use crate::collection::{Collection, FILE_NAME, PATIENCE};
+use crate::collection::{Collection, FILE_NAME, LOCK_TIMEOUT};
 use crate::error::{Error, Result};
 use crate::files::spool;
 use crate::files::sqlite_files::{SIDE_SUFFIXES, has_side_files, with_suffix};
-use crate::files::{remove_if_there, sync_folder, wait_to_replace};
+use crate::files::{lock_for_replacement, remove_if_there, sync_folder};
 
 /// Name prefix of uploads that are being received or checked.
 const UPLOAD_PREFIX: &str = "collection.anki2.upload-";
@@ -26,11 +26,11 @@ const OLD_COPY_PREFIX: &str = "collection.anki2.schema11-";
 const CHECKED: &str = "collection.anki2.new";
 
 /// Name prefix of a copy that `ankipi restore` makes beside a running server.
-pub(super) const UNREADY: &str = "collection.anki2.restoring";
+pub(super) const RESTORE_PREFIX: &str = "collection.anki2.restoring";
 
 /// Name of a checked copy that `ankipi restore` made beside a running server. The server puts it in place with the user's
 /// next request, or when it starts: only it knows when nobody has the collection open.
-const READIED: &str = "collection.anki2.restored";
+const RESTORED: &str = "collection.anki2.restored";
 
 /// Name prefix of journal files whose collection is missing.
 const ORPHANED: &str = "collection.anki2.orphaned";
@@ -46,8 +46,8 @@ pub fn old_copy_path(dir: &Path, number: u32) -> PathBuf {
 }
 
 /// The path of the copy that `ankipi restore` leaves for the server.
-pub fn readied_path(dir: &Path) -> PathBuf {
-    dir.join(READIED)
+pub fn restored_path(dir: &Path) -> PathBuf {
+    dir.join(RESTORED)
 }
 
 /// Replaces the collection in `dir` by a checked and synced file, and keeps the newest `keep` replaced ones, named
@@ -58,7 +58,7 @@ pub fn readied_path(dir: &Path) -> PathBuf {
 /// After an error the old collection is still in place, except after `Unconfirmed`.
 pub fn replace(dir: &Path, checked: &Path, keep: usize, kind: Kind) -> Result<()> {
     let (current, next) = (dir.join(FILE_NAME), dir.join(CHECKED));
-    let _lock = wait_to_replace(dir, PATIENCE);
+    let _lock = lock_for_replacement(dir, LOCK_TIMEOUT);
     fs::rename(checked, &next).map_err(Error::io("renaming", checked))?;
     if current.exists() {
         let backup = match sync_folder(dir).and_then(|()| next_backup_path(dir, kind)) {
@@ -163,7 +163,7 @@ pub fn clean_up(dir: &Path) -> Result<()> {
     let current = dir.join(FILE_NAME);
     if recover(dir)? && has_side_files(&current) {
         log::warn!("{}: a sync was interrupted; recovering from its journal", current.display());
-        Collection::fold(&current);
+        Collection::recover_journal(&current);
     }
     for entry in fs::read_dir(dir).map_err(Error::io("reading", dir))? {
         let entry = entry.map_err(Error::io("reading", dir))?;
@@ -172,7 +172,7 @@ pub fn clean_up(dir: &Path) -> Result<()> {
         let leftover = name.starts_with(UPLOAD_PREFIX)
             || name.starts_with(OLD_COPY_PREFIX)
             || name.starts_with(CHECKED)
-            || name.starts_with(UNREADY)
+            || name.starts_with(RESTORE_PREFIX)
             || name.starts_with("collection.anki2.empty")
             || name.starts_with(spool::LEFTOVER_PREFIX);
         if leftover {
@@ -192,8 +192,8 @@ mod tests {
     use super::*;
     use crate::collection::full::backups::{Kind, backup_path, backups};
     use crate::collection::full::download::Snapshot;
-    use crate::collection::{Journal, PATIENCE};
-    use crate::files::keep_in_place;
+    use crate::collection::{Journal, LOCK_TIMEOUT};
+    use crate::files::lock_against_replacement;
 
     /// A folder with a collection whose crt is `created`.
     fn collection(dir: &Path, name: &str, created: i64) -> PathBuf {
@@ -262,7 +262,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let current = collection(dir.path(), FILE_NAME, 1);
         let upload = collection(dir.path(), "collection.anki2.upload-7", 2);
-        let in_place = keep_in_place(dir.path()).unwrap();
+        let in_place = lock_against_replacement(dir.path()).unwrap();
         thread::scope(|scope| {
             let replacing = scope.spawn(|| replace(dir.path(), &upload, 3, Kind::Replaced));
             thread::sleep(Duration::from_millis(100));
@@ -299,7 +299,7 @@ mod tests {
     fn a_commit_that_only_the_wal_holds_is_in_the_backup() {
         let dir = tempfile::tempdir().unwrap();
         let current = collection(dir.path(), FILE_NAME, 1);
-        let _reader = Snapshot::open_beside_syncs(&current, PATIENCE).unwrap();
+        let _reader = Snapshot::open_beside_syncs(&current, LOCK_TIMEOUT).unwrap();
         let open = Collection::open(&current, Journal::Wal).unwrap();
         open.db.execute("UPDATE col SET crt = 2", []).unwrap();
         let crashed = as_a_crash_leaves(&current, "-wal");

@@ -16,28 +16,30 @@ use crate::collection::{Collection, FILE_NAME};
 use crate::error::{Error, Result};
 use crate::files::owner::give_to_owner_of;
 use crate::files::sqlite_files::{SIDE_SUFFIXES, with_suffix};
-use crate::files::{GentleFile, give_all, keep_in_place, remove_if_there, sync_folder};
+use crate::files::{
+    FsyncingFile, give_tree_to_owner, lock_against_replacement, remove_if_there, sync_folder,
+};
 use crate::os::clock;
 
 /// Replaces the collection in `dir` by a copy of `backup`. The old collection becomes the newest backup, of this kind. Call
 /// only while no server runs.
 pub fn restore(dir: &Path, backup: &Path, keep: usize, max_row_bytes: u64, kind: Kind) -> Result<()> {
     replace::clean_up(dir)?;
-    let copy = unready_path(dir);
+    let copy = temporary_path(dir);
     copy_with_new_stamps(dir, backup, &copy, max_row_bytes)?;
     // Keeps the replaced collection even if backups are turned off, so that the restore can be undone.
     replace::replace(dir, &copy, keep.max(1), kind)?;
-    give_all(dir, dir)
+    give_tree_to_owner(dir, dir)
 }
 
-/// Makes a copy of `backup` that the running server takes with the user's next request (`take_readied`).
+/// Makes a copy of `backup` that the running server takes with the user's next request (`put_waiting_in_place`).
 pub fn ready(dir: &Path, backup: &Path, max_row_bytes: u64) -> Result<()> {
-    let copy = unready_path(dir);
+    let copy = temporary_path(dir);
     copy_with_new_stamps(dir, backup, &copy, max_row_bytes)?;
     let put = || {
         let file = File::open(&copy).map_err(Error::io("opening", &copy))?;
         give_to_owner_of(dir, &file).map_err(Error::io("giving away", &copy))?;
-        fs::rename(&copy, replace::readied_path(dir)).map_err(Error::io("renaming", &copy))?;
+        fs::rename(&copy, replace::restored_path(dir)).map_err(Error::io("renaming", &copy))?;
         sync_folder(dir)
     };
     let put = put();
@@ -48,33 +50,33 @@ pub fn ready(dir: &Path, backup: &Path, max_row_bytes: u64) -> Result<()> {
 }
 
 /// Whether `ready` has left a copy. One system call.
-pub fn is_readied(dir: &Path) -> bool {
-    replace::readied_path(dir).exists()
+pub fn is_waiting(dir: &Path) -> bool {
+    replace::restored_path(dir).exists()
 }
 
 /// Puts the copy of `ready` in place. Call only while no connection of this process is open.
-pub fn take_readied(dir: &Path, keep: usize) -> Result<()> {
+pub fn put_waiting_in_place(dir: &Path, keep: usize) -> Result<()> {
     log::info!("{}: a backup was restored; every device will be asked for a full sync", dir.display());
-    replace::replace(dir, &replace::readied_path(dir), keep.max(1), Kind::Restored)
+    replace::replace(dir, &replace::restored_path(dir), keep.max(1), Kind::Restored)
 }
 
 /// Checks a collection as an upload is checked, and gives it new stamps. `from` is where it came from, for the error.
 pub fn check_and_stamp(dir: &Path, from: &Path, copy: &Path, max_row_bytes: u64) -> Result<()> {
-    fold_and_check(from, copy, max_row_bytes)?;
+    checkpoint_and_check(from, copy, max_row_bytes)?;
     set_new_stamps(dir, copy)
 }
 
 /// Puts a collection that `check_and_stamp` has seen in the place of that in `dir`. Call only while no server runs.
 pub fn put_imported(dir: &Path, copy: &Path, keep: usize) -> Result<()> {
     replace::recover(dir)?;
-    Collection::fold(&dir.join(FILE_NAME));
+    Collection::recover_journal(&dir.join(FILE_NAME));
     replace::replace(dir, copy, keep.max(1), Kind::Imported)?;
-    give_all(dir, dir)
+    give_tree_to_owner(dir, dir)
 }
 
 /// Where a copy is made before it is checked. Of this process, as two commands may run at once.
-pub fn unready_path(dir: &Path) -> PathBuf {
-    dir.join(format!("{}-{}", replace::UNREADY, std::process::id()))
+pub fn temporary_path(dir: &Path) -> PathBuf {
+    dir.join(format!("{}-{}", replace::RESTORE_PREFIX, std::process::id()))
 }
 
 fn copy_with_new_stamps(dir: &Path, backup: &Path, copy: &Path, max_row_bytes: u64) -> Result<()> {
@@ -89,7 +91,7 @@ fn copy_with_new_stamps(dir: &Path, backup: &Path, copy: &Path, max_row_bytes: u
 /// Copies a collection that is not in use; the copy is checked like an upload and upgraded to schema 18. It is on disk
 /// when this returns.
 pub fn copy_checked(from: &Path, to: &Path, max_row_bytes: u64) -> Result<()> {
-    let made = copy_with_side_files(from, to).and_then(|()| fold_and_check(from, to, max_row_bytes));
+    let made = copy_with_side_files(from, to).and_then(|()| checkpoint_and_check(from, to, max_row_bytes));
     if made.is_err() {
         remove_with_side_files(to)?;
     }
@@ -108,7 +110,7 @@ fn copy_with_side_files(from: &Path, to: &Path) -> Result<()> {
             continue;
         }
         let mut source = File::open(&from).map_err(Error::io("opening", &from))?;
-        let mut copy = GentleFile::create(&to)?;
+        let mut copy = FsyncingFile::create(&to)?;
         std::io::copy(&mut source, &mut copy)
             .and_then(|_| copy.into_file().sync_all())
             .map_err(Error::io("copying to", &to))?;
@@ -116,8 +118,8 @@ fn copy_with_side_files(from: &Path, to: &Path) -> Result<()> {
     Ok(())
 }
 
-fn fold_and_check(from: &Path, copy: &Path, max_row_bytes: u64) -> Result<()> {
-    Collection::fold(copy);
+fn checkpoint_and_check(from: &Path, copy: &Path, max_row_bytes: u64) -> Result<()> {
+    Collection::recover_journal(copy);
     upload::check(copy, max_row_bytes)?
         .map_err(|unfit| Error::Broken(format!("{} cannot be used: {}", from.display(), unfit.reason)))
 }
@@ -125,7 +127,7 @@ fn fold_and_check(from: &Path, copy: &Path, max_row_bytes: u64) -> Result<()> {
 /// Gives the copy new stamps, later than those of the backup and of the current collection, so that no device has them.
 fn set_new_stamps(dir: &Path, copy: &Path) -> Result<()> {
     let current = dir.join(FILE_NAME);
-    let _in_place = keep_in_place(dir);
+    let _in_place = lock_against_replacement(dir);
     // Not the clock alone: it may be behind.
     let now = match current.exists().then(|| Collection::open_beside_server(&current)?.stamps()) {
         Some(Ok(stamps)) => clock::now_millis().max(stamps.schema + 1).max(stamps.modified + 1),

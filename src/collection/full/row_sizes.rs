@@ -2,13 +2,13 @@
 
 use rusqlite::{Connection, OptionalExtension};
 
-use crate::collection::full::mend;
-use crate::collection::full::refusal::{Checked, SHORTEN, refuse};
+use crate::collection::full::refusal::{CheckResult, SHORTEN_ROW, refuse};
+use crate::collection::full::repair;
 use crate::collection::schema::{LARGE_TABLES, TABLES, columns_of, tables_of};
 
 /// Refuses a long row in the small tables. Rows of the large tables are checked when they are read; `col` is not
 /// checked, because it is never read whole.
-pub fn check_small_tables(db: &Connection, version: i64, max_row_bytes: u64) -> Checked {
+pub fn check_small_tables(db: &Connection, version: i64, max_row_bytes: u64) -> CheckResult {
     for (table, columns) in tables_of(version).filter(|(table, _)| *table != "col") {
         if !LARGE_TABLES.contains(&table) {
             refuse_long_row(db, table, columns, max_row_bytes)?;
@@ -26,8 +26,8 @@ pub fn bytes_of(column: &str) -> String {
     }
 }
 
-fn refuse_long_row(db: &Connection, table: &str, columns: &[&str], max_row_bytes: u64) -> Checked {
-    let extra = mend::extra_columns(db, table, columns)?;
+fn refuse_long_row(db: &Connection, table: &str, columns: &[&str], max_row_bytes: u64) -> CheckResult {
+    let extra = repair::extra_columns(db, table, columns)?;
     let all = columns.iter().copied().chain(extra.iter().map(String::as_str));
     let bytes: Vec<String> = all.map(bytes_of).collect();
     let bytes = bytes.join(" + ");
@@ -46,13 +46,13 @@ fn refuse_long_row(db: &Connection, table: &str, columns: &[&str], max_row_bytes
                 "row {key} of table {table} has {bytes} bytes, which is over the server's limit of {max_row_bytes} \
                  (MAX_SYNC_ROW_MEGS)"
             ),
-            SHORTEN,
+            SHORTEN_ROW,
         ),
     }
 }
 
 /// Refuses the first row over the limit. Tables that lack a column are skipped, because the file may be damaged.
-pub fn refuse_long_rows(db: &Connection, max_row_bytes: u64) -> Checked {
+pub fn refuse_long_rows(db: &Connection, max_row_bytes: u64) -> CheckResult {
     for (table, columns) in TABLES.iter().filter(|(table, _)| *table != "col") {
         let found = columns_of(db, table)?;
         if columns.iter().all(|column| found.iter().any(|found| found.eq_ignore_ascii_case(column))) {

@@ -4,7 +4,7 @@
 //! damage in one pass over each table and index: `quick_check` for the structure; for each index of the large tables
 //! that it holds the rows of its table (by checksums) and that each entry comes after the one before; `integrity_check`
 //! for the small tables, whose indexes depend on the collation. Other indexes than those of every collection are dropped.
-//! What differs from our tables but can be read is mended (`mend`). Then every object is translated as a sync would. A
+//! What differs from our tables but can be read is repaired (`repair`). Then every object is translated as a sync would. A
 //! refusal has a sentence for the user, who can repair the collection in the
 //! client.
 
@@ -19,14 +19,15 @@ use rusqlite::{Connection, Row};
 use crate::collection::full::download::{JOURNAL_BYTES, Snapshot};
 use crate::collection::full::indexes::{self, Checksum};
 use crate::collection::full::refusal::{
-    Checked, Failure, MEND, REMOVE_IT, TRY_AGAIN, UPDATE_CLIENT, UPDATE_SERVER, WHOLE_COLLECTION, refuse,
+    CHECK_DATABASE, CheckResult, Failure, NEW_PROFILE, UPDATE_CLIENT, UPDATE_SERVER, UPLOAD_AGAIN,
+    WHOLE_COLLECTION, refuse,
 };
-use crate::collection::full::{mend, row_sizes};
+use crate::collection::full::{repair, row_sizes};
 use crate::collection::schema::upgrade;
 use crate::collection::schema::{INDEXES, Index, LARGE_TABLES, TABLES, TABLES_WITH_USN, columns_of};
 use crate::collection::{Collection, SCAN_CACHE_KIB, SCHEMA_VERSION};
 use crate::error::{Error, Result};
-use crate::files::GentleFile;
+use crate::files::FsyncingFile;
 
 /// The first 16 bytes of every SQLite 3 file.
 const MAGIC: &[u8; 16] = b"SQLite format 3\0";
@@ -37,18 +38,18 @@ const HEADER_BYTES: usize = 100;
 /// The header's text encoding: UTF-8 in every collection.
 const UTF_8: [u8; 4] = [0, 0, 0, 1];
 
-pub use crate::collection::full::refusal::{Unfit, Verdict};
+pub use crate::collection::full::refusal::{UploadFault, Verdict};
 
 /// Checks an uploaded file and prepares it for use: upgrades old schemas, creates missing indexes, and sets invalid
 /// usns to 0. The file is on disk when this returns. Rows and objects over `max_row_bytes` are refused.
 pub fn check(path: &Path, max_row_bytes: u64) -> Result<Verdict> {
-    check_file(path, max_row_bytes, mend::raise_usn)
+    check_file(path, max_row_bytes, repair::raise_usn)
 }
 
-fn check_file(path: &Path, max_row_bytes: u64, last: fn(&Connection) -> Checked) -> Result<Verdict> {
+fn check_file(path: &Path, max_row_bytes: u64, last: fn(&Connection) -> CheckResult) -> Result<Verdict> {
     let file = OpenOptions::new().read(true).write(true).open(path).map_err(Error::io("opening", path))?;
-    if let Err(unfit) = check_header(&file).map_err(Error::io("reading", path))? {
-        return Ok(Err(unfit));
+    if let Err(fault) = check_header(&file).map_err(Error::io("reading", path))? {
+        return Ok(Err(fault));
     }
     // Switches to a rollback journal for good: in WAL mode the check would create side files.
     set_journal_bytes(&file, [1, 1]).map_err(Error::io("writing", path))?;
@@ -61,15 +62,15 @@ fn check_file(path: &Path, max_row_bytes: u64, last: fn(&Connection) -> Checked)
 
 /// Copies a collection of an old schema, then checks and upgrades the copy.
 pub fn upgraded_copy(path: &Path, copy: &Path, max_row_bytes: u64) -> Result<()> {
-    let mut file = GentleFile::create(copy)?;
+    let mut file = FsyncingFile::create(copy)?;
     Snapshot::open_any(path)?.copy_to(&mut file, copy)?;
     file.into_file().sync_all().map_err(Error::io("syncing", copy))?;
     // The devices know its usn already.
-    check_file(copy, max_row_bytes, |_| Ok(()))?.map_err(|unfit| {
+    check_file(copy, max_row_bytes, |_| Ok(()))?.map_err(|fault| {
         Error::Broken(format!(
             "{} has an old format and cannot be upgraded: {}. Upload the collection anew from a device",
             path.display(),
-            unfit.reason
+            fault.reason
         ))
     })
 }
@@ -79,14 +80,14 @@ fn set_journal_bytes(file: &File, bytes: [u8; 2]) -> std::io::Result<()> {
 }
 
 fn check_header(mut file: &File) -> std::io::Result<Verdict> {
-    let unfit = |reason: &str, advice| Ok(Err(Unfit::new(reason, advice)));
+    let fault = |reason: &str, advice| Ok(Err(UploadFault::new(reason, advice)));
     let len = file.metadata()?.len();
     let mut header = [0; HEADER_BYTES];
     if len == 0 {
-        return unfit("it is empty", WHOLE_COLLECTION);
+        return fault("it is empty", WHOLE_COLLECTION);
     }
     if len < HEADER_BYTES as u64 || file.read_exact(&mut header).is_err() || &header[..16] != MAGIC {
-        return unfit("it is not an Anki collection (not an SQLite file)", WHOLE_COLLECTION);
+        return fault("it is not an Anki collection (not an SQLite file)", WHOLE_COLLECTION);
     }
     let page_bytes = match u64::from(u16::from_be_bytes([header[16], header[17]])) {
         1 => 65_536,
@@ -94,21 +95,21 @@ fn check_header(mut file: &File) -> std::io::Result<Verdict> {
     };
     let pages = u64::from(u32::from_be_bytes([header[28], header[29], header[30], header[31]]));
     if len < pages * page_bytes {
-        return unfit(&format!("it is cut off: {len} of {} bytes arrived", pages * page_bytes), TRY_AGAIN);
+        return fault(&format!("it is cut off: {len} of {} bytes arrived", pages * page_bytes), UPLOAD_AGAIN);
     }
     if header[56..60] != UTF_8 {
-        return unfit("its texts are not in UTF-8", WHOLE_COLLECTION);
+        return fault("its texts are not in UTF-8", WHOLE_COLLECTION);
     }
     Ok(Ok(()))
 }
 
-fn check_contents(path: &Path, max_row_bytes: u64, last: fn(&Connection) -> Checked) -> Checked {
+fn check_contents(path: &Path, max_row_bytes: u64, last: fn(&Connection) -> CheckResult) -> CheckResult {
     let collection = Collection::connect(path, SCAN_CACHE_KIB)?;
     collection.limit_values(max_row_bytes)?;
     read_contents(&collection, max_row_bytes).and_then(|()| last(&collection.db)).or_else(|failure| {
         match failure {
             // SQLite does not say which value is over the limit: find its row.
-            Failure::Ours(Error::TooLarge(_)) => {
+            Failure::Error(Error::TooLarge(_)) => {
                 row_sizes::refuse_long_rows(&collection.db, max_row_bytes)?;
                 Err(failure)
             }
@@ -117,14 +118,14 @@ fn check_contents(path: &Path, max_row_bytes: u64, last: fn(&Connection) -> Chec
     })
 }
 
-fn read_contents(collection: &Collection, max_row_bytes: u64) -> Checked {
+fn read_contents(collection: &Collection, max_row_bytes: u64) -> CheckResult {
     let db = &collection.db;
     // No journal: after a crash or power cut the file is deleted.
     db.execute_batch("PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF; PRAGMA locking_mode = EXCLUSIVE")?;
     refuse_executable_schema(db)?;
     let version = check_version(db)?;
     check_structure(db, "PRAGMA quick_check(1)")?;
-    mend::mend_tables(db, version)?;
+    repair::repair_tables(db, version)?;
     check_col(db)?;
     if version < SCHEMA_VERSION {
         // Before the upgrade, which holds whole rows in memory.
@@ -133,7 +134,7 @@ fn read_contents(collection: &Collection, max_row_bytes: u64) -> Checked {
     }
     indexes::replace_unknown(db)?;
     row_sizes::check_small_tables(db, SCHEMA_VERSION, max_row_bytes)?;
-    mend::mend_order(db)?;
+    repair::rebuild_text_indexes(db)?;
     for (table, _) in TABLES.iter().filter(|(table, _)| !LARGE_TABLES.contains(table)) {
         check_structure(db, &format!("PRAGMA integrity_check({table})"))?;
     }
@@ -152,7 +153,7 @@ fn read_contents(collection: &Collection, max_row_bytes: u64) -> Checked {
 /// Sets invalid usns to 0, which is safe because every device gets these rows by downloading the file. Kept as they
 /// are, a row marked as pending (-1) would fail every later sanity check, a usn over 32 bits would never be sent, and a
 /// fractional usn would be sent again and again.
-fn reset_invalid_usns(db: &Connection) -> Checked {
+fn reset_invalid_usns(db: &Connection) -> CheckResult {
     let is_invalid = "typeof(usn) != 'integer' OR usn NOT BETWEEN 0 AND 2147482999";
     // Whatever `check_col` admits is above these.
     for table in TABLES_WITH_USN {
@@ -168,7 +169,7 @@ fn reset_invalid_usns(db: &Connection) -> Checked {
 }
 
 /// Refuses triggers, views and virtual tables: they would run code or queries of the file in this process.
-fn refuse_executable_schema(db: &Connection) -> Checked {
+fn refuse_executable_schema(db: &Connection) -> CheckResult {
     let mut select = db.prepare("SELECT type, name, ifnull(sql, '') FROM sqlite_schema")?;
     let mut rows = select.query([])?;
     while let Some(row) = rows.next()? {
@@ -176,14 +177,17 @@ fn refuse_executable_schema(db: &Connection) -> Checked {
         let words: Vec<_> = sql.split_ascii_whitespace().take(2).map(str::to_ascii_lowercase).collect();
         let kind = if words.iter().any(|word| word == "virtual") { "virtual table".to_owned() } else { kind };
         if kind != "table" && kind != "index" {
-            return refuse(format!("it contains the {kind} '{name}', which collections must not"), REMOVE_IT);
+            return refuse(
+                format!("it contains the {kind} '{name}', which collections must not"),
+                NEW_PROFILE,
+            );
         }
     }
     Ok(())
 }
 
 /// The schema version; refuses versions that cannot be upgraded.
-fn check_version(db: &Connection) -> Checked<i64> {
+fn check_version(db: &Connection) -> CheckResult<i64> {
     if columns_of(db, "col")?.is_empty() {
         return refuse("it is not an Anki collection (no table 'col')", WHOLE_COLLECTION);
     }
@@ -203,27 +207,27 @@ fn check_version(db: &Connection) -> Checked<i64> {
     }
 }
 
-fn check_structure(db: &Connection, pragma: &str) -> Checked {
+fn check_structure(db: &Connection, pragma: &str) -> CheckResult {
     let finding: String = db.query_row(pragma, [], |row| row.get(0))?;
     match finding.as_str() {
         "ok" => Ok(()),
-        _ => refuse(format!("it is damaged: {}", finding.replace('\n', " ")), MEND),
+        _ => refuse(format!("it is damaged: {}", finding.replace('\n', " ")), CHECK_DATABASE),
     }
 }
 
-fn check_col(db: &Connection) -> Checked {
+fn check_col(db: &Connection) -> CheckResult {
     let whole =
         "SELECT count(*), sum(typeof(crt) = 'integer' AND typeof(mod) = 'integer' AND typeof(scm) = 'integer'
                  AND typeof(usn) = 'integer' AND usn BETWEEN 0 AND 2147483000) FROM col";
     match db.query_row(whole, [], |row| Ok((row.get::<_, i64>(0)?, row.get::<_, Option<i64>>(1)?)))? {
         (1, Some(1)) => Ok(()),
-        (1, _) => refuse("its table 'col' holds other things than numbers", MEND),
-        (count, _) => refuse(format!("its table 'col' has {count} rows instead of one"), MEND),
+        (1, _) => refuse("its table 'col' holds other things than numbers", CHECK_DATABASE),
+        (count, _) => refuse(format!("its table 'col' has {count} rows instead of one"), CHECK_DATABASE),
     }
 }
 
 /// Reads each row of a large table once. Checks its length, that its texts are UTF-8, and that the indexes match.
-fn check_rows(db: &Connection, table: &str, max_row_bytes: u64) -> Checked {
+fn check_rows(db: &Connection, table: &str, max_row_bytes: u64) -> CheckResult {
     let indexes: Vec<&Index> = INDEXES.iter().filter(|index| index.table == table).collect();
     let (texts, mut others): (&[&str], _) = match table {
         "notes" => (
@@ -234,7 +238,7 @@ fn check_rows(db: &Connection, table: &str, max_row_bytes: u64) -> Checked {
         _ => (&[], "0".to_owned()),
     };
     let columns = tables_of_18(table);
-    for column in mend::extra_columns(db, table, columns)? {
+    for column in repair::extra_columns(db, table, columns)? {
         others = format!("{others} + {}", row_sizes::bytes_of(&column));
     }
     // Columns: id, bytes of the values that are not read, the texts, then for each index its condition and columns.
@@ -264,7 +268,10 @@ fn check_rows(db: &Connection, table: &str, max_row_bytes: u64) -> Checked {
     }
     for (index, expected) in indexes.iter().zip(checksums) {
         if indexes::checksum_of(db, index)? != expected {
-            return refuse(format!("it is damaged: index {} does not match table {table}", index.name), MEND);
+            return refuse(
+                format!("it is damaged: index {} does not match table {table}", index.name),
+                CHECK_DATABASE,
+            );
         }
     }
     Ok(())
@@ -275,14 +282,17 @@ fn tables_of_18(table: &str) -> &'static [&'static str] {
 }
 
 /// Checks that these columns are UTF-8 texts; returns their bytes.
-fn check_texts(table: &str, row: &Row<'_>, columns: std::ops::Range<usize>) -> Checked<u64> {
+fn check_texts(table: &str, row: &Row<'_>, columns: std::ops::Range<usize>) -> CheckResult<u64> {
     let mut bytes = 0;
     for column in columns {
         match row.get_ref(column)? {
             ValueRef::Text(text) if std::str::from_utf8(text).is_ok() => bytes += text.len() as u64,
             _ => {
                 let id: i64 = row.get(0)?;
-                return refuse(format!("row {id} of table {table} holds something that is not text"), MEND);
+                return refuse(
+                    format!("row {id} of table {table} holds something that is not text"),
+                    CHECK_DATABASE,
+                );
             }
         }
     }
@@ -366,15 +376,15 @@ mod tests {
             (Box::new(sql("UPDATE notes SET flds = x'ff' WHERE id = 77")), "row 77"),
         ];
         for (damage, expected) in cases {
-            let Unfit { reason, .. } = verdict_after(damage).expect_err(expected);
+            let UploadFault { reason, .. } = verdict_after(damage).expect_err(expected);
             assert!(reason.contains(expected), "{expected}: {reason}");
         }
     }
 
     /// The collection after `damage` and the check; what of it is not the tables of every collection.
-    fn mended(damage: &str) -> (tempfile::TempDir, Connection) {
+    fn repaired(damage: &str) -> (tempfile::TempDir, Connection) {
         let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("mended");
+        let path = dir.path().join("repaired");
         let copy = path.clone();
         verdict_after(|path, db| {
             db.execute_batch(
@@ -385,7 +395,7 @@ mod tests {
             db.execute_batch(damage).unwrap();
             fs::copy(path, &copy).unwrap();
         })
-        .unwrap_or_else(|unfit| panic!("{damage}: {}", unfit.reason));
+        .unwrap_or_else(|fault| panic!("{damage}: {}", fault.reason));
         check(&path, MAX_ROW).unwrap().unwrap();
         let db = Connection::open(&path).unwrap();
         db.create_collation("unicase", crate::text::unicase::compare).unwrap();
@@ -414,7 +424,7 @@ mod tests {
             &format!("{} FROM x; DROP TABLE x", copied("config", "config (KEY text PRIMARY KEY, usn integer, mtime_secs integer, val blob)")),
         ];
         for case in cases {
-            let (_dir, db) = mended(case);
+            let (_dir, db) = repaired(case);
             for (table, columns) in TABLES {
                 let sql: String = db
                     .query_row("SELECT sql FROM sqlite_schema WHERE name = ?1", [table], |row| row.get(0))
@@ -440,12 +450,12 @@ mod tests {
             db.execute_batch("INSERT INTO revlog (id, cid, usn, ease, ivl, lastIvl, factor, time, type) VALUES (1, 1, 1, 1, 1, 1, 1, 1, 1)")
                 .unwrap_or_else(|err| panic!("{case}: {err}"));
         }
-        assert_eq!(value(&mended(cases[0]).1, "SELECT usn FROM graves WHERE oid = 2"), 9);
+        assert_eq!(value(&repaired(cases[0]).1, "SELECT usn FROM graves WHERE oid = 2"), 9);
     }
 
     #[test]
     fn what_an_add_on_put_beside_stays() {
-        let (_dir, db) = mended(
+        let (_dir, db) = repaired(
             "ALTER TABLE notes ADD COLUMN \"a \"\"note\" text DEFAULT 'x'; ALTER TABLE cards ADD COLUMN double AS (id * 2);
              UPDATE notes SET \"a \"\"note\" = 'kept' WHERE id = 5; CREATE TABLE addon (id integer PRIMARY KEY, text);
              INSERT INTO addon VALUES (7, 'kept')",
@@ -453,7 +463,7 @@ mod tests {
         assert_eq!(value(&db, "SELECT id FROM notes WHERE \"a \"\"note\" = 'kept'"), 5);
         assert_eq!(value(&db, "SELECT id FROM addon WHERE text = 'kept'"), 7);
         assert_eq!(columns_of(&db, "cards").unwrap().len(), 18, "a column that computes something");
-        let Unfit { reason, .. } = verdict_after(|_, db| {
+        let UploadFault { reason, .. } = verdict_after(|_, db| {
             db.execute_batch(
                 "ALTER TABLE notes ADD COLUMN extra; UPDATE notes SET extra = zeroblob(9000000) WHERE id = 5",
             )
@@ -486,11 +496,11 @@ mod tests {
 
     #[test]
     fn the_usn_ends_above_that_of_every_row() {
-        assert_eq!(value(&mended("SELECT 1").1, "SELECT usn FROM col"), 5);
-        assert_eq!(value(&mended("UPDATE cards SET usn = 9 WHERE id = 7").1, "SELECT usn FROM col"), 10);
+        assert_eq!(value(&repaired("SELECT 1").1, "SELECT usn FROM col"), 5);
+        assert_eq!(value(&repaired("UPDATE cards SET usn = 9 WHERE id = 7").1, "SELECT usn FROM col"), 10);
         assert_eq!(
             value(
-                &mended("UPDATE tags SET usn = 2147483647; UPDATE col SET usn = 20").1,
+                &repaired("UPDATE tags SET usn = 2147483647; UPDATE col SET usn = 20").1,
                 "SELECT usn FROM col"
             ),
             20
@@ -515,13 +525,13 @@ mod tests {
         let fill = "UPDATE notes SET flds = hex(zeroblob(3000000)), sfld = 'x' || hex(zeroblob(2999999)), usn = -1 WHERE id = 5";
         verdict_after(sql(fill)).unwrap();
         let alone = "UPDATE notes SET sfld = 'x' || hex(zeroblob(5000000)) WHERE id = 5";
-        let Unfit { reason, .. } = verdict_after(sql(alone)).expect_err("a sort field of nothing");
+        let UploadFault { reason, .. } = verdict_after(sql(alone)).expect_err("a sort field of nothing");
         assert!(reason.contains("row 5 of table notes"), "{reason}");
     }
 
     #[test]
     fn an_index_that_lacks_a_row_is_found() {
-        let Unfit { reason, .. } = verdict_after(|_, db| {
+        let UploadFault { reason, .. } = verdict_after(|_, db| {
             // Deletes a row while the index is hidden from SQLite, so that the index keeps the row's entry.
             db.execute_batch(
                 "PRAGMA writable_schema = ON;
@@ -549,7 +559,7 @@ mod tests {
             ("ix_cards_sched", "cards (did, queue, due)", "cards (did, queue, due DESC)"),
             ("idx_cards_odid", "cards (odid) WHERE odid != 0", "cards (odid DESC) WHERE odid != 0"),
         ] {
-            let Unfit { reason, .. } = verdict_after(|_, db| {
+            let UploadFault { reason, .. } = verdict_after(|_, db| {
                 db.execute_batch(&format!(
                     "UPDATE cards SET odid = id WHERE id % 2; DROP INDEX {index};
                      CREATE INDEX {index} ON {backwards}; PRAGMA writable_schema = ON;

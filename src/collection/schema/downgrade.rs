@@ -35,7 +35,7 @@ const JSON_COLUMNS: [&str; 5] = ["conf", "models", "decks", "dconf", "tags"];
 const BLOCK_BYTES: usize = 64 * 1024;
 
 /// A copy that is not downgraded yet. Dropping it deletes the file.
-pub struct Scratch(TemporaryFile);
+pub struct CopyToDowngrade(TemporaryFile);
 
 /// A collection in schema 11, in an open file that was deleted from its folder.
 pub struct OldCopy {
@@ -43,11 +43,11 @@ pub struct OldCopy {
     bytes: u64,
 }
 
-impl Scratch {
+impl CopyToDowngrade {
     /// Copies a snapshot to a new file.
-    pub fn copy(snapshot: &Snapshot, path: &Path) -> Result<Scratch> {
+    pub fn copy(snapshot: &Snapshot, path: &Path) -> Result<CopyToDowngrade> {
         let file = File::create_new(path).map_err(Error::io("creating", path))?;
-        let scratch = Scratch(TemporaryFile::at(path.to_owned()));
+        let scratch = CopyToDowngrade(TemporaryFile::at(path.to_owned()));
         // Not synced: after a power cut the file is deleted anyway.
         let mut out = BufWriter::with_capacity(BLOCK_BYTES, file);
         snapshot.copy_to(&mut out, path)?;

@@ -58,7 +58,7 @@ impl Backend {
 
     /// Closes the connection. If a chunk is partly written, returns what must be written before the close.
     pub fn close(self) -> Option<PartialChunk> {
-        self.upload.is_split().then_some(PartialChunk(self))
+        self.upload.is_inside_chunk().then_some(PartialChunk(self))
     }
 }
 
@@ -89,13 +89,13 @@ impl PartialChunk {
 
     /// Whether the connection may be closed.
     pub fn is_finished(&self) -> bool {
-        !self.0.upload.is_split()
+        !self.0.upload.is_inside_chunk()
     }
 }
 
 /// What of the request decides the form of the reply.
 #[derive(Clone, Copy, Debug)]
-pub struct Asked {
+pub struct RequestFacts {
     /// It was HEAD.
     pub is_head: bool,
     /// It was HTTP/1.0.
@@ -104,22 +104,22 @@ pub struct Asked {
 
 /// Why a reply cannot be passed on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Broken {
+pub enum ForwardError {
     /// The backend's reply is not valid HTTP.
     Reply,
     /// The client is gone.
     Client,
 }
 
-impl From<Lost> for Broken {
-    fn from(Lost: Lost) -> Broken {
-        Broken::Client
+impl From<Lost> for ForwardError {
+    fn from(Lost: Lost) -> ForwardError {
+        ForwardError::Client
     }
 }
 
-impl From<BadReply> for Broken {
-    fn from(BadReply: BadReply) -> Broken {
-        Broken::Reply
+impl From<BadReply> for ForwardError {
+    fn from(BadReply: BadReply) -> ForwardError {
+        ForwardError::Reply
     }
 }
 
@@ -156,11 +156,11 @@ impl Reply {
     pub fn feed(
         &mut self,
         data: &[u8],
-        asked: Asked,
+        asked: RequestFacts,
         keep_alive: bool,
         link: &mut Link,
         now: Instant,
-    ) -> Result<(), Broken> {
+    ) -> Result<(), ForwardError> {
         if self.is_started() {
             return self.feed_body(data, link, now);
         }
@@ -177,33 +177,38 @@ impl Reply {
             }
         }
         if self.head.len() > MAX_REPLY_HEAD {
-            return Err(Broken::Reply);
+            return Err(ForwardError::Reply);
         }
         Ok(())
     }
 
     /// Sends the head and what came with it in one write, so that a small reply is one packet.
-    fn feed_first(&mut self, mut forward: Vec<u8>, link: &mut Link, now: Instant) -> Result<(), Broken> {
+    fn feed_first(
+        &mut self,
+        mut forward: Vec<u8>,
+        link: &mut Link,
+        now: Instant,
+    ) -> Result<(), ForwardError> {
         let rest = std::mem::take(&mut self.head);
         self.decode(&rest, &mut |part| forward.extend_from_slice(part))?;
         Ok(link.send(&forward, now)?)
     }
 
-    fn feed_body(&mut self, data: &[u8], link: &mut Link, now: Instant) -> Result<(), Broken> {
+    fn feed_body(&mut self, data: &[u8], link: &mut Link, now: Instant) -> Result<(), ForwardError> {
         let mut sent = Ok(());
         self.decode(data, &mut |part| sent = sent.and_then(|()| link.send(part, now)))?;
         Ok(sent?)
     }
 
     /// Passes to `forward` what the client gets of `data`: decoded for HTTP/1.0, otherwise with its framing.
-    fn decode(&mut self, data: &[u8], forward: &mut dyn FnMut(&[u8])) -> Result<(), Broken> {
+    fn decode(&mut self, data: &[u8], forward: &mut dyn FnMut(&[u8])) -> Result<(), ForwardError> {
         let Some(body) = &mut self.body else {
             return Ok(());
         };
         if self.dechunk {
-            body.decode(data, forward).map_err(|_| Broken::Reply)?;
+            body.decode(data, forward).map_err(|_| ForwardError::Reply)?;
         } else {
-            let taken = body.decode(data, &mut |_| ()).map_err(|_| Broken::Reply)?;
+            let taken = body.decode(data, &mut |_| ()).map_err(|_| ForwardError::Reply)?;
             forward(&data[..taken]);
         }
         Ok(())
@@ -223,7 +228,7 @@ mod tests {
         upload.push(&vec![b'x'; 8 << 20]);
         let mut backend = Backend { stream: ours, upload };
         backend.send(false).unwrap();
-        assert!(backend.upload.is_split(), "the kernel took 8 MB");
+        assert!(backend.upload.is_inside_chunk(), "the kernel took 8 MB");
         (backend, theirs)
     }
 

@@ -135,7 +135,7 @@ impl Link {
     }
 
     /// Since when the client has taken no byte; `None` if no output waits.
-    pub fn stuck_since(&self) -> Option<Instant> {
+    pub fn blocked_since(&self) -> Option<Instant> {
         (!self.is_flushed()).then_some(self.progress)
     }
 

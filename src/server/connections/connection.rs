@@ -28,7 +28,7 @@ pub struct Conn {
 
 /// What the client loses if its connection is evicted; the least first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Worth {
+pub enum EvictionCost {
     /// Nothing that the server has: no whole request came, or it was answered.
     Unproven,
     /// A connection that it may use again.
@@ -275,7 +275,7 @@ impl Conn {
     /// When `expire` must be called next.
     pub fn deadline(&self, shared: &Shared) -> Option<Instant> {
         let limits = &shared.limits;
-        let stuck = self.link.stuck_since().and_then(|since| since.checked_add(limits.write_idle));
+        let stuck = self.link.blocked_since().and_then(|since| since.checked_add(limits.write_idle));
         let own = match &self.state {
             // The timeout for the next request starts when the last reply is fully sent.
             State::Idle(idle) => idle.deadline(limits).filter(|_| stuck.is_none()),
@@ -291,7 +291,7 @@ impl Conn {
         if self.deadline(shared).is_none_or(|deadline| deadline > shared.now) {
             return;
         }
-        let stuck = self.link.stuck_since().and_then(|since| since.checked_add(shared.limits.write_idle));
+        let stuck = self.link.blocked_since().and_then(|since| since.checked_add(shared.limits.write_idle));
         let next = match &self.state {
             _ if stuck.is_some_and(|deadline| deadline <= shared.now) => {
                 Next::Reset("takes no byte of its reply")
@@ -322,7 +322,7 @@ impl Conn {
     }
 
     /// Ends the connection because its client holds too much memory.
-    pub fn shed(&mut self, shared: &mut Shared) {
+    pub fn close_for_memory(&mut self, shared: &mut Shared) {
         let next = match &self.state {
             State::Exchange(exchange) if !exchange.is_active() => {
                 Next::Refuse(Refusal::new(503, "too many requests of this client at once"))
@@ -346,18 +346,18 @@ impl Conn {
     }
 
     /// How dear it would be to evict this connection, and since when it has waited; `None` if it is at work.
-    pub fn evictable(&self) -> Option<(Worth, Instant)> {
+    pub fn evictable(&self) -> Option<(EvictionCost, Instant)> {
         let is_sent = self.link.is_flushed();
         match &self.state {
             State::Idle(idle) if idle.is_new || idle.head_since.is_some() => {
-                Some((Worth::Unproven, idle.head_since.unwrap_or(idle.since)))
+                Some((EvictionCost::Unproven, idle.head_since.unwrap_or(idle.since)))
             }
-            State::Idle(idle) if is_sent => Some((Worth::Idle, idle.since)),
+            State::Idle(idle) if is_sent => Some((EvictionCost::Idle, idle.since)),
             State::Exchange(exchange) if exchange.place().is_some() => {
-                Some((Worth::Queued, exchange.evictable_since()?))
+                Some((EvictionCost::Queued, exchange.evictable_since()?))
             }
-            State::Exchange(exchange) => Some((Worth::Unproven, exchange.evictable_since()?)),
-            State::Closing(closing) => Some((Worth::Unproven, closing.shut_at?)),
+            State::Exchange(exchange) => Some((EvictionCost::Unproven, exchange.evictable_since()?)),
+            State::Closing(closing) => Some((EvictionCost::Unproven, closing.shut_at?)),
             State::Idle(_) | State::Closed => None,
         }
     }

@@ -10,7 +10,7 @@ use crate::http::request_head::{Refusal, Request};
 use crate::limits_and_timeouts::{Limits, Weight};
 use crate::os::{POLL_IN, POLL_OUT};
 use crate::server::connections::Shared;
-use crate::server::connections::backend_connection::{Asked, Backend, Broken, Reply};
+use crate::server::connections::backend_connection::{Backend, ForwardError, Reply, RequestFacts};
 use crate::server::connections::buffered_socket::{Got, Link};
 use crate::server::connections::pace::Pace;
 use crate::server::connections::policy::Client;
@@ -59,7 +59,7 @@ struct Active {
 
 /// One request and its reply.
 pub struct Exchange {
-    asked: Asked,
+    asked: RequestFacts,
     keep_alive: bool,
     weight: Weight,
     /// Whose request it is.
@@ -82,7 +82,7 @@ impl Exchange {
         let upload =
             if request.body.is_done() { ChunkWriter::without_body() } else { ChunkWriter::default() };
         Exchange {
-            asked: Asked { is_head: request.is_head, is_http10: request.is_http10 },
+            asked: RequestFacts { is_head: request.is_head, is_http10: request.is_http10 },
             keep_alive: request.keep_alive,
             weight: shared.policy.weight(&request.path),
             client,
@@ -117,7 +117,9 @@ impl Exchange {
     /// Queues the request once enough of it has arrived, or writes to the backend what its socket takes.
     fn advance(&mut self, shared: &mut Shared) {
         match &mut self.stage {
-            Stage::Gathering { upload } if self.body.is_done() || upload.gathered() >= self.first_bytes => {
+            Stage::Gathering { upload }
+                if self.body.is_done() || upload.unsealed_bytes() >= self.first_bytes =>
+            {
                 // A worker will have to wait for the rest, whatever the request is.
                 if !self.body.is_done() {
                     self.weight = Weight::Bulk;
@@ -179,8 +181,10 @@ impl Exchange {
             let keep_alive = self.keep_alive && received_whole && !shared.is_stopping();
             match active.reply.feed(&scratch[..read], self.asked, keep_alive, link, shared.now) {
                 Ok(()) => (),
-                Err(Broken::Client) => return Next::Gone,
-                Err(Broken::Reply) => return self.fail(Refusal::new(502, "malformed reply of the backend")),
+                Err(ForwardError::Client) => return Next::Gone,
+                Err(ForwardError::Reply) => {
+                    return self.fail(Refusal::new(502, "malformed reply of the backend"));
+                }
             }
             // From here on the worker has to wait for the client.
             if link.unsent_bytes() >= shared.limits.max_whole_bytes {

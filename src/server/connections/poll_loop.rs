@@ -31,7 +31,7 @@ const ACCEPTS_PER_TURN: usize = 64;
 const SLOW_CHECK: Duration = Duration::from_millis(500);
 
 /// How long nothing is accepted or forwarded after file descriptors ran out and no connection could be evicted.
-const PAUSE: Duration = Duration::from_millis(100);
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// What all connections share.
 pub(crate) struct Shared {
@@ -133,7 +133,7 @@ impl PollLoop {
                 // Only out of memory can happen here: free a connection, and sleep so that this does not spin.
                 self.shared.note(Level::Warn, format_args!("poll: {err}"));
                 self.evict(Duration::ZERO);
-                std::thread::sleep(PAUSE);
+                std::thread::sleep(ACCEPT_PAUSE);
                 fds.clear();
             }
             self.shared.now = Instant::now();
@@ -199,14 +199,14 @@ impl PollLoop {
             self.exchanges().filter_map(|(_, exchange)| exchange.overdue_from(&self.shared.limits)).min();
         let slow_check =
             overdue.and_then(|from| if from > now { Some(from) } else { now.checked_add(SLOW_CHECK) });
-        let surplus = self.surplus().map(|(_, from)| from).min();
+        let excess_connections = self.excess_connections().map(|(_, from)| from).min();
         let others = [
             self.shared.journal.deadline(),
             self.shared.stop_at,
             self.idle_deadline(),
             accept,
             slow_check,
-            surplus,
+            excess_connections,
         ];
         let Some(next) = conns.chain(others.into_iter().flatten()).min() else {
             return -1;
@@ -278,8 +278,8 @@ impl PollLoop {
 
     /// Gives free slots to waiting requests: the lightest first, then in order of arrival.
     fn admit(&mut self) {
-        while self.next_waiting().is_some() && self.make_headroom(1) != Headroom::None {
-            // `make_headroom` may have changed the indexes, but never evicts a waiting request.
+        while self.next_waiting().is_some() && self.ensure_free_descriptors(1) != FreeDescriptors::TooFew {
+            // `ensure_free_descriptors` may have changed the indexes, but never evicts a waiting request.
             if let Some(at) = self.next_waiting() {
                 self.conns[at].activate(&mut self.shared);
             }
@@ -301,7 +301,7 @@ impl PollLoop {
     /// duplicates `max_active` connections at once. If none can be evicted, what the unanswered requests and the next one
     /// may still open is enough: where tiny_http has not closed the sockets of earlier requests yet, as on a busy
     /// machine, more may not be free for a moment. If there is less, logs and pauses.
-    fn make_headroom(&mut self, ours: usize) -> Headroom {
+    fn ensure_free_descriptors(&mut self, ours: usize) -> FreeDescriptors {
         let of_backend = |requests: usize| requests.saturating_mul(Limits::FDS_PER_REQUEST - 1);
         let wanted = ours + of_backend(self.shared.limits.max_active);
         while !self.can_open(wanted) {
@@ -311,20 +311,20 @@ impl PollLoop {
             let unanswered = self.exchanges().filter(|(_, exchange)| exchange.is_unanswered()).count();
             let requests = 1 + unanswered + self.shared.partial_chunks.len();
             if self.can_open(ours + of_backend(requests)) {
-                return Headroom::Low;
+                return FreeDescriptors::ForOneRequest;
             }
             self.shared.note(
                 Level::Warn,
                 format_args!("too few free file descriptors; raise the limit on open files"),
             );
             self.pause();
-            return Headroom::None;
+            return FreeDescriptors::TooFew;
         }
-        Headroom::Enough
+        FreeDescriptors::Enough
     }
 
     fn pause(&mut self) {
-        self.paused_until = self.shared.now.checked_add(PAUSE);
+        self.paused_until = self.shared.now.checked_add(ACCEPT_PAUSE);
     }
 
     /// When to accept next: at once below `max_conns`, else when a connection may be evicted. `None` while no connection
@@ -346,10 +346,10 @@ impl PollLoop {
             }
             // One for the client, and one to forward its request. A client that is not accepted now waits in the backlog.
             let open = self.conns.len();
-            let headroom = self.make_headroom(2);
+            let free = self.ensure_free_descriptors(2);
             // The next connection, if there is one, is taken in the next turn: nothing is evicted for none.
-            let is_last = headroom == Headroom::Low || self.conns.len() < open;
-            let Some(listener) = self.listeners.get(at).filter(|_| headroom != Headroom::None) else {
+            let is_last = free == FreeDescriptors::ForOneRequest || self.conns.len() < open;
+            let Some(listener) = self.listeners.get(at).filter(|_| free != FreeDescriptors::TooFew) else {
                 return;
             };
             match listener.accept() {
@@ -390,13 +390,13 @@ impl PollLoop {
 
 /// How many file descriptors are free.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Headroom {
+enum FreeDescriptors {
     /// For all that may be opened.
     Enough,
     /// For the next request.
-    Low,
+    ForOneRequest,
     /// Not even for that.
-    None,
+    TooFew,
 }
 
 /// Whether accept(2) failed because the client's connection was lost before it was accepted.

@@ -73,7 +73,7 @@ mod tests {
         waiting.push((queue.place(Weight::Light, 2), "newcomer"));
         let next: Vec<_> = (0..4).map(|_| start(&mut waiting, &mut queue)).collect();
         assert_eq!(next, ["crowd", "newcomer", "crowd", "newcomer"]);
-        // Who had nothing queued for a while has gathered no credit.
+        // Who had nothing queued for a while has no credit.
         assert_eq!(queue.place(Weight::Light, 3).0, 13);
         assert_eq!(queue.place(Weight::Login, 3).0, 1);
     }

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
-use super::connection::{Conn, Worth};
+use super::connection::{Conn, EvictionCost};
 use super::forwarding::Exchange;
 use super::poll_loop::PollLoop;
 use crate::limits_and_timeouts::{Limits, Weight};
@@ -29,13 +29,14 @@ impl PollLoop {
         let limits = &self.shared.limits;
         let overdue =
             |exchange: &Exchange| exchange.overdue_from(limits).is_some_and(|from| from <= self.shared.now);
-        let held = Held::by(self.exchanges().map(|(_, exchange)| exchange));
+        let held = ActiveRequests::by(self.exchanges().map(|(_, exchange)| exchange));
         let waiting = self.exchanges().filter(|(_, exchange)| overdue(exchange));
         let waiting =
             waiting.map(|(_, exchange)| (exchange.weight(), exchange.place(), exchange.client().id));
         // A client whose small requests are at work waits for those, and not for transfers.
-        let waits_for_transfer =
-            |(weight, _, client): &(Weight, _, u64)| *weight == Weight::Bulk || !held.is_served(*client);
+        let waits_for_transfer = |(weight, _, client): &(Weight, _, u64)| {
+            *weight == Weight::Bulk || !held.has_small_active(*client)
+        };
         let Some((weight, _, client)) = waiting.filter(waits_for_transfer).min() else {
             return;
         };
@@ -57,23 +58,26 @@ impl PollLoop {
 
     /// Ends what one client address has too much of: connections, or memory while that is short.
     pub(super) fn enforce_shares(&mut self) {
-        let mut surplus: Vec<usize> =
-            self.surplus().filter(|(_, from)| *from <= self.shared.now).map(|(at, _)| at).collect();
-        surplus.sort_unstable_by_key(|at| Reverse(*at));
+        let mut excess_connections: Vec<usize> = self
+            .excess_connections()
+            .filter(|(_, from)| *from <= self.shared.now)
+            .map(|(at, _)| at)
+            .collect();
+        excess_connections.sort_unstable_by_key(|at| Reverse(*at));
         // From the end, so that the other places hold.
-        surplus.into_iter().for_each(|at| drop(self.conns.swap_remove(at)));
+        excess_connections.into_iter().for_each(|at| drop(self.conns.swap_remove(at)));
         let mut held: usize = self.conns.iter().map(Conn::buffered_bytes).sum();
         while held > self.shared.limits.max_buffered_bytes {
             let Some(at) = self.largest_holder() else { break };
             let bytes = self.conns[at].buffered_bytes();
-            self.conns[at].shed(&mut self.shared);
+            self.conns[at].close_for_memory(&mut self.shared);
             held = held.saturating_sub(bytes);
         }
         self.sweep();
     }
 
     /// The connections of addresses that have too many, and when each may be ended.
-    pub(super) fn surplus(&self) -> impl Iterator<Item = (usize, Instant)> {
+    pub(super) fn excess_connections(&self) -> impl Iterator<Item = (usize, Instant)> {
         let Limits { max_conns_per_address: most, min_wait_in_crowd: wait, .. } = self.shared.limits;
         let mut counts = if self.conns.len() > most { self.counts(|_| 1) } else { HashMap::new() };
         counts.retain(|_, count| *count > most);
@@ -85,17 +89,17 @@ impl PollLoop {
             .filter_map(|at| Some((self.conns[at].evictable()?, at)))
             .collect();
         crowd.sort_unstable();
-        let mut surplus = Vec::new();
+        let mut excess_connections = Vec::new();
         for ((_, since), at) in crowd {
             let count = self.conns[at].address().and_then(|address| counts.get_mut(&address));
             if let (Some(count), Some(from)) = (count, since.checked_add(wait))
                 && *count > most
             {
                 *count -= 1;
-                surplus.push((at, from));
+                excess_connections.push((at, from));
             }
         }
-        surplus.into_iter()
+        excess_connections.into_iter()
     }
 
     /// The connection that holds most memory, of the address that does.
@@ -120,7 +124,7 @@ impl PollLoop {
     /// The request that is started next, if one may be: the lightest, then by its place in the queue.
     pub(super) fn next_waiting(&self) -> Option<usize> {
         let limits = &self.shared.limits;
-        let held = Held::by(self.exchanges().map(|(_, exchange)| exchange));
+        let held = ActiveRequests::by(self.exchanges().map(|(_, exchange)| exchange));
         let free = limits.max_active.saturating_sub(self.shared.partial_chunks.len() + held.active.len());
         if free == 0 {
             return None;
@@ -144,7 +148,7 @@ impl PollLoop {
             let count = address.and_then(|address| counts.get(&address).copied()).unwrap_or(0);
             let (worth, since) = conn.evictable()?;
             // A request that waits its turn is no idle connection, unless its client has a crowd of them.
-            let is_fair = worth < Worth::Queued || count >= CROWD;
+            let is_fair = worth < EvictionCost::Queued || count >= CROWD;
             (is_fair && of(address)).then_some(((Reverse(count / CROWD), worth, since), at))
         });
         candidates.min().map(|((_, _, since), at)| (at, since))
@@ -163,14 +167,14 @@ impl PollLoop {
 }
 
 /// What is active, and how much of it is whose.
-struct Held {
+struct ActiveRequests {
     active: Vec<(Weight, u64)>,
 }
 
-impl Held {
-    fn by<'e>(exchanges: impl Iterator<Item = &'e Exchange>) -> Held {
+impl ActiveRequests {
+    fn by<'e>(exchanges: impl Iterator<Item = &'e Exchange>) -> ActiveRequests {
         let active = exchanges.filter(|exchange| exchange.is_active());
-        Held { active: active.map(|exchange| (exchange.weight(), exchange.client().id)).collect() }
+        ActiveRequests { active: active.map(|exchange| (exchange.weight(), exchange.client().id)).collect() }
     }
 
     /// How many requests of this client are active.
@@ -193,7 +197,7 @@ impl Held {
     }
 
     /// Whether small requests of this client are active.
-    fn is_served(&self, client: u64) -> bool {
+    fn has_small_active(&self, client: u64) -> bool {
         self.count(client) > self.bulk(client)
     }
 
@@ -201,6 +205,6 @@ impl Held {
         let alike = self.active.iter().filter(|(active, _)| *active == weight).count();
         alike < limits.max_of(weight)
             && !self.is_at_limit(weight, client, limits)
-            && (free > 1 || !self.is_served(client))
+            && (free > 1 || !self.has_small_active(client))
     }
 }

@@ -69,7 +69,7 @@ impl fmt::Display for Url {
 }
 
 /// A request.
-pub struct Ask<'a> {
+pub struct Request<'a> {
     /// `GET` or `POST`.
     pub verb: &'static str,
     /// Appended to the address. No leading slash, unless two are wanted.
@@ -99,7 +99,7 @@ impl Reply {
 
 /// Why there was no response.
 #[derive(Debug)]
-pub enum Trouble {
+pub enum RequestError {
     /// The host name is unknown.
     UnknownHost(String),
     /// The connection was refused: nothing listens, or a firewall rejects it.
@@ -117,57 +117,57 @@ pub enum Trouble {
 }
 
 /// Sends a request and waits for the response. Redirects are not followed, as clients do not follow them either.
-pub fn fetch(url: &Url, ask: &Ask<'_>) -> Result<Reply, Trouble> {
-    if url.is_https { through_curl(url, ask, "") } else { over_socket(url, ask) }
+pub fn fetch(url: &Url, request: &Request<'_>) -> Result<Reply, RequestError> {
+    if url.is_https { through_curl(url, request, "") } else { over_socket(url, request) }
 }
 
 /// The same over TLS 1.2, as clients that know no newer one.
-pub fn fetch_with_old_tls(url: &Url, ask: &Ask<'_>) -> Result<Reply, Trouble> {
-    through_curl(url, ask, "tls-max = 1.2\n")
+pub fn fetch_with_old_tls(url: &Url, request: &Request<'_>) -> Result<Reply, RequestError> {
+    through_curl(url, request, "tls-max = 1.2\n")
 }
 
-fn over_socket(url: &Url, ask: &Ask<'_>) -> Result<Reply, Trouble> {
+fn over_socket(url: &Url, request: &Request<'_>) -> Result<Reply, RequestError> {
     let addresses =
-        url.host_and_port().to_socket_addrs().map_err(|err| Trouble::UnknownHost(err.to_string()))?;
-    let mut last = Trouble::UnknownHost("it has no address".to_owned());
+        url.host_and_port().to_socket_addrs().map_err(|err| RequestError::UnknownHost(err.to_string()))?;
+    let mut last = RequestError::UnknownHost("it has no address".to_owned());
     for address in addresses {
         match TcpStream::connect_timeout(&address, TIMEOUT) {
-            Ok(socket) => return talk(socket, url, ask).map_err(trouble_of),
-            Err(err) => last = trouble_of(err),
+            Ok(socket) => return talk(socket, url, request).map_err(request_error),
+            Err(err) => last = request_error(err),
         }
     }
     Err(last)
 }
 
-fn trouble_of(err: io::Error) -> Trouble {
+fn request_error(err: io::Error) -> RequestError {
     match err.kind() {
-        io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => Trouble::Timeout,
+        io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => RequestError::Timeout,
         io::ErrorKind::ConnectionRefused
         | io::ErrorKind::HostUnreachable
-        | io::ErrorKind::NetworkUnreachable => Trouble::Refused(err.to_string()),
-        _ => Trouble::NotHttp(err.to_string()),
+        | io::ErrorKind::NetworkUnreachable => RequestError::Refused(err.to_string()),
+        _ => RequestError::NotHttp(err.to_string()),
     }
 }
 
-fn talk(mut socket: TcpStream, url: &Url, ask: &Ask<'_>) -> io::Result<Reply> {
+fn talk(mut socket: TcpStream, url: &Url, request: &Request<'_>) -> io::Result<Reply> {
     socket.set_read_timeout(Some(TIMEOUT))?;
     socket.set_write_timeout(Some(TIMEOUT))?;
     let mut head = format!(
         "{} {}{} HTTP/1.1\r\nhost: {}\r\nconnection: close\r\ncontent-length: {}\r\n",
-        ask.verb,
+        request.verb,
         url.path,
-        ask.path,
+        request.path,
         url.authority,
-        ask.body.len()
+        request.body.len()
     );
-    for (name, value) in ask.headers {
+    for (name, value) in request.headers {
         head.push_str(&format!("{name}: {value}\r\n"));
     }
     head.push_str("\r\n");
     socket.write_all(head.as_bytes())?;
     // A server that refuses the body may respond before all of it is sent. So a failed write matters only without a
     // response.
-    let sent = socket.write_all(ask.body);
+    let sent = socket.write_all(request.body);
     let mut answer = Vec::new();
     let read = socket.take(MAX_REPLY_BYTES).read_to_end(&mut answer);
     match parse_reply(&answer, true) {
@@ -221,33 +221,33 @@ fn dechunk(mut wire: &[u8]) -> Vec<u8> {
 }
 
 /// curl reads the headers from a file: one holds a key, and arguments show in the process list.
-fn through_curl(url: &Url, ask: &Ask<'_>, more_options: &str) -> Result<Reply, Trouble> {
-    let not_http = |err: io::Error| Trouble::NotHttp(err.to_string());
+fn through_curl(url: &Url, request: &Request<'_>, more_options: &str) -> Result<Reply, RequestError> {
+    let not_http = |err: io::Error| RequestError::NotHttp(err.to_string());
     let config = std::env::temp_dir().join(format!("ankipi-doctor-{}", std::process::id()));
     let mut options = fs::OpenOptions::new();
     let mut file = options.write(true).create_new(true).mode(0o600).open(&config).map_err(not_http)?;
     let written =
-        write_curl_config(&mut file, url, ask).and_then(|()| file.write_all(more_options.as_bytes()));
-    let outcome = written.map_err(not_http).and_then(|()| run_curl(&config, ask));
+        write_curl_config(&mut file, url, request).and_then(|()| file.write_all(more_options.as_bytes()));
+    let outcome = written.map_err(not_http).and_then(|()| run_curl(&config, request));
     let _ = fs::remove_file(&config);
     outcome
 }
 
-fn write_curl_config(file: &mut fs::File, url: &Url, ask: &Ask<'_>) -> io::Result<()> {
+fn write_curl_config(file: &mut fs::File, url: &Url, request: &Request<'_>) -> io::Result<()> {
     let quoted = |text: &str| text.replace('\\', "\\\\").replace('"', "\\\"");
-    writeln!(file, "url = \"{}\"", quoted(&format!("{url}{}", ask.path)))?;
-    writeln!(file, "request = {}\nheader = \"Expect:\"", ask.verb)?;
-    for (name, value) in ask.headers {
+    writeln!(file, "url = \"{}\"", quoted(&format!("{url}{}", request.path)))?;
+    writeln!(file, "request = {}\nheader = \"Expect:\"", request.verb)?;
+    for (name, value) in request.headers {
         writeln!(file, "header = \"{name}: {}\"", quoted(value))?;
     }
-    if ask.verb == "POST" {
+    if request.verb == "POST" {
         // The body comes from standard input.
         writeln!(file, "data-binary = \"@-\"")?;
     }
     writeln!(file, "max-time = {}\nmax-filesize = {MAX_REPLY_BYTES}", TIMEOUT.as_secs())
 }
 
-fn run_curl(config: &std::path::Path, ask: &Ask<'_>) -> Result<Reply, Trouble> {
+fn run_curl(config: &std::path::Path, request: &Request<'_>) -> Result<Reply, RequestError> {
     let spawned = Command::new("curl")
         .args(["--silent", "--show-error", "--include", "--http1.1", "--path-as-is", "--config"])
         .arg(config)
@@ -257,27 +257,27 @@ fn run_curl(config: &std::path::Path, ask: &Ask<'_>) -> Result<Reply, Trouble> {
         .spawn();
     let mut curl = match spawned {
         Ok(curl) => curl,
-        Err(err) if err.kind() == io::ErrorKind::NotFound => return Err(Trouble::NoCurl),
-        Err(err) => return Err(Trouble::NotHttp(format!("starting curl: {err}"))),
+        Err(err) if err.kind() == io::ErrorKind::NotFound => return Err(RequestError::NoCurl),
+        Err(err) => return Err(RequestError::NotHttp(format!("starting curl: {err}"))),
     };
     if let Some(mut stdin) = curl.stdin.take() {
         // curl reads all of it before it connects. Without a body it reads nothing.
-        let _ = stdin.write_all(ask.body);
+        let _ = stdin.write_all(request.body);
     }
     let output =
-        curl.wait_with_output().map_err(|err| Trouble::NotHttp(format!("waiting for curl: {err}")))?;
+        curl.wait_with_output().map_err(|err| RequestError::NotHttp(format!("waiting for curl: {err}")))?;
     if let Some(reply) = parse_reply(&output.stdout, false) {
         return Ok(reply);
     }
     let said = String::from_utf8_lossy(&output.stderr).trim().to_owned();
     // The exit codes of curl(1).
     Err(match output.status.code() {
-        Some(5 | 6) => Trouble::UnknownHost(said),
-        Some(7) => Trouble::Refused(said),
-        Some(28) => Trouble::Timeout,
-        Some(60) => Trouble::Certificate(said),
-        Some(35) => Trouble::Tls(said),
-        _ => Trouble::NotHttp(said),
+        Some(5 | 6) => RequestError::UnknownHost(said),
+        Some(7) => RequestError::Refused(said),
+        Some(28) => RequestError::Timeout,
+        Some(60) => RequestError::Certificate(said),
+        Some(35) => RequestError::Tls(said),
+        _ => RequestError::NotHttp(said),
     })
 }
 

@@ -8,7 +8,9 @@ use std::process::ExitCode;
 use serde_json::{Value, json};
 
 use crate::cli::command::{Command, FAILED, Invocation, say};
-use crate::cli::commands::doctor::http_client::{Ask, Reply, Trouble, Url, fetch, fetch_with_old_tls};
+use crate::cli::commands::doctor::http_client::{
+    Reply, Request, RequestError, Url, fetch, fetch_with_old_tls,
+};
 use crate::cli::commands::user_folders::users_in;
 use crate::cli::prompt;
 use crate::compression::zstd::{Decoder, Encoder};
@@ -101,23 +103,23 @@ impl Doctor {
         say(&format!("WRONG  {}\n         {}\n", wrapped(what, 7), wrapped(advice, 9)));
     }
 
-    fn get(&self, path: &str) -> std::result::Result<Reply, Trouble> {
-        fetch(&self.url, &Ask { verb: "GET", path, headers: &[], body: &[] })
+    fn get(&self, path: &str) -> std::result::Result<Reply, RequestError> {
+        fetch(&self.url, &Request { verb: "GET", path, headers: &[], body: &[] })
     }
 
     /// Calls a method of the protocol as clients do since Anki 2.1.57.
-    fn call(&self, path: &str, key: &str, body: &[u8]) -> std::result::Result<Reply, Trouble> {
+    fn call(&self, path: &str, key: &str, body: &[u8]) -> std::result::Result<Reply, RequestError> {
         let header = json!({"v": 11, "k": key, "c": CLIENT, "s": ""}).to_string();
         let headers = [("anki-sync", header.as_str()), ("content-type", "application/octet-stream")];
-        fetch(&self.url, &Ask { verb: "POST", path, headers: &headers, body })
+        fetch(&self.url, &Request { verb: "POST", path, headers: &headers, body })
     }
 
     /// Checks that a sync server responds. If not, the other checks are skipped.
     fn health(&mut self) -> bool {
         let reply = match self.get("health") {
             Ok(reply) => reply,
-            Err(trouble) => {
-                let (what, advice) = explain_trouble(&trouble);
+            Err(error) => {
+                let (what, advice) = explain_request_error(&error);
                 self.wrong(&what, &advice);
                 return false;
             }
@@ -161,11 +163,11 @@ impl Doctor {
 
     /// Checks TLS 1.2 by itself: curl takes 1.3 where it is offered, and not every client can do that.
     fn old_tls(&mut self) {
-        let ask = Ask { verb: "GET", path: "health", headers: &[], body: &[] };
-        match fetch_with_old_tls(&self.url, &ask) {
+        let request = Request { verb: "GET", path: "health", headers: &[], body: &[] };
+        match fetch_with_old_tls(&self.url, &request) {
             Ok(_) => self.well("TLS 1.2 is offered, which AnkiMobile and old phones need"),
-            Err(trouble) => {
-                let (what, _) = explain_trouble(&trouble);
+            Err(error) => {
+                let (what, _) = explain_request_error(&error);
                 self.wrong(
                     &format!("TLS 1.2 is not offered: {what}"),
                     "AnkiMobile and old phones need it. In nginx `ssl_protocols TLSv1.2 TLSv1.3;`, in Caddy `protocols \
@@ -227,8 +229,8 @@ impl Doctor {
                 let what = format!("POST {path} ends with {} instead of 403", reply.status);
                 self.wrong(&what, &explain(&reply));
             }
-            Err(trouble) => {
-                let (what, advice) = explain_trouble(&trouble);
+            Err(error) => {
+                let (what, advice) = explain_request_error(&error);
                 self.wrong(&format!("POST {path}: {what}"), &advice);
             }
         }
@@ -267,8 +269,8 @@ impl Doctor {
     fn answer(&mut self, path: &str, key: &str, request: &str) -> Option<Value> {
         let reply = match self.call(path, key, &frame(request.as_bytes())) {
             Ok(reply) => reply,
-            Err(trouble) => {
-                let (what, advice) = explain_trouble(&trouble);
+            Err(error) => {
+                let (what, advice) = explain_request_error(&error);
                 self.wrong(&format!("POST {path}: {what}"), &advice);
                 return None;
             }
@@ -324,36 +326,36 @@ fn unframe(body: &[u8]) -> Option<Vec<u8>> {
     Some(decoded)
 }
 
-fn explain_trouble(trouble: &Trouble) -> (String, String) {
-    let (what, advice) = match trouble {
-        Trouble::UnknownHost(text) => (
+fn explain_request_error(error: &RequestError) -> (String, String) {
+    let (what, advice) = match error {
+        RequestError::UnknownHost(text) => (
             format!("the name is not known here ({text})"),
             "Is it spelled right? A name of the home network may not be known outside; try the number (192.168...).",
         ),
-        Trouble::Refused(text) => (
+        RequestError::Refused(text) => (
             format!("nobody answers there ({text})"),
             "Is the server running (`ankipi status` on the board), on this port, and does SYNC_HOST let others in? \
              A firewall may be in the way.",
         ),
-        Trouble::Timeout => (
+        RequestError::Timeout => (
             "nothing came back for 30 s".to_owned(),
             "A firewall drops the packets, the board is off, or the proxy waits for a server that does not answer.",
         ),
-        Trouble::Certificate(text) => (
+        RequestError::Certificate(text) => (
             format!("the certificate is not trusted ({text})"),
             "It must be of a known authority and for this very name. A root of your own must be told to this machine and \
              to each device: AnkiDroid takes it as text in `Custom root certificate` and ignores installed ones; the \
              others take an installed one.",
         ),
-        Trouble::Tls(text) => (
+        RequestError::Tls(text) => (
             format!("the TLS handshake fails ({text})"),
             "Is this port one for https? ankipi itself speaks http; https is the work of a proxy in front.",
         ),
-        Trouble::NotHttp(text) => (
+        RequestError::NotHttp(text) => (
             format!("the connection ends without an answer ({text})"),
             "Something that is not a web server listens there, or the proxy cuts the connection: see its log.",
         ),
-        Trouble::NoCurl => (
+        RequestError::NoCurl => (
             "https cannot be tried without curl".to_owned(),
             "Install curl, or run this on a machine that has it; http://BOARD:8080/ tries the server without the proxy.",
         ),

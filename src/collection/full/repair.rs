@@ -6,7 +6,7 @@
 
 use rusqlite::Connection;
 
-use crate::collection::full::refusal::{Checked, MEND, refuse};
+use crate::collection::full::refusal::{CHECK_DATABASE, CheckResult, refuse};
 use crate::collection::schema::{INDEXES, TABLES_WITH_USN, create_table_sql, tables_of};
 use crate::text::unicase;
 
@@ -19,7 +19,7 @@ const CONSTRAINTS: &[&str] = &["check", "conflict", "foreign", "generated", "ref
 
 /// Makes every table anew that is not defined as ours, with all its rows. Columns that we do not know stay, without their
 /// constraints. Call after the structure of the file was checked.
-pub fn mend_tables(db: &Connection, version: i64) -> Checked {
+pub fn repair_tables(db: &Connection, version: i64) -> CheckResult {
     let ours = Connection::open_in_memory()?;
     ours.create_collation("unicase", unicase::compare)?;
     // A rename must not look at the rest of the schema.
@@ -28,7 +28,7 @@ pub fn mend_tables(db: &Connection, version: i64) -> Checked {
         let found = Shape::of(db, table, columns)?;
         let has = |column: &&str| found.columns.iter().any(|found| found.name.eq_ignore_ascii_case(column));
         if !columns.iter().all(has) {
-            return refuse(format!("its table '{table}' is missing or lacks columns"), MEND);
+            return refuse(format!("its table '{table}' is missing or lacks columns"), CHECK_DATABASE);
         }
         // The upgrade makes these anew.
         if version < 18 && matches!(table, "graves" | "tags") {
@@ -44,7 +44,7 @@ pub fn mend_tables(db: &Connection, version: i64) -> Checked {
 }
 
 /// Rebuilds the indexes whose order depends on the collation. Call when all tables are ours.
-pub fn mend_order(db: &Connection) -> Checked {
+pub fn rebuild_text_indexes(db: &Connection) -> CheckResult {
     for index in INDEXES.iter().filter(|index| index.columns.contains(&"name")) {
         db.execute_batch(&format!("REINDEX {}", index.name))?;
     }
@@ -61,7 +61,7 @@ pub fn mend_order(db: &Connection) -> Checked {
 
 /// Raises `col.usn` above the usn of every row. Not all clients do so before an upload. The next sync of each device would
 /// send it every row again.
-pub fn raise_usn(db: &Connection) -> Checked {
+pub fn raise_usn(db: &Connection) -> CheckResult {
     let all: Vec<String> =
         TABLES_WITH_USN.iter().map(|table| format!("SELECT max(usn) AS usn FROM {table}")).collect();
     db.execute(
@@ -171,7 +171,7 @@ impl Shape {
 }
 
 /// Creates the table with our definition, and moves the rows. Its indexes are gone then.
-fn remake(db: &Connection, table: &str, columns: &[&str], extra: &[String]) -> Checked {
+fn remake(db: &Connection, table: &str, columns: &[&str], extra: &[String]) -> CheckResult {
     db.execute_batch(&format!("ALTER TABLE {table} RENAME TO {OLD}"))?;
     db.execute_batch(create_table_sql(table))?;
     for column in extra {
