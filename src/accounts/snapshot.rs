@@ -182,6 +182,8 @@ pub struct Snapshot {
     accounts: BTreeMap<String, Arc<Account>>,
     /// Why the accounts file could not be read. Then the accounts in it are unknown.
     pub file_fault: Option<String>,
+    /// A line of the accounts file that names no account. It may be one whose name is damaged.
+    nameless_line: Option<String>,
     /// What the owner should know and no account is closed for.
     notes: Vec<String>,
 }
@@ -194,7 +196,7 @@ impl Snapshot {
             Ok((users, stamp)) => (users, stamp, None),
             Err(err) => (UsersFile::default(), Stamp::default(), Some(err.to_string())),
         };
-        let mut notes = users.faults.clone();
+        let (nameless_line, mut notes) = (users.faults.first().cloned(), users.faults.clone());
         let mut accounts = BTreeMap::new();
         for user in &settings.users {
             accounts.insert(user.name.clone(), Account::of_setting(base, user, &settings)?);
@@ -220,6 +222,7 @@ impl Snapshot {
             stamp,
             read_at,
             file_fault,
+            nameless_line,
             notes,
         })
     }
@@ -235,6 +238,7 @@ impl Snapshot {
             read_at: self.read_at,
             accounts,
             file_fault: self.file_fault.clone(),
+            nameless_line: self.nameless_line.clone(),
             notes: self.notes.clone(),
         }
     }
@@ -270,7 +274,7 @@ impl Snapshot {
     pub fn unread_keys(&self) -> Option<&str> {
         let of_accounts = self.accounts.values().filter(|account| account.has_unknown_keys);
         let why = of_accounts.filter_map(|account| account.closed.as_deref());
-        self.file_fault.as_deref().into_iter().chain(why).next()
+        self.file_fault.as_deref().into_iter().chain(why).chain(self.nameless_line.as_deref()).next()
     }
 
     fn closed(&self) -> impl Iterator<Item = (&str, &str)> {

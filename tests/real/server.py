@@ -1,6 +1,7 @@
 """A sync server in a folder of its own: ankipi, or with REFERENCE=1 Anki's own, which tells what the truth is."""
 
 import base64
+import ctypes
 import hashlib
 import http.client
 import os
@@ -16,6 +17,8 @@ REFERENCE = os.environ.get("REFERENCE") == "1"
 REPO = Path(__file__).resolve().parents[2]
 ANKIPI = Path(os.environ.get("ANKIPI_BIN", REPO / "target/release/ankipi"))
 START_SECS = 20
+LIBC = ctypes.CDLL(None, use_errno=True)
+PR_CAPBSET_DROP, CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH = 24, 1, 2
 
 
 def command(official: bool = REFERENCE) -> list[str]:
@@ -41,12 +44,13 @@ def free_port() -> int:
 
 
 class Server:
-    """One process. `users` are the values of SYNC_USER1 and so on, `open_files` is how many descriptors it may have."""
+    """One process. `users` are the values of SYNC_USER1 and so on, `open_files` is how many descriptors it may have. One that
+    `obeys_modes` cannot read what its owner may not read, also if it is started by root."""
 
     running: "list[Server]" = []
 
-    def __init__(self, base: Path, users: list[str], open_files: int = 0, **env: str):
-        self.base, self.port, self.open_files = base, free_port(), open_files
+    def __init__(self, base: Path, users: list[str], open_files: int = 0, obeys_modes: bool = False, **env: str):
+        self.base, self.port, self.open_files, self.obeys_modes = base, free_port(), open_files, obeys_modes
         self.log_path = base.with_name(base.name + ".log")
         self.url = f"http://127.0.0.1:{self.port}/"
         self.log_mark = 0
@@ -59,7 +63,7 @@ class Server:
     def start(self) -> None:
         with open(self.log_path, "ab") as log:
             self.process = subprocess.Popen(self.command_line(), env=self.env, stdout=log, stderr=log,
-                                            preexec_fn=self.limit_open_files if self.open_files else None)
+                                            preexec_fn=self.restrict if self.open_files or self.obeys_modes else None)
         try:
             self.wait_until_ready()
         except BaseException:
@@ -78,8 +82,13 @@ class Server:
     def command_line(self) -> list[str]:
         return command(self.official)
 
-    def limit_open_files(self) -> None:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (self.open_files, self.open_files))
+    def restrict(self) -> None:
+        if self.open_files:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (self.open_files, self.open_files))
+        if self.obeys_modes and os.geteuid() == 0:
+            for capability in (CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH):
+                if LIBC.prctl(PR_CAPBSET_DROP, capability, 0, 0, 0) != 0:
+                    raise OSError(ctypes.get_errno(), "prctl")
 
     def healthy(self) -> bool:
         try:

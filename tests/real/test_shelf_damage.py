@@ -4,8 +4,11 @@ nothing good is lost. Prints a table (pytest -s).
 Each damage has a user of its own, on one server. All have the same folder and the same device, made once.
 """
 
+import re
 import shutil
+import subprocess
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -13,7 +16,7 @@ from anki.collection import Collection
 from anki.errors import BackendError, NetworkError, SyncError
 
 from device import FULL_DOWNLOAD, FULL_SYNC, FULL_UPLOAD, NO_CHANGES, Device
-from server import Server, phc
+from server import Server, command, phc
 from shelf import DAMAGES, PRESSES, ankipi, press
 from test_media import held, put, sync_media
 
@@ -61,22 +64,33 @@ def flipped(page_part: float):
     return damage
 
 
+def unreadable(path: Path) -> None:
+    if not path.exists():
+        path.write_bytes(b"")
+    path.chmod(0)
+
+
+def readable(path: Path) -> None:
+    path.chmod(0o700 if path.is_dir() else 0o600)
+
+
 # File, or folder, with what is done to it.
 WHOLE = {"missing": DAMAGES["missing"], "empty": DAMAGES["empty"], "cut": DAMAGES["cut"], "flipped bit": DAMAGES["flipped bit"],
-         "folder in its place": DAMAGES["folder in its place"]}
+         "folder in its place": DAMAGES["folder in its place"], "unreadable": unreadable}
+ODD = {"junk": junk, "empty": nothing, "folder in its place": folder, "unreadable": unreadable}
 CASES = {
     "collection.anki2": WHOLE | {"bytes lost at 1/8": flipped(0.125), "header lost": flipped(0), "another user's": another_users("collection.anki2")},
-    "collection.anki2-wal": {"junk": junk, "empty": nothing, "folder in its place": folder},
-    "collection.anki2-journal": {"junk": junk, "empty": nothing, "folder in its place": folder},
+    "collection.anki2-wal": ODD,
+    "collection.anki2-journal": ODD,
     "media.db": WHOLE | {"header lost": flipped(0), "another user's": another_users("media.db")},
-    "media.db-wal": {"junk": junk, "empty": nothing, "folder in its place": folder},
-    "media.pending": {"junk": junk, "empty": nothing, "folder in its place": folder},
+    "media.db-wal": ODD,
+    "media.pending": ODD,
     "media/0.jpg": WHOLE | {"another user's": another_users("media/0.jpg")},
-    "media": {"missing": gone, "file in its place": file_in_its_place},
-    "keys": {"junk": junk, "empty": nothing, "folder in its place": folder},
+    "media": {"missing": gone, "file in its place": file_in_its_place, "unreadable": unreadable},
+    "keys": ODD,
     "backups/collection-00001.anki2": WHOLE | {"another user's": another_users("backups/collection-00001.anki2")},
-    "backups": {"missing": gone, "file in its place": file_in_its_place},
-    "": {"missing": gone},
+    "backups": {"missing": gone, "file in its place": file_in_its_place, "unreadable": unreadable},
+    "": {"missing": gone, "unreadable": unreadable},
 }
 DAMAGED: list = [(name, kind, damage) for name, kinds in CASES.items() for kind, damage in kinds.items()]
 
@@ -86,7 +100,7 @@ def shelf(tmp_path):
     """The server with all users, stopped, and the folder of the device that all users have."""
     hashed = phc(PASSWORD)
     names = ["anna", "bob", *(f"u{n}" for n in range(len(DAMAGED)))]
-    server = Server(tmp_path / "base", [f"{name}:{hashed}" for name in names], PASSWORDS_HASHED="1")
+    server = Server(tmp_path / "base", [f"{name}:{hashed}" for name in names], obeys_modes=True, PASSWORDS_HASHED="1")
     devices = tmp_path / "devices"
     for name in ("anna", "bob"):
         desk = Device(devices / name, server.url, name, PASSWORD)
@@ -128,6 +142,16 @@ def try_sync(device: Device) -> tuple[int | None, str]:
         return None, str(err)
 
 
+def try_until_served(device: Device) -> tuple[int | None, str]:
+    """The server looks again at what it could not read, at most once a second."""
+    deadline = time.monotonic() + 10
+    while True:
+        asked, heard = try_sync(device)
+        if asked is not None or time.monotonic() > deadline:
+            return asked, heard
+        time.sleep(0.2)
+
+
 def story(server: Server, template: Path, number: int, at: Path) -> tuple[str, list[str]]:
     """What the user hears, and what is wrong with it."""
     user = f"u{number}"
@@ -137,6 +161,21 @@ def story(server: Server, template: Path, number: int, at: Path) -> tuple[str, l
     asked, heard = try_sync(device)
     if asked is None and "try again" in heard.lower():
         asked, heard = try_sync(device)
+    name, kind, _ = DAMAGED[number]
+    if kind == "unreadable":
+        if asked not in (None, NO_CHANGES):
+            wrong.append(f"what cannot be read counts as lost: {heard}")
+        path = server.base / user / name
+        if asked is None and not re.search(rf"{server.base / user}\b|\[request\] \S+ {user} .* 500 ", server.log()):
+            wrong.append("the log does not say whose it is")
+        # One media file is lost and comes back; anything else the owner puts right, as the log says.
+        if path.exists() and name != "media/0.jpg":
+            readable(path)
+        if asked is None:
+            asked, then = try_until_served(device)
+            heard += f" THEN {then}"
+            if asked != NO_CHANGES:
+                wrong.append("it is not as it was")
     if asked is None and "damaged" in heard:
         # The owner does what the log says.
         path = server.base / user / "collection.anki2"
@@ -213,3 +252,80 @@ def test_every_damage_to_every_file(shelf, tmp_path, runs):
         failures += [f"{name or 'the folder'}, {kind}: {fault}" for fault in wrong]
     assert not failures, "\n".join(failures)
     assert ankipi(server, "status").returncode == 0
+
+
+def line_lost(path: Path) -> None:
+    path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[1:]))
+
+
+USERS = WHOLE | {"junk": junk, "line lost": line_lost}
+
+
+def set_password(server: Server, name: str) -> None:
+    """What the owner does who reads in the log that an account is gone or cannot be read."""
+    for what in ("passwd", "add"):
+        done = subprocess.run([*command(), "user", what, name], input=f"{PASSWORD}\n", env=server.env, capture_output=True, text=True)
+        if done.returncode == 0:
+            return
+    raise AssertionError(done.stderr)
+
+
+@pytest.mark.parametrize("runs", [False, True], ids=["while it is stopped", "while it runs"])
+def test_every_damage_to_the_users(tmp_path, runs):
+    """Of two users in the file, anna comes first. A third one is of the settings."""
+    base = tmp_path / "base"
+    base.mkdir()
+    users = base / "users"
+    good = "".join(f"{name}:{phc(PASSWORD)}\n" for name in ("anna", "carl"))
+    users.write_text(good)
+    server = Server(base, [f"bob:{PASSWORD}"], obeys_modes=True)
+    devices = {name: Device(tmp_path / name, server.url, name, PASSWORD) for name in ("anna", "bob", "carl")}
+    for name, device in devices.items():
+        device.add_note(name)
+        device.upload()
+    print(f"\n{'users':32} {'damage':22} anna")
+    for kind, damage in USERS.items():
+        if not runs:
+            server.stop()
+        damage(users)
+        if not runs:
+            server.start()
+        bob, anna = devices["bob"], devices["anna"]
+        bob.add_note(kind)
+        bob.sync()
+        anna.add_note(kind)
+        asked, heard = try_sync(anna)
+        if kind in ("junk", "folder in its place"):
+            assert "try again" in heard, "a device was logged out because of a damaged file"
+        if users.is_dir():
+            users.rmdir()
+        if kind == "unreadable":
+            readable(users)
+            assert asked is None, "nobody knows whether anna still has an account"
+            asked, then = try_until_served(anna)
+            heard += f" THEN {then}"
+        elif asked is None:
+            set_password(server, "anna")
+            anna.auth = None
+            asked, then = try_until_served(anna)
+            heard += f" THEN, with the password set again, {then}"
+        print(f"{'users':32} {kind:22} {heard}")
+        assert asked == NO_CHANGES, f"{kind}: {heard}"
+        # Carl's line, where that was not lost, is as it was; and so is what the server knows of his device.
+        carl = devices["carl"]
+        if f"carl:{good.split('carl:')[1]}".encode() not in users.read_bytes():
+            set_password(server, "carl")
+            carl.auth = None
+        assert carl.try_sync() == NO_CHANGES, kind
+        # As it was before the next one.
+        for name in ("anna", "carl"):
+            users.write_text(good)
+            devices[name].auth = None
+            devices[name].sync()
+    for name, device in devices.items():
+        fresh = Device(tmp_path / f"{name}-fresh", server.url, name, PASSWORD)
+        fresh.download()
+        assert fresh.fronts() == device.fronts() and name in fresh.fronts()
+        fresh.close()
+        device.close()
+    server.stop()
