@@ -42,6 +42,8 @@ def test_the_scripts_pass_shellcheck(shell, scripts):
 def test_the_unit_is_sound_and_confined(tmp_path):
     analyze = program("systemd-analyze", "systemd")
     unit = (CROSS / "init/systemd/ankipi.service").read_text()
+    # What systemd puts into the environment does not change with a signal.
+    assert "\nEnvironmentFile=" in unit and "\nExecReload=" not in unit, "a reload would change nothing and report success"
     # Neither the binary nor its man page is installed here.
     unit = unit.replace("/usr/bin/ankipi", command(official=False)[0]).replace("Documentation=man:ankipi(1)\n", "")
     (tmp_path / "ankipi.service").write_text(unit)
