@@ -15,10 +15,10 @@ pub type Result<T> = std::result::Result<T, Error>;
 pub enum Error {
     /// The client sent something that the protocol does not allow: 400. An open session stays open.
     BadRequest(String),
-    /// A body was compressed so that decoding it takes more memory than there is for one client: 413. An upload gets
-    /// the text as its reply.
+    /// A body whose decoding needs a larger zstd window than the server allows: 413. The reply to an upload has the
+    /// text.
     Window(String),
-    /// Something between client and server has changed the request: 422. Clients show a network error, where 400 would
+    /// A proxy between client and server has changed the request: 422. Clients show a network error, where 400 would
     /// make them advise a one-way sync.
     Altered(&'static str),
     /// Well-formed, but it cannot be applied to this collection: 400. The session is rolled back.

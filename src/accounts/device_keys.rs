@@ -54,7 +54,7 @@ pub struct Keys {
     pub devices: Vec<Device>,
     /// What is damaged in the file. Then `devices` are those that could be read, and are not written.
     pub damage: Option<String>,
-    /// Why nothing in the file can be read. There is no good key in it to lose, so it does not stop a new login.
+    /// Why nothing in the file can be read. It holds no valid key that could be lost, so a new login may overwrite it.
     pub junk: Option<String>,
 }
 

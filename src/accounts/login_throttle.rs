@@ -5,10 +5,10 @@
 //! only to addresses that have failed themselves, so that somebody who guesses from elsewhere cannot lock the owner
 //! out. A count is dropped an hour after its last failure.
 //!
-//! Many people may share one address: behind a proxy whose header is not configured, or in a container network. So the delay
-//! of an address does not hold for an account that has not been guessed there: its first tries are compared at once. For
-//! names without an account that would be work for nothing, so few of them are hashed while their address is delayed;
-//! a guesser cannot tell the two apart unless it tries names faster than that.
+//! Many people may share one address: behind a proxy whose header is not configured, or in a container network. So the
+//! delay of an address does not hold for an account that has not been guessed there: its first tries are compared at
+//! once. A name without an account would cost a hash for nothing, so only a few of these are hashed while their address
+//! is delayed. A guesser could tell them from accounts only by trying names faster than that.
 
 use std::hash::{BuildHasher, Hash, RandomState};
 use std::net::IpAddr;

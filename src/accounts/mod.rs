@@ -9,9 +9,9 @@
 //! Therefore accounts with a hash, and so all of the accounts file, get a random key at each login. Its SHA-256 is
 //! stored in `SYNC_BASE/<user>/keys`.
 //!
-//! What is known is one `Snapshot`. Requests read it without waiting. Whoever changes it holds `writing`, reads the
-//! newest state, looks the account up by name, writes, and then replaces the snapshot: so a login that took long cannot
-//! bring back an account or a password of before, and no key is lost between two changes.
+//! All accounts are in one `Snapshot`, which requests read without waiting. A change holds `writing`, reads the newest
+//! state, looks the account up by name, writes, and replaces the snapshot. So a slow login cannot restore an account or
+//! a password that was changed meanwhile, and no key is lost between two changes.
 //!
 //! Other processes change the accounts file and the keys (`ankipi user`, `ankipi device`). Each request compares the
 //! stamp of the accounts file (one stat) and reads everything again if the stamp has changed. Only logins and the first
@@ -72,12 +72,12 @@ impl Accounts {
         })
     }
 
-    /// What is known now.
+    /// The current snapshot.
     pub fn current(&self) -> Arc<Snapshot> {
         lock(&self.current).clone()
     }
 
-    /// Reads the accounts again if another process has changed them. An error if that cannot be told.
+    /// Reads the accounts again if another process has changed them. An error if the accounts file cannot be examined.
     pub fn refresh(&self) -> Result<()> {
         let seen = self.current();
         if seen.is_retry_due() || !seen.is_current(&self.base)? {
@@ -116,7 +116,7 @@ impl Accounts {
         Ok(())
     }
 
-    /// Does something that only an account with this name justifies. Other processes change no account meanwhile.
+    /// Runs `work` if there is an account with this name. Other processes cannot change accounts meanwhile.
     pub fn while_there_is<T>(&self, name: &str, work: impl FnOnce() -> Result<T>) -> Result<T> {
         let _lock = users_file::lock(&self.base)?;
         self.refresh()?;
@@ -156,7 +156,7 @@ impl Accounts {
                     }
                 }
             };
-            // From here on, what counts is the account as it is now.
+            // Hashing takes long. If the account has changed meanwhile, the comparison does not count.
             self.refresh()?;
             if tag_in(&self.current(), name) != tag_in(&seen, name) {
                 continue;
@@ -170,7 +170,7 @@ impl Accounts {
                         None => continue,
                     }
                 }
-                // No password can be compared.
+                // The account has no password to compare with.
                 Some(account) if account.secret.is_none() => account.check_open()?,
                 None if seen.file_fault.is_some() => {
                     return Err(Error::Broken("who may log in cannot be read".to_owned()));
@@ -266,7 +266,7 @@ impl Accounts {
         }
         let Some(account) = found else {
             return Err(match now.unread_keys() {
-                // It may be one of those that cannot be read. A client would forget it after a 403.
+                // The key may be in a file that cannot be read. After a 403 the client would forget its key.
                 Some(why) => Error::Busy(format!("unknown host key, but not all are known: {why}")),
                 None => Error::Forbidden("unknown host key".to_owned()),
             });
@@ -294,7 +294,7 @@ impl Accounts {
         };
         let stored = self.change_keys(&account.name, &account.tag(), set_day);
         if stored.is_err() {
-            // The day in memory changes nevertheless, so that not each request tries again.
+            // Change the day in memory nevertheless. Otherwise each request would try to store it again.
             let _writing = lock(&self.writing);
             let now = self.current();
             if let Some(account) = now.get(&account.name) {

@@ -116,7 +116,7 @@ pub fn spend_login_time(password: &str) {
 }
 
 /// Calls the function that a comparison calls, so that both take the same time. The function is not generic, so it is
-/// compiled with the optimisation of its crate. With ours it would take an eighth longer.
+/// compiled with the optimisation of its crate. With the optimisation of this crate it would take an eighth longer.
 fn hash_dummy(password: &str, rounds: u32) {
     let params = Params::new(rounds).expect("more rounds than the least that the crate takes");
     let mut hash = [0; 32];

@@ -1,7 +1,7 @@
 //! All that is known of the accounts at one moment. A snapshot never changes; a newer one replaces it as a whole.
 //!
 //! A fault concerns one account and closes it: nobody can log in to it or sync with it, and the others go on. Its
-//! devices get an error and not "unknown key", so that they are still logged in once the fault is put right.
+//! devices get an error and not "unknown key", so that they are still logged in once the fault is repaired.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -184,7 +184,7 @@ pub struct Snapshot {
     pub file_fault: Option<String>,
     /// A line of the accounts file that names no account. It may be one whose name is damaged.
     nameless_line: Option<String>,
-    /// What the owner should know and no account is closed for.
+    /// Faults for the log that close no account.
     notes: Vec<String>,
 }
 
@@ -270,7 +270,7 @@ impl Snapshot {
         self.accounts.get(name)
     }
 
-    /// What must be read before a key can be called unknown: why it cannot be.
+    /// Why some keys could not be read. Then a key that is not found may still be valid. None if all keys were read.
     pub fn unread_keys(&self) -> Option<&str> {
         let of_accounts = self.accounts.values().filter(|account| account.has_unknown_keys);
         let why = of_accounts.filter_map(|account| account.closed.as_deref());

@@ -154,7 +154,7 @@ pub fn read(base: &Path) -> Result<(UsersFile, Stamp)> {
     let path = base.join(USERS_FILE);
     let read = || -> io::Result<_> {
         let mut file = File::open(&path)?;
-        // Before the contents: if the file is changed meanwhile, its stamp differs at the next look.
+        // Taken before the contents are read. If the file is changed meanwhile, the next comparison notices it.
         let id = id_of(&file.metadata()?);
         let mut contents = Vec::new();
         file.read_to_end(&mut contents)?;

@@ -39,8 +39,8 @@ impl App {
         Answer::of(&self.config.base, &LoginReply { key }, format!("logged in {:?}", request.user))
     }
 
-    /// For a `meta` whose sender is not known: if that is because the server may not use the file with the keys, the user
-    /// reads so.
+    /// Refuses a `meta` whose sender is not known. If the reason is that the server may not read the file with the
+    /// keys, the user's message says so.
     pub(super) fn refuse_meta(&self, request: Request, err: Error, log: &mut AccessLog) -> Result<()> {
         let Some(denied) = self.denied_files(None) else { return super::refuse(request, err) };
         log::error!("{}", denied.text);
@@ -109,7 +109,8 @@ impl App {
                 |totals| totals.last_usn,
             )
         });
-        // The client compares this with its own clock, and blames that. So it is told of an unset one by the message.
+        // The client compares this with its own clock, and reports its own clock as wrong. So a message reports an
+        // unset clock of the server.
         let now = clock::now_millis();
         // Before the first upload: reports an empty collection, created just now, so that clients offer to upload.
         let (modified, schema, usn) = meta.map_or((0, now, 0), |meta| {

@@ -67,7 +67,7 @@ impl Metrics {
     pub fn text(&self, config: &Config, accounts: usize) -> String {
         let counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let up = self.started.elapsed();
-        // Counted back from now: a board without a clock starts in 1970.
+        // Computed from the uptime, because a board without a battery-backed clock starts in 1970.
         let started = clock::now_secs().saturating_sub_unsigned(up.as_secs());
         let mut text = Text(String::new());
         let build = format!("{{version=\"{}\",target=\"{}\"}}", os::VERSION, os::TARGET);

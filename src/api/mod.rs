@@ -290,7 +290,7 @@ impl App {
         Ok(())
     }
 
-    /// Lets the users know which accounts there are.
+    /// Tells `Users` which accounts exist.
     fn follow_accounts(&self) {
         let now = self.accounts.current();
         self.users.follow(now.version, now.accounts().map(|account| (account.name.clone(), account.tag())));
@@ -394,7 +394,7 @@ impl App {
     }
 }
 
-/// Goes on where `ankipi user remove --delete-data` was interrupted.
+/// Finishes an interrupted `ankipi user remove --delete-data`.
 fn remove_deleted_users(base: &Path) -> Result<()> {
     for entry in fs::read_dir(base).map_err(Error::io("reading", base))? {
         let entry = entry.map_err(Error::io("reading", base))?;

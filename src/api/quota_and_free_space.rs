@@ -46,7 +46,7 @@ pub struct StorageLimits<'s> {
     dir: PathBuf,
     min_free: u64,
     quota: Option<Quota>,
-    /// What small requests may take; none for strangers.
+    /// What small requests may store beyond the limits. None for a client that is not authenticated.
     spare: Option<&'s SpareStorage>,
 }
 
@@ -102,7 +102,7 @@ impl<'s> StorageLimits<'s> {
         }))
     }
 
-    /// What the disk allows, for a client that has not shown a key yet, and for copies that the server makes.
+    /// The limit of the disk alone, for a client that is not authenticated yet, and for copies that the server makes.
     pub fn of_disk(config: &Config) -> StorageLimits<'s> {
         StorageLimits { dir: config.base.clone(), min_free: config.min_free_bytes, quota: None, spare: None }
     }

@@ -1,4 +1,4 @@
-//! What a command is, and what it is given: its options, its words, the settings.
+//! A command of the command line, and its arguments: options, words, settings.
 
 use std::io::{ErrorKind, Write as _};
 use std::path::PathBuf;

@@ -1,8 +1,9 @@
 //! One user's `collection.anki2`, schema 18 (collection-format.md).
 //!
-//! A `Collection` is an open file. Here: opening it (`mod.rs`), creating an empty one (`new_collection`), reading and writing its objects (`objects`), `schema` with
-//! upgrade and downgrade, `full` (upload, download, replace, backups, restore), `blobs` (protobuf <-> JSON). Not here: the
-//! steps of a sync that merges (`sync`), users, HTTP. Imports `messages`, `files`, `text`, `os`.
+//! A `Collection` is an open file. Here: opening it (`mod.rs`), creating an empty one (`new_collection`), reading and
+//! writing its objects (`objects`), `schema` with upgrade and downgrade, `full` (upload, download, replace, backups,
+//! restore), `blobs` (protobuf <-> JSON). Not here: the steps of a sync that merges (`sync`), users, HTTP. Imports
+//! `messages`, `files`, `text`, `os`.
 //!
 //! Journal: a sync writes to a WAL, because a commit then waits for one fsync, and each changed page is written once
 //! before the reply. Nothing is checkpointed while a device may wait: `sync::session` does that some seconds after the last
@@ -130,13 +131,14 @@ impl Collection {
         ))?;
         let mode = match journal {
             Journal::Wal => "PRAGMA journal_mode = WAL",
-            // A file that is in WAL mode is brought out of it with the WAL's index in the memory of this process.
+            // To leave WAL mode, SQLite needs the WAL's index. With an exclusive lock it keeps that index in its own
+            // memory.
             Journal::Rollback => {
                 "PRAGMA locking_mode = EXCLUSIVE; PRAGMA journal_mode = DELETE; PRAGMA locking_mode = NORMAL"
             }
         };
         match collection.db.execute_batch(mode).map_err(Error::from) {
-            // Somebody reads the file: this sync uses the journal that there is.
+            // Another connection reads the file, so this sync uses the current journal mode.
             Err(Error::Busy(_)) => {}
             set => set?,
         }
@@ -150,8 +152,8 @@ impl Collection {
         Collection::open(path, Journal::Rollback)
     }
 
-    /// Brings what is in the WAL into the file, unless another program reads an older state, and closes. Call only while
-    /// no snapshot of this process is open, which the file may be changed under.
+    /// Checkpoints the WAL into the file, unless another program reads an older state, and closes. Call only while no
+    /// snapshot of this process is open: the file would change under it.
     pub fn close_with_checkpoint(self) -> Result<()> {
         self.db.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_| Ok(()))?;
         self.db.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, false)?;

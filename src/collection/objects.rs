@@ -1,4 +1,4 @@
-//! Notetypes, decks, deck options, tags and config: the rows read as JSON objects, and written.
+//! Notetypes, decks, deck options, tags and config: reads their rows as JSON objects, and writes them.
 //!
 //! Not here: which of two changed objects wins (`sync::merge_objects`).
 

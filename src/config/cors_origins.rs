@@ -14,8 +14,8 @@ impl Origins {
             .map(Origins)
     }
 
-    /// Whether pages of this origin may send requests. Nothing that is not an origin is ever allowed: the text becomes a
-    /// header of the reply.
+    /// Whether pages of this origin may send requests. A text that is not an origin is never allowed, because it
+    /// becomes a header of the response.
     pub fn allow(&self, origin: &str) -> bool {
         let is_listed = |entry: &String| entry == "*" || entry.eq_ignore_ascii_case(origin);
         (origin == "null" || is_origin(origin)) && self.0.iter().any(is_listed)

@@ -39,7 +39,8 @@ impl FromStr for Network {
     }
 }
 
-/// What one client has of addresses: a single one of IPv4, a /64 network of IPv6, in which it has 2^64.
+/// The address that stands for one client: an IPv4 address as it is; of an IPv6 address its /64 network, because one
+/// client usually has all of that.
 pub fn network_of(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V6(v6) => IpAddr::V6((v6.to_bits() & (u128::MAX << 64)).into()),

@@ -8,7 +8,7 @@ pub const USERS_FILE: &str = "users";
 /// Prefix of files with what a request sent.
 pub const SPOOL_PREFIX: &str = "spool-";
 
-/// In front of a user's name: the folder while it is deleted.
+/// Prefix of a user's folder while it is being deleted.
 pub const REMOVED_PREFIX: &str = ".removed-";
 
 /// The maximum length of a name in bytes.

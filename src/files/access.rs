@@ -1,7 +1,7 @@
 //! Files that the server may not use: they belong to another user, or have the wrong mode, as after a copy by root.
 //!
-//! Nothing is damaged then, and one command mends it. So each place that meets such a file says whose it is and what to
-//! type: the start of the server, its log, `check`, `status`, `doctor`.
+//! Nothing is damaged then, and one command repairs it. So each place that meets such a file reports its owner and the
+//! command to type: the start of the server, its log, `check`, `status`, `doctor`.
 
 use std::fmt::Write as _;
 use std::fs::{self, Metadata};
@@ -21,7 +21,7 @@ pub struct ServerUser {
     uid: u32,
     /// Empty if they are not known.
     groups: Vec<u32>,
-    /// The kernel can be asked what this process may do.
+    /// Whether this is the user of this process. Then the kernel is asked what it may do.
     is_this_process: bool,
 }
 
@@ -31,8 +31,8 @@ impl ServerUser {
         ServerUser { uid: os::effective_user(), groups: Vec::new(), is_this_process: true }
     }
 
-    /// The user of the server that runs on the data folder. If none is visible: the owner of the folder for root, and
-    /// otherwise who asks.
+    /// The user of the server that runs on the data folder. If no server is visible: the owner of the folder if this
+    /// process is root, otherwise the user of this process.
     pub fn of(base: &Path) -> ServerUser {
         let running =
             holder(base).and_then(|process| fs::read_to_string(format!("/proc/{process}/status")).ok());
@@ -58,7 +58,7 @@ impl ServerUser {
 
     fn may(&self, path: &Path, meta: &Metadata, write: bool, enter: bool) -> bool {
         if self.is_this_process {
-            // Another error is not about owners and modes.
+            // Other errors are not about owners and modes.
             return !os::check_access(path, write, enter)
                 .is_err_and(|err| err.kind() == ErrorKind::PermissionDenied);
         }
@@ -78,21 +78,21 @@ fn has_bits(mode: u32, write: bool, enter: bool) -> bool {
     mode & wanted == wanted
 }
 
-/// What cannot be synced.
+/// What cannot be synced because of a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Concerns {
-    /// Nothing of the user can.
+    /// Neither collection nor media.
     All,
-    /// Only the media cannot.
+    /// Only the media.
     Media,
 }
 
 /// A file or folder that the server may not use.
 #[derive(Debug)]
 pub struct Denied {
-    /// What cannot be synced.
+    /// What cannot be synced because of a file.
     pub concerns: Concerns,
-    /// Whose it is, and what to type.
+    /// Its owner, and the command to type.
     pub text: String,
 }
 
@@ -126,12 +126,13 @@ pub fn denied_to(who: &ServerUser, base: &Path, name: &str) -> Option<Denied> {
         })
 }
 
-/// What of the data folder itself the server may not use: the folder, or the file with the accounts.
+/// What the server may not use in the data folder itself: the folder, or the file with the accounts.
 pub fn denied_in_base(who: &ServerUser, base: &Path, users_file: &str) -> Option<String> {
     denied_at(who, base, base).or_else(|| denied_at(who, base, &base.join(users_file)))
 }
 
-/// None also if there is no such file, and for links, which are refused elsewhere.
+/// The file if the server may not use it. The file if the server may not use it. None also if there is no such file,
+/// and for links, which are refused elsewhere.
 pub(super) fn denied_at(who: &ServerUser, base: &Path, path: &Path) -> Option<String> {
     let meta = fs::symlink_metadata(path).ok()?;
     let meta = if path == base { fs::metadata(path).ok()? } else { meta };
@@ -148,7 +149,7 @@ pub(super) fn denied_at(who: &ServerUser, base: &Path, path: &Path) -> Option<St
     }
 }
 
-/// Whose a file is, and what to type.
+/// The owner of a file, and the command to type.
 fn describe(who: &ServerUser, base: &Path, path: &Path, meta: &Metadata, verb: &str) -> String {
     let name = |uid: u32| os::user_name(uid).unwrap_or_else(|| uid.to_string());
     let server = name(who.uid);
@@ -177,7 +178,7 @@ fn describe(who: &ServerUser, base: &Path, path: &Path, meta: &Metadata, verb: &
     text
 }
 
-/// A path as a shell takes it.
+/// A path, quoted for a shell if needed.
 fn quoted(path: &Path) -> String {
     let text = path.display().to_string();
     if text.chars().all(|c| c.is_alphanumeric() || "/._-+@:,".contains(c)) {

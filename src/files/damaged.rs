@@ -1,4 +1,4 @@
-//! What is damaged is moved out of the way, and kept for the owner.
+//! Moves damaged files out of the way, and keeps them for the owner.
 
 use std::fs;
 use std::io::{self, ErrorKind};
@@ -11,7 +11,8 @@ use crate::files::sqlite_files::SIDE_SUFFIXES;
 /// The folder of damaged files, in the user's folder.
 pub const DAMAGED_FOLDER: &str = "damaged";
 
-/// Moves something damaged out of the way, and keeps it for the owner. One thing of each name is kept. A failure is logged.
+/// Moves a damaged file or folder to `damaged/`, and keeps it for the owner. One of each name is kept. A failure is
+/// logged.
 pub fn put_aside(dir: &Path, path: &Path, name: &str) {
     let damaged = dir.join(DAMAGED_FOLDER);
     let moved = create_folder(&damaged).and_then(|()| {
@@ -34,7 +35,7 @@ pub fn put_aside(dir: &Path, path: &Path, name: &str) {
     }
 }
 
-/// Moves folders that are in the place of journals of this SQLite file out of the way. Returns whether there were any.
+/// Moves folders out of the way that have the names of journals of this SQLite file. Returns whether there were any.
 pub fn put_folders_aside(dir: &Path, name: &str) -> bool {
     let mut found = false;
     for suffix in SIDE_SUFFIXES {

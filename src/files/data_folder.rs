@@ -1,4 +1,5 @@
-//! The data folder: how it is recognised, so that no server begins an empty one where the disk with the real one is not mounted.
+//! The data folder, and how it is recognised. A server must not begin an empty one where the disk with the real one is
+//! not mounted.
 
 use std::fs;
 use std::io;
@@ -18,7 +19,7 @@ pub const MEDIA_INDEX_FILE: &str = "media.db";
 /// The file that says "this is a data folder": it holds a random id, and the version that made it.
 const MARK: &str = ".ankipi";
 
-/// Whether this is a data folder of ours or of Anki's own server: it has the mark, accounts, or what is stored of a user.
+/// Whether this is a data folder of ours or of Anki's own server: it has the mark, accounts, or the data of a user.
 pub fn is_known(base: &Path) -> bool {
     let has = |name: &str| base.join(name).exists();
     let holds_user = |dir: &Path| dir.join(COLLECTION_FILE).exists() || dir.join(MEDIA_INDEX_FILE).exists();
@@ -26,7 +27,8 @@ pub fn is_known(base: &Path) -> bool {
     has(MARK) || has(USERS_FILE) || entries.any(|entry| holds_user(&entry.path()))
 }
 
-/// Makes the folder a data folder: creates it if it is missing, and marks it. Returns whether it was none before.
+/// Makes the folder a data folder: creates it if it is missing, and marks it. Returns whether it was not a data folder
+/// before.
 pub fn init(base: &Path) -> Result<bool> {
     let is_new = !is_known(base);
     files::create_folder(base).map_err(|err| unusable(base, err))?;
@@ -40,7 +42,8 @@ pub fn init(base: &Path) -> Result<bool> {
     Ok(is_new)
 }
 
-/// Prepares the folder for a server. With `must_be_known`, errors if it is none of ours: then its disk is not mounted.
+/// Prepares the folder for a server. With `must_be_known`, errors if it is not recognised: then its disk is not
+/// mounted.
 pub fn open(base: &Path, must_be_known: bool) -> Result<DataFolder> {
     if must_be_known && !is_known(base) {
         return Err(Error::Broken(format!(

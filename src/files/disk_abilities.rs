@@ -1,6 +1,6 @@
-//! What the disk of the data folder can do. Network shares, FUSE file systems and the disks of other systems lack some of
-//! what a Linux disk has. It is found out at the start, worked around where that is possible, and said once in the log and
-//! in `ankipi status` (docs/disks-and-proxies.md).
+//! What the disk of the data folder can do. Network shares, FUSE file systems and the disks of other systems lack some
+//! of what a Linux disk has. This is tested at the start, worked around where possible, and reported once in the log
+//! and in `ankipi status` (docs/disks-and-proxies.md).
 //!
 //! The two abilities that decide how files are written are kept for the whole process: all data is on one disk.
 
@@ -19,7 +19,8 @@ static CANNOT_SYNC_FOLDERS: AtomicBool = AtomicBool::new(false);
 
 static SHARED_MEMORY: OnceLock<bool> = OnceLock::new();
 
-/// Syncs a folder. That a disk has no such operation is not an error: it is noted, and then `synchronous` is lowered, too.
+/// Syncs a folder. If the disk has no such operation, that is not an error: it is remembered, and `synchronous` is
+/// lowered, too.
 pub fn sync_open_folder(folder: &File) -> io::Result<()> {
     match folder.sync_all() {
         Err(err) if os::is_unsupported(&err) => {
@@ -47,7 +48,7 @@ pub fn has_shared_memory(dir: &Path) -> bool {
         };
         let answer = probe();
         let _ = fs::remove_file(&path);
-        // If nothing can be written here, something else says so.
+        // If nothing can be written here, another check reports it.
         answer.unwrap_or(true)
     })
 }

@@ -38,7 +38,7 @@ pub fn lock_data_folder(base: &Path) -> Result<DataFolderLock> {
         Ok(()) => None,
         Err(TryLockError::WouldBlock) => return Err(is_running(base)),
         Err(TryLockError::Error(err)) if os::has_no_locks(&err) => {
-            // The socket is there as long as the process, however that ends.
+            // The socket exists as long as the process, however the process ends.
             let bound = socket_name(base).and_then(|name| UnixListener::bind_addr(&name));
             match bound {
                 Ok(socket) => Some(socket),
@@ -102,8 +102,8 @@ pub fn holder(base: &Path) -> Option<u32> {
         .flatten()
 }
 
-/// Leaves a line for the owner beside the process id: something about the settings that the running server noticed. It goes
-/// with the next start.
+/// Leaves a line for the owner beside the process id: a notice of the running server about its settings. The next start
+/// deletes it.
 pub fn leave_notice(base: &Path, notice: &str) -> Result<()> {
     let path = base.join(LOCK_FILE);
     let mut open = OpenOptions::new();
@@ -111,7 +111,7 @@ pub fn leave_notice(base: &Path, notice: &str) -> Result<()> {
     file.and_then(|mut file| write!(file, "\n{notice}")).map_err(Error::io("writing", &path))
 }
 
-/// What the running server noticed.
+/// The notices of the running server.
 pub fn notices(base: &Path) -> Vec<String> {
     let text = fs::read_to_string(base.join(LOCK_FILE)).unwrap_or_default();
     if is_in_use(base) { text.lines().skip(1).map(str::to_owned).collect() } else { Vec::new() }

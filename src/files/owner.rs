@@ -1,4 +1,4 @@
-//! Files that root makes for a server that is not root, and links that are not followed.
+//! Gives files that root makes to the server's user, and refuses symbolic links.
 
 use crate::error::{Error, Result};
 use crate::os;

@@ -24,7 +24,7 @@ pub struct Spool {
     len: u64,
 }
 
-/// Where the part goes that does not stay in memory.
+/// Where the part that does not fit in memory goes.
 enum Place {
     /// An unlinked file in this folder.
     Nameless(PathBuf),

@@ -126,23 +126,23 @@ impl FileState {
         Some(FileState { times: FileTimes::from(&metadata), header })
     }
 
-    /// Whether who writes to the file next uses a rollback journal.
+    /// Whether the file is in rollback mode, so that the next writer uses a rollback journal.
     pub fn is_in_rollback_mode(&self) -> bool {
         self.header[18] == 1
     }
 
-    /// Whether a later change has another time than this state has.
+    /// Whether the file is old enough that a later change gets another time.
     fn is_settled(&self) -> bool {
         let step = if self.times.modified.1 == 0 { COARSE_STEP } else { FINE_STEP };
         let (secs, nanos) = (u64::try_from(self.times.modified.0), u32::try_from(self.times.modified.1));
         let (Ok(secs), Ok(nanos)) = (secs, nanos) else { return false };
         let modified = SystemTime::UNIX_EPOCH + Duration::new(secs, nanos);
-        // A time in the future says nothing.
+        // A time in the future cannot be compared.
         SystemTime::now().duration_since(modified).is_ok_and(|age| age > step)
     }
 }
 
-/// Something that was read from an SQLite file, which holds for as long as the file is in the same state.
+/// A value that was read from an SQLite file. It is valid for as long as the file is in the same state.
 pub struct Remembered<T> {
     state: FileState,
     value: T,

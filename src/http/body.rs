@@ -1,5 +1,5 @@
-//! Request bodies: socket -> cap on wire bytes -> zstd, or form and gzip -> cap on decoded bytes -> consumer, block by
-//! block.
+//! Request bodies: socket -> limit on wire bytes -> zstd, or form and gzip -> limit on decoded bytes -> consumer, block
+//! by block.
 
 use std::cell::RefCell;
 use std::io::{self, BufReader, Read, Write};
@@ -115,7 +115,8 @@ impl<'r> Body<'r> {
         Ok(Received { wire: wire_bytes, decoded: sink.bytes })
     }
 
-    /// Returns the spool that the body is in already, if it needs no decoding. Media zips are not compressed again.
+    /// Returns the spool with the body, if it is spooled already and needs no decoding. Media zips are not compressed
+    /// again.
     pub fn take_spool(&mut self) -> Option<(Spool, Received)> {
         match std::mem::replace(&mut self.content, Content::Nothing) {
             Content::Spooled { data, is_gzip: false, wire_bytes } => {
@@ -227,12 +228,12 @@ fn spooling_error(err: io::Error) -> Error {
     Error::Io("writing", "spooled request".into(), err)
 }
 
-/// The consumer, with the limit on decoded bytes.
+/// Passes decoded bytes to the consumer up to the limit.
 struct LimitedSink<'s, E> {
     sink: &'s mut dyn Write,
     caps: BodyLimits,
     bytes: u64,
-    /// Converts the first error of the sink; there is no second.
+    /// Converts an error of the sink. Decoding stops at the first one.
     error: Option<E>,
 }
 
@@ -266,7 +267,7 @@ impl Wire {
         self.state.borrow().bytes
     }
 
-    /// The error to report when a decoder fails: that of the socket or the limit, if there was one, else a bad format.
+    /// The error to report when a decoder fails: the error of the socket, or the exceeded limit, or else a bad format.
     fn fault(&self, err: io::Error) -> Error {
         match self.state.borrow_mut().failure.take() {
             Some(WireFailure::OverLimit) => self.caps.exceeded("as sent", self.caps.wire),

@@ -175,7 +175,7 @@ pub struct ChunkWriter {
     start: usize,
     at: usize,
     sealed: bool,
-    /// The last chunk is sealed, or there is to be none.
+    /// The last chunk is sealed, or the request has no body.
     ended: bool,
 }
 
@@ -191,7 +191,7 @@ impl ChunkWriter {
         if self.buf.is_empty() {
             self.buf.resize(SIZE_LINE, 0);
         }
-        // Not doubled, as `extend` alone would: hundreds of these may be there.
+        // `extend` alone would double the buffer, and there may be hundreds of them.
         if self.buf.capacity() - self.buf.len() < data.len() {
             self.buf.reserve_exact(data.len().max(GROWTH_BYTES));
         }

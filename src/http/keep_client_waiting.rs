@@ -140,7 +140,7 @@ impl Waiting {
     fn begin(reply: Arc<Mutex<Reply>>, keep_alive: KeepAliveBytes) -> Waiting {
         lock(&reply).waits = true;
         if let Err(err) = Waiting::enter(&reply, keep_alive) {
-            // The work runs anyway, and most of it ends before the client's timeout.
+            // Without the thread the work still runs, and usually ends before the client's timeout.
             log::warn!("cannot start the thread for keep-alive bytes, slow requests may time out: {err}");
         }
         Waiting(reply)
@@ -159,7 +159,7 @@ impl Waiting {
 
 impl Drop for Waiting {
     fn drop(&mut self) {
-        // The lock waits for bytes that are just being sent.
+        // This lock also waits until bytes that are being sent have left.
         lock(&self.0).waits = false;
         lock(&ALL).0.retain(|entry| !Arc::ptr_eq(&entry.reply, &self.0));
     }

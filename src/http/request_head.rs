@@ -3,8 +3,8 @@
 //! No I/O. A request head is accepted only if every hop reads it the same way. tiny_http takes any `Transfer-Encoding`
 //! for chunked, uses the first of two lengths, takes a negative length for none, and hangs on `HTTP/2.0`.
 //!
-//! Where it does not matter how others read a head, this parser is lenient: header values may hold any byte but NUL, CR
-//! and LF (proxies add names of cities and people in them), and a target may be an absolute URL (RFC 9112 3.2.2).
+//! Where other parsers cannot misread a head, this parser is lenient: header values may hold any byte but NUL, CR and
+//! LF (proxies add names of cities and people in them), and a target may be an absolute URL (RFC 9112 3.2.2).
 
 use std::fmt::Write as _;
 use std::net::IpAddr;
@@ -187,8 +187,8 @@ pub fn parse_request(head: &[u8], peer: IpAddr) -> Result<Request, Refusal> {
 }
 
 /// The head in printable ASCII and tabs, in lines that end with CRLF. Bytes above 127 of the request line are
-/// percent-encoded. Other bytes become `?`, which is no token byte, so that no name and no framing header can hold them.
-/// `None` if there is a NUL, CR or LF in a line.
+/// percent-encoded. Other bytes become `?`, which cannot occur in a header name or a framing header. `None` if there is
+/// a NUL, CR or LF in a line.
 fn ascii_of(head: &[u8]) -> Option<String> {
     let mut text = String::with_capacity(head.len());
     let mut in_request_line = true;

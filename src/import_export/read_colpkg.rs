@@ -4,7 +4,7 @@
 //! `media` in protobuf. Older ones hold `collection.anki21` or `collection.anki2`, and a list in JSON. A newer package also
 //! holds a small collection of the older names, which tells people to update Anki; so the newest name counts.
 //!
-//! Everything is streamed but the list of media and the places of the files in the zip.
+//! Everything is streamed, except the list of media and the positions of the files in the zip.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -37,7 +37,7 @@ const BATCH_BYTES: u64 = 2 * 1024 * 1024;
 /// Packed bytes that are inflated at once: they become 1 MiB at most.
 const INFLATE_BYTES: usize = 1024;
 
-/// What was taken of a package.
+/// The result of an import.
 pub struct Imported {
     /// Media files that are in the folder now.
     pub files: u64,
@@ -230,7 +230,7 @@ struct Entry {
     head_at: u64,
 }
 
-/// More entries than this with other names are none of a package.
+/// A zip with more entries of other names is not a package.
 const MAX_NAMED: usize = 100;
 
 impl Zip {
@@ -288,7 +288,7 @@ impl Zip {
         Ok(())
     }
 
-    /// Where the directory starts, and its length. The record that tells is at the end, in front of a comment.
+    /// The start and the length of the directory. They are in the record at the end of the zip, before a comment.
     fn find_directory(&self) -> io::Result<(u64, u64)> {
         const END_BYTES: usize = 22;
         let len = self.file.metadata()?.len();

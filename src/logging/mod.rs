@@ -1,4 +1,5 @@
-//! Log lines: to stderr in the form that the reader at its other end expects, the access log, the log of the connection layer.
+//! Log lines on stderr, in the form that its reader (terminal, journald, file, pipe) expects; the access log; the log
+//! of the connection layer.
 //!
 //! A failing stderr must not stop the server. Not here: what is logged where an error occurs. Imports `http` (a request,
 //! for the access log), `os`, `error`.
@@ -108,7 +109,7 @@ pub fn start(level: log::LevelFilter, splits: bool) {
         Box::new(Logger { start, splits })
     };
     if log::set_boxed_logger(logger).is_ok() {
-        // A reload changes the level here, and nowhere else.
+        // A reload of the settings changes only this level.
         log::set_max_level(level);
     }
 }

@@ -23,7 +23,7 @@ pub struct Context {
 }
 
 impl Context {
-    /// Ends an element: resets the limit for the next one.
+    /// Call after each element: resets the limit for the next one.
     pub fn element_done(&self) {
         self.left.set(self.max_element_bytes);
     }

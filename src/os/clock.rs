@@ -1,4 +1,4 @@
-//! The wall clock in milliseconds, seconds and days, whether it can be believed, and dates as text.
+//! The wall clock in milliseconds, seconds and days, whether it is probably wrong, and dates as text.
 //!
 //! Many boards have no clock that runs while they are off. They start in 1970, or at the time of the last shutdown, until
 //! the time comes from the network. A stamp of such a time in a collection would undo changes of other devices.
@@ -10,13 +10,13 @@ use std::path::Path;
 use std::str::FromStr;
 use std::sync::OnceLock;
 
-/// 2026-01-01: no clock that is set is before the year of this version. Raise it with each year's first release.
+/// 2026-01-01: a clock before the year of this version is wrong. Raise this with the first release of each year.
 const RELEASED_SECS: i64 = 1_767_225_600;
 
-/// After this time since the boot, the clock is taken for set: some programs that set clocks do not tell the kernel.
+/// After this time since boot, the clock counts as set, because some programs that set clocks do not tell the kernel.
 const UNSET_AT_MOST_SECS: i64 = 600;
 
-/// A larger change against the clock that counts from the boot is not one of drift: somebody has set the clock.
+/// If wall clock and boot clock have moved apart by more than this, it is not drift: somebody has set the wall clock.
 const CLOCK_SET_MILLIS: i64 = 2000;
 
 /// The wall clock minus the boot clock when `remember_start` was called, in milliseconds.
@@ -33,7 +33,7 @@ pub fn now_secs() -> i64 {
     now_millis() / 1000
 }
 
-/// What the clock says, right or wrong, in seconds since 1970-01-01 UTC: for the log.
+/// The wall clock, right or wrong, in seconds since 1970-01-01 UTC. For the log.
 pub fn wall_secs() -> i64 {
     wall_millis() / 1000
 }
@@ -51,7 +51,7 @@ fn offset_millis() -> i64 {
     wall_millis() - millis(libc::CLOCK_BOOTTIME)
 }
 
-/// Why the clock cannot be believed, in words for the owner; None if it can. A few system calls.
+/// Why the clock is probably wrong, in words for the owner; None if it seems right. Takes a few system calls.
 pub fn why_unreliable() -> Option<String> {
     let now = wall_secs();
     let is_before_release = now < RELEASED_SECS;

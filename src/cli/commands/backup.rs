@@ -1,4 +1,4 @@
-//! `ankipi backup list`, `backup make` and `restore`: copies of collections, by whatever they were made.
+//! `ankipi backup list`, `backup make` and `restore`: copies of collections, whichever way they were made.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -12,7 +12,7 @@ use crate::cli::commands::user_folders::{
 use crate::cli::progress::Progress;
 use crate::collection::full::backups::{self, Backup, Kind, backups};
 use crate::collection::full::download::Snapshot;
-use crate::collection::full::restore::{is_waiting, ready, restore};
+use crate::collection::full::restore::{is_waiting, leave_for_server, restore};
 use crate::collection::{Collection, FILE_NAME};
 use crate::config::Flags;
 use crate::error::{Error, Result};
@@ -22,7 +22,7 @@ use crate::media::places::Places;
 use crate::os::clock;
 use crate::{files, media};
 
-/// How many `ankipi backup make` keeps if nobody says.
+/// How many copies `ankipi backup make` keeps by default.
 const DEFAULT_KEEP: usize = 7;
 
 /// `ankipi backup list`
@@ -146,7 +146,7 @@ fn restore_one(mut invocation: Invocation) -> Result<ExitCode> {
         )));
     };
     if files::is_in_use(&config.base) {
-        ready(&dir, &backup.path, config.max_row_bytes)?;
+        leave_for_server(&dir, &backup.path, config.max_row_bytes)?;
         say(&format!(
             "Restored backup {number} of {name}; the server takes it with the next request of a device. Sync each device, \
              and choose Download there.\n"

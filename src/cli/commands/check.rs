@@ -82,7 +82,7 @@ fn check_user(base: &Path, name: &str, depth: Depth, server: &ServerUser) -> Res
         report.problem(denied.text.clone());
         unmended += 1;
     }
-    // What this process may not read either is not looked at: it may be sound.
+    // Files that this process may not read are not checked: they may be sound.
     let is_readable =
         denied.is_none() || access::denied_to(&ServerUser::this_process(), base, name).is_none();
     let mut of_media = 0;

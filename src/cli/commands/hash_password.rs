@@ -1,4 +1,4 @@
-//! `ankipi hash-password`, and what all commands share that take a new password.
+//! `ankipi hash-password`, and what is shared by all commands that take a new password.
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;

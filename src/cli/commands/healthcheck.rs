@@ -1,5 +1,5 @@
-//! `ankipi --healthcheck`: asks the server with the same settings for `/health`, as Anki's own server does with this option. A
-//! container of this program alone has no other program that could ask.
+//! `ankipi --healthcheck`: asks the server with the same settings for `/health`, as Anki's own server does with this
+//! option. A container that holds nothing but this program has no other HTTP client.
 
 use std::io::{self, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
@@ -20,7 +20,7 @@ pub fn run(config: &Config) -> Result<ExitCode> {
         Error::Broken(format!("no server answers at {address}, port {}: {err}", config.port))
     })?;
     match status.get(9..12) {
-        // 404 comes from a server that serves other networks only (SYNC_ALLOW).
+        // A server that does not serve this address (SYNC_ALLOW) responds with 404.
         Some("200" | "404") => Ok(ExitCode::SUCCESS),
         _ => Err(Error::Broken(format!("the server is not well: {status}"))),
     }

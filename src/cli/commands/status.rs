@@ -74,7 +74,7 @@ fn run(mut invocation: Invocation) -> Result<ExitCode> {
         free_bytes: os::free_bytes(&base).map_err(|err| err.to_string()),
         users: names.iter().map(read).collect(),
         process,
-        // Nothing can be said to those who may not write there.
+        // The test needs permission to write there; without it, nothing is reported.
         disk: disk_abilities::shortcomings(&base).unwrap_or_default(),
         folder: base,
     };
@@ -87,7 +87,7 @@ fn run(mut invocation: Invocation) -> Result<ExitCode> {
     Ok(ExitCode::from(if runs { 0 } else { FAILED }))
 }
 
-/// What is known of accounts here. A server may have others in its settings.
+/// The accounts that this process can see. A running server may have others in its settings.
 fn accounts(base: &Path, settings: &Settings) -> Snapshot {
     let with = |settings| Snapshot::read(base, Arc::new(settings), None);
     let read = settings.config().and_then(|config| with(AccountSettings::of(&config)));
@@ -119,7 +119,7 @@ struct Status {
     free_bytes: Fact<u64>,
     /// What the disk cannot do.
     disk: Vec<&'static str>,
-    /// Why the clock cannot be believed; None if it can.
+    /// Why the clock is probably wrong; None if it seems right.
     clock_doubt: Option<String>,
     /// What the running server noticed about the settings.
     notices: Vec<String>,
@@ -225,7 +225,7 @@ impl StoredUser {
         let dir = &base.join(name);
         let collection = || {
             let path = dir.join(FILE_NAME);
-            // The lock: an upload that replaces the collection leaves no file in its place for a moment.
+            // While a full upload replaces the collection, there is no file for a moment. The lock waits for that.
             let in_place = files::lock_against_replacement(dir);
             let is_missing = !path.exists();
             drop(in_place);

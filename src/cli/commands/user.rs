@@ -117,7 +117,8 @@ fn add(invocation: Invocation) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// With a new password all keys are void. But a damaged file does not tell for which password they are.
+/// A new password voids all keys. But a damaged keys file does not say for which password its keys are, so it is voided
+/// here.
 fn void_damaged_keys(folder: &Path, new: &Hash) -> Result<()> {
     match Keys::read(folder, None) {
         Ok(Keys { damage: None, .. }) => Ok(()),
@@ -195,7 +196,8 @@ fn remove(mut invocation: Invocation) -> Result<ExitCode> {
         users_file::change_locked(&base, |users| Ok(users.remove(&name)))?;
     }
     if has_data_to_delete {
-        // Renamed first: a running server loses the whole folder in one moment, and cannot write into what is half gone.
+        // Renamed first, so that a running server loses the whole folder at once and does not write into a half-deleted
+        // one.
         let doomed = base.join(format!("{REMOVED_PREFIX}{name}"));
         files::remove_folder(&doomed)?;
         fs::rename(&folder, &doomed).map_err(Error::io("renaming", &folder))?;

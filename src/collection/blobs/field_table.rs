@@ -1,5 +1,5 @@
-//! What tables consist of: rows, values and converters, and the message that a table describes. `mod.rs` explains how to
-//! read a row.
+//! The parts of a field table: rows, values and converters, and the message that a table describes. `mod.rs` explains
+//! how to read a row.
 
 use std::borrow::Cow;
 

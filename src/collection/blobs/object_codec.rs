@@ -1,4 +1,4 @@
-//! Converts objects as their tables say, in both directions: JSON object -> [`Message`] -> blob, and back.
+//! Converts objects in both directions, as described by their tables: JSON object -> [`Message`] -> blob, and back.
 
 use super::Refused;
 use super::field_table::{Convert, Emit, Field, Message, OTHER, Otherwise, Pb, Value};

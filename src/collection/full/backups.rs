@@ -1,4 +1,4 @@
-//! The copies of a collection in the user's folder `backups`: their names, by what they were made, how many are kept.
+//! The backups of a collection in the user's folder `backups`: their names, what made them, how many are kept.
 //!
 //! Not here: making the daily ones (`sync::daily_backup`), putting one back (`restore`).
 
@@ -16,10 +16,10 @@ pub(super) const BACKUPS: &str = "backups";
 /// End of the name of a copy that is being made.
 const UNFINISHED: &str = ".new";
 
-/// How long a finished copy waits for an upload that takes its place, or for another copy.
+/// Timeout for the lock under which a finished copy gets its number. A full upload or another copy may hold it.
 const STORE_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// By what a backup was made.
+/// What made a backup.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     /// A full upload replaced it.
@@ -48,7 +48,7 @@ impl Kind {
         }
     }
 
-    /// Whether it was the collection itself, and not a copy of it.
+    /// Whether this was the collection itself before it was replaced, and not a copy of it.
     fn was_in_use(self) -> bool {
         !matches!(self, Kind::Daily | Kind::Made)
     }
@@ -70,9 +70,10 @@ impl Kind {
 pub struct Backup {
     /// Higher numbers are newer.
     pub number: u32,
-    /// By what it was made.
+    /// What made it.
     pub kind: Kind,
-    /// The day on which it was made. Not in the names of those that were in use: their rename must not depend on a clock.
+    /// The day on which it was made. Replaced collections have no day in their names, because their rename must not
+    /// depend on the clock.
     pub day: Option<Day>,
     /// Path of the file.
     pub path: PathBuf,
@@ -147,7 +148,7 @@ pub fn unfinished_path(dir: &Path, name: &str) -> Result<PathBuf> {
 
 /// Gives a complete and synced copy its name as the newest backup. It is durable when this returns.
 pub fn store(dir: &Path, unfinished: &Path, kind: Kind) -> Result<Backup> {
-    // An upload that is put in place picks a number, too.
+    // A full upload that is put in place picks a number, too.
     let _lock = lock_for_replacement(dir, STORE_TIMEOUT);
     let path = next_backup_path(dir, kind)?;
     fs::rename(unfinished, &path).map_err(Error::io("renaming", unfinished))?;

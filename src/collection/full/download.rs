@@ -24,8 +24,8 @@ use crate::files::spool;
 /// The two bytes of the file header that tell the journal mode: 1 for a rollback journal, 2 for a WAL.
 pub(crate) const JOURNAL_BYTES: std::ops::Range<usize> = 18..20;
 
-/// Whether SQLite has the table `sqlite_dbpage`. The flags of SQLite's build are in .cargo/config.toml, which `cargo
-/// install` does not read: the program that it builds copies a collection before each download.
+/// Whether SQLite has the table `sqlite_dbpage`. The build flags of SQLite are in .cargo/config.toml, which `cargo
+/// install` does not read. A program built that way copies the collection before each download.
 pub const HAS_DBPAGE: bool = match option_env!("LIBSQLITE3_FLAGS") {
     Some(flags) => contains(flags.as_bytes(), b"SQLITE_ENABLE_DBPAGE_VTAB"),
     None => false,
@@ -65,8 +65,9 @@ impl Snapshot {
         Ok(snapshot)
     }
 
-    /// A snapshot of a copy of the file, for disks on which nobody can write to a file that is read. The copy has no name any
-    /// more when this returns, and goes with the snapshot.
+    /// Opens a snapshot of a temporary copy of the file, for disks without a WAL: there, a sync could not write while a
+    /// download reads. The copy is already deleted from its folder when this returns, so it disappears with the
+    /// snapshot.
     pub fn of_copy(path: &Path) -> Result<Snapshot> {
         let copy = spool::unused_path(path.parent().unwrap_or(Path::new(".")));
         let copied = || {

@@ -1,4 +1,4 @@
-//! Are the indexes of an uploaded collection those that every collection has, and do they hold their tables in order?
+//! Checks that an uploaded collection has the indexes of every collection, and that they match their tables.
 //!
 //! SQLite trusts an index. An entry in the wrong place is not found, so the row would be missing from a sync. `quick_check`
 //! does not notice that. Here each index of a large table is read once from end to end: its entries must be those of the
@@ -31,7 +31,7 @@ pub fn replace_unknown(db: &Connection) -> CheckResult {
     Ok(())
 }
 
-/// A definition without what may be written in different ways.
+/// A definition without spelling differences that do not change its meaning.
 fn without_looks(sql: &str) -> String {
     let kept: String =
         sql.chars().filter(|c| !c.is_whitespace() && !matches!(c, '"' | '`' | '[' | ']' | ';')).collect();
@@ -110,7 +110,7 @@ pub fn checksum_of(db: &Connection, index: &Index) -> CheckResult<Checksum> {
     Ok(checksum)
 }
 
-/// A value of the entry before.
+/// A value of the previous entry.
 enum Key {
     Null,
     Integer(i64),

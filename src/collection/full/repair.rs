@@ -1,6 +1,6 @@
-//! Brings the tables of an uploaded file to ours. Other programs write schema 18 with columns in another order, without
-//! keys or with the indexes of another collation; add-ons add columns. The official server takes such files, and clients
-//! work with them until a statement depends on what differs.
+//! Changes the tables of an uploaded file to our definitions. Other programs write schema 18 with columns in another
+//! order, without keys or with the indexes of another collation; add-ons add columns. The official server takes such
+//! files, and clients work with them until a statement depends on what differs.
 //!
 //! The file is a copy that is deleted if the check fails, so nothing is rolled back here.
 
@@ -22,7 +22,7 @@ const CONSTRAINTS: &[&str] = &["check", "conflict", "foreign", "generated", "ref
 pub fn repair_tables(db: &Connection, version: i64) -> CheckResult {
     let ours = Connection::open_in_memory()?;
     ours.create_collation("unicase", unicase::compare)?;
-    // A rename must not look at the rest of the schema.
+    // With this, a rename does not check the rest of the schema, which may be broken.
     db.execute_batch("PRAGMA legacy_alter_table = ON")?;
     for (table, columns) in tables_of(version) {
         let found = Shape::of(db, table, columns)?;
@@ -30,7 +30,7 @@ pub fn repair_tables(db: &Connection, version: i64) -> CheckResult {
         if !columns.iter().all(has) {
             return refuse(format!("its table '{table}' is missing or lacks columns"), CHECK_DATABASE);
         }
-        // The upgrade makes these anew.
+        // The upgrade creates these two again.
         if version < 18 && matches!(table, "graves" | "tags") {
             continue;
         }
@@ -79,7 +79,7 @@ pub fn extra_columns(db: &Connection, table: &str, columns: &[&str]) -> rusqlite
     Ok(Shape::of(db, table, columns)?.extra(columns))
 }
 
-/// What of a table's definition matters to those who write to it.
+/// The parts of a table's definition that matter to writers.
 struct Shape {
     columns: Vec<Column>,
     is_without_rowid: bool,
@@ -101,7 +101,8 @@ struct Column {
 }
 
 impl Shape {
-    /// An unknown table has no columns. The collation is read of these columns only.
+    /// Reads the definition of a table. An unknown table has no columns. Collations are read only for the columns
+    /// `known`.
     fn of(db: &Connection, table: &str, known: &[&str]) -> rusqlite::Result<Shape> {
         let mut select =
             db.prepare("SELECT name, pk, \"notnull\" AND dflt_value IS NULL, hidden FROM pragma_table_xinfo(?1) ORDER BY cid")?;
@@ -144,7 +145,8 @@ impl Shape {
         Ok(Shape { columns, is_without_rowid, is_strict, automatic, is_constrained })
     }
 
-    /// Whether it can be used as if it was `ours`: the same columns first, and then only such as need no value.
+    /// Whether the table can be used like `ours`: it begins with the same columns, and inserts need no value for the
+    /// others.
     fn is_like(&self, ours: &Shape) -> bool {
         let (first, extra) = self.columns.split_at(ours.columns.len().min(self.columns.len()));
         let same = |(found, ours): (&Column, &Column)| {
@@ -179,7 +181,8 @@ fn remake(db: &Connection, table: &str, columns: &[&str], extra: &[String]) -> C
     }
     let all: Vec<&str> = columns.iter().copied().chain(extra.iter().map(String::as_str)).collect();
     let all = all.join(", ");
-    // Without a key there may be two of a kind where one is meant. Of others a client could want both.
+    // Without a primary key, these two tables may hold duplicates, of which one is kept. In other tables a client may
+    // need both rows.
     let (verb, order) = match table {
         "graves" => ("INSERT OR REPLACE", " ORDER BY usn"),
         "tags" => ("INSERT OR IGNORE", ""),

@@ -79,7 +79,7 @@ pub fn replace(dir: &Path, checked: &Path, keep: usize, kind: Kind) -> Result<()
         fs::rename(&next, &current).map_err(Error::io("renaming", &next))?;
     }
     sync_folder(dir).map_err(|err| Error::Unconfirmed(err.to_string()))?;
-    // The new collection is in place and synced, so the upload succeeded: only log the error.
+    // The new collection is in place and synced, so the upload has succeeded: only log the error.
     if let Err(err) = delete_old_replaced(dir, keep) {
         log::error!("the new collection is in place, but {err}");
     }

@@ -32,8 +32,9 @@ pub fn restore(dir: &Path, backup: &Path, keep: usize, max_row_bytes: u64, kind:
     give_tree_to_owner(dir, dir)
 }
 
-/// Makes a copy of `backup` that the running server takes with the user's next request (`put_waiting_in_place`).
-pub fn ready(dir: &Path, backup: &Path, max_row_bytes: u64) -> Result<()> {
+/// Makes a copy of `backup`, which the running server puts in place at the user's next request
+/// (`put_waiting_in_place`).
+pub fn leave_for_server(dir: &Path, backup: &Path, max_row_bytes: u64) -> Result<()> {
     let copy = temporary_path(dir);
     copy_with_new_stamps(dir, backup, &copy, max_row_bytes)?;
     let put = || {
@@ -49,12 +50,12 @@ pub fn ready(dir: &Path, backup: &Path, max_row_bytes: u64) -> Result<()> {
     put
 }
 
-/// Whether `ready` has left a copy. One system call.
+/// Whether a copy from `leave_for_server` is waiting. One system call.
 pub fn is_waiting(dir: &Path) -> bool {
     replace::restored_path(dir).exists()
 }
 
-/// Puts the copy of `ready` in place. Call only while no connection of this process is open.
+/// Puts the waiting copy in place. Call only while no connection of this process is open.
 pub fn put_waiting_in_place(dir: &Path, keep: usize) -> Result<()> {
     log::info!("{}: a backup was restored; every device will be asked for a full sync", dir.display());
     replace::replace(dir, &replace::restored_path(dir), keep.max(1), Kind::Restored)
@@ -66,7 +67,7 @@ pub fn check_and_stamp(dir: &Path, from: &Path, copy: &Path, max_row_bytes: u64)
     set_new_stamps(dir, copy)
 }
 
-/// Puts a collection that `check_and_stamp` has seen in the place of that in `dir`. Call only while no server runs.
+/// Replaces the collection in `dir` by one that `check_and_stamp` has checked. Call only while no server runs.
 pub fn put_imported(dir: &Path, copy: &Path, keep: usize) -> Result<()> {
     replace::recover(dir)?;
     Collection::recover_journal(&dir.join(FILE_NAME));
@@ -74,7 +75,7 @@ pub fn put_imported(dir: &Path, copy: &Path, keep: usize) -> Result<()> {
     give_tree_to_owner(dir, dir)
 }
 
-/// Where a copy is made before it is checked. Of this process, as two commands may run at once.
+/// Where a copy is made before it is checked. The path contains the process id, because two commands may run at once.
 pub fn temporary_path(dir: &Path) -> PathBuf {
     dir.join(format!("{}-{}", replace::RESTORE_PREFIX, std::process::id()))
 }
@@ -128,11 +129,10 @@ fn checkpoint_and_check(from: &Path, copy: &Path, max_row_bytes: u64) -> Result<
 fn set_new_stamps(dir: &Path, copy: &Path) -> Result<()> {
     let current = dir.join(FILE_NAME);
     let _in_place = lock_against_replacement(dir);
-    // Not the clock alone: it may be behind.
+    // Do not rely on the clock alone, because it may be behind.
     let now = match current.exists().then(|| Collection::open_beside_server(&current)?.stamps()) {
         Some(Ok(stamps)) => clock::now_millis().max(stamps.schema + 1).max(stamps.modified + 1),
-        // A device syncs. Its stamp will not be far behind the clock.
-        // A damaged collection is ignored: it may be the reason for the restore.
+        // Busy with a sync, or damaged, which may be the reason for the restore. Then the clock decides.
         Some(Err(_)) | None => clock::now_millis(),
     };
     let restored = Collection::open_alone(copy)?;

@@ -12,7 +12,7 @@ use std::time::Duration;
 /// The timeout of Anki clients.
 const TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Maximum size of a response. None that the doctor needs is longer.
+/// Maximum size of a response. No response that the doctor needs is longer.
 const MAX_REPLY_BYTES: u64 = 1 << 20;
 
 /// A server address as typed into Anki.
