@@ -1,4 +1,4 @@
-//! Do the index and the folder agree? For `ankipi check`. The server need not run; with `fix` it must not.
+//! Checks that the index and the folder agree, for `ankipi check`. The server need not run; with `fix` it must not.
 //!
 //! A repair never takes anything from a device, and never makes damaged bytes the truth. A record whose file is missing or
 //! damaged is forgotten (`lost`), so that a device which has the file sends it again. A file that the index does not know is
@@ -23,7 +23,7 @@ const NAMES_AT_ONCE: u32 = 500;
 /// How many forgotten files are named.
 const MAX_NAMED: u32 = 20;
 
-/// With `fix`, a file that no device has sent for so long is not waited for any more.
+/// With `fix`, the check stops waiting for a file that no device has sent for this time.
 const WAIT_FOR_DEVICES_SECS: i64 = 30 * 24 * 60 * 60;
 
 /// What to do.
@@ -35,7 +35,7 @@ pub struct Depth {
     pub fix: bool,
 }
 
-/// Where a check tells what it does.
+/// Receives the findings and the progress of a check.
 pub trait Listener {
     /// Something is not in order.
     fn problem(&mut self, what: String);
@@ -123,7 +123,7 @@ struct Check<'c> {
 }
 
 impl Check<'_> {
-    /// Names what the devices are asked for.
+    /// Reports the files that the devices are asked for.
     fn forgotten(&mut self) -> Result<()> {
         if let Some(fix) = &mut self.fix {
             fix.stop_waiting_since_before(clock::now_secs() - WAIT_FOR_DEVICES_SECS)?;
@@ -238,14 +238,14 @@ impl Check<'_> {
                 let what = format!("{:?} is back", name.as_str());
                 self.repair(what, "recorded", |fix| fix.put(name, &found))
             }
-            // Whether it is what the devices have is for them to say.
+            // The devices may have a newer version, so wait for them.
             Some(_) => Ok(()),
         }
     }
 
     fn totals(&mut self) -> Result<()> {
         if let Some(fix) = &self.fix {
-            // What was repaired so far is not in the table yet.
+            // The repairs so far are not in the table yet.
             fix.store_totals()?;
         }
         let (stored, counted) = (self.db.totals()?, self.db.counted_totals()?);

@@ -1,8 +1,8 @@
 //! A zip of files for a client, streamed from the files themselves.
 //!
-//! The files are opened under the lock. After that they may be replaced or deleted: what was opened stays what the index
-//! told. Before the reply begins, each is read and compared with its record (`lost`), so that no client ever gets damaged
-//! bytes. While it is sent, its CRC is compared with that of the first reading.
+//! The files are opened under the lock. After that they may be replaced or deleted: the open files keep the contents
+//! that the index describes. Before the reply begins, each is read and compared with its record (`lost`), so that no
+//! client ever gets damaged bytes. While it is sent, its CRC is compared with that of the first reading.
 //!
 //! Clients drop as many names from their list as files arrive, whatever the files are, and ask for the rest. So a damaged
 //! file is replaced by a second copy of another file in the reply: the client takes that one twice, which does no harm, and

@@ -57,8 +57,8 @@ CREATE TABLE ankipi_media AS
 CREATE TABLE ankipi_meta AS SELECT usn FROM meta;
 DROP TABLE media;
 DROP TABLE meta;";
-/// A new index in place of a lost one goes on with usns that no device knows: it starts at the minutes since 1970. All
-/// clients see a change then, and compare counts.
+/// A new index in place of a lost one must use usns that no device knows, so it starts at the minutes since 1970. Then
+/// all clients see a change, and compare counts.
 const CONTINUE_AT_UNUSED_USN: &str = "\
 UPDATE meta SET last_usn = max(0, CAST(strftime('%s', 'now') AS int) / 60);
 INSERT INTO media SELECT 'ankipi:forgot', zeroblob(20), 0, last_usn, 0 FROM meta;";
@@ -136,8 +136,8 @@ impl MediaDb {
                 | OpenFlags::SQLITE_OPEN_NO_MUTEX,
         )?;
         let db = MediaDb::prepare(db)?;
-        // A commit is durable when it returns, and costs one fsync with a WAL. The index of a WAL needs shared memory. Where
-        // there is none, an index that is in WAL mode can only be read by whoever has it alone.
+        // A commit is durable when it returns, and costs one fsync with a WAL. A WAL needs shared memory. On a disk
+        // without it, a file in WAL mode can be read only with an exclusive lock.
         let journal = if files::has_shared_memory(dir) {
             "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL".to_owned()
         } else {
@@ -367,7 +367,7 @@ impl Recording<'_> {
 
     /// Records that a file is deleted, under the next usn. The checksum stays.
     pub fn delete(&mut self, name: &MediaName) -> Result<()> {
-        // Of a forgotten file other devices have to hear, too, or they would send it again.
+        // Other devices must receive the deletion of a forgotten file, too, or they would send it again.
         let record = match self.db.record(name)? {
             None => self.db.forgotten_record(name)?.map(|(record, _)| record),
             record => record,

@@ -36,13 +36,13 @@ const USNS_LEFT: i64 = 100_000_000;
 pub enum Fault {
     /// There is none.
     Missing,
-    /// It is a folder or the like.
+    /// It is not a file, but a folder or something else.
     NoFile,
     /// It has another length.
     OtherLength,
     /// It has another checksum.
     OtherContents,
-    /// The disk does not give it.
+    /// The disk cannot read it.
     Unreadable(io::Error),
 }
 
@@ -66,7 +66,7 @@ pub struct Lost {
     pub record: Record,
 }
 
-/// Compares a file with its record as far as that costs no reading. Errors are about the whole folder.
+/// Compares a file with its record without reading its contents. Errors are about the whole folder.
 pub fn fault_at_a_glance(places: &Places, name: &MediaName, record: &Record) -> Result<Option<Fault>> {
     let path = places.path_of(name);
     match fs::symlink_metadata(&path) {
@@ -74,7 +74,7 @@ pub fn fault_at_a_glance(places: &Places, name: &MediaName, record: &Record) -> 
         Ok(meta) if meta.len() != record.bytes => Ok(Some(Fault::OtherLength)),
         Ok(_) => Ok(None),
         Err(err) if err.kind() == ErrorKind::NotFound || is_about_name(&err) => Ok(Some(Fault::Missing)),
-        // The folder itself is closed to us, which says nothing about its files.
+        // This process may not use the folder. That says nothing about its files.
         Err(err) if err.kind() == ErrorKind::PermissionDenied => Err(Error::Io("looking for", path, err)),
         Err(err) => Ok(Some(Fault::Unreadable(err))),
     }
@@ -158,8 +158,8 @@ impl MediaStore {
         recording.commit().map(drop)
     }
 
-    /// Looks after the next page of changes before it is listed to a client that knows everything up to `usn`: forgets the
-    /// files that are lost, so that the client does not ask for them. Contents are compared if the page is so small that the
+    /// Checks the next page of changes before it is listed to a client that knows everything up to `usn`: forgets files
+    /// that are lost, so that the client does not request them. Contents are compared if the page is so small that the
     /// client could ask for all of it at once. Such a request would fail if nothing but damaged files were asked for.
     pub(super) fn look_after_page(&self, usn: i64) -> Result<()> {
         self.forget_if_behind(usn)?;
@@ -197,11 +197,11 @@ impl MediaStore {
         }
     }
 
-    /// Forgets everything if a client knows a later usn than the index does. The folder was put back from a copy then, and
-    /// any of its files may be older than what the devices have. Clients would replace theirs by the older ones. They send
-    /// all files instead, and those that are in the folder already are only compared.
+    /// Forgets everything if a client knows a later usn than the index does. Then the folder was restored from a copy,
+    /// and its files may be older than those of the devices. Clients would replace their files by the older ones.
+    /// Forgetting makes them send all files instead; those that the folder already has are only compared.
     fn forget_if_behind(&self, client_usn: i64) -> Result<()> {
-        // A usn that leaves no room for others is none that a server gave.
+        // No server gave a usn that leaves no room for later ones, so such a usn is ignored.
         if client_usn > i64::from(i32::MAX) - USNS_LEFT || client_usn <= i64::from(self.totals()?.last_usn) {
             return Ok(());
         }

@@ -70,7 +70,7 @@ const PENDING: &str = "media.pending";
 /// Prefix of the temporary files of uploads.
 const STAGED_PREFIX: &str = "media.new-";
 
-/// How long the index stays open for writing after the last upload: as long as clients pause between two.
+/// How long the index stays open for writing after the last upload. Clients pause less than this between two uploads.
 const IDLE: Duration = Duration::from_secs(20);
 
 /// The totals of a store.
@@ -131,7 +131,8 @@ impl MediaStore {
         store
     }
 
-    /// Forgets all that belongs to a folder in whose place there is another one now, and prepares that.
+    /// Call when another folder has taken the place of the user's folder: forgets the old one, and prepares the new
+    /// one.
     pub fn switch_to_new_folder(&self) -> Result<()> {
         {
             let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
@@ -290,7 +291,7 @@ fn remove_staged(dir: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Whether an error tells that the index itself is damaged.
+/// Whether an error means that the index itself is damaged.
 fn is_damage(err: &Error) -> bool {
     use rusqlite::Error as Sqlite;
     // A table is missing, or a value is not what we or the official server write.

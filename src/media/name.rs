@@ -68,7 +68,7 @@ pub fn checked_name(raw: String) -> Result<MediaName> {
     })
 }
 
-/// What a file system that ignores case, or trailing dots and spaces, makes one name of.
+/// The form in which names are equal on a file system that ignores case and trailing dots and spaces.
 pub fn folded(name: &str) -> String {
     name.trim_end_matches(['.', ' ']).to_lowercase()
 }

@@ -1,6 +1,6 @@
-//! Where the file of a media name is on the disk.
+//! The path of the file of a media name.
 //!
-//! Normally the file is in `media/` under its own name, as on the official server. Two kinds of names have no place there:
+//! Normally the file is in `media/` under its own name, as on the official server. Two kinds of names cannot be there:
 //!
 //! - The file system rejects the name. FAT has no emoji, eCryptfs has no names of more than 143 bytes.
 //! - The file system ignores case, and another media file has the name already. On FAT, `A.jpg` is the file `a.jpg`.
@@ -31,14 +31,14 @@ const NAMES_AT_ONCE: u32 = 500;
 /// Finds the files of one user.
 pub struct Places {
     dir: PathBuf,
-    /// Whether the file system takes names that differ in case for one name.
+    /// Whether the file system ignores case in names.
     ignores_case: bool,
     /// Whether `media.odd/` exists. Without it no path in it is looked up.
     has_odd: AtomicBool,
 }
 
 impl Places {
-    /// Looks at the folder again, in whose place there may be another one.
+    /// Looks at the folder again, because another one may have taken its place.
     pub fn recheck_folder(&self) {
         self.has_odd.store(self.dir.join(ODD_FOLDER).is_dir(), Ordering::Relaxed);
     }
@@ -113,7 +113,7 @@ impl Places {
         let refusal = if is_taken && path == plain {
             io::Error::other("another file has that name there, as this disk ignores case")
         } else {
-            // A folder would keep the file out for ever.
+            // A folder of this name would be in the way for ever.
             if fs::symlink_metadata(&path).is_ok_and(|meta| meta.is_dir()) {
                 put_aside(&self.dir, &path, name.as_str());
             }

@@ -22,7 +22,7 @@ use crate::media::{Intent, MediaStore, PENDING, Sha1Sum, State};
 use crate::os::WholeFileSystem;
 use crate::text::hex::hex;
 
-/// Asks how much an upload may store.
+/// Asks whether an upload may be stored: free disk space, and the user's quota.
 pub struct Room<'r> {
     /// Whether so many bytes may be written, of which some are on the disk already.
     pub free: &'r dyn Fn(u64, u64) -> Result<()>,
@@ -72,7 +72,7 @@ enum Change {
     Same(Record),
 }
 
-/// What the folder has under a name before an upload.
+/// The state of a name in the folder before an upload.
 #[derive(PartialEq, Eq)]
 enum Stored {
     No,
@@ -106,7 +106,7 @@ impl MediaStore {
         let pairs = read_meta(&zip)?;
         self.check_room(&pairs, body, room)?;
         let processed = pairs.len();
-        // Opened before anything is written, so that it tells of all errors.
+        // Opened before anything is written, so that it reports all write errors.
         let disk = WholeFileSystem::of(&self.dir);
         let mut staged: Vec<Staged> = Vec::with_capacity(processed);
         for (name, entry) in pairs {
@@ -177,7 +177,7 @@ impl MediaStore {
         self.read(|db| match db.record(name)?.filter(Record::is_live) {
             Some(record) if record.bytes == bytes => Ok(Stored::Recorded(record.sha1)),
             Some(_) => Ok(Stored::No),
-            // Where case is ignored it may be the file of another name.
+            // On a disk that ignores case, it may be the file of another name.
             None if self.places.ignores_case() && db.has_twin(name)? => Ok(Stored::No),
             None => Ok(Stored::Unrecorded),
         })
@@ -252,9 +252,9 @@ fn unpack(zip: &ZipReader, entry: &Entry, mut sink: impl FnMut(&[u8]) -> Result<
     Ok(sha1.finalize().into())
 }
 
-/// Syncs the temporary files, after all are written: several of them by one flush of the whole disk, where that can be
-/// relied on, as a flush is what a card is slow at. Otherwise one after the other: on a file system with a journal the first
-/// fsync commits all of them. An error comes with what was being synced.
+/// Syncs the temporary files, after all are written: several of them by one flush of the whole disk, where that is
+/// reliable, because each flush is slow on an SD card. Otherwise one after the other: on a file system with a journal
+/// the first fsync commits all of them. An error comes with what was being synced.
 fn sync(
     staged: &[Staged],
     body: &Spool,

@@ -1,4 +1,4 @@
-//! What the kernel tells of a disk: free space, whether a folder is writable.
+//! What the kernel knows of a disk: free space, permissions, reflinks, shared memory, flushing a whole file system.
 
 #![allow(unsafe_code)]
 
@@ -43,7 +43,7 @@ fn check(path: &Path, access: libc::c_int) -> io::Result<()> {
     }
 }
 
-/// Whether the file system has no such operation, as network shares and FUSE say it in different ways.
+/// Whether the file system has no such operation. Network shares and FUSE report that with different error codes.
 pub fn is_unsupported(err: &io::Error) -> bool {
     matches!(err.raw_os_error(), Some(libc::EINVAL | libc::ENOTSUP | libc::ENOSYS | libc::ENOTTY))
 }
@@ -89,12 +89,12 @@ pub fn free_bytes(dir: &Path) -> io::Result<u64> {
     }
 }
 
-/// A file system that makes all its files durable with one flush, and tells if one of them could not be written.
+/// A file system that makes all its files durable with one flush, and reports if one of them could not be written.
 pub struct WholeFileSystem(File);
 
 impl WholeFileSystem {
-    /// The file system of a folder; none if it, or the kernel, is not known to do both. Open it before the files are
-    /// written: errors before that are not told.
+    /// The file system of a folder. None if it, or the kernel, is not known to do both. Open it before the files are
+    /// written: earlier errors are not reported.
     pub fn of(dir: &Path) -> Option<WholeFileSystem> {
         /// ext2 to ext4, XFS, btrfs and F2FS. Others (FAT, FUSE, overlays) may leave something in a cache.
         const KNOWN: [u64; 4] = [0xef53, 0x5846_5342, 0x9123_683e, 0xf2f5_2010];
@@ -119,7 +119,7 @@ impl WholeFileSystem {
     }
 }
 
-/// Whether syncfs(2) tells of files that could not be written: since Linux 5.8.
+/// Whether syncfs(2) reports files that could not be written: since Linux 5.8.
 fn tells_of_write_errors() -> bool {
     // SAFETY: utsname is a struct of characters, for which zeroes are valid.
     let mut name: libc::utsname = unsafe { std::mem::zeroed() };

@@ -1,10 +1,10 @@
-//! Who this process is, and the names of users of this machine.
+//! The user of this process, and the names of this machine's users.
 
 #![allow(unsafe_code)]
 
 use std::fs;
 
-/// The user as whom this process acts.
+/// The effective user id of this process.
 pub fn effective_user() -> u32 {
     // SAFETY: takes nothing, changes nothing, cannot fail.
     unsafe { libc::geteuid() }

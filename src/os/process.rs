@@ -49,10 +49,10 @@ pub fn prepare_process() {
     }
 }
 
-/// Lets all other threads go first: this thread gets the processor when nobody else wants it. Ignores errors: where it is
-/// not allowed, the thread works as the others do.
+/// Gives this thread the lowest priority, so that it runs when no other thread needs the processor. Ignores errors:
+/// then the thread runs with the usual priority.
 pub fn lower_priority() {
-    /// The lowest there is.
+    /// The lowest priority of Linux.
     const LOWEST_PRIORITY: libc::c_int = 19;
     // SAFETY: only sets a number of the calling thread, which 0 stands for on Linux.
     unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, LOWEST_PRIORITY) };

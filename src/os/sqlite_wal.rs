@@ -1,7 +1,7 @@
-//! SQLite without an fsync that does nothing: that of the header of a new WAL.
+//! Makes SQLite leave out one fsync that has no effect: that of the header of a new WAL.
 //!
-//! Before the first frames of a WAL, SQLite writes and syncs its header. That is needed where the file holds frames of an
-//! earlier WAL, which must not count any more. In a file that was just made there are none, and the sync of the commit,
+//! Before the first frames of a WAL, SQLite writes and syncs its header. That is needed where the file holds frames of
+//! an earlier WAL, which must become invalid. In a file that was just made there are none, and the sync of the commit,
 //! which comes next, covers the header as well. So the first sync after a while waits for two fsyncs (the WAL, and the
 //! folder in which it is new) in place of three.
 
@@ -15,10 +15,10 @@ use rusqlite::ffi;
 /// The length of a WAL in which nothing but its header is.
 const WAL_HEADER_BYTES: i64 = 32;
 
-/// SQLite's own way to the disk, and ours, which is the same but for one function.
+/// SQLite's own file functions, and ours, in which one function differs.
 struct DiskMethods {
     vfs: *mut ffi::sqlite3_vfs,
-    /// The functions of an open file, as SQLite made them.
+    /// The functions of an open file: SQLite's, and ours.
     methods: OnceLock<(&'static ffi::sqlite3_io_methods, ffi::sqlite3_io_methods)>,
 }
 
@@ -29,7 +29,7 @@ unsafe impl Sync for DiskMethods {}
 
 static DISK_METHODS: OnceLock<DiskMethods> = OnceLock::new();
 
-/// Makes all databases that are opened from now on do without it. Call before the first one is opened.
+/// Leaves out this fsync for all databases that are opened from now on. Call before the first one is opened.
 pub fn skip_sync_of_new_wal_header() {
     // SAFETY: a null name asks for the default; SQLite answers with a structure that lives as long as the process.
     let vfs = unsafe { ffi::sqlite3_vfs_find(std::ptr::null()) };

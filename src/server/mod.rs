@@ -57,7 +57,7 @@ pub fn run(config: Config, reload: impl Fn() -> Result<Config> + Send + 'static)
         Ok(found) => {
             found.iter().for_each(|what| log::warn!("the disk of {}: {what}", config.base.display()));
         }
-        // A full disk is no reason not to start.
+        // A server must also start when its disk is full.
         Err(err) => log::warn!("cannot test what the disk of {} can do: {err}", config.base.display()),
     }
     folder.mark();
@@ -104,7 +104,7 @@ pub fn run(config: Config, reload: impl Fn() -> Result<Config> + Send + 'static)
     served
 }
 
-/// What the connection layer asks `api`.
+/// Answers the questions of the connection layer from `api`.
 struct AppPolicy(Arc<App>);
 
 impl Policy for AppPolicy {

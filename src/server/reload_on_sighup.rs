@@ -37,7 +37,7 @@ pub(super) fn start_reloading(
     started.map(drop).map_err(|err| Error::Broken(format!("starting a thread: {err}")))
 }
 
-/// What was changed, or can be meant to be, and does not take effect.
+/// Changed settings that do not take effect, for the log.
 fn without_effect(running: &Config, config: &Config) -> Vec<String> {
     let mut lines = config.overridden.clone();
     if config.config_file.is_none() {

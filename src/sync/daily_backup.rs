@@ -1,8 +1,9 @@
-//! The daily copy: the state of a collection before the first sync of a day, for mistakes that were synced everywhere.
+//! The daily copy of a collection, in its state before the first sync of the day. It helps against mistakes that were
+//! synced to all devices.
 //!
-//! It is made by a thread of its own while the sync goes on. Where the file system can share blocks (reflinks: btrfs, XFS),
-//! nothing is copied. Elsewhere the thread reads a snapshot, as a download does, and the sync writes to a WAL meanwhile.
-//! A hard link would not do: SQLite writes into the collection in place, so the copy would change with it.
+//! It is made by a thread of its own while the sync goes on. Where the file system can share blocks (reflinks: btrfs,
+//! XFS), nothing is copied. Elsewhere the thread reads a snapshot, as a download does, and the sync writes to a WAL
+//! meanwhile. A hard link would not work: SQLite writes into the collection in place, so the copy would change, too.
 //!
 //! A collection that has not changed since its last copy is not copied again.
 
@@ -45,8 +46,8 @@ impl Policy {
         Policy { days: config.backup_days, weeks: config.backup_weeks, min_free_bytes: config.min_free_bytes }
     }
 
-    /// Whether copies are wanted, and today this was not asked yet. `last_asked` becomes today, also if the copy fails, so
-    /// that not each sync of the day tries again.
+    /// Whether daily copies are switched on, and this was not asked today yet. `last_asked` becomes today, also if the
+    /// copy fails, so that not each sync of the day tries again.
     pub fn is_first_sync_of_day(self, last_asked: &mut Option<Day>) -> bool {
         let today = Some(clock::today());
         self.days > 0 && std::mem::replace(last_asked, today) != today
@@ -151,7 +152,7 @@ impl DailyCopy {
             Source::Snapshot(write) => {
                 let mut copy = FsyncingFile::create(unfinished)?;
                 let bytes = write(&mut copy).map_err(|err| match err {
-                    // Writers report errors as a closed connection. Here it is the file's.
+                    // Writers report every error as a closed connection. Here it is an error of the file.
                     Error::Disconnected(err) => Error::Io("writing", unfinished.to_owned(), err),
                     other => other,
                 })?;
@@ -172,15 +173,15 @@ impl DailyCopy {
     }
 }
 
-/// Whether a collection has other contents than when it had these stamps. The stamps alone do not tell: two devices that sync in
-/// turn give each other new ones every time.
+/// Whether a collection has other contents than when it had these stamps. Comparing stamps is not enough: two devices
+/// that sync in turn change the stamps every time.
 fn has_changed(collection: &Collection, then: Stamps) -> Result<bool> {
     let now = collection.stamps()?;
     if now.schema != then.schema || now.usn < then.usn {
         return Ok(true);
     }
     for table in TABLES_WITH_USN {
-        // The server's own note of the day, which it makes at the first sync.
+        // The server itself writes this key at the first sync of a day.
         let other_than_ours = if *table == "config" { "AND KEY != 'lastUnburied'" } else { "" };
         let sql = format!("SELECT 1 FROM {table} WHERE usn >= ?1 {other_than_ours} LIMIT 1");
         if collection.db.query_row(&sql, [then.usn], |_| Ok(())).optional()?.is_some() {

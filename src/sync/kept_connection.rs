@@ -1,8 +1,8 @@
 //! The connection of a user's last sync. It stays open for some seconds, because opening a collection anew costs more
 //! than a small sync: SQLite reads its schema and prepares every statement again.
 //!
-//! While it is open, commits are in the WAL, and the file itself is not written to. So whoever changes the file in that
-//! time is somebody else, and is noticed before the connection is used again.
+//! While it is open, commits are in the WAL, and the file itself is not written to. So a change of the file in that
+//! time comes from another program. It is noticed before the connection is used again.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -42,7 +42,7 @@ pub struct Kept {
     /// The connection.
     pub collection: Collection,
     path: PathBuf,
-    /// Those of the file when the connection was last used.
+    /// The times of the file when the connection was last used.
     times: FileTimes,
     /// SQLite's number of the last commit of another program.
     data_version: i64,
@@ -50,12 +50,12 @@ pub struct Kept {
     _slot: Slot,
 }
 
-/// What somebody else did to the file of a connection.
+/// What another program did to the file of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OutsideChange {
-    /// Committed something, by way of SQLite.
+    /// A commit through SQLite.
     Commit,
-    /// Wrote over the file, replaced it or took it away. The connection and its WAL belong to a file that is gone.
+    /// The file was overwritten, replaced or removed. The connection and its WAL belong to a file that is gone.
     Replacement,
 }
 
@@ -72,7 +72,7 @@ impl Kept {
         Ok(Some(Kept { collection, path: path.to_owned(), times, data_version, meta, _slot: slot }))
     }
 
-    /// What somebody else has done to the file since the connection was used last.
+    /// What another program has done to the file since the connection was last used.
     pub fn outside_change(&self) -> Result<Option<OutsideChange>> {
         let times = FileTimes::of(&self.path);
         if !times.is_some_and(|times| times.is_same_file(&self.times)) {

@@ -1,4 +1,4 @@
-//! A sync that merges: the session of a device from `start` to `finish`, and its steps, a file each.
+//! Normal syncs, which merge changes: the session of a device from `start` to `finish`, and a file for each step.
 //!
 //! Not here: full syncs (`collection::full`), media (`media`), the JSON of the protocol (`messages`), HTTP. Imports
 //! `collection`, `media`, `messages`, `text`, `files`, `config`.

@@ -36,8 +36,8 @@ const LONGEST_SYNC: Duration = Duration::from_secs(600);
 pub const HELP_WITH_DAMAGE: &str = "`ankipi restore` puts a backup back; or move the file away, and upload from a device that \
                                 has everything";
 
-/// How long after the last request of a sync its connection is closed and its WAL is checkpointed: nobody waits then,
-/// and a device that syncs again at once finds all ready.
+/// How long after the last request of a sync its connection is closed and its WAL is checkpointed. Then no device waits
+/// for that, and one that syncs again at once finds the connection open.
 const CLOSE_AFTER: Duration = Duration::from_secs(6);
 
 /// What is the same for all users.
@@ -110,7 +110,7 @@ pub struct Session {
     pub cursor: ChunkCursor,
     /// Cache of the notetypes looked up so far.
     pub shapes: NotetypeShapes,
-    /// What was applied before the first rows. None once rows have come, or if that was much.
+    /// The steps that were applied before the first rows. None once rows have arrived, or if the steps were large.
     early: Option<Vec<(Step, String)>>,
     last_step: Instant,
 }
@@ -126,10 +126,10 @@ pub enum Step {
     Changes,
 }
 
-/// How much of the steps before the first rows a session remembers, bytes.
+/// How many bytes of the steps before the first rows a session remembers.
 const MAX_EARLY_BYTES: usize = 128 * 1024;
 
-/// A first chunk of so many rows is full: there are more to come.
+/// Rows of a full first chunk. More chunks will follow it.
 const MANY_ROWS: usize = 250;
 
 impl Session {
@@ -148,8 +148,8 @@ impl Session {
         }
     }
 
-    /// Call before rows are applied. If the first chunk is full, the session begins anew with a rollback journal: what
-    /// it adds is then written once, where with a WAL everything is written twice.
+    /// Call before rows are applied. If the first chunk is full, the session begins anew with a rollback journal: added
+    /// pages are then written once, with a WAL twice.
     pub fn prepare_for_rows(&mut self, rows: usize, max_row_bytes: u64) -> Result<()> {
         let early = self.early.take().filter(|_| rows >= MANY_ROWS);
         let Some(early) = early else { return Ok(()) };
@@ -211,7 +211,8 @@ impl User {
         self.media.close();
     }
 
-    /// Forgets all that belongs to a folder in whose place there is another one now, and prepares that.
+    /// Call when another folder has taken the place of the user's folder: forgets the old one, and prepares the new
+    /// one.
     pub(super) fn switch_to_new_folder(&self) -> Result<()> {
         {
             let mut state = self.lock();
@@ -267,7 +268,7 @@ impl User {
         }
     }
 
-    /// Closes what the last session has left open and checkpoints its WAL, unless a download reads the file.
+    /// Closes the connection of the last session and checkpoints its WAL, unless a download reads the file.
     fn close_unless_read(&self, state: &mut State) {
         if state.session.is_some() || state.is_read() {
             return;
@@ -282,11 +283,11 @@ impl User {
             log::warn!("{}: checkpoint failed, trying again: {err}", path.display());
         }
         Collection::recover_journal(&path);
-        // Another program may read an older state.
+        // The side files stay if another program reads an older state. Then this is tried again.
         state.quiet_since = has_side_files(&path).then(Instant::now);
     }
 
-    /// Lets go of the snapshot that is held for downloads when the last of them has ended.
+    /// Closes the snapshot that is held for downloads when the last of them has ended.
     fn end_keeper_if_unused(&self, state: &mut State) {
         if state.session.is_none() && !state.is_read() && state.keeper.take().is_some() {
             state.quiet_since = Some(Instant::now());
@@ -304,8 +305,8 @@ impl User {
         })
     }
 
-    /// Locks the user for a request. What `ankipi restore` has readied is put in place first; the device that syncs then
-    /// finds its session gone.
+    /// Locks the user for a request. A collection that `ankipi restore` left is put in place first; a device in the
+    /// middle of a sync then finds its session gone.
     fn lock_for_request(&self) -> Result<MutexGuard<'_, State>> {
         let mut state = self.lock();
         if restore::is_waiting(&self.dir) {
@@ -318,7 +319,7 @@ impl User {
         self.dir.join(FILE_NAME)
     }
 
-    /// Rolls back the session if it had no request for so long. Returns the time until the next check.
+    /// Rolls back the session if it had no request for `idle`. Returns the time until the next check.
     pub(super) fn expire(&self, idle: Duration) -> Option<Duration> {
         // The user is busy if the lock is held. Do not wait, because the other users are checked next.
         let Ok(mut state) = self.state.try_lock() else {
@@ -351,7 +352,7 @@ impl User {
         match FileState::of(&path) {
             Some(file) if self.settings.journal == Journal::Wal && file.is_in_rollback_mode() => {
                 match Collection::open(&path, self.settings.journal) {
-                    // It is upgraded when it is used.
+                    // The next request upgrades it.
                     Err(Error::OldSchema(_)) => Ok(()),
                     opened => opened?.close_with_checkpoint(),
                 }
@@ -360,11 +361,11 @@ impl User {
         }
     }
 
-    /// Reads what the next `meta` asks for.
+    /// Reads the stamps for the next `meta` in advance.
     fn read_meta_ahead(&self, state: &mut State) {
         let path = self.collection_path();
         if path.exists() && !has_side_files(&path) {
-            // What was just written must be told from what another program writes next.
+            // Wait until a write by another program would get another time than ours.
             thread::sleep(2 * FINE_STEP);
             let before = FileState::of(&path);
             if let Ok(meta) = Collection::open_to_read(&path).and_then(|collection| collection.meta()) {
@@ -389,7 +390,7 @@ impl User {
         if state.is_read() {
             return self.read_meta(&mut state).map(Some);
         }
-        // No connection of ours is open, so none can lose its locks.
+        // No connection of ours is open, so reading the file can drop no locks.
         if let Some(meta) = state.meta.as_ref().and_then(|remembered| remembered.of(&path)) {
             return Ok(Some(*meta));
         }
@@ -436,7 +437,7 @@ impl User {
         let mut state = self.lock_for_request()?;
         self.end_session(&mut state);
         if state.damaged.is_none() {
-            // Copies of a damaged collection would push out those that are sound.
+            // Copies of a damaged collection would replace older, sound ones.
             self.begin_daily_copy_if_due(&mut state);
         }
         let opened = self.open_session(&mut state, skey, client_usn, client_is_newer);

@@ -1,4 +1,4 @@
-//! All users by name: which of them have an account, and what is open for each.
+//! All users by name: which of them have an account, and the open state of each.
 //!
 //! A user stays in memory when the account is removed or the folder is replaced, because an older request may still
 //! run: it and those that follow must use the same lock.
@@ -27,12 +27,12 @@ pub struct Users {
 
 #[derive(Default)]
 struct Known {
-    /// The version of the accounts that this agrees with.
+    /// The version of the accounts snapshot that this was taken from.
     version: u64,
     entries: BTreeMap<String, Arc<Entry>>,
     /// Which accounts exist, each with a tag that changes with its password.
     tags: BTreeMap<String, String>,
-    /// Whose folder is which, by device and inode.
+    /// The user of each folder, by device and inode.
     folders: BTreeMap<(u64, u64), String>,
 }
 
@@ -62,8 +62,8 @@ impl Users {
         })
     }
 
-    /// Takes over who has an account, unless that is known already. Each name comes with a tag that changes with the
-    /// password. Rolls back the sessions of users whose account was removed or has another password.
+    /// Takes over the names of the accounts, unless this version is known already. Each name comes with a tag that
+    /// changes with the password. Rolls back the sessions of users whose account was removed or has another password.
     pub fn follow(&self, version: u64, accounts: impl Iterator<Item = (String, String)>) {
         let mut ended = Vec::new();
         {
@@ -106,7 +106,7 @@ impl Users {
             return Ok(user.clone());
         }
         if !files::is_there(&dir)? {
-            // A folder that was there may come back: a new collection in its place would be an empty one for all devices.
+            // The folder may come back. A new one in its place would be an empty collection for all devices.
             if held.is_some() {
                 return Err(Error::Broken(format!(
                     "{} is gone: put it back, or make it anew (or restart ankipi) to begin with an empty one",
@@ -132,7 +132,8 @@ impl Users {
         Ok(user)
     }
 
-    /// Notes whose folder it is. An error if it is also another's: a file system may take `Anna` and `anna` for one.
+    /// Records the user of a folder. An error if it is already the folder of another user: on some file systems `Anna`
+    /// and `anna` are one folder.
     fn claim(&self, folder: &HeldFolder, name: &str) -> Result<()> {
         let mut known = self.lock();
         match known.folders.get(&folder.id) {

@@ -1,4 +1,4 @@
-//! Stamps that cannot be: a collection that is older than what a device knows, and one that was modified in the future.
+//! Wrong stamps: a collection that is older than what a device knows, and one that was modified in the future.
 
 use rusqlite::params;
 
@@ -13,8 +13,8 @@ const MAX_SKEW_MILLIS: i64 = 300_000;
 const LONG_AGO: i64 = 1;
 
 impl Stamps {
-    /// Whether the collection was modified in the future. A clock was wrong once: this board's, or that of the computer
-    /// which the file comes from.
+    /// Whether the collection was modified in the future. The clock of this board, or of the computer that the file
+    /// comes from, was wrong once.
     pub fn is_from_future(&self) -> bool {
         self.modified > clock::now_millis().saturating_add(MAX_SKEW_MILLIS)
     }
@@ -37,10 +37,10 @@ impl Stamps {
 }
 
 impl Collection {
-    /// Returns an error if the client knows a later usn than the collection has: the folder was put back from a copy. A
-    /// sync would exchange only what is newer than that usn, and both sides would differ for ever. So the collection gets
-    /// a new schema stamp, with which each device is asked for a full sync. Call in the transaction of a session, which
-    /// is committed then.
+    /// Returns an error if the client knows a later usn than the collection has: the folder was restored from a copy. A
+    /// sync would exchange only what is newer than that usn, and both sides would differ for ever. So the collection
+    /// gets a new schema stamp, with which each device is asked for a full sync. Call in the transaction of a session,
+    /// which is committed then.
     pub fn refuse_if_behind(&self, meta: &Meta, client_usn: i32) -> Result<()> {
         let Stamps { modified, schema, usn } = meta.stamps;
         if client_usn <= usn {

@@ -93,7 +93,7 @@ impl PartialChunk {
     }
 }
 
-/// What of the request decides the form of the reply.
+/// The facts about a request that decide the form of its reply.
 #[derive(Clone, Copy, Debug)]
 pub struct RequestFacts {
     /// It was HEAD.

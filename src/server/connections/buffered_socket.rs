@@ -97,7 +97,7 @@ impl Link {
             self.output.drain(..self.sent);
             self.sent = 0;
         }
-        // Not doubled, as `extend` alone would: hundreds of these may be there.
+        // `extend` alone would double the buffer, and there may be hundreds of them.
         self.output.reserve_exact(rest.len());
         self.output.extend_from_slice(rest);
         Ok(())

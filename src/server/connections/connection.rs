@@ -22,16 +22,16 @@ const LINGER_WHILE_STOPPING: Duration = Duration::from_secs(1);
 pub struct Conn {
     link: Link,
     state: State,
-    /// The client address that it counts for; none for an idle connection of a proxy.
+    /// The client address whose share it uses; none for an idle connection of a proxy.
     address: Option<IpAddr>,
 }
 
 /// What the client loses if its connection is evicted; the least first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum EvictionCost {
-    /// Nothing that the server has: no whole request came, or it was answered.
+    /// Nothing: no complete request has arrived yet, or the last one was answered.
     Unproven,
-    /// A connection that it may use again.
+    /// A connection that it may use for its next request.
     Idle,
     /// A request that waits for a worker.
     Queued,
@@ -345,7 +345,7 @@ impl Conn {
         }
     }
 
-    /// How dear it would be to evict this connection, and since when it has waited; `None` if it is at work.
+    /// The cost of evicting this connection, and since when it has been waiting. `None` if a request is active.
     pub fn evictable(&self) -> Option<(EvictionCost, Instant)> {
         let is_sent = self.link.is_flushed();
         match &self.state {

@@ -62,7 +62,7 @@ pub struct Exchange {
     asked: RequestFacts,
     keep_alive: bool,
     weight: Weight,
-    /// Whose request it is.
+    /// The client that sent the request.
     client: Client,
     /// How much of the body must be here before the request is queued, unless that is all of it.
     first_bytes: usize,
@@ -186,7 +186,7 @@ impl Exchange {
                     return self.fail(Refusal::new(502, "malformed reply of the backend"));
                 }
             }
-            // From here on the worker has to wait for the client.
+            // The buffer is full: from here on the worker has to wait for the client.
             if link.unsent_bytes() >= shared.limits.max_whole_bytes {
                 self.weight = Weight::Bulk;
             }
@@ -300,7 +300,7 @@ impl Exchange {
         match (&self.stage, self.weight) {
             (Stage::Waiting { since, .. }, Weight::Light) => since.checked_add(limits.busy_after_light),
             (Stage::Waiting { since, .. }, Weight::Bulk) => since.checked_add(limits.busy_after),
-            // Logins wait for each other, and those at work wait for nobody.
+            // Logins wait only for each other, and active requests wait for nothing.
             (Stage::Waiting { .. }, Weight::Login) | (Stage::Gathering { .. } | Stage::Active(_), _) => None,
         }
     }
@@ -345,7 +345,7 @@ impl Exchange {
         matches!(&self.stage, Stage::Active(active) if !active.reply.is_started())
     }
 
-    /// Whose it is.
+    /// The client that sent it.
     pub fn client(&self) -> Client {
         self.client
     }

@@ -1,4 +1,4 @@
-//! What the connection layer does not know by itself: what a request costs, whose it is, and who is a proxy.
+//! What the connection layer must ask `api`: what a request costs, which client sent it, and which peers are proxies.
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::net::IpAddr;
@@ -7,12 +7,12 @@ use crate::config::network::network_of;
 use crate::http::request_head::Fields;
 use crate::limits_and_timeouts::Weight;
 
-/// Whose a request is, for its share of connections and workers.
+/// The client of a request, for its share of connections and workers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Client {
-    /// Where it comes from; the network, where that is what one client has.
+    /// Its address; for IPv6 the /64 network.
     pub address: IpAddr,
-    /// Alike for all requests of one client: of a user where the user is known, of an address otherwise.
+    /// The same for all requests of one client. A client is a user if the user is known, otherwise an address.
     pub id: u64,
 }
 

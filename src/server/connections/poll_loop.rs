@@ -130,7 +130,8 @@ impl PollLoop {
             self.watch(&mut fds, &mut sources);
             let timeout = self.timeout_ms();
             if let Err(err) = os::poll(&mut fds, timeout) {
-                // Only out of memory can happen here: free a connection, and sleep so that this does not spin.
+                // The only possible error is lack of memory. Free a connection, and sleep so that the loop does not
+                // spin.
                 self.shared.note(Level::Warn, format_args!("poll: {err}"));
                 self.evict(Duration::ZERO);
                 std::thread::sleep(ACCEPT_PAUSE);
@@ -289,18 +290,17 @@ impl PollLoop {
         }
     }
 
-    /// Whether so many file descriptors are free. Opens them to find out: that counts what the rest of the process has
-    /// open.
+    /// Whether so many file descriptors are free. Tries to open them, because the rest of the process opens some, too.
     fn can_open(&self, count: usize) -> bool {
         let tries: io::Result<Vec<_>> = (0..count).map(|_| self.stop.try_clone()).collect();
         tries.is_ok()
     }
 
     /// Call before `ours` descriptors are opened here. tiny_http's accept loop ends for good if it finds no free
-    /// descriptor, so what it may open stays free. Evicts connections until there is enough for a backend that accepts and
-    /// duplicates `max_active` connections at once. If none can be evicted, what the unanswered requests and the next one
-    /// may still open is enough: where tiny_http has not closed the sockets of earlier requests yet, as on a busy
-    /// machine, more may not be free for a moment. If there is less, logs and pauses.
+    /// descriptor, so what it may open stays free. Evicts connections until there is enough for a backend that accepts
+    /// and duplicates `max_active` connections at once. If no connection can be evicted, it is enough if the unanswered
+    /// requests and the next one can open their descriptors: on a busy machine, tiny_http may not have closed the
+    /// sockets of earlier requests yet. If even these are not free, logs that and pauses.
     fn ensure_free_descriptors(&mut self, ours: usize) -> FreeDescriptors {
         let of_backend = |requests: usize| requests.saturating_mul(Limits::FDS_PER_REQUEST - 1);
         let wanted = ours + of_backend(self.shared.limits.max_active);
@@ -347,7 +347,8 @@ impl PollLoop {
             // One for the client, and one to forward its request. A client that is not accepted now waits in the backlog.
             let open = self.conns.len();
             let free = self.ensure_free_descriptors(2);
-            // The next connection, if there is one, is taken in the next turn: nothing is evicted for none.
+            // Take another connection only in the next turn: there may be none, and then an eviction would be for
+            // nothing.
             let is_last = free == FreeDescriptors::ForOneRequest || self.conns.len() < open;
             let Some(listener) = self.listeners.get(at).filter(|_| free != FreeDescriptors::TooFew) else {
                 return;

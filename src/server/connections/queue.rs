@@ -1,8 +1,8 @@
-//! Whose request is next: a fair queue.
+//! A fair queue of requests.
 //!
-//! Requests of one client are served in the order in which they came, and clients take turns: who asks for the first time
-//! is behind at most one request of each other client that waits, however many those have queued. (Start-time fair
-//! queueing: each request gets the number of the turn in which it is due.)
+//! Requests of one client are served in order of arrival, and clients take turns. A new client waits for at most one
+//! request of each other waiting client, however many those have queued. (Start-time fair queueing: each request gets
+//! the number of the turn in which it is due.)
 
 use std::collections::HashMap;
 

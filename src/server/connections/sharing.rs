@@ -1,4 +1,4 @@
-//! Who gets what is short: workers, connections and memory. What one client does costs itself.
+//! Shares out what is scarce: workers, connections and memory. A client that uses much is the first to lose.
 
 use std::cmp::Reverse;
 use std::collections::HashMap;
@@ -10,8 +10,8 @@ use super::forwarding::Exchange;
 use super::poll_loop::PollLoop;
 use crate::limits_and_timeouts::{Limits, Weight};
 
-/// Addresses with fewer connections than this are alike when one is to be evicted: a household with some devices has as
-/// many.
+/// An address with this many connections is crowded: its connections are evicted first. A household with several
+/// devices has fewer.
 const CROWD: usize = 16;
 
 impl PollLoop {
@@ -22,7 +22,7 @@ impl PollLoop {
     /// Ends the slowest transfer that an overdue request waits for. Transfers of the client that holds most come first; a
     /// client that may have no more of them can only end one of its own.
     pub(super) fn make_way(&mut self) {
-        // Of one that was ended, the slot is not free yet.
+        // A transfer was ended already, and its slot is not free yet.
         if !self.shared.partial_chunks.is_empty() {
             return;
         }
@@ -33,7 +33,7 @@ impl PollLoop {
         let waiting = self.exchanges().filter(|(_, exchange)| overdue(exchange));
         let waiting =
             waiting.map(|(_, exchange)| (exchange.weight(), exchange.place(), exchange.client().id));
-        // A client whose small requests are at work waits for those, and not for transfers.
+        // A client with active small requests waits for those, and not for transfers.
         let waits_for_transfer = |(weight, _, client): &(Weight, _, u64)| {
             *weight == Weight::Bulk || !held.has_small_active(*client)
         };
@@ -56,7 +56,8 @@ impl PollLoop {
         }
     }
 
-    /// Ends what one client address has too much of: connections, or memory while that is short.
+    /// Closes connections of an address that has too many, and, while memory is short, of the address that holds most
+    /// of it.
     pub(super) fn enforce_shares(&mut self) {
         let mut excess_connections: Vec<usize> = self
             .excess_connections()
@@ -64,7 +65,7 @@ impl PollLoop {
             .map(|(at, _)| at)
             .collect();
         excess_connections.sort_unstable_by_key(|at| Reverse(*at));
-        // From the end, so that the other places hold.
+        // In descending order, so that the remaining indexes stay valid.
         excess_connections.into_iter().for_each(|at| drop(self.conns.swap_remove(at)));
         let mut held: usize = self.conns.iter().map(Conn::buffered_bytes).sum();
         while held > self.shared.limits.max_buffered_bytes {
@@ -136,8 +137,8 @@ impl PollLoop {
             .map(|(_, _, at)| at)
     }
 
-    /// The connection whose loss is fairest, among those of these addresses, and since when it has waited. Addresses with
-    /// a crowd of connections come first, then what its client can do without, then the oldest.
+    /// The connection to evict next, among those of these addresses, and since when it has been waiting. Connections of
+    /// crowded addresses come first, then those of the lowest cost, then the oldest.
     pub(super) fn evictable(
         &self,
         counts: &HashMap<IpAddr, usize>,
@@ -147,7 +148,7 @@ impl PollLoop {
             let address = conn.address();
             let count = address.and_then(|address| counts.get(&address).copied()).unwrap_or(0);
             let (worth, since) = conn.evictable()?;
-            // A request that waits its turn is no idle connection, unless its client has a crowd of them.
+            // A queued request is not evicted, unless its address is crowded.
             let is_fair = worth < EvictionCost::Queued || count >= CROWD;
             (is_fair && of(address)).then_some(((Reverse(count / CROWD), worth, since), at))
         });
@@ -166,7 +167,7 @@ impl PollLoop {
     }
 }
 
-/// What is active, and how much of it is whose.
+/// The active requests, counted by client.
 struct ActiveRequests {
     active: Vec<(Weight, u64)>,
 }
