@@ -51,11 +51,12 @@ user=$(config '"{uid}:{gid}".format(**c["process"]["user"])')
 entry=$(config 'c["process"]["args"][0]')
 mapfile -t environment < <(config '"\n".join(c["process"]["env"])')
 port=$(python3 -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')
-run() { env -i "${environment[@]}" "${cpu[@]}" SYNC_HOST=127.0.0.1 SYNC_PORT="$port" chroot --userspec="$user" "$root" "$@"; }
+# A command and not a function, so that the server below is the process that the signal goes to.
+run=(env -i "${environment[@]}" "${cpu[@]}" SYNC_HOST=127.0.0.1 SYNC_PORT="$port" chroot --userspec="$user" "$root")
 
-echo secret | run "$entry" user add me >&2
-if run "$entry" --healthcheck 2>/dev/null; then die "it says that it is healthy before it runs"; fi
-run "$entry" 2>"$work/log" &
+echo secret | "${run[@]}" "$entry" user add me >&2
+if "${run[@]}" "$entry" --healthcheck 2>/dev/null; then die "it says that it is healthy before it runs"; fi
+"${run[@]}" "$entry" 2>"$work/log" &
 server=$!
 for _ in {1..300}; do
     if curl -fs "http://127.0.0.1:$port/health" >/dev/null; then break; fi
@@ -63,8 +64,8 @@ for _ in {1..300}; do
     sleep 0.1
 done
 curl -fs "http://127.0.0.1:$port/health" >/dev/null || die "it does not answer: $(cat "$work/log")"
-run "$entry" --healthcheck || die "it runs, and says that it is not healthy"
-run /anki-sync-server --version | grep -q . || die "the name of Anki's own server does not start it"
+"${run[@]}" "$entry" --healthcheck || die "it runs, and says that it is not healthy"
+"${run[@]}" /anki-sync-server --version | grep -q . || die "the name of Anki's own server does not start it"
 "$repo/tests/.venv/bin/python" "$repo/cross/checks/sync.py" "http://127.0.0.1:$port/" me secret >&2
 kill $server
 wait $server || die "it ended with $?"
