@@ -1,10 +1,12 @@
 //! Host keys issued to devices: `SYNC_BASE/<user>/keys`.
 //!
 //! The first line ties the keys to the password: `for TAG`, where TAG is the tag of its hash. Keys with another tag are
-//! void. Then follows one line for each device: `sha256-of-key first-use last-use client`.
+//! void. Then follows one line for each device: `sha256-of-key first-use last-use client`. The last use is a day, or
+//! `day,seconds,address`.
 
 use std::fs;
 use std::io;
+use std::net::IpAddr;
 use std::path::Path;
 
 use ctutils::CtEq;
@@ -35,11 +37,44 @@ pub struct Device {
     pub first: Day,
     /// The last day on which it synced.
     pub last: Day,
+    /// When and from where it synced then, as last noted. None if an older version wrote the file.
+    pub seen: Option<Seen>,
     /// Anki's version and operating system, as the client reports them.
     pub client: String,
 }
 
+/// A use of a device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Seen {
+    /// In seconds since 1970.
+    pub at: i64,
+    /// The address of the client.
+    pub address: IpAddr,
+}
+
+/// How often uses of a device are noted.
+const NOTE_EVERY_SECS: i64 = 60 * 60;
+
 impl Device {
+    /// Whether a use should be noted.
+    pub fn is_due(&self, now: &Seen) -> bool {
+        self.last < clock::today() || self.seen.is_none_or(|seen| (now.at - seen.at).abs() >= NOTE_EVERY_SECS)
+    }
+
+    /// Notes a use.
+    pub fn see(&mut self, now: Seen) {
+        self.last = self.last.max(clock::today());
+        self.seen = Some(now);
+    }
+
+    /// The last use, as it is written to the file.
+    fn last_field(&self) -> String {
+        match self.seen {
+            Some(Seen { at, address }) => format!("{},{at},{address}", self.last),
+            None => self.last.to_string(),
+        }
+    }
+
     /// The ID that `ankipi device` shows.
     pub fn id(&self) -> String {
         hex(&self.digest[..4])
@@ -119,7 +154,13 @@ impl Keys {
         }
         let mut text = format!("for {}\n", self.tag);
         for device in &self.devices {
-            text += &format!("{} {} {} {}\n", hex(&device.digest), device.first, device.last, device.client);
+            text += &format!(
+                "{} {} {} {}\n",
+                hex(&device.digest),
+                device.first,
+                device.last_field(),
+                device.client
+            );
         }
         files::create_folder(folder)?;
         let path = folder.join(KEYS_FILE);
@@ -129,8 +170,8 @@ impl Keys {
         files::replace_file(folder, KEYS_FILE, text.as_bytes())
     }
 
-    /// Creates a key for a device.
-    pub fn add(&mut self, client: &str) -> Result<String> {
+    /// Creates a key for a device, which logs in from this address.
+    pub fn add(&mut self, client: &str, address: IpAddr) -> Result<String> {
         let mut random = [0u8; 20];
         os::random(&mut random).map_err(|err| Error::Broken(format!("no random bytes: {err}")))?;
         let key = hex(&random);
@@ -140,7 +181,9 @@ impl Keys {
             let oldest = self.devices.iter().enumerate().min_by_key(|(_, device)| device.last);
             oldest.map(|(at, _)| at).map(|at| self.devices.remove(at));
         }
-        self.devices.push(Device { digest: Sha256::digest(&key).into(), first: today, last: today, client });
+        let seen = Some(Seen { at: clock::now_secs(), address });
+        let digest = Sha256::digest(&key).into();
+        self.devices.push(Device { digest, first: today, last: today, seen, client });
         Ok(key)
     }
 
@@ -163,18 +206,24 @@ fn tag_of(line: &[u8]) -> Option<String> {
 
 fn parse(line: &[u8]) -> Option<Device> {
     let mut fields = std::str::from_utf8(line).ok()?.splitn(4, ' ');
-    Some(Device {
-        digest: unhex(fields.next()?)?,
-        first: fields.next()?.parse().ok()?,
-        last: fields.next()?.parse().ok()?,
-        client: fields.next()?.to_owned(),
-    })
+    let (digest, first) = (unhex(fields.next()?)?, fields.next()?.parse().ok()?);
+    let mut last = fields.next()?.split(',');
+    let day = last.next()?.parse().ok()?;
+    let seen = match (last.next(), last.next(), last.next()) {
+        (None, ..) => None,
+        (Some(at), Some(address), None) => {
+            Some(Seen { at: at.parse().ok()?, address: address.parse().ok()? })
+        }
+        _ => return None,
+    };
+    Some(Device { digest, first, last: day, seen, client: fields.next()?.to_owned() })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    const HOME: IpAddr = IpAddr::V4(std::net::Ipv4Addr::LOCALHOST);
     const OLD: &str = "0123456789abcdef";
     const NEW: &str = "0123456789abcde0";
 
@@ -182,7 +231,7 @@ mod tests {
     fn keys_are_found_again_under_the_same_password_alone() {
         let dir = tempfile::tempdir().unwrap();
         let mut keys = Keys::read(dir.path(), Some(OLD)).unwrap();
-        let key = keys.add("26.09.3,29bb700b,linux\nx y").unwrap();
+        let key = keys.add("26.09.3,29bb700b,linux\nx y", HOME).unwrap();
         keys.write(dir.path()).unwrap();
         let digest: KeyDigest = Sha256::digest(&key).into();
         let again = Keys::read(dir.path(), Some(OLD)).unwrap();
@@ -194,14 +243,32 @@ mod tests {
     }
 
     #[test]
+    fn the_last_use_has_time_and_address_unless_an_older_version_wrote_it() {
+        let line = |last: &str| format!("{} 2026-11-01 {last} 26.09,linux x", "0".repeat(64));
+        let old = parse(line("2026-11-24").as_bytes()).unwrap();
+        assert_eq!((old.last.to_string().as_str(), old.seen), ("2026-11-24", None));
+        assert!(old.is_due(&Seen { at: 0, address: HOME }));
+        let mut device = parse(line("2026-11-24,1764000000,fe80::1").as_bytes()).unwrap();
+        let seen = device.seen.unwrap();
+        assert_eq!((seen.at, seen.address.to_string().as_str()), (1_764_000_000, "fe80::1"));
+        assert_eq!(device.last_field(), "2026-11-24,1764000000,fe80::1");
+        assert!(!device.is_due(&Seen { at: seen.at + 3599, address: HOME }));
+        device.see(Seen { at: seen.at + 3600, address: HOME });
+        assert_eq!(device.last_field(), "2026-11-24,1764003600,127.0.0.1");
+        for bad in ["2026-11-24,1764000000", "2026-11-24,x,::1", "2026-11-24,1,::1,", "2026-11-24,"] {
+            assert!(parse(line(bad).as_bytes()).is_none(), "{bad}");
+        }
+    }
+
+    #[test]
     fn the_number_of_keys_is_bounded_and_the_least_used_one_goes() {
         let mut keys = Keys::default();
         for _ in 0..MAX_KEYS {
-            keys.add("").unwrap();
+            keys.add("", HOME).unwrap();
         }
         keys.devices[7].last = "2001-01-01".parse().unwrap();
         let gone = keys.devices[7].digest;
-        keys.add("").unwrap();
+        keys.add("", HOME).unwrap();
         assert_eq!(keys.devices.len(), MAX_KEYS);
         assert!(keys.find(&gone).is_none());
     }
@@ -211,7 +278,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let mut keys = Keys::none(OLD);
         for client in ["a", "b", "c"] {
-            keys.add(client).unwrap();
+            keys.add(client, HOME).unwrap();
         }
         keys.write(dir.path()).unwrap();
         let path = dir.path().join(KEYS_FILE);
@@ -225,7 +292,7 @@ mod tests {
             let mut keys = Keys::read(dir.path(), Some(OLD)).unwrap();
             assert!(keys.damage.as_ref().unwrap().contains(&format!("line {number}")), "{:?}", keys.damage);
             assert_eq!(keys.devices.len(), left);
-            keys.add("d").unwrap();
+            keys.add("d", HOME).unwrap();
             keys.write(dir.path()).unwrap_err();
             assert_eq!(fs::read(&path).unwrap(), bad);
         }
@@ -240,7 +307,7 @@ mod tests {
             fs::write(&path, junk).unwrap();
             let mut keys = Keys::read(dir.path(), Some(OLD)).unwrap();
             assert!(keys.damage.is_none() && keys.junk.is_some());
-            keys.add("e").unwrap();
+            keys.add("e", HOME).unwrap();
             keys.write(dir.path()).unwrap();
             let keys = Keys::read(dir.path(), Some(OLD)).unwrap();
             assert!(keys.junk.is_none() && keys.devices.len() == 1);

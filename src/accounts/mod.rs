@@ -36,7 +36,7 @@ use crate::error::{Error, Result};
 use crate::files;
 use crate::os::clock;
 use crate::text::hex::hex;
-use device_keys::{KeyDigest, Keys};
+use device_keys::{KeyDigest, Keys, Seen};
 use login_throttle::Throttle;
 use password::Hash;
 use snapshot::{Account, AccountSettings, Secret, Snapshot};
@@ -165,7 +165,7 @@ impl Accounts {
                 Some(account) if is_correct => {
                     lock(&self.throttle).succeeded(name, address);
                     account.check_open()?;
-                    match self.key_for(account, password, client)? {
+                    match self.key_for(account, password, client, address)? {
                         Some(key) => return Ok(key),
                         None => continue,
                     }
@@ -191,7 +191,13 @@ impl Accounts {
 
     /// The key of a new login, whose password fits this account. It is durable before the client receives it. None if
     /// the account has another password by now, or none.
-    fn key_for(&self, account: &Account, password: &str, client: &str) -> Result<Option<String>> {
+    fn key_for(
+        &self,
+        account: &Account,
+        password: &str,
+        client: &str,
+        address: IpAddr,
+    ) -> Result<Option<String>> {
         let hash = match &account.secret {
             Some(Secret::Plain(plain)) => {
                 return Ok(Some(hex(&Sha1::digest(format!("{}:{plain}", account.name)))));
@@ -205,7 +211,7 @@ impl Accounts {
             Some(hash.tag())
         };
         match tag {
-            Some(tag) => self.change_keys(&account.name, &tag, |keys| keys.add(client)),
+            Some(tag) => self.change_keys(&account.name, &tag, |keys| keys.add(client, address)),
             None => Ok(None),
         }
     }
@@ -253,8 +259,8 @@ impl Accounts {
         Ok(Some(outcome))
     }
 
-    /// The name of the user with this host key.
-    pub fn user_of_key(&self, key: &str) -> Result<String> {
+    /// The name of the user with this host key, which a client at this address has sent.
+    pub fn user_of_key(&self, key: &str, address: IpAddr) -> Result<String> {
         let digest: KeyDigest = Sha256::digest(key).into();
         let now = self.current();
         let mut found = None;
@@ -272,34 +278,35 @@ impl Accounts {
             });
         };
         account.check_open()?;
-        match self.note_use(account, &digest) {
+        match self.note_use(account, &digest, address) {
             Ok(Some(())) => {}
             Ok(None) => return Err(no_account()),
-            Err(err) => log::warn!("{:?}: cannot store the day of the last use: {err}", account.name),
+            Err(err) => log::warn!("{:?}: cannot store when a device was last used: {err}", account.name),
         }
         Ok(account.name.clone())
     }
 
-    /// Stores the day of the last use, once a day. None if the account has another password by now.
-    fn note_use(&self, account: &Account, digest: &KeyDigest) -> Result<Option<()>> {
-        let today = clock::today();
-        if account.keys.find(digest).is_none_or(|at| account.keys.devices[at].last >= today) {
+    /// Stores when and from where a device was last used, once an hour: a sync without changes should write nothing. None
+    /// if the account has another password by now.
+    fn note_use(&self, account: &Account, digest: &KeyDigest, address: IpAddr) -> Result<Option<()>> {
+        let now = Seen { at: clock::now_secs(), address };
+        if account.keys.find(digest).is_none_or(|at| !account.keys.devices[at].is_due(&now)) {
             return Ok(Some(()));
         }
-        let set_day = |keys: &mut Keys| {
+        let note = |keys: &mut Keys| {
             if let Some(at) = keys.find(digest) {
-                keys.devices[at].last = today;
+                keys.devices[at].see(now);
             }
             Ok(())
         };
-        let stored = self.change_keys(&account.name, &account.tag(), set_day);
+        let stored = self.change_keys(&account.name, &account.tag(), note);
         if stored.is_err() {
-            // Change the day in memory nevertheless. Otherwise each request would try to store it again.
+            // Note it in memory nevertheless. Otherwise each request would try to store it again.
             let _writing = lock(&self.writing);
             let now = self.current();
             if let Some(account) = now.get(&account.name) {
                 let mut keys = account.keys.clone();
-                set_day(&mut keys)?;
+                note(&mut keys)?;
                 self.replace(now.with_keys(account, keys));
             }
         }
@@ -408,12 +415,12 @@ mod tests {
         let accounts = accounts(dir.path(), &[("SYNC_USER1", "test:secret")]);
         let key = accounts.log_in("test", "secret", "", HOME).unwrap();
         assert_eq!(key, "523322844031c7adb91401e307edd32ad150d563");
-        assert_eq!(accounts.user_of_key(&key).unwrap(), "test");
+        assert_eq!(accounts.user_of_key(&key, HOME).unwrap(), "test");
         for (name, password) in [("test", "Secret"), ("test", ""), ("tes", "secret")] {
             assert_eq!(accounts.log_in(name, password, "", HOME).unwrap_err().status(), 403);
         }
         for key in ["", "test", "523322844031c7adb91401e307edd32ad150d564"] {
-            assert_eq!(accounts.user_of_key(key).unwrap_err().status(), 403);
+            assert_eq!(accounts.user_of_key(key, HOME).unwrap_err().status(), 403);
         }
     }
 
@@ -426,13 +433,13 @@ mod tests {
         let (a, b) = (log_in("x"), log_in("y"));
         assert_ne!(a, b);
         let again = accounts(dir.path(), &vars);
-        assert_eq!(again.user_of_key(&a).unwrap(), "test");
-        assert_eq!(again.user_of_key(&b).unwrap(), "test");
+        assert_eq!(again.user_of_key(&a, HOME).unwrap(), "test");
+        assert_eq!(again.user_of_key(&b, HOME).unwrap(), "test");
         let official = hex(&Sha1::digest(format!("test:{PHC}")));
-        assert_eq!(again.user_of_key(&official).unwrap_err().status(), 403);
+        assert_eq!(again.user_of_key(&official, HOME).unwrap_err().status(), 403);
         assert_eq!(again.log_in("test", "wrong", "", HOME).unwrap_err().status(), 403);
         let switched_on = [vars[0], vars[1], ("SYNC_OFFICIAL_KEYS", "yes")];
-        assert_eq!(accounts(dir.path(), &switched_on).user_of_key(&official).unwrap(), "test");
+        assert_eq!(accounts(dir.path(), &switched_on).user_of_key(&official, HOME).unwrap(), "test");
     }
 
     #[test]
@@ -445,13 +452,17 @@ mod tests {
         set(base, "anna", Some(&Hash::of("one", 1000).unwrap()));
         assert!(refresh(&accounts) && !refresh(&accounts));
         let key = accounts.log_in("anna", "one", "", HOME).unwrap();
-        assert_eq!(accounts.user_of_key(&key).unwrap(), "anna");
+        assert_eq!(accounts.user_of_key(&key, HOME).unwrap(), "anna");
         set(base, "bob", Some(&Hash::of("x", 1000).unwrap()));
         assert!(refresh(&accounts));
-        assert_eq!(accounts.user_of_key(&key).unwrap(), "anna", "another account's change loses keys");
+        assert_eq!(accounts.user_of_key(&key, HOME).unwrap(), "anna", "another account's change loses keys");
         set(base, "anna", Some(&Hash::of("one", 1000).unwrap()));
         assert!(refresh(&accounts));
-        assert_eq!(accounts.user_of_key(&key).unwrap_err().status(), 403, "a new password keeps old keys");
+        assert_eq!(
+            accounts.user_of_key(&key, HOME).unwrap_err().status(),
+            403,
+            "a new password keeps old keys"
+        );
         set(base, "anna", None);
         assert!(refresh(&accounts));
         assert_eq!(names(&accounts), ["bob"]);
@@ -483,10 +494,10 @@ mod tests {
         keys.write(&folder).unwrap();
         users_file::touch(base).unwrap();
         assert!(refresh(&accounts));
-        accounts.user_of_key(&key).unwrap();
+        accounts.user_of_key(&key, HOME).unwrap();
         assert_eq!(Keys::read(&folder, None).unwrap().devices[0].last, clock::today());
         std::fs::remove_file(folder.join(device_keys::KEYS_FILE)).unwrap();
-        accounts.user_of_key(&key).unwrap();
+        accounts.user_of_key(&key, HOME).unwrap();
         assert!(!folder.join(device_keys::KEYS_FILE).exists(), "written twice on one day");
     }
 }

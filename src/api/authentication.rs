@@ -163,7 +163,7 @@ impl App {
             return Ok(None);
         }
         self.notice_changed_accounts()?;
-        let user = self.accounts.user_of_key(hkey)?;
+        let user = self.accounts.user_of_key(hkey, log.address())?;
         self.users_of_keys.learn(hkey, &user);
         log.user(&user);
         Ok(Some(user))

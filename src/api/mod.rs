@@ -333,7 +333,7 @@ impl App {
     fn confirm(&self, call: &Call) -> Result<()> {
         let Some(user) = &call.user else { return Ok(()) };
         self.notice_changed_accounts()?;
-        if self.accounts.user_of_key(&call.header.hkey)? == *user {
+        if self.accounts.user_of_key(&call.header.hkey, call.address)? == *user {
             Ok(())
         } else {
             Err(Error::Forbidden("the host key belongs to another user by now".to_owned()))

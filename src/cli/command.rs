@@ -120,6 +120,16 @@ impl Invocation {
         Ok(settings)
     }
 
+    /// The settings for a command, with the accounts that only the environment of the running server names, as far as this
+    /// user may read it.
+    pub fn settings_with_accounts_of_server(&self) -> Result<Settings> {
+        let mut settings = self.settings(Flags::new())?;
+        if let Some(process) = files::holder(&settings.base()?) {
+            settings.add_accounts(variables_of(process));
+        }
+        Ok(settings)
+    }
+
     /// `--config`, or the file that ANKIPI_CONFIG names (none if that is empty), or the one of the package.
     fn config_file(&self, has_flags: bool) -> Result<Option<PathBuf>> {
         if self.config.is_some() {
@@ -152,6 +162,19 @@ impl Invocation {
 /// Writes to standard output. Ignores errors: the reader may have ended (`ankipi config | head -1`).
 pub fn say(text: &str) {
     let _ = std::io::stdout().write_all(text.as_bytes());
+}
+
+/// The environment of a running ankipi, without variables that are not UTF-8. Empty if it cannot be read.
+fn variables_of(process: u32) -> impl Iterator<Item = (String, String)> {
+    let file = |name: &str| std::fs::read(format!("/proc/{process}/{name}")).unwrap_or_default();
+    // In a container the number may be that of any process here.
+    let environment = if file("comm") == b"ankipi\n" { file("environ") } else { Vec::new() };
+    let variables: Vec<_> = environment
+        .split(|byte| *byte == 0)
+        .filter_map(|variable| std::str::from_utf8(variable).ok()?.split_once('='))
+        .map(|(key, value)| (key.to_owned(), value.to_owned()))
+        .collect();
+    variables.into_iter()
 }
 
 /// The environment, without variables that are not UTF-8.

@@ -207,6 +207,18 @@ impl Settings {
         Ok(settings)
     }
 
+    /// Adds the accounts of another process, which these settings do not have: those of the running server.
+    pub fn add_accounts(&mut self, variables: impl Iterator<Item = (String, String)>) {
+        for (key, value) in variables {
+            let is_of_accounts = user_settings::is_account(&key) || key == "PASSWORDS_HASHED";
+            if key == "CREDENTIALS_DIRECTORY" {
+                self.credentials = self.credentials.take().or(Some(value.into()));
+            } else if is_of_accounts && !self.values.contains_key(&key) {
+                self.take(key, value, Origin::Environment);
+            }
+        }
+    }
+
     /// An empty value counts as not set, so that a service file may hold `SYNC_USER2=`.
     fn take(&mut self, key: String, text: String, origin: Origin) {
         if !is_known(&key) {

@@ -1,8 +1,12 @@
 """Commands mean the installed server: its config file, or the data folder of the server that runs."""
 
+import re
 import subprocess
 
-from server import command
+import pytest
+from anki.errors import SyncError
+
+from server import command, phc
 
 
 def ankipi(*args, **env):
@@ -42,8 +46,73 @@ def test_a_command_without_a_folder_means_the_running_server(new_server, tmp_pat
 
 
 def test_a_missing_folder_is_an_error_and_an_empty_one_is_said(tmp_path):
-    for words in (["check"], ["status"], ["backup", "list"]):
-        ended = ankipi(*words, "--base", str(tmp_path / "nowhere"))
-        assert ended.returncode == 1 and "nowhere" in ended.stdout + ended.stderr, (words, ended)
-    ended = ankipi("check", "--base", str(tmp_path))
-    assert ended.returncode == 0 and "Nothing is stored" in ended.stdout, ended
+    nowhere = str(tmp_path / "nowhere")
+    for words in (["check"], ["status"], ["backup", "list"], ["backup", "list", "anna"], ["backup", "make"], ["user", "list"],
+                  ["device", "list"], ["device", "revoke", "anna", "--all"], ["restore", "anna", "1"], ["export", "anna", "x.colpkg"]):
+        ended = ankipi(*words, "--base", nowhere)
+        assert ended.returncode == 1 and f"no data folder {nowhere}" in ended.stderr and "--base DIR" in ended.stderr, (words, ended)
+        assert not (tmp_path / "nowhere").exists()
+    for words in (["check"], ["backup", "list"]):
+        ended = ankipi(*words, "--base", str(tmp_path))
+        assert ended.returncode == 0 and "Nothing is stored" in ended.stdout, ended
+
+
+def test_exit_codes_are_those_that_the_help_tells(tmp_path, new_server, new_account):
+    told = ankipi("--help").stdout
+    assert "Commands end with 0 if all is well, with 1" in told and "with 2 if the command line is wrong" in told
+    base = ["--base", str(tmp_path)]
+    wrong = [["chek"], ["check", "--dep"], ["check", "a", "b"], ["restore", "anna"], ["restore", "anna", "x"], ["user", "add"],
+             ["device", "revoke", "anna"], ["backup", "make", "--keep", "0"], ["doctor", "here"], ["status", "now"]]
+    for words in wrong:
+        ended = ankipi(*words, *base)
+        assert ended.returncode == 2 and ended.stderr.startswith("ankipi: "), (words, ended)
+    for words in (["status"], ["restore", "anna", "1"], ["user", "remove", "anna"], ["doctor", "http://127.0.0.1:1/"]):
+        ended = ankipi(*words, *base)
+        assert ended.returncode == 1, (words, ended)
+    server = new_server("anna:" + phc("secret"), PASSWORDS_HASHED="1")
+    new_account(server, "anna", "secret").two_devices()
+    for words in (["status"], ["check"], ["user", "list"], ["device", "list"], ["backup", "list"], ["doctor", server.url]):
+        ended = ankipi(*words, *(["--base", str(server.base)] if words[0] != "doctor" else []))
+        assert ended.returncode == 0, (words, ended)
+
+
+def test_devices_of_a_plain_setting_are_known_to_share_a_key(new_server, new_account):
+    """SYNC_USER1 is in the environment of the server alone."""
+    server = new_server("anna:secret")
+    desk, _ = new_account(server, "anna", "secret").two_devices()
+    base = ["--base", str(server.base)]
+    listed = ankipi("user", "list", *base)
+    assert listed.returncode == 0 and "anna" in listed.stdout and "settings" in listed.stdout, listed
+    revoked = ankipi("device", "revoke", "anna", "--all", *base)
+    assert revoked.returncode == 1 and "share one key" in revoked.stderr and "change that password" in revoked.stderr, revoked
+    assert "share one key" in ankipi("device", "list", *base).stdout
+    assert "share one key" in ankipi("device", "list", "anna", *base).stdout
+    desk.sync()
+    # Without the server nobody knows whose account it is, but nothing is said to be done that is not.
+    server.stop()
+    revoked = ankipi("device", "revoke", "anna", "--all", *base)
+    assert revoked.returncode == 1 and "nothing was changed" in revoked.stderr, revoked
+
+
+def test_devices_are_listed_with_time_and_address_of_their_last_use(new_server, new_account):
+    server = new_server("anna:" + phc("secret"), PASSWORDS_HASHED="1")
+    desk, phone = new_account(server, "anna", "secret").two_devices()
+    keys = server.base / "anna/keys"
+    noted = keys.read_bytes()
+    desk.sync()
+    assert keys.read_bytes() == noted, "a sync without changes writes"
+    base = ["--base", str(server.base)]
+    listed = ankipi("device", "list", "anna", *base).stdout
+    lines = re.findall(r"^anna  ([0-9a-f]{8})  [\d-]{10}  [\d-]{10} \d\d:\d\d  127\.0\.0\.1 +26\.09\.3", listed, re.MULTILINE)
+    assert len(lines) == 2 and lines[0] != lines[1], listed
+    # Another hour, another address: noted by the next sync.
+    keys.write_text(re.sub(r",\d+,127\.0\.0\.1", ",1700000000,192.0.2.7", keys.read_text()))
+    assert "192.0.2.7" in ankipi("device", "list", *base).stdout
+    server.stop()
+    server.start()
+    desk.sync()
+    listed = ankipi("device", "list", *base).stdout
+    assert listed.count("192.0.2.7") == 1 and listed.count("127.0.0.1") == 1, listed
+    assert ankipi("device", "revoke", "anna", "--all", *base).stdout.startswith("all 2 devices of anna")
+    with pytest.raises(SyncError):
+        phone.try_sync()

@@ -91,6 +91,10 @@ fn list(mut invocation: Invocation) -> Result<ExitCode> {
     let user = invocation.words(0, 1)?.pop();
     let base = invocation.base()?;
     let names = selected_users(&base, user)?;
+    if names.is_empty() {
+        say(&format!("Nothing is stored in {} yet.\n", base.display()));
+        return Ok(ExitCode::SUCCESS);
+    }
     let width = names.iter().map(|name| name.chars().count()).max().unwrap_or(0).max(4);
     say(&format!("{:<width$}  NUMBER  LAST CHANGE        NOTES   CARDS     SIZE  MADE\n", "USER"));
     for name in names {

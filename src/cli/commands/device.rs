@@ -8,9 +8,12 @@ use crate::accounts::password::Hash;
 use crate::accounts::users_file;
 use crate::accounts::users_file::UsersFile;
 use crate::cli::command::{Command, FAILED, Invocation, say};
+use crate::cli::commands::user_folders::must_exist;
+use crate::config::Settings;
 use crate::config::user_name::check_folder_name;
 use crate::error::{Error, Result};
 use crate::files;
+use crate::os::clock;
 
 /// `ankipi device list`
 pub static LIST: Command = Command {
@@ -18,9 +21,10 @@ pub static LIST: Command = Command {
     arguments: "[USER]",
     summary: "list the devices that are logged in",
     help: "\
-Lists the devices of one user or of all: their numbers, when they logged in and
-when they were last used (days, UTC), and which Anki they run. Devices of plain
-SYNC_USERn accounts share one key, as on Anki's own server, and are not listed.
+Lists the devices of one user or of all: their numbers, the day when they logged
+in, when and from which address they were last used (UTC, noted once an hour),
+and which Anki they run. Devices of plain SYNC_USERn accounts share one key, as
+on Anki's own server, and are not listed.
 ",
     run: list,
 };
@@ -33,7 +37,9 @@ pub static REVOKE: Command = Command {
     help: "\
 Makes the keys of these devices worthless, also on a running server, at once:
 they have to log in again. `ankipi device list` tells the numbers. A device that
-knows the password can get a new key: see `ankipi user passwd`.
+knows the password can get a new key: see `ankipi user passwd`. Devices of plain
+SYNC_USERn accounts share one key, made of the password: they can only be logged
+out by another password in the settings. Then this ends with 1.
 
 Options:
   --all     all devices of the user
@@ -46,9 +52,16 @@ Example:
 
 fn list(mut invocation: Invocation) -> Result<ExitCode> {
     let user = invocation.words(0, 1)?.pop();
-    let base = invocation.base()?;
+    let settings = invocation.settings_with_accounts_of_server()?;
+    let base = settings.base()?;
+    must_exist(&base)?;
     let (users, _) = users_file::read(&base)?;
+    let shared = with_shared_key(&settings)?;
     let names = match user {
+        Some(name) if shared.contains(&name) => {
+            say(&format!("{}\n", shared_key(&name)));
+            return Ok(ExitCode::SUCCESS);
+        }
         Some(name) => vec![name],
         None => users_with_keys(&base)?,
     };
@@ -68,17 +81,23 @@ fn list(mut invocation: Invocation) -> Result<ExitCode> {
     }
     let outcome = ExitCode::from(if failed == 0 { 0 } else { FAILED });
     if rows.is_empty() {
-        if failed == 0 {
+        if failed == 0 && shared.is_empty() {
             say("No device is logged in.\n");
         }
+        shared.iter().for_each(|name| say(&format!("{}\n", shared_key(name))));
         return Ok(outcome);
     }
     let width = rows.iter().map(|(name, _)| name.chars().count()).max().unwrap_or(0).max(4);
-    say(&format!("{:<width$}  ID        LOGIN       LAST USE    CLIENT\n", "USER"));
+    say(&format!("{:<width$}  ID        LOGIN       LAST USE          {:<15}  CLIENT\n", "USER", "FROM"));
     for (name, device) in rows {
-        let Device { first, last, client, .. } = &device;
-        say(&format!("{name:<width$}  {}  {first}  {last}  {client}\n", device.id()));
+        let Device { first, last, seen, client, .. } = &device;
+        let (when, from) = match seen {
+            Some(seen) => (clock::moment(seen.at), seen.address.to_string()),
+            None => (last.to_string(), "-".to_owned()),
+        };
+        say(&format!("{name:<width$}  {}  {first}  {when:<16}  {from:<15}  {client}\n", device.id()));
     }
+    shared.iter().for_each(|name| say(&format!("{}\n", shared_key(name))));
     Ok(outcome)
 }
 
@@ -89,10 +108,25 @@ fn revoke(mut invocation: Invocation) -> Result<ExitCode> {
     if all != ids.is_empty() {
         return Err(Error::Usage("give either the IDs of devices or --all".to_owned()));
     }
-    let base = invocation.base()?;
+    let settings = invocation.settings_with_accounts_of_server()?;
+    let base = settings.base()?;
+    must_exist(&base)?;
+    if with_shared_key(&settings)?.contains(&name) {
+        return Err(Error::Broken(format!(
+            "nothing was changed. {}. To log them out, change that password and restart the server",
+            shared_key(&name)
+        )));
+    }
     let _lock = users_file::lock(&base)?;
     let (users, _) = users_file::read(&base)?;
     let folder = folder_of(&base, &name)?;
+    if users.get(&name).is_none() && !folder.join(KEYS_FILE).exists() {
+        return Err(Error::Broken(format!(
+            "nothing was changed: there are no keys of {name:?} in {}. If the account is a SYNC_USERn of the server with a \
+             plain password, all its devices share one key: change that password and restart the server",
+            base.display()
+        )));
+    }
     if all {
         let before = keys(&base, &users, &name).map(|keys| keys.devices.len());
         match tag_of(&users, &name) {
@@ -124,6 +158,20 @@ fn revoke(mut invocation: Invocation) -> Result<ExitCode> {
     users_file::touch(&base)?;
     say(&format!("{gone} of {before} devices of {name} have to log in again\n"));
     Ok(ExitCode::SUCCESS)
+}
+
+/// The accounts whose devices share one key, which is made of the name and the password.
+fn with_shared_key(settings: &Settings) -> Result<Vec<String>> {
+    let config = settings.config()?;
+    let plain = if config.passwords_hashed { Vec::new() } else { config.users };
+    Ok(plain.into_iter().map(|user| user.name).collect())
+}
+
+fn shared_key(name: &str) -> String {
+    format!(
+        "{name:?} is a SYNC_USERn with a plain password: all its devices share one key, as on Anki's own server, and are not \
+         told apart"
+    )
 }
 
 /// The valid keys. If only the server's environment knows the password, all keys.

@@ -13,6 +13,7 @@ use crate::accounts::users_file;
 use crate::accounts::users_file::UsersFile;
 use crate::cli::command::{Command, FAILED, Invocation, say};
 use crate::cli::commands::hash_password::Hashing;
+use crate::cli::commands::user_folders::must_exist;
 use crate::cli::prompt;
 use crate::config::user_name::{REMOVED_PREFIX, check_folder_name};
 use crate::config::{Flags, USERS_FILE, check_user_name};
@@ -75,7 +76,8 @@ pub static LIST: Command = Command {
     arguments: "",
     summary: "list the accounts and when they were last used",
     help: "\
-Lists the accounts of the file `users` and of these settings, the number of
+Lists the accounts of the file `users`, of these settings, and (for root and the
+user of the server) of the running server's environment, the number of
 devices that are logged in, and the day (UTC) when one of them was last used.
 Devices of plain SYNC_USERn accounts cannot be told apart, so none are counted.
 ",
@@ -213,8 +215,9 @@ fn remove(mut invocation: Invocation) -> Result<ExitCode> {
 
 fn list(mut invocation: Invocation) -> Result<ExitCode> {
     invocation.words(0, 0)?;
-    let settings = invocation.settings(Flags::new())?;
+    let settings = invocation.settings_with_accounts_of_server()?;
     let base = settings.base()?;
+    must_exist(&base)?;
     let snapshot = Snapshot::read(&base, Arc::new(AccountSettings::of(&settings.config()?)), None)?;
     let mut rows = Vec::new();
     for account in snapshot.accounts() {
@@ -230,9 +233,13 @@ fn list(mut invocation: Invocation) -> Result<ExitCode> {
     }
     if rows.is_empty() {
         say(&format!(
-            "There is no account in {}. `ankipi user add NAME` makes one. (Accounts that only the environment of the \
-             running server names are not known here.)\n",
-            base.display()
+            "There is no account in {}. `ankipi user add NAME` makes one.{}\n",
+            base.display(),
+            if files::is_in_use(&base) {
+                " (Accounts of the running server's environment are known to root and to the server's user.)"
+            } else {
+                ""
+            }
         ));
         return Ok(ExitCode::SUCCESS);
     }

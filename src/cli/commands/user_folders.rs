@@ -16,14 +16,21 @@ use crate::media::index;
 /// Maximum wait for syncs to end: twice the default timeout of a silent sync.
 const MAX_WAIT: Duration = Duration::from_secs(600);
 
+/// Errors if there is no data folder.
+pub fn must_exist(base: &Path) -> Result<()> {
+    if base.exists() {
+        return Ok(());
+    }
+    Err(Error::Broken(format!(
+        "there is no data folder {}: name the one of the server with --base DIR, or mount its disk. `ankipi config` shows \
+         where this name comes from",
+        base.display()
+    )))
+}
+
 /// Names of the users with stored data, sorted.
 pub fn users_in(base: &Path) -> Result<Vec<String>> {
-    if !base.exists() {
-        return Err(Error::Broken(format!(
-            "there is no data folder {}: name the one of the server with --base DIR",
-            base.display()
-        )));
-    }
+    must_exist(base)?;
     let mut names = Vec::new();
     for entry in fs::read_dir(base).map_err(Error::io("reading", base))? {
         let entry = entry.map_err(Error::io("reading", base))?;
@@ -45,11 +52,15 @@ pub fn selected_users(base: &Path, user: Option<String>) -> Result<Vec<String>> 
 
 /// The folder of a user. An error if nothing is stored for that user.
 pub fn folder_of(base: &Path, name: &str) -> Result<PathBuf> {
+    must_exist(base)?;
     let dir = base.join(name);
     if !name.contains('/') && !name.starts_with('.') && holds_data(&dir) {
         Ok(dir)
     } else {
-        Err(Error::Broken(format!("there is nothing of a user {name:?} in {}", base.display())))
+        Err(Error::Broken(format!(
+            "there is nothing of a user {name:?} in {}; `ankipi status` lists who is there",
+            base.display()
+        )))
     }
 }
 
