@@ -248,13 +248,13 @@ mod tests {
         let old = parse(line("2026-11-24").as_bytes()).unwrap();
         assert_eq!((old.last.to_string().as_str(), old.seen), ("2026-11-24", None));
         assert!(old.is_due(&Seen { at: 0, address: HOME }));
-        let mut device = parse(line("2026-11-24,1764000000,fe80::1").as_bytes()).unwrap();
+        let mut device = parse(line("2999-11-24,1764000000,fe80::1").as_bytes()).unwrap();
         let seen = device.seen.unwrap();
         assert_eq!((seen.at, seen.address.to_string().as_str()), (1_764_000_000, "fe80::1"));
-        assert_eq!(device.last_field(), "2026-11-24,1764000000,fe80::1");
+        assert_eq!(device.last_field(), "2999-11-24,1764000000,fe80::1");
         assert!(!device.is_due(&Seen { at: seen.at + 3599, address: HOME }));
         device.see(Seen { at: seen.at + 3600, address: HOME });
-        assert_eq!(device.last_field(), "2026-11-24,1764003600,127.0.0.1");
+        assert_eq!(device.last_field(), "2999-11-24,1764003600,127.0.0.1");
         for bad in ["2026-11-24,1764000000", "2026-11-24,x,::1", "2026-11-24,1,::1,", "2026-11-24,"] {
             assert!(parse(line(bad).as_bytes()).is_none(), "{bad}");
         }

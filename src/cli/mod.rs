@@ -150,8 +150,8 @@ Commands:
     text.push_str(
         "
 `ankipi COMMAND --help` says more, and `ankipi serve --help` lists all settings.
-Commands end with 0 if all is well, with 1 if they failed or found something that
-is not in order, and with 2 if the command line is wrong.
+Commands end with 0 if all is well, with 1 if they failed or found something
+that is not in order, and with 2 if the command line is wrong.
 In Anki, Preferences > Syncing > Self-hosted sync server: http://THIS-HOST:8080/
 ",
     );
