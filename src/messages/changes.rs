@@ -10,7 +10,9 @@ use serde_json::value::RawValue;
 
 use crate::error::Result;
 use crate::messages::integers::Int;
-use crate::messages::json_stream::{Context, Envelope, Keys, List, Object, Source, end_of_row, parse};
+use crate::messages::json_stream::{
+    Context, Each, Envelope, Keys, List, Parsed, Source, Value, end_of_row, parse,
+};
 
 /// Receives the changes as they are parsed.
 pub trait ChangeSink {
@@ -89,26 +91,15 @@ struct Changes<'s> {
 impl Keys for Changes<'_> {
     const WHAT: &'static str = "an object with models, decks and tags";
 
-    fn value<'de, A: MapAccess<'de>>(
-        &mut self,
-        context: &Context,
-        key: &str,
-        map: &mut A,
-    ) -> std::result::Result<bool, A::Error> {
+    fn value<'de, A: MapAccess<'de>>(&mut self, key: &str, value: Value<'_, A>) -> Parsed<bool, A::Error> {
         self.missing.retain(|missing| *missing != key);
         let sink = &mut *self.sink;
         match key {
-            "models" => {
-                map.next_value_seed(List::new(context, |json: Box<RawValue>| sink.notetype(json.get())))?;
-            }
-            "decks" => map.next_value_seed(Decks { context, sink })?,
-            "tags" => map.next_value_seed(List::new(context, |name: String| sink.tag(&name)))?,
-            "conf" => map.next_value_seed(Object::new(context, &mut Config { sink }))?,
-            "crt" => {
-                if let Some(stamp) = map.next_value::<Option<Int>>()? {
-                    context.check::<(), A::Error>(sink.created(stamp.0))?;
-                }
-            }
+            "models" => value.list(|json: Box<RawValue>| sink.notetype(json.get()))?,
+            "decks" => value.seeded(|context| Decks { context, sink })?,
+            "tags" => value.list(|name: String| sink.tag(&name))?,
+            "conf" => value.object(&mut Config { sink })?,
+            "crt" => value.pass(|stamp: Option<Int>| stamp.map_or(Ok(()), |stamp| sink.created(stamp.0)))?,
             _ => return Ok(false),
         }
         Ok(true)
@@ -134,14 +125,8 @@ impl Keys for Config<'_> {
         self.sink.replace_config()
     }
 
-    fn value<'de, A: MapAccess<'de>>(
-        &mut self,
-        context: &Context,
-        key: &str,
-        map: &mut A,
-    ) -> std::result::Result<bool, A::Error> {
-        let json: Box<RawValue> = map.next_value()?;
-        context.check(self.sink.config_entry(key, json.get())).map(|()| true)
+    fn value<'de, A: MapAccess<'de>>(&mut self, key: &str, value: Value<'_, A>) -> Parsed<bool, A::Error> {
+        value.pass(|json: Box<RawValue>| self.sink.config_entry(key, json.get())).map(|()| true)
     }
 }
 
@@ -153,7 +138,7 @@ struct Decks<'a> {
 impl<'de> DeserializeSeed<'de> for Decks<'_> {
     type Value = ();
 
-    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> std::result::Result<(), D::Error> {
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Parsed<(), D::Error> {
         deserializer.deserialize_seq(self)
     }
 }
@@ -165,12 +150,12 @@ impl<'de> Visitor<'de> for Decks<'_> {
         f.write_str("a pair of lists: decks and options")
     }
 
-    fn visit_seq<A: SeqAccess<'de>>(self, mut pair: A) -> std::result::Result<(), A::Error> {
+    fn visit_seq<A: SeqAccess<'de>>(self, mut pair: A) -> Parsed<(), A::Error> {
         let (context, sink) = (self.context, self.sink);
-        let decks =
-            pair.next_element_seed(List::new(context, |json: Box<RawValue>| sink.deck(json.get())))?;
-        let configs =
-            pair.next_element_seed(List::new(context, |json: Box<RawValue>| sink.deck_config(json.get())))?;
+        let decks = Each::new(|json: Box<RawValue>| sink.deck(json.get()));
+        let decks = pair.next_element_seed(List::new(context, decks))?;
+        let configs = Each::new(|json: Box<RawValue>| sink.deck_config(json.get()));
+        let configs = pair.next_element_seed(List::new(context, configs))?;
         if decks.is_none() || configs.is_none() {
             return Err(A::Error::custom("decks need a list of decks and a list of options"));
         }

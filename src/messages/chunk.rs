@@ -9,7 +9,7 @@ use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess,
 use crate::error::Result;
 use crate::messages::integers::{Int, Text};
 use crate::messages::json_stream::{
-    Context, Envelope, Keys, Source, end_of_row, parse, required, required_seed,
+    Context, Elements, Envelope, Keys, Parsed, Source, Value, end_of_row, parse, required, required_seed,
 };
 
 /// The number of integer columns of a card. Their order is the same in JSON and in the table.
@@ -175,9 +175,9 @@ impl RowSink for RowCounter {
 
 /// Checks that the body of `applyChunk` is well-formed, and returns how many rows it has. Errors as `read`.
 pub fn check<'s>(input: impl Into<Source<'s>>, max_row_bytes: u64) -> Result<usize> {
-    let mut tally = RowCounter(0);
-    read(input, max_row_bytes, &mut tally)?;
-    Ok(tally.0)
+    let mut counter = RowCounter(0);
+    read(input, max_row_bytes, &mut counter)?;
+    Ok(counter.0)
 }
 
 /// Reads the body of `applyChunk`: `{"chunk": chunk}`. One row at a time is in memory, of at most `max_row_bytes`.
@@ -192,62 +192,36 @@ struct Chunk<'s> {
 impl Keys for Chunk<'_> {
     const WHAT: &'static str = "an object with lists of reviews, cards and notes";
 
-    fn value<'de, A: MapAccess<'de>>(
-        &mut self,
-        context: &Context,
-        key: &str,
-        map: &mut A,
-    ) -> std::result::Result<bool, A::Error> {
+    fn value<'de, A: MapAccess<'de>>(&mut self, key: &str, value: Value<'_, A>) -> Parsed<bool, A::Error> {
         let sink = &mut *self.sink;
         match key {
-            "revlog" => map.next_value_seed(Rows::new(context, |row| sink.revlog(row)))?,
-            "cards" => map.next_value_seed(Rows::new(context, |row| sink.card(row)))?,
-            "notes" => map.next_value_seed(Rows::new(context, |row| sink.note(row)))?,
+            "revlog" => value.elements(Rows::new(|row| sink.revlog(row)))?,
+            "cards" => value.elements(Rows::new(|row| sink.card(row)))?,
+            "notes" => value.elements(Rows::new(|row| sink.note(row)))?,
             _ => return Ok(false),
         }
         Ok(true)
     }
 }
 
-/// A list of rows. All are read into one buffer, so that each row does not allocate and free its texts.
-struct Rows<'c, R, F> {
-    context: &'c Context,
+/// Rows that are all read into one buffer, so that each row does not allocate and free its texts.
+struct Rows<R, F> {
     row: R,
     each: F,
 }
 
-impl<'c, R: Row, F: FnMut(&R) -> Result<()>> Rows<'c, R, F> {
-    fn new(context: &'c Context, each: F) -> Rows<'c, R, F> {
-        Rows { context, row: R::default(), each }
+impl<R: Row, F: FnMut(&R) -> Result<()>> Rows<R, F> {
+    fn new(each: F) -> Rows<R, F> {
+        Rows { row: R::default(), each }
     }
 }
 
-impl<'de, R: Row, F: FnMut(&R) -> Result<()>> DeserializeSeed<'de> for Rows<'_, R, F> {
-    type Value = ();
-
-    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> std::result::Result<(), D::Error> {
-        deserializer.deserialize_any(self)
-    }
-}
-
-/// `null` counts as an empty list.
-impl<'de, R: Row, F: FnMut(&R) -> Result<()>> Visitor<'de> for Rows<'_, R, F> {
-    type Value = ();
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a list")
-    }
-
-    fn visit_unit<E>(self) -> std::result::Result<(), E> {
-        Ok(())
-    }
-
-    fn visit_seq<A: SeqAccess<'de>>(mut self, mut list: A) -> std::result::Result<(), A::Error> {
-        while list.next_element_seed(Next(&mut self.row))?.is_some() {
-            self.context.check::<(), A::Error>((self.each)(&self.row))?;
-            self.context.element_done();
+impl<R: Row, F: FnMut(&R) -> Result<()>> Elements for Rows<R, F> {
+    fn next<'de, A: SeqAccess<'de>>(&mut self, context: &Context, list: &mut A) -> Parsed<bool, A::Error> {
+        match list.next_element_seed(Next(&mut self.row))? {
+            Some(()) => context.check((self.each)(&self.row)).map(|()| true),
+            None => Ok(false),
         }
-        Ok(())
     }
 }
 
@@ -255,7 +229,7 @@ impl<'de, R: Row, F: FnMut(&R) -> Result<()>> Visitor<'de> for Rows<'_, R, F> {
 trait Row: Default {
     const WHAT: &'static str;
 
-    fn read<'de, A: SeqAccess<'de>>(&mut self, row: &mut A) -> std::result::Result<(), A::Error>;
+    fn read<'de, A: SeqAccess<'de>>(&mut self, row: &mut A) -> Parsed<(), A::Error>;
 }
 
 /// The seed for the next row of a list.
@@ -264,7 +238,7 @@ struct Next<'r, R>(&'r mut R);
 impl<'de, R: Row> DeserializeSeed<'de> for Next<'_, R> {
     type Value = ();
 
-    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> std::result::Result<(), D::Error> {
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Parsed<(), D::Error> {
         deserializer.deserialize_seq(self)
     }
 }
@@ -276,7 +250,7 @@ impl<'de, R: Row> Visitor<'de> for Next<'_, R> {
         f.write_str(R::WHAT)
     }
 
-    fn visit_seq<A: SeqAccess<'de>>(self, mut row: A) -> std::result::Result<(), A::Error> {
+    fn visit_seq<A: SeqAccess<'de>>(self, mut row: A) -> Parsed<(), A::Error> {
         self.0.read(&mut row)?;
         end_of_row(&mut row)
     }
@@ -293,7 +267,7 @@ fn ints<'de, const N: usize, A: SeqAccess<'de>>(row: &mut A) -> std::result::Res
 impl Row for Card {
     const WHAT: &'static str = "the row of a card";
 
-    fn read<'de, A: SeqAccess<'de>>(&mut self, row: &mut A) -> std::result::Result<(), A::Error> {
+    fn read<'de, A: SeqAccess<'de>>(&mut self, row: &mut A) -> Parsed<(), A::Error> {
         self.ints = Card::fit(ints(row)?);
         required_seed(row, Text(&mut self.data))
     }
@@ -302,7 +276,7 @@ impl Row for Card {
 impl Row for Revlog {
     const WHAT: &'static str = "the row of a review";
 
-    fn read<'de, A: SeqAccess<'de>>(&mut self, row: &mut A) -> std::result::Result<(), A::Error> {
+    fn read<'de, A: SeqAccess<'de>>(&mut self, row: &mut A) -> Parsed<(), A::Error> {
         let [id, cid, usn, ease, ivl, last_ivl, factor, time] = ints(row)?;
         let kind = row.next_element::<Int>()?.unwrap_or_default().0;
         self.ints = Revlog::fit([id, cid, usn, ease, ivl, last_ivl, factor, time, kind]);
@@ -313,7 +287,7 @@ impl Row for Revlog {
 impl Row for Note {
     const WHAT: &'static str = "the row of a note";
 
-    fn read<'de, A: SeqAccess<'de>>(&mut self, row: &mut A) -> std::result::Result<(), A::Error> {
+    fn read<'de, A: SeqAccess<'de>>(&mut self, row: &mut A) -> Parsed<(), A::Error> {
         self.id = required::<Int, A>(row)?.0;
         required_seed(row, Text(&mut self.guid))?;
         self.notetype_id = required::<Int, A>(row)?.0;

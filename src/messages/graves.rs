@@ -5,7 +5,7 @@ use serde::de::{Error as _, MapAccess};
 use crate::error::{Error, Result};
 use crate::messages::StartRequest;
 use crate::messages::integers::Int;
-use crate::messages::json_stream::{Context, Envelope, Keys, List, Object, Source, parse};
+use crate::messages::json_stream::{Envelope, Keys, Parsed, Source, Value, parse};
 
 /// The kind of a deleted object, with its number in the `graves` table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -66,20 +66,15 @@ struct Start<'e> {
 impl Keys for Start<'_> {
     const WHAT: &'static str = "an object with minUsn and lnewer";
 
-    fn value<'de, A: MapAccess<'de>>(
-        &mut self,
-        context: &Context,
-        key: &str,
-        map: &mut A,
-    ) -> std::result::Result<bool, A::Error> {
+    fn value<'de, A: MapAccess<'de>>(&mut self, key: &str, value: Value<'_, A>) -> Parsed<bool, A::Error> {
         match key {
             "minUsn" => {
-                let usn = map.next_value::<Int>()?.0;
+                let usn = value.read::<Int>()?.0;
                 let usn = i32::try_from(usn).map_err(|_| A::Error::custom("minUsn is out of range"))?;
                 self.client_usn = Some(usn);
             }
-            "lnewer" => self.client_is_newer = Some(map.next_value()?),
-            "graves" => map.next_value_seed(Object::new(context, &mut self.graves))?,
+            "lnewer" => self.client_is_newer = Some(value.read()?),
+            "graves" => value.object(&mut self.graves)?,
             _ => return Ok(false),
         }
         Ok(true)
@@ -106,16 +101,10 @@ impl Keys for Graves<'_> {
         self.may_be_null
     }
 
-    fn value<'de, A: MapAccess<'de>>(
-        &mut self,
-        context: &Context,
-        key: &str,
-        map: &mut A,
-    ) -> std::result::Result<bool, A::Error> {
+    fn value<'de, A: MapAccess<'de>>(&mut self, key: &str, value: Value<'_, A>) -> Parsed<bool, A::Error> {
         let Some(kind) = GraveKind::of_key(key) else { return Ok(false) };
         self.missing.retain(|missing| *missing != key);
-        map.next_value_seed(List::new(context, |id: Int| (self.each)(kind, id.0)))?;
-        Ok(true)
+        value.list(|id: Int| (self.each)(kind, id.0)).map(|()| true)
     }
 
     fn missing(&self) -> Option<&'static str> {

@@ -4,7 +4,7 @@ use serde::de::MapAccess;
 use serde_json::value::RawValue;
 
 use crate::error::Result;
-use crate::messages::json_stream::{Context, Keys, Source, parse};
+use crate::messages::json_stream::{Keys, Parsed, Source, Value, parse};
 
 /// Passes each key, with the JSON text of its value, to `each`. One entry at a time is in memory, of at most
 /// `max_entry_bytes`. Errors as those of `json_stream::parse`.
@@ -21,13 +21,7 @@ struct Entries<'e>(&'e mut dyn FnMut(&str, &str) -> Result<()>);
 impl Keys for Entries<'_> {
     const WHAT: &'static str = "an object";
 
-    fn value<'de, A: MapAccess<'de>>(
-        &mut self,
-        context: &Context,
-        key: &str,
-        map: &mut A,
-    ) -> std::result::Result<bool, A::Error> {
-        let json: Box<RawValue> = map.next_value()?;
-        context.check((self.0)(key, json.get())).map(|()| true)
+    fn value<'de, A: MapAccess<'de>>(&mut self, key: &str, value: Value<'_, A>) -> Parsed<bool, A::Error> {
+        value.pass(|json: Box<RawValue>| (self.0)(key, json.get())).map(|()| true)
     }
 }

@@ -73,7 +73,7 @@ impl<'s> From<&'s str> for Source<'s> {
 pub fn parse<'s>(input: Source<'s>, max_element_bytes: u64, keys: &mut impl Keys) -> Result<()> {
     let left = Rc::new(Cell::new(max_element_bytes));
     let context = Context { left: left.clone(), max_element_bytes, error: Rc::default() };
-    let object = Object::new(&context, keys);
+    let object = Object { context: &context, keys };
     let parsed = match input {
         // The whole text is within the limit, so each of its elements is.
         Source::Memory(text) if text.len() as u64 <= max_element_bytes => {
@@ -100,6 +100,54 @@ pub fn parse<'s>(input: Source<'s>, max_element_bytes: u64, keys: &mut impl Keys
     })
 }
 
+/// The result of a step of the parser.
+pub type Parsed<T, E> = std::result::Result<T, E>;
+
+/// The value of a key, which was not read yet.
+pub struct Value<'p, A> {
+    context: &'p Context,
+    map: &'p mut A,
+}
+
+impl<'de, 'p, A: MapAccess<'de>> Value<'p, A> {
+    /// Reads a small value.
+    pub fn read<T: serde::Deserialize<'de>>(self) -> Parsed<T, A::Error> {
+        self.map.next_value()
+    }
+
+    /// Reads a value and passes it to `each`.
+    pub fn pass<T: serde::Deserialize<'de>>(
+        self,
+        each: impl FnOnce(T) -> Result<()>,
+    ) -> Parsed<(), A::Error> {
+        let value = self.map.next_value()?;
+        self.context.check(each(value))
+    }
+
+    /// Reads an object by its keys.
+    pub fn object(self, keys: &mut impl Keys) -> Parsed<(), A::Error> {
+        self.map.next_value_seed(Object { context: self.context, keys })
+    }
+
+    /// Reads a list and passes each element to `each`.
+    pub fn list<T: DeserializeOwned>(self, each: impl FnMut(T) -> Result<()>) -> Parsed<(), A::Error> {
+        self.elements(Each::new(each))
+    }
+
+    /// Reads a list.
+    pub fn elements(self, elements: impl Elements) -> Parsed<(), A::Error> {
+        self.map.next_value_seed(List::new(self.context, elements))
+    }
+
+    /// Reads the value with a seed that `seed` makes.
+    pub fn seeded<S: DeserializeSeed<'de>>(
+        self,
+        seed: impl FnOnce(&'p Context) -> S,
+    ) -> Parsed<S::Value, A::Error> {
+        self.map.next_value_seed(seed(self.context))
+    }
+}
+
 /// Reads the values of an object by key. Unknown keys are skipped.
 pub trait Keys {
     /// The object's description in errors.
@@ -115,13 +163,8 @@ pub trait Keys {
         Ok(())
     }
 
-    /// Reads the value of this key from the map. Returns false, without reading, for an unknown key.
-    fn value<'de, A: MapAccess<'de>>(
-        &mut self,
-        context: &Context,
-        key: &str,
-        map: &mut A,
-    ) -> std::result::Result<bool, A::Error>;
+    /// Reads the value of this key. Returns false, without reading, for an unknown key.
+    fn value<'de, A: MapAccess<'de>>(&mut self, key: &str, value: Value<'_, A>) -> Parsed<bool, A::Error>;
 
     /// Called after the last key: a required key that was missing.
     fn missing(&self) -> Option<&'static str> {
@@ -130,22 +173,15 @@ pub trait Keys {
 }
 
 /// The seed for one object.
-pub struct Object<'c, 'k, K> {
+struct Object<'c, 'k, K> {
     context: &'c Context,
     keys: &'k mut K,
-}
-
-impl<'c, 'k, K> Object<'c, 'k, K> {
-    /// An object whose values are read by `keys`.
-    pub fn new(context: &'c Context, keys: &'k mut K) -> Object<'c, 'k, K> {
-        Object { context, keys }
-    }
 }
 
 impl<'de, K: Keys> DeserializeSeed<'de> for Object<'_, '_, K> {
     type Value = ();
 
-    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> std::result::Result<(), D::Error> {
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Parsed<(), D::Error> {
         deserializer.deserialize_any(self)
     }
 }
@@ -161,10 +197,10 @@ impl<'de, K: Keys> Visitor<'de> for Object<'_, '_, K> {
         if self.keys.may_be_null() { Ok(()) } else { Err(E::invalid_type(Unexpected::Unit, &self)) }
     }
 
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> std::result::Result<(), A::Error> {
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Parsed<(), A::Error> {
         self.context.check::<(), A::Error>(self.keys.begin())?;
         while let Some(key) = map.next_key::<String>()? {
-            if !self.keys.value(self.context, &key, &mut map)? {
+            if !self.keys.value(&key, Value { context: self.context, map: &mut map })? {
                 map.next_value::<IgnoredAny>()?;
             }
             self.context.element_done();
@@ -190,18 +226,12 @@ impl<'k, K> Envelope<'k, K> {
 impl<K: Keys> Keys for Envelope<'_, K> {
     const WHAT: &'static str = "a JSON object";
 
-    fn value<'de, A: MapAccess<'de>>(
-        &mut self,
-        context: &Context,
-        key: &str,
-        map: &mut A,
-    ) -> std::result::Result<bool, A::Error> {
+    fn value<'de, A: MapAccess<'de>>(&mut self, key: &str, value: Value<'_, A>) -> Parsed<bool, A::Error> {
         if key != self.key {
             return Ok(false);
         }
         self.found = true;
-        map.next_value_seed(Object::new(context, self.keys))?;
-        Ok(true)
+        value.object(self.keys).map(|()| true)
     }
 
     fn missing(&self) -> Option<&'static str> {
@@ -209,42 +239,68 @@ impl<K: Keys> Keys for Envelope<'_, K> {
     }
 }
 
-/// A list whose elements, of type T, are passed to `each`. `null` counts as an empty list.
-pub struct List<'c, T, F> {
-    context: &'c Context,
+/// The elements of a list, which are read one by one.
+pub trait Elements {
+    /// Reads the next element and passes it on. Returns false at the end of the list.
+    fn next<'de, A: SeqAccess<'de>>(&mut self, context: &Context, list: &mut A) -> Parsed<bool, A::Error>;
+}
+
+/// Elements of type T, each of which is passed to `each`.
+pub struct Each<T, F> {
     each: F,
     element: PhantomData<T>,
 }
 
-impl<'c, T, F> List<'c, T, F> {
-    /// The seed for one list.
-    pub fn new(context: &'c Context, each: F) -> List<'c, T, F> {
-        List { context, each, element: PhantomData }
+impl<T, F: FnMut(T) -> Result<()>> Each<T, F> {
+    /// Passes each element to `each`.
+    pub fn new(each: F) -> Each<T, F> {
+        Each { each, element: PhantomData }
     }
 }
 
-impl<'de, T: DeserializeOwned, F: FnMut(T) -> Result<()>> DeserializeSeed<'de> for List<'_, T, F> {
+impl<T: DeserializeOwned, F: FnMut(T) -> Result<()>> Elements for Each<T, F> {
+    fn next<'de, A: SeqAccess<'de>>(&mut self, context: &Context, list: &mut A) -> Parsed<bool, A::Error> {
+        match list.next_element()? {
+            Some(element) => context.check((self.each)(element)).map(|()| true),
+            None => Ok(false),
+        }
+    }
+}
+
+/// The seed for one list. `null` counts as an empty list.
+pub struct List<'c, E> {
+    context: &'c Context,
+    elements: E,
+}
+
+impl<'c, E: Elements> List<'c, E> {
+    /// The list of these elements.
+    pub fn new(context: &'c Context, elements: E) -> List<'c, E> {
+        List { context, elements }
+    }
+}
+
+impl<'de, E: Elements> DeserializeSeed<'de> for List<'_, E> {
     type Value = ();
 
-    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> std::result::Result<(), D::Error> {
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Parsed<(), D::Error> {
         deserializer.deserialize_any(self)
     }
 }
 
-impl<'de, T: DeserializeOwned, F: FnMut(T) -> Result<()>> Visitor<'de> for List<'_, T, F> {
+impl<'de, E: Elements> Visitor<'de> for List<'_, E> {
     type Value = ();
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("a list")
     }
 
-    fn visit_unit<E>(self) -> std::result::Result<(), E> {
+    fn visit_unit<X>(self) -> Parsed<(), X> {
         Ok(())
     }
 
-    fn visit_seq<A: SeqAccess<'de>>(mut self, mut list: A) -> std::result::Result<(), A::Error> {
-        while let Some(element) = list.next_element::<T>()? {
-            self.context.check::<(), A::Error>((self.each)(element))?;
+    fn visit_seq<A: SeqAccess<'de>>(mut self, mut list: A) -> Parsed<(), A::Error> {
+        while self.elements.next(self.context, &mut list)? {
             self.context.element_done();
         }
         Ok(())
@@ -267,7 +323,7 @@ pub fn required_seed<'de, S: DeserializeSeed<'de>, A: SeqAccess<'de>>(
 }
 
 /// Fails if the row has more elements.
-pub fn end_of_row<'de, A: SeqAccess<'de>>(row: &mut A) -> std::result::Result<(), A::Error> {
+pub fn end_of_row<'de, A: SeqAccess<'de>>(row: &mut A) -> Parsed<(), A::Error> {
     match row.next_element::<IgnoredAny>()? {
         None => Ok(()),
         Some(_) => Err(A::Error::custom("too many elements in a row")),

@@ -28,7 +28,7 @@ pub(super) fn remove(text: &str) -> Option<String> {
     Some(kept)
 }
 
-/// Ends that are known not to occur in the rest of the text.
+/// Remembers which ends do not occur in the rest of the text.
 #[derive(Default)]
 struct Ends {
     no_comment: bool,

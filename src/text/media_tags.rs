@@ -6,8 +6,8 @@
 //! - Inside a tag, all that counts is the position: whether a media tag can be completed from there does not depend on
 //!   how it was reached, nor on which `<` began. A position that failed once is remembered, over the whole text.
 //! - From one position, the filler goes character by character up to the next `>`. Only a quoted item gets across, and
-//!   only one that begins with the last quote of its kind before that `>`: an earlier quote is closed on this side,
-//!   where every position has been tried. So a stretch between two `>` has at most two ways on.
+//!   only one that begins with the last quote of its kind before that `>`: an earlier quote is closed on this side, where
+//!   every position has been tried. So a stretch between two `>` leads to at most two positions behind it.
 //! - Each search for a closing quote ends at the next quote of the same kind, and begins at a position that is not
 //!   tried twice.
 
@@ -81,7 +81,7 @@ impl Search<'_> {
         None
     }
 
-    /// Tries the positions from `start` to the next `>`; if all fail, notes the ways across it.
+    /// Tries the positions from `start` to the next `>`. If all fail, adds the positions after it to `pending`.
     fn try_stretch(&mut self, start: usize) -> Option<MediaTag> {
         let bytes = self.text.as_bytes();
         let (mut last_double, mut last_single) = (None, None);

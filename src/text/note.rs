@@ -1,4 +1,4 @@
-//! What the server derives from the text of a note that arrives by sync (spec, collection-format.md 10).
+//! Derives columns from the text of a note that arrives by sync (spec, collection-format.md 10).
 //!
 //! The input may be a megabyte of hostile text, so every step is linear in its length.
 
