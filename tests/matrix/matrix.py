@@ -363,7 +363,7 @@ def main() -> int:
     parser.add_argument("releases", nargs="*", help="versions as on PyPI")
     parser.add_argument("--short", action="store_true", help="one client for each way in which clients sync")
     parser.add_argument("--reference", action="store_true", help="against Anki's own server")
-    parser.add_argument("--markdown", action="store_true", help="the table as in README.md")
+    parser.add_argument("--markdown", action="store_true", help="the table as in docs/clients.md")
     args = parser.parse_args()
     if unknown := set(args.releases) - {release.version for release in RELEASES}:
         parser.error(f"not in the table: {', '.join(unknown)}")

@@ -1,5 +1,7 @@
 """README and docs: links lead somewhere, and each command of ankipi that they name exists, with its options."""
 
+import importlib.machinery
+import importlib.util
 import re
 import subprocess
 
@@ -25,6 +27,24 @@ def test_links_lead_somewhere(page):
         file = (page.parent / path) if path else page
         assert file.exists(), f"{page.name}: {target}"
         assert not anchor or anchor in anchors(file.read_text()), f"{page.name}: {target}"
+
+
+def test_the_readme_is_short():
+    """One screen and a half: everything else has a page in docs/, which its table or that of docs/README.md names."""
+    assert len((REPO / "README.md").read_text().splitlines()) <= 70
+    index = (REPO / "docs/README.md").read_text()
+    for page in (REPO / "docs").glob("*.md"):
+        assert page.name == "README.md" or f"({page.name})" in index, page
+
+
+def test_the_table_of_settings_is_that_of_the_help():
+    spec = importlib.util.spec_from_loader("make_settings", importlib.machinery.SourceFileLoader("make_settings", str(REPO / "docs/make-settings")))
+    make = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(make)
+    page, program = (REPO / "docs/settings.md").read_text(), command(official=False)[0]
+    assert page == make.page(program, page), "docs/make-settings target/release/ankipi"
+    named = re.findall(r"^  ([A-Z_]+)  ", help_of("serve"), re.MULTILINE)
+    assert len(named) > 20 and all(f"| `{name}` |" in page for name in named)
 
 
 def help_of(*words):
