@@ -94,6 +94,16 @@ def test_nginx_with_our_snippet(server, nginx, syncs_through):
     syncs_through(server, nginx(snippet("nginx.conf", server)).url)
 
 
+def test_nginx_that_adds_many_headers_and_odd_bytes(server, nginx, syncs_through):
+    """As Cloudflare does with mTLS and Access (70 to 95 lines), and GeoIP with names of cities."""
+    server = server()
+    more = "".join(f"proxy_set_header X-Access-{number} value;\n" for number in range(80))
+    city = 'proxy_set_header X-City "Zürich 東京";\n'
+    site = snippet("nginx.conf", server)
+    assert site.count("proxy_pass ") == 1
+    syncs_through(server, nginx(site.replace("proxy_pass ", more + city + "proxy_pass ")).url)
+
+
 @pytest.mark.parametrize("stripped", [True, False])
 def test_nginx_below_a_path(server, nginx, syncs_through, stripped):
     server = server(**({} if stripped else {"SYNC_BASE_PATH": "/anki"}))

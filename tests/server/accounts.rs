@@ -37,7 +37,9 @@ fn log_in_from(server: &TestServer, address: &str, user: &str, password: &str) -
 }
 
 fn ids(listing: &str) -> Vec<&str> {
-    listing.lines().skip(1).map(|line| line.split_whitespace().nth(1).unwrap()).collect()
+    // Behind the devices: whose devices share one key.
+    let devices = listing.lines().filter(|line| !line.starts_with('"'));
+    devices.skip(1).map(|line| line.split_whitespace().nth(1).unwrap()).collect()
 }
 
 #[test]
@@ -66,7 +68,10 @@ fn an_account_works_at_once_and_its_removal_does_too() {
     anna.apply_changes(r#"{"models":[],"decks":[[],[]],"tags":["lost"]}"#).ok();
     let journal = base.join("anna/collection.anki2-wal");
     assert!(journal.exists());
-    assert!(done(base, &["user", "list"], "").contains("anna        1  2"));
+    let listing = done(base, &["user", "list"], "");
+    assert!(
+        listing.lines().any(|line| line.starts_with("anna ") && line.split_whitespace().nth(1) == Some("1"))
+    );
     assert!(done(base, &["user", "remove", "anna"], "").contains("the data stays"));
     anna.call("chunk", "{}").refused(403);
     server.wait_for_log("\"anna\" has no account any more");
@@ -219,7 +224,8 @@ fn a_revoked_device_is_logged_out_and_the_others_are_not() {
     done(base, &["device", "revoke", "anna", "--all"], "");
     desk.call("meta", "{}").refused(403);
     phone.call("meta", "{}").refused(403);
-    assert!(done(base, &["device", "list"], "").contains("No device"));
+    let left = done(base, &["device", "list"], "");
+    assert!(!left.contains("anna"), "{left}");
     server.assert_syncs();
 }
 

@@ -236,6 +236,8 @@ impl Reply {
         assert_eq!(self.status, 200, "{}", String::from_utf8_lossy(&self.body));
         let plain = zstd::decode_all(&self.body[..]).unwrap();
         assert_eq!(self.header("anki-original-size"), Some(plain.len().to_string().as_str()));
+        // Other clients unpack in one call, into a buffer of that size.
+        assert!(zstd::bulk::decompress(&self.body, plain.len()).unwrap() == plain);
         plain
     }
 
