@@ -15,7 +15,7 @@ use crate::collection::full::restore;
 use crate::error::{Error, Result};
 use crate::files;
 use crate::files::sqlite_files::{has_side_files, immutable_uri};
-use crate::media::take_over::{ImportedMedia, import as import_media};
+use crate::media::import_folder::{ImportedMedia, import as import_media};
 
 /// Which server a data folder belongs to.
 #[derive(Debug, PartialEq, Eq)]

@@ -2,6 +2,6 @@
 //!
 //! Not here: full syncs over the network (`collection::full`). Imports `collection`, `media`, `accounts`, `files`.
 
-pub mod colpkg;
 pub mod from_other_servers;
 pub mod read_colpkg;
+pub mod write_colpkg;

@@ -1,7 +1,7 @@
 //! Checks that the index and the folder agree, for `ankipi check`. The server need not run; with `fix` it must not.
 //!
 //! A repair never takes anything from a device, and never makes damaged bytes the truth. A record whose file is missing or
-//! damaged is forgotten (`lost`), so that a device which has the file sends it again. A file that the index does not know is
+//! damaged is forgotten (`lost_files`), so that a device which has the file sends it again. A file that the index does not know is
 //! recorded as new. Neither the list of files nor that of records is ever held whole.
 
 use std::fs;
@@ -10,10 +10,10 @@ use std::path::{Path, PathBuf};
 use crate::error::{Error, Result};
 use crate::files::damaged::put_aside;
 use crate::limits_and_timeouts::MEDIA_FILE_BYTES;
+use crate::media::file_paths::FilePaths;
 use crate::media::index::{FILE_NAME, MediaDb, Recording};
-use crate::media::lost::{self, Fault};
+use crate::media::lost_files::{self, Fault};
 use crate::media::name::{BadName, MediaName};
-use crate::media::places::Places;
 use crate::media::{file_sha1, is_damage, pending, put_index_aside, recover, remove_staged};
 use crate::os::clock;
 
@@ -65,9 +65,9 @@ pub fn check(dir: &Path, depth: Depth, listener: &mut dyn Listener) -> Result<u6
         // What is in the folder is recorded by a later check, if no device sends it.
         return Ok(0);
     }
-    let places = Places::new(dir);
+    let paths = FilePaths::new(dir);
     if depth.fix {
-        recover(dir, &places)?;
+        recover(dir, &paths)?;
     }
     let db = if depth.fix { MediaDb::open(dir)? } else { MediaDb::open_to_read(dir)? };
     let pending: Vec<MediaName> = pending(dir)?.into_iter().map(|(name, _)| name).collect();
@@ -79,7 +79,7 @@ pub fn check(dir: &Path, depth: Depth, listener: &mut dyn Listener) -> Result<u6
     }
     let mut check = Check {
         dir: dir.to_owned(),
-        places,
+        paths,
         fix: depth.fix.then(|| db.begin()).transpose()?,
         db: &db,
         deep: depth.deep,
@@ -111,7 +111,7 @@ fn damage_of_index(dir: &Path) -> Result<Option<String>> {
 
 struct Check<'c> {
     dir: PathBuf,
-    places: Places,
+    paths: FilePaths,
     db: &'c MediaDb,
     /// The transaction for repairs; None without `fix`.
     fix: Option<Recording<'c>>,
@@ -166,16 +166,16 @@ impl Check<'_> {
             return Ok(());
         };
         let fault = if self.deep {
-            lost::fault(&self.places, name, &record)?
+            lost_files::fault(&self.paths, name, &record)?
         } else {
-            lost::fault_at_a_glance(&self.places, name, &record)?
+            lost_files::fault_at_a_glance(&self.paths, name, &record)?
         };
         let Some(fault) = fault else {
             return Ok(());
         };
         let what = format!("{:?} {fault}", name.as_str());
         if self.fix.is_some() && !matches!(fault, Fault::Missing) {
-            put_aside(&self.dir, &self.places.path_of(name), name.as_str());
+            put_aside(&self.dir, &self.paths.path_of(name), name.as_str());
         }
         self.repair(what, "a device that has it sends it again", |fix| fix.forget(name, &fault.to_string()))
     }
@@ -188,7 +188,7 @@ impl Check<'_> {
 
     /// Each file: does the index know it?
     fn files(&mut self) -> Result<()> {
-        let folder = self.places.folder();
+        let folder = self.paths.folder();
         let entries = match fs::read_dir(&folder) {
             Ok(entries) => entries,
             Err(err) if err.kind() == std::io::ErrorKind::NotFound => return Ok(()),
@@ -222,10 +222,10 @@ impl Check<'_> {
             return Ok(());
         }
         // The disk may have made another case of the name.
-        if self.places.ignores_case() && self.db.has_twin(name)? {
+        if self.paths.ignores_case() && self.db.has_twin(name)? {
             return Ok(());
         }
-        let path = name.path_in(&self.places.folder());
+        let path = name.path_in(&self.paths.folder());
         let Some(found) = file_sha1(&path)? else {
             return Ok(());
         };

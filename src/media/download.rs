@@ -1,7 +1,7 @@
 //! A zip of files for a client, streamed from the files themselves.
 //!
 //! The files are opened under the lock. After that they may be replaced or deleted: the open files keep the contents
-//! that the index describes. Before the reply begins, each is read and compared with its record (`lost`), so that no
+//! that the index describes. Before the reply begins, each is read and compared with its record (`lost_files`), so that no
 //! client ever gets damaged bytes. While it is sent, its CRC is compared with that of the first reading.
 //!
 //! Clients drop as many names from their list as files arrive, whatever the files are, and ask for the rest. So a damaged
@@ -18,7 +18,7 @@ use crc32fast::Hasher as Crc32;
 use crate::error::{Error, Result};
 use crate::limits_and_timeouts::{MEDIA_FILES, MEDIA_REPLY_BYTES};
 use crate::media::index::Record;
-use crate::media::lost::{self, Fault, Lost};
+use crate::media::lost_files::{self, Fault, Lost};
 use crate::media::name::{MediaName, checked_name};
 use crate::media::zip::{META, ZipWriter, zip_bytes};
 use crate::media::{BLOCK_BYTES, MediaStore};
@@ -50,7 +50,7 @@ impl MediaStore {
         let (asked, opened) = self.open_files(names)?;
         let (mut files, mut lost) = (Vec::with_capacity(opened.len()), Vec::new());
         for (name, record, file) in opened {
-            match file.and_then(|file| Ok((lost::read_through(&file, &record)?, file))) {
+            match file.and_then(|file| Ok((lost_files::read_through(&file, &record)?, file))) {
                 Ok((crc, file)) => files.push(WholeFile { name, record, file, crc }),
                 Err(_) => lost.push(Lost { name, record }),
             }
@@ -79,7 +79,7 @@ impl MediaStore {
                 // A file that another device has deleted since is passed over like a damaged one.
                 if let Some(record) = db.record(&name)?.filter(Record::is_live) {
                     bytes += record.bytes;
-                    let file = lost::open(&self.places, &name, &record)?;
+                    let file = lost_files::open(&self.paths, &name, &record)?;
                     opened.push((name, record, file));
                 }
             }

@@ -2,7 +2,7 @@
 //! official server can replace each other. Version 3 is upgraded on opening.
 //!
 //! Size 0 marks a deleted file; its checksum stays. `meta` holds the last usn and the totals. Rows are removed only when
-//! a file was lost or damaged (`lost`). A table of our own lists those files until a device has sent them again.
+//! a file was lost or damaged (`lost_files`). A table of our own lists those files until a device has sent them again.
 
 use std::fs;
 use std::io::ErrorKind;

@@ -1,7 +1,7 @@
 //! One user's media: the files in `media/`, and the index `media.db`, which records their changes for clients
 //! (sync-protocol.md 7).
 //!
-//! Here: `index` (the database), `name` (which names are refused), `zip`, `upload`, `download`, `check`, `take_over`. Not
+//! Here: `index` (the database), `name` (which names are refused), `zip`, `upload`, `download`, `check`, `import_folder`. Not
 //! here: HTTP, collections. It has its own lock, because clients sync media in the background while the collection is
 //! in use. Imports `files`, `compression`, `text`, `os`.
 //!
@@ -9,7 +9,7 @@
 //!
 //! Each live record has its file, and no file has other contents than its record says. This does not hold while an
 //! upload is put in place. A crash in that moment is repaired at the next start. Nor does it hold when the disk loses or
-//! damages a file. That is noticed before the file is sent, and repaired by the devices (`lost`).
+//! damages a file. That is noticed before the file is sent, and repaired by the devices (`lost_files`).
 //!
 //! # How an upload is put in place
 //!
@@ -28,11 +28,11 @@
 
 pub mod check;
 pub mod download;
+pub mod file_paths;
+pub mod import_folder;
 pub mod index;
-pub mod lost;
+pub mod lost_files;
 pub mod name;
-pub mod places;
-pub mod take_over;
 pub mod upload;
 pub mod zip;
 
@@ -51,9 +51,9 @@ use crate::files;
 use crate::files::damaged::{DAMAGED_FOLDER, put_aside, put_folders_aside};
 use crate::files::sqlite_files::{FileState, Remembered};
 use crate::text::hex::unhex;
+use file_paths::FilePaths;
 use index::{Change, MediaDb, Record};
 use name::MediaName;
-use places::Places;
 
 /// SHA-1 of a file's contents.
 pub type Sha1Sum = [u8; 20];
@@ -87,7 +87,7 @@ pub struct Totals {
 /// One user's media.
 pub struct MediaStore {
     dir: PathBuf,
-    places: Places,
+    paths: FilePaths,
     staged: AtomicU32,
     state: Mutex<State>,
 }
@@ -120,7 +120,7 @@ impl MediaStore {
         let state = State { writer: None, last_used: Instant::now(), needs_recovery: true, totals: None };
         let store = MediaStore {
             dir: dir.to_owned(),
-            places: Places::new(dir),
+            paths: FilePaths::new(dir),
             staged: AtomicU32::new(0),
             state: Mutex::new(state),
         };
@@ -140,7 +140,7 @@ impl MediaStore {
             state.needs_recovery = true;
             state.totals = None;
         }
-        self.places.recheck_folder();
+        self.paths.recheck_folder();
         ready_folder(&self.dir)?;
         remove_staged(&self.dir)
     }
@@ -195,8 +195,8 @@ impl MediaStore {
         });
         ready_folder(&self.dir)?;
         if state.needs_recovery {
-            files::refuse_link(&self.places.folder())?;
-            self.if_damaged(recover(&self.dir, &self.places), &mut state)?;
+            files::refuse_link(&self.paths.folder())?;
+            self.if_damaged(recover(&self.dir, &self.paths), &mut state)?;
             state.needs_recovery = false;
         }
         state.last_used = Instant::now();
@@ -348,7 +348,7 @@ fn pending(dir: &Path) -> Result<Vec<(MediaName, Option<Sha1Sum>)>> {
 }
 
 /// Finishes an interrupted upload, so that records and files agree.
-fn recover(dir: &Path, places: &Places) -> Result<()> {
+fn recover(dir: &Path, paths: &FilePaths) -> Result<()> {
     let pending = pending(dir)?;
     if pending.is_empty() {
         return files::remove_if_there(&dir.join(PENDING));
@@ -358,7 +358,7 @@ fn recover(dir: &Path, places: &Places) -> Result<()> {
     let mut gone = Vec::new();
     let mut recorded = 0;
     for (name, intended) in &pending {
-        let path = places.path_of(name);
+        let path = paths.path_of(name);
         let live = db.record(name)?.filter(Record::is_live);
         match (file_sha1(&path)?, intended) {
             (Some(found), Some(sha1)) if found.sha1 == *sha1 && live.as_ref() != Some(&found) => {
@@ -370,13 +370,13 @@ fn recover(dir: &Path, places: &Places) -> Result<()> {
         }
     }
     // The renames of the upload may not be durable yet.
-    places.sync()?;
+    paths.sync()?;
     match recorded {
         0 => drop(recording),
         _ => drop(recording.commit()?),
     }
     gone.iter().try_for_each(|path| files::remove_if_there(path))?;
-    places.sync()?;
+    paths.sync()?;
     if recorded + gone.len() > 0 {
         log::warn!(
             "{}: finished a media upload that was interrupted: {recorded} files recorded, {} removed",

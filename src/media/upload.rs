@@ -14,7 +14,7 @@ use crate::files::spool::Spool;
 use crate::files::temporary::TemporaryFile;
 use crate::limits_and_timeouts::MEDIA_FILES;
 use crate::media::index::{MediaDb, Record};
-use crate::media::lost;
+use crate::media::lost_files;
 use crate::media::name::{MediaName, checked_name, folded};
 use crate::media::zip;
 use crate::media::zip::{Entry, META, ZipReader};
@@ -151,7 +151,7 @@ impl MediaStore {
                 Stored::Unrecorded => true,
             };
             // The stored file is read, as the disk may have damaged it.
-            if may_be_same && lost::fault(&self.places, name, &record)?.is_none() {
+            if may_be_same && lost_files::fault(&self.paths, name, &record)?.is_none() {
                 return Ok(Change::Same(record));
             }
             if let Some(path) = file_of_spool {
@@ -171,14 +171,14 @@ impl MediaStore {
 
     /// Whether there is a file of this name and length.
     fn stored(&self, name: &MediaName, bytes: u64) -> Result<Stored> {
-        if !self.places.has_file(name, bytes) {
+        if !self.paths.has_file(name, bytes) {
             return Ok(Stored::No);
         }
         self.read(|db| match db.record(name)?.filter(Record::is_live) {
             Some(record) if record.bytes == bytes => Ok(Stored::Recorded(record.sha1)),
             Some(_) => Ok(Stored::No),
             // On a disk that ignores case, it may be the file of another name.
-            None if self.places.ignores_case() && db.has_twin(name)? => Ok(Stored::No),
+            None if self.paths.ignores_case() && db.has_twin(name)? => Ok(Stored::No),
             None => Ok(Stored::Unrecorded),
         })
     }
@@ -200,7 +200,7 @@ impl MediaStore {
                 Change::Delete if live.is_none() && db.forgotten_record(name)?.is_none() => {}
                 _ => {
                     let is_taken = live.is_none()
-                        && self.places.ignores_case()
+                        && self.paths.ignores_case()
                         && (db.has_twin(name)?
                             || changes.iter().any(|other: &Effective| other.is_twin_of(name)));
                     changes.push(Effective { name, change, live, is_taken });
@@ -224,18 +224,18 @@ impl MediaStore {
         files::replace_file(&self.dir, PENDING, &intents(changes)?)?;
         for Effective { name, change, is_taken, .. } in changes {
             match change {
-                Change::Put(_, StagedFile { file, .. }) => self.places.put(file.path(), name, *is_taken)?,
-                Change::Same(_) => sync_file(&self.places.path_of(name))?,
+                Change::Put(_, StagedFile { file, .. }) => self.paths.put(file.path(), name, *is_taken)?,
+                Change::Same(_) => sync_file(&self.paths.path_of(name))?,
                 Change::Delete => {}
             }
         }
-        self.places.sync()?;
+        self.paths.sync()?;
         let outcome = record(state.writer(&self.dir)?, changes)?;
         if outcome.deleted > 0 {
             for Effective { name, .. } in changes.iter().filter(|one| matches!(one.change, Change::Delete)) {
-                files::remove_if_there(&self.places.path_of(name))?;
+                files::remove_if_there(&self.paths.path_of(name))?;
             }
-            self.places.sync()?;
+            self.paths.sync()?;
         }
         files::remove_if_there(&self.dir.join(PENDING))?;
         Ok(outcome)

@@ -17,8 +17,8 @@ use crate::collection::{Collection, FILE_NAME};
 use crate::config::Flags;
 use crate::error::{Error, Result};
 use crate::files::FsyncingFile;
-use crate::import_export::colpkg;
-use crate::media::places::Places;
+use crate::import_export::write_colpkg;
+use crate::media::file_paths::FilePaths;
 use crate::os::clock;
 use crate::{files, media};
 
@@ -229,8 +229,8 @@ fn pack(
 ) -> Result<String> {
     let stamp = clock::stamp(clock::now_secs()).replace(['-', ':'], "");
     let path = to.join(format!("{name}-{stamp}.colpkg"));
-    let odd = Places::new(dir).odd_files()?;
-    let packed = colpkg::write(snapshot, &dir.join(media::FOLDER), &odd, &path, &mut |files| {
+    let odd = FilePaths::new(dir).odd_files()?;
+    let packed = write_colpkg::write(snapshot, &dir.join(media::FOLDER), &odd, &path, &mut |files| {
         progress.show(&format!("{name}: {files} media files packed"));
     });
     progress.clear();

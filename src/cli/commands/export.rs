@@ -8,9 +8,9 @@ use crate::cli::commands::user_folders::{folder_of, lock_if_unused, open_to_copy
 use crate::cli::progress::Progress;
 use crate::collection::FILE_NAME;
 use crate::error::{Error, Result};
-use crate::import_export::colpkg;
+use crate::import_export::write_colpkg;
 use crate::media;
-use crate::media::places::Places;
+use crate::media::file_paths::FilePaths;
 
 /// `ankipi export`
 pub static EXPORT: Command = Command {
@@ -43,9 +43,9 @@ fn run(mut invocation: Invocation) -> Result<ExitCode> {
     let lock = lock_if_unused(&base)?;
     let mut progress = Progress::start();
     let snapshot = open_to_copy(&dir, lock.is_some(), &mut progress)?;
-    let odd = Places::new(&dir).odd_files()?;
+    let odd = FilePaths::new(&dir).odd_files()?;
     progress.show_at_once("packing the collection");
-    let packed = colpkg::write(&snapshot, &dir.join(media::FOLDER), &odd, file, &mut |files| {
+    let packed = write_colpkg::write(&snapshot, &dir.join(media::FOLDER), &odd, file, &mut |files| {
         progress.show(&format!("{files} media files packed"));
     });
     progress.clear();

@@ -31,7 +31,7 @@
 //! - A worker never waits for the bytes of one client while another client waits for a worker: small bodies are received
 //!   whole before a worker gets them, small replies are buffered, and longer transfers have slots of their own and make
 //!   way when they are slow (`crate::limits_and_timeouts`).
-//! - What one client does costs itself: `queue` lets clients take turns, `sharing` gives each a part of the workers, the
+//! - What one client does costs itself: `queue` lets clients take turns, `shares_and_eviction` gives each a part of the workers, the
 //!   connections and the memory.
 //! - Memory per connection is bounded: the head while it arrives, 64 KiB of a small body or 8 KiB of a large one until a
 //!   worker gets it, 32 KiB of the body and 96 KiB of the reply while it is active, nothing while it is idle; and that of
@@ -52,7 +52,7 @@ mod pace;
 mod policy;
 mod poll_loop;
 mod queue;
-mod sharing;
+mod shares_and_eviction;
 
 pub use client_socket::Listener;
 pub use policy::{Client, Policy};

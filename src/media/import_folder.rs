@@ -10,9 +10,9 @@ use std::path::Path;
 use crate::error::{Error, Result};
 use crate::files::{FsyncingFile, create_folder};
 use crate::limits_and_timeouts::MEDIA_FILE_BYTES;
+use crate::media::file_paths::FilePaths;
 use crate::media::index::MediaDb;
 use crate::media::name::MediaName;
-use crate::media::places::Places;
 use crate::media::{FOLDER, STAGED_PREFIX, Totals, file_sha1};
 
 /// The result of an import.
@@ -28,7 +28,7 @@ pub struct ImportedMedia {
 pub fn import(dir: &Path, from: &Path, last_usn: i32) -> Result<ImportedMedia> {
     let folder = dir.join(FOLDER);
     create_folder(&folder)?;
-    let (places, staged) = (Places::new(dir), dir.join(format!("{STAGED_PREFIX}import")));
+    let (paths, staged) = (FilePaths::new(dir), dir.join(format!("{STAGED_PREFIX}import")));
     let db = MediaDb::open(dir)?;
     let mut recording = db.begin()?;
     recording.recount(Totals { last_usn, bytes: 0, files: 0 });
@@ -52,14 +52,14 @@ pub fn import(dir: &Path, from: &Path, last_usn: i32) -> Result<ImportedMedia> {
             continue;
         };
         copy_file(&entry.path(), &staged)?;
-        let is_taken = places.ignores_case() && fs::symlink_metadata(name.path_in(&folder)).is_ok();
-        places.put(&staged, &name, is_taken)?;
-        if let Some(record) = file_sha1(&places.path_of(&name))? {
+        let is_taken = paths.ignores_case() && fs::symlink_metadata(name.path_in(&folder)).is_ok();
+        paths.put(&staged, &name, is_taken)?;
+        if let Some(record) = file_sha1(&paths.path_of(&name))? {
             recording.put(&name, &record)?;
             taken.files += 1;
         }
     }
-    places.sync()?;
+    paths.sync()?;
     recording.commit()?;
     Ok(taken)
 }

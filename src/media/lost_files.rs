@@ -23,9 +23,9 @@ use sha1::{Digest, Sha1};
 use crate::error::{Error, Result};
 use crate::files::damaged::{is_about_name, put_aside};
 use crate::limits_and_timeouts::{MEDIA_FILES, MEDIA_REPLY_BYTES};
+use crate::media::file_paths::FilePaths;
 use crate::media::index::Record;
 use crate::media::name::MediaName;
-use crate::media::places::Places;
 use crate::media::{BLOCK_BYTES, MediaStore, State};
 
 /// Usns that are left for changes after one that is taken over from a client.
@@ -67,8 +67,8 @@ pub struct Lost {
 }
 
 /// Compares a file with its record without reading its contents. Errors are about the whole folder.
-pub fn fault_at_a_glance(places: &Places, name: &MediaName, record: &Record) -> Result<Option<Fault>> {
-    let path = places.path_of(name);
+pub fn fault_at_a_glance(paths: &FilePaths, name: &MediaName, record: &Record) -> Result<Option<Fault>> {
+    let path = paths.path_of(name);
     match fs::symlink_metadata(&path) {
         Ok(meta) if !meta.is_file() => Ok(Some(Fault::NoFile)),
         Ok(meta) if meta.len() != record.bytes => Ok(Some(Fault::OtherLength)),
@@ -81,11 +81,15 @@ pub fn fault_at_a_glance(places: &Places, name: &MediaName, record: &Record) -> 
 }
 
 /// Opens the file of a record.
-pub fn open(places: &Places, name: &MediaName, record: &Record) -> Result<std::result::Result<File, Fault>> {
-    if let Some(fault) = fault_at_a_glance(places, name, record)? {
+pub fn open(
+    paths: &FilePaths,
+    name: &MediaName,
+    record: &Record,
+) -> Result<std::result::Result<File, Fault>> {
+    if let Some(fault) = fault_at_a_glance(paths, name, record)? {
         return Ok(Err(fault));
     }
-    let path = places.path_of(name);
+    let path = paths.path_of(name);
     match File::open(&path) {
         Ok(file) => Ok(Ok(file)),
         Err(err) if err.kind() == ErrorKind::NotFound => Ok(Err(Fault::Missing)),
@@ -125,8 +129,8 @@ pub fn read_through(file: &File, record: &Record) -> std::result::Result<u32, Fa
 }
 
 /// What is wrong with the file of a record, if something is. Reads all of it.
-pub fn fault(places: &Places, name: &MediaName, record: &Record) -> Result<Option<Fault>> {
-    Ok(open(places, name, record)?.and_then(|file| read_through(&file, record)).err())
+pub fn fault(paths: &FilePaths, name: &MediaName, record: &Record) -> Result<Option<Fault>> {
+    Ok(open(paths, name, record)?.and_then(|file| read_through(&file, record)).err())
 }
 
 impl MediaStore {
@@ -143,14 +147,14 @@ impl MediaStore {
             if db.record(name)?.as_ref() != Some(record) {
                 continue;
             }
-            if let Some(fault) = fault(&self.places, name, record)? {
+            if let Some(fault) = fault(&self.paths, name, record)? {
                 log::warn!(
                     "{}: media file {:?} {fault}; it is asked back from the devices that have it",
                     self.dir.display(),
                     name.as_str()
                 );
                 if !matches!(fault, Fault::Missing) {
-                    put_aside(&self.dir, &self.places.path_of(name), name.as_str());
+                    put_aside(&self.dir, &self.paths.path_of(name), name.as_str());
                 }
                 recording.forget(name, &fault.to_string())?;
             }
@@ -166,7 +170,7 @@ impl MediaStore {
         let (mut lost, mut to_read, mut bytes) = (Vec::new(), Vec::new(), 0);
         self.read(|db| {
             db.records_after(usn, |name, record| {
-                if fault_at_a_glance(&self.places, &name, &record)?.is_some() {
+                if fault_at_a_glance(&self.paths, &name, &record)?.is_some() {
                     lost.push(Lost { name, record });
                 } else {
                     bytes += record.bytes;
@@ -179,7 +183,7 @@ impl MediaStore {
         })?;
         if bytes <= MEDIA_REPLY_BYTES && to_read.len() <= MEDIA_FILES {
             for read in to_read {
-                if fault(&self.places, &read.name, &read.record)?.is_some() {
+                if fault(&self.paths, &read.name, &read.record)?.is_some() {
                     lost.push(read);
                 }
             }

@@ -29,7 +29,7 @@ const ODD_FOLDER: &str = "media.odd";
 const NAMES_AT_ONCE: u32 = 500;
 
 /// Finds the files of one user.
-pub struct Places {
+pub struct FilePaths {
     dir: PathBuf,
     /// Whether the file system ignores case in names.
     ignores_case: bool,
@@ -37,15 +37,15 @@ pub struct Places {
     has_odd: AtomicBool,
 }
 
-impl Places {
+impl FilePaths {
     /// Looks at the folder again, because another one may have taken its place.
     pub fn recheck_folder(&self) {
         self.has_odd.store(self.dir.join(ODD_FOLDER).is_dir(), Ordering::Relaxed);
     }
 
-    /// The places in a user's folder.
-    pub fn new(dir: &Path) -> Places {
-        Places {
+    /// The paths in a user's folder.
+    pub fn new(dir: &Path) -> FilePaths {
+        FilePaths {
             // `media` found by another spelling. Nobody makes a folder of this name.
             ignores_case: fs::symlink_metadata(dir.join(FOLDER.to_ascii_uppercase())).is_ok(),
             has_odd: AtomicBool::new(dir.join(ODD_FOLDER).is_dir()),
