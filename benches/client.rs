@@ -19,10 +19,10 @@ const HTTP_CHUNK_BYTES: usize = 4096;
 /// HTTP chunks that leave with one write.
 const CHUNKS_AT_ONCE: usize = 4;
 
-/// A client waits for so long for a byte; the desktop's default.
+/// The timeout of a client for the next byte: the desktop's default.
 const EVENT_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// A server that is busy with others is asked again for so long.
+/// How long a request is repeated while the server is busy.
 const BUSY_PATIENCE: Duration = Duration::from_secs(300);
 
 const MEDIA_METHODS: [&str; 5] = ["begin", "mediaChanges", "uploadChanges", "downloadFiles", "mediaSanity"];
@@ -53,7 +53,7 @@ pub struct Client {
     password: String,
     hkey: String,
     connection: Option<BufReader<TcpStream>>,
-    /// What it has cost so far.
+    /// Bytes transferred so far.
     pub traffic: Traffic,
 }
 
@@ -363,7 +363,7 @@ impl Read for ReplyBody<'_> {
         };
         let most = buf.len().min(usize::try_from(*left).unwrap_or(usize::MAX));
         if most == 0 {
-            // Asked for nothing, a buffered reader waits for its source all the same.
+            // A buffered reader would wait for its source even if asked for no bytes.
             return Ok(0);
         }
         let count = self.connection.read(&mut buf[..most])?;

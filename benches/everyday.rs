@@ -35,7 +35,7 @@ impl Bench {
     /// Syncs in which there is nothing to do.
     pub fn everyday_none(&self) -> Result<Usage> {
         let (base, counts) = self.everyday_base()?;
-        // One takes so little time that the kernel's clock for it needs many.
+        // One sync takes less time than the kernel's clock can measure, so many are measured together.
         let syncs = 10 * self.sizes.everyday;
         let (server, expected) = (self.start(&base)?, generate::stamps(&file_of(base.path(), 1))?);
         let mut client = server.client(1);

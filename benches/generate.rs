@@ -22,7 +22,7 @@ const CREATED_SECS: i64 = 1_600_000_000;
 const MODIFIED_MILLIS: i64 = 1_750_000_000_000;
 const SCHEMA_MILLIS: i64 = 1_700_000_000_000;
 
-/// `col.usn`: what comes from this number on is news to a client that has the file.
+/// `col.usn`: rows from this usn on are new to a client that has the file.
 pub const USN: i64 = 1;
 
 /// Ids of notes, cards and reviews begin here, ms.
@@ -87,11 +87,11 @@ pub fn old_collection(cache: &Path, made: &Generated) -> Result<PathBuf> {
     Ok(packed)
 }
 
-/// Opens a collection, for the benchmark's own eyes.
+/// Opens a collection for the benchmark itself.
 pub fn open(path: &Path) -> Result<Connection> {
     let db = Connection::open(path)?;
     db.create_collation("unicase", unicase::compare)?;
-    // Losing the file costs nothing, and the disk is to be measured for the server alone.
+    // The file need not survive a crash, and only the server's use of the disk is to be measured.
     db.execute_batch("PRAGMA synchronous = OFF; PRAGMA cache_size = -16000")?;
     Ok(db)
 }
@@ -321,7 +321,7 @@ pub fn stamps(path: &Path) -> Result<(i64, i64, i64)> {
         .query_row("SELECT mod, scm, usn FROM col", [], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?)
 }
 
-/// That the pages were written is seen here rather than by the server.
+/// Writes the pages to the disk now, so that this is not measured as work of the server.
 pub fn copy(from: &Path, to: &Path) -> io::Result<()> {
     fs::copy(from, to)?;
     File::open(to)?.sync_all()

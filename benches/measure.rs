@@ -17,7 +17,7 @@ use crate::client::{self, Client, Head, Traffic};
 /// Accounts `user1` to `user4`, which every server has.
 pub const USERS: usize = 4;
 
-/// How often RssAnon is looked at.
+/// How often RssAnon is read.
 const SAMPLE_EVERY: Duration = Duration::from_millis(10);
 
 /// Lines of the server's log that are shown when a job fails.

@@ -59,7 +59,7 @@ unpack_rustc() {
     local debs=(rustc-web rust-web-src libstd-rust-web-dev) new=$1 deb std
     command -v apt-get dpkg-deb >/dev/null ||
         die "rustc has no sources of std; run: rustup component add rust-src (or build on Debian 12)"
-    # Lists that are old offer an old one.
+    # Outdated package lists would offer an old version.
     if ! is_new_enough "$(offered_rustc)"; then
         say "asking apt for its package lists (once)"
         apt-get update -qq || die "apt-get update failed; run it as root, then this again"
@@ -86,7 +86,7 @@ END
 install_zig() {
     say "fetching $zig_packages (440 MB unpacked)"
     python3 -m venv "$1" || die "python3 -m venv failed; on Debian: apt-get install python3-venv"
-    # A virtual environment knows its path: what is in it is called by python and not by its own name.
+    # A virtual environment contains its own path, so programs in it are called through python.
     # shellcheck disable=SC2086  # a list
     "$1/bin/python" -m pip install -q --disable-pip-version-check $zig_packages
 }

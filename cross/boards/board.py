@@ -31,12 +31,12 @@ BOOT_SECS = 120  # seconds; a busy machine emulates slowly
 BENCH_SECS = 3 * 60 * 60
 # What the server is allowed beyond what kernel and busybox need, MB.
 HEADROOM = 8
-# No board of Debian's kernel has booted with less, MB.
+# The smallest memory with which a board with Debian's kernel has booted, MB.
 SMALLEST = 24
 
 
 class BoardError(Exception):
-    """The board does not do what it should."""
+    """A check on the board failed."""
 
 
 class StoryOver(Exception):
@@ -142,7 +142,7 @@ def kilobytes(table: str) -> dict[str, int]:
 
 
 class Steps:
-    """Counts what went well. What comes after a failed step makes no sense."""
+    """Counts the steps that passed. After a failed step the others are skipped."""
 
     passed = failed = 0
 

@@ -27,7 +27,7 @@ Boards:
 END
 }
 
-# Sets what is particular to board $1. The modules are in the order in which they need each other.
+# Sets the variables of board $1. The modules are in the order in which they need each other.
 describe() {
     local filesystem="crc16 mbcache crc32c_generic jbd2 ext4"
     local virtio=(-m 512 -device "virtio-blk-device,drive=disk")
@@ -112,7 +112,7 @@ busybox_links() {
     done
 }
 
-# What the kernel starts with: finds the disk and goes on there, and its memory is free again.
+# The initial RAM disk: finds the disk, continues there, and is freed.
 make_initramfs() {
     local root=$work/initramfs module
     busybox_links "$root/bin"

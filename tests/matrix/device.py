@@ -34,7 +34,7 @@ else:
     python_sync = None
     from anki.collection import Collection
 
-# What sync_collection of the clients in Rust tells.
+# The results of sync_collection in clients whose sync is written in Rust.
 REQUIRED = ["nothing", "nothing", "full sync", "download", "upload"]
 
 
@@ -76,7 +76,7 @@ class Device:
             self.auth = self.col.backend.sync_login(username=USER, password=password)
 
     def is_refused(self, password):
-        """Whether this password is, as a wrong one and not for another reason."""
+        """Whether the server refuses this password as wrong, and not for another reason."""
         try:
             self.log_in(password)
         except Exception as err:
@@ -87,7 +87,7 @@ class Device:
         return False
 
     def sync(self):
-        """One press on the sync button; tells what full sync is needed, if one is."""
+        """One press on the sync button. Returns which full sync is needed, if one is."""
         if hasattr(self.col, "save") and "trx" in inspect.signature(self.col.save).parameters:
             # Python holds a transaction open.
             self.col.save(trx=False)
@@ -109,7 +109,7 @@ class Device:
         return sync(self.auth, False) if takes_media else sync(self.auth)
 
     def forget_objects(self):
-        """Notetypes that Python keeps outlive a sync; the window is told by other means."""
+        """Python caches notetypes beyond a sync; the window of Anki resets that cache."""
         if hasattr(self.col.models, "_clear_cache"):
             self.col.models._clear_cache()
 
@@ -340,7 +340,7 @@ class PythonDevice(Device):
 
 def main():
     os.makedirs(FOLDER, exist_ok=True)
-    # What the client prints must not stand among the answers.
+    # Output of the client itself must not mix with the answers.
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     device = PythonDevice() if python_sync else Device()

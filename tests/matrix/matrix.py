@@ -97,7 +97,7 @@ def say(text: str) -> None:
 
 
 class Failed(Exception):
-    """Something in a story is not as it should be."""
+    """A check of a story failed."""
 
 
 class Device:
@@ -178,7 +178,7 @@ def sync(*devices: Device) -> None:
 
 
 def settle(household: Household, *devices: Device) -> None:
-    """Brings all up to date; they and a fresh device hold the same, and that is sound."""
+    """Syncs all devices, and checks that they and a fresh device hold the same, undamaged collection."""
     sync(*devices * 2)
     fresh = household.device("fresh")
     fresh.sync()
@@ -190,7 +190,7 @@ def settle(household: Household, *devices: Device) -> None:
 
 
 class Stories:
-    """In the order in which they are told; each goes on where the one before ended."""
+    """The stories in their order. Each continues where the one before ended."""
 
     def __init__(self, household: Household):
         self.household = household
@@ -320,7 +320,7 @@ class Stories:
         expect(newest.media(), held, "media of the newest")
         expect([held.get(f"file {n}.txt") for n in (4, 6)], [None, None], "deleted files")
         expect(held["newest.txt"], "newest", "a file of the newest on the desk")
-        # It adds to cards that older releases reviewed what these do not know.
+        # The newest release adds data to cards that older releases do not know.
         found = [line for line in newest.check() if not line.startswith("Added last review time")]
         expect(found, [], "what the check of the newest finds")
 
@@ -329,7 +329,7 @@ STORIES = ["login", "upload", "download", "changes", "many", "deletions", "media
 
 
 def tell(release: Release, folder: Path) -> dict[str, str]:
-    """Tells all stories to a release, on a server of its own; gives what came of each.
+    """Runs all stories with a release, on a server of its own. Returns the result of each.
 
     One server would see a wrong password from each release, all from one address, and make the last ones wait."""
     import server as servers  # reads REFERENCE when it is loaded

@@ -37,7 +37,7 @@ fn log_in_from(server: &TestServer, address: &str, user: &str, password: &str) -
 }
 
 fn ids(listing: &str) -> Vec<&str> {
-    // Behind the devices: whose devices share one key.
+    // After the devices, the listing names the users whose devices share one key.
     let devices = listing.lines().filter(|line| !line.starts_with('"'));
     devices.skip(1).map(|line| line.split_whitespace().nth(1).unwrap()).collect()
 }
@@ -140,7 +140,7 @@ fn wait_for_file(folder: &Path, prefix: &str) {
 fn what_arrives_whole_only_after_its_account_was_removed_changes_nothing() {
     let server = TestServer::start();
     let base = server.base.path();
-    // Longer than what is received whole before a worker gets it.
+    // Longer than a body that is received whole before a worker gets it.
     let long = "INSERT INTO config VALUES ('noise', 0, 0, randomblob(200000))";
     let old_upload = |key: &str| {
         let data = gzip(&collection(long));
@@ -150,7 +150,7 @@ fn what_arrives_whole_only_after_its_account_was_removed_changes_nothing() {
     let upload = |key: &str| {
         Device::new(server.address, key).request("upload", Framed::Chunked(&pack(&collection(long))))
     };
-    // More than stays in memory, and does not pack.
+    // More than a spool keeps in memory, and it does not compress.
     let mut state = 1_u32;
     let noise: Vec<u8> = std::iter::repeat_with(|| {
         state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
@@ -281,7 +281,7 @@ fn a_damaged_accounts_file_costs_only_the_damaged_line() {
     server.assert_syncs();
 }
 
-/// A line as `ankipi import` makes it of ankisyncd's `auth.db`, for the password "pw".
+/// A line of the accounts file as `ankipi import` makes it from ankisyncd's `auth.db`, for the password "pw".
 const ANKISYNCD: &str = "carl:$ankisyncd$6361726c$\
     c10296bc5d206b72ea6d7c537ed4b02a061dadbb20595bb22ddcfcd1eb4816760123456789abcdef";
 
@@ -305,7 +305,7 @@ pub fn damage(path: &Path, at: usize) -> Vec<u8> {
 fn a_key_that_was_handed_out_is_good_while_accounts_change() {
     let server = TestServer::start();
     let base = server.base.path();
-    // A login takes long: so much happens meanwhile.
+    // A login takes long enough that all of this happens meanwhile.
     done(base, &["user", "add", "anna", "--rounds", "2000000"], "word");
     add_user(base, "bob", "word");
     let bob = device(&server, "bob", "word");
@@ -349,7 +349,7 @@ fn a_login_brings_back_neither_an_account_nor_a_password_of_before() {
             done(base, change, input);
             login.join().unwrap()
         });
-        // If the login was faster, its key is a key of before.
+        // If the login was faster, its key is one from before the change.
         if reply.status == 200 {
             let key = reply.ok()["key"].as_str().unwrap().to_owned();
             Device::new(server.address, &key).call("meta", "{}").refused(403);
@@ -366,7 +366,7 @@ fn a_login_brings_back_neither_an_account_nor_a_password_of_before() {
             !change.contains(&"--delete-data") || !base.join(name).exists(),
             "{change:?}: the folder came back"
         );
-        // What is left of it.
+        // Clean up what is left of the account.
         ankipi(base, &[], &["user", "remove", name, "--delete-data", "--yes"], "");
     }
     server.assert_syncs();
@@ -515,7 +515,7 @@ fn names_of_our_own_files_are_nobodys_and_old_accounts_with_them_are_told() {
         let output = ankipi(base.path(), &[], &["user", "add", name, "--rounds", "100000"], "x");
         assert!(!output.status.success(), "{name}");
     }
-    // As an earlier release allowed it.
+    // Earlier releases allowed this name.
     rewrite_users(base.path(), |users| users.replace("anna:", "spool-x:"));
     fs::rename(base.path().join("anna"), base.path().join("spool-x")).unwrap();
     fs::write(base.path().join("spool-x/collection.anki2"), collection("")).unwrap();
@@ -558,7 +558,7 @@ fn a_hangup_takes_accounts_and_what_their_passwords_are_together() {
     .unwrap();
     server.hang_up("in effect only after a restart: SYNC_BACKUPS");
     Device::new(server.address, &official).meta();
-    // The environment has a port and an address, and it wins.
+    // The environment sets port and address, and overrides the file.
     assert!(
         server.log().contains("SYNC_PORT (")
             && server.log().contains("has no effect: the environment sets it")

@@ -1,8 +1,8 @@
-//! Random histories of accounts against a model that is so simple that it cannot be wrong: logins, revocations, accounts
-//! that come, change and go, SIGHUP, damaged files and kills, many of them while a login is on its way, and all while
+//! Random histories of accounts against a model that is too simple to be wrong: logins, revocations, accounts that
+//! come, change and go, SIGHUP, damaged files and kills, many of them while a login is on its way, and all while
 //! another user syncs. No key that was handed out is lost, and none works that was revoked or whose account is gone.
 //!
-//! ACCOUNT_STEPS asks for longer histories (60 otherwise), SEED for others.
+//! ACCOUNT_STEPS sets the length of the histories (60 by default), SEED the random seed.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -39,12 +39,12 @@ enum Damage {
     Line,
 }
 
-/// What a user should be.
+/// The expected state of a user.
 #[derive(Default)]
 struct Account {
     /// None: there is no account.
     password: Option<String>,
-    /// Keys that were handed out and are good.
+    /// Valid keys.
     keys: Vec<String>,
     damage: Option<Damage>,
 }
@@ -65,12 +65,12 @@ struct Model {
     setting: Setting,
     /// Keys of the account of the config file while its password is hashed.
     setting_keys: Vec<String>,
-    /// Keys that must not work, the last ones.
+    /// The latest keys that must not work.
     bad: Vec<String>,
     passwords: u64,
     /// Each login comes from an address of its own, so that none is slowed down.
     addresses: u32,
-    /// Where the server is, for the one who syncs all the time.
+    /// The server's address, for the user who syncs all the time.
     address: Arc<Mutex<SocketAddr>>,
     log: Vec<String>,
 }
@@ -147,7 +147,7 @@ impl Model {
         self.log.push(what);
     }
 
-    /// Adds the account, or changes it in a way that is likely to hurt.
+    /// Adds the account, or changes it in one of the ways that are likely to find faults.
     fn change(&mut self, name: &'static str) {
         let base = self.base().to_owned();
         if self.accounts[name].password.is_none() {
@@ -200,7 +200,7 @@ impl Model {
         let key = self.accounts[name].keys[at].clone();
         self.say(format!("revoke {} of {name}", id(&key)));
         let output = ankipi(self.base(), &[], &["device", "revoke", name, &id(&key)], "");
-        // Of a damaged file only all can be revoked.
+        // In a damaged file, keys can only be revoked all at once.
         assert_eq!(output.status.success(), !damaged, "{}\n{}", said(&output), self.story());
         if !damaged {
             let key = self.accounts.get_mut(name).unwrap().keys.remove(at);
@@ -228,10 +228,10 @@ impl Model {
         if account.password.is_none() || account.damage.is_some() {
             return;
         }
-        // Without a good key the file is one of an earlier password, and counts for nothing.
+        // Without a valid key the file belongs to an earlier password, and is ignored.
         if !account.keys.is_empty() && self.chance(2) {
             let size = fs::metadata(folder.join("keys")).unwrap().len();
-            // Not a line's end: a line that is two is two lines that are damaged, or the last one.
+            // Not a line end: that would damage two lines.
             let at = loop {
                 let at = self.dice.below(size) as usize;
                 if fs::read(folder.join("keys")).unwrap()[at] != b'\n' {
@@ -334,7 +334,7 @@ impl Model {
         let did = self.log[before..].concat();
         match (key, is_own) {
             (Some(key), false) => self.accounts.get_mut(name).unwrap().keys.push(key),
-            // It came before or after.
+            // The login came before the revocation or after it.
             (Some(key), true) if did.contains("revoke all") => {
                 let works = Device::new(self.server().address, &key).call("meta", META).status == 200;
                 if works { self.accounts.get_mut(name).unwrap().keys.push(key) } else { self.bad.push(key) }
@@ -396,7 +396,7 @@ impl Model {
     fn step(&mut self) {
         let name = self.any_name();
         match self.dice.below(16) {
-            // The first thing of a user is an account.
+            // A user needs an account first.
             _ if self.accounts[name].password.is_none() => self.change(name),
             0..3 => self.log_in(name),
             3..9 => self.log_in_meanwhile(name),

@@ -1,5 +1,5 @@
-//! Every endpoint, in every encoding, with every kind of key but the right one: a refusal, or the other user's own data;
-//! nothing of the first user goes out, and nothing on the disk changes.
+//! Every endpoint, in every encoding, with every kind of wrong key. The reply is a refusal, or the other user's own
+//! data. No data of the first user is sent, and nothing on the disk changes.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -10,7 +10,7 @@ use crate::form::{form, form_header, gzip};
 use crate::harness::{KEY, OTHER_KEY, TestServer, collection};
 use crate::zip::zip_of;
 
-/// Stands in every kind of row of the first user.
+/// A word that is in every kind of row of the first user.
 const MARK: &str = "marmalade";
 
 /// All methods but the login, with a body that would do something.
@@ -41,7 +41,7 @@ fn removal() -> Vec<u8> {
     zip_of(&[(&format!("{MARK}.txt"), None)])
 }
 
-/// How a request says whose it is.
+/// Where a request has its key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Encoding {
     Header,
@@ -116,7 +116,7 @@ fn without_a_key_of_an_account_nothing_is_told_and_nothing_changes() {
             for key in keys {
                 let case = format!("{path} {encoding:?} {key:?}");
                 let reply = send(server.address, path, &body, encoding, key, &device.skey);
-                // Without header and form it is nobody's protocol.
+                // Without header and form the request belongs to no protocol.
                 let is_nothing = key.is_none() && encoding == Encoding::Header;
                 assert_eq!(reply.status, if is_nothing { 422 } else { 403 }, "{case}");
                 assert_tells_nothing(&reply, &case);

@@ -1,4 +1,4 @@
-//! What the commands say, and with what they end.
+//! The output and the exit codes of the commands.
 
 use std::fs;
 

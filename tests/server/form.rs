@@ -1,4 +1,4 @@
-//! A client of protocols 8 to 10 that does as it is told.
+//! A scripted client of protocols 8 to 10.
 
 use std::net::SocketAddr;
 

@@ -18,7 +18,7 @@ use tempfile::TempDir;
 use crate::binary::binary;
 use crate::client::Device;
 
-/// Longer than anything should take, also under an emulator; a test that waits for so long has failed.
+/// Longer than anything should take, even under an emulator. A test that waits this long has failed.
 pub const EVENT_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// `sha1("test:secret")`: the official key of the first account.
@@ -42,7 +42,7 @@ impl TestServer {
         TestServer::with(&[])
     }
 
-    /// With these variables more.
+    /// With these additional variables.
     pub fn with(vars: &[(&str, &str)]) -> TestServer {
         TestServer::on(Arc::new(tempfile::tempdir().unwrap()), vars)
     }
@@ -60,7 +60,7 @@ impl TestServer {
         TestServer::try_on(base, vars).unwrap_or_else(|log| panic!("the server did not start:\n{log}"))
     }
 
-    /// On a data folder on which it may not start: then its log.
+    /// On a data folder on which it may fail to start. Then returns its log.
     pub fn try_on(base: Arc<TempDir>, vars: &[(&str, &str)]) -> Result<TestServer, String> {
         TestServer::run(base, vars, &[])
     }
@@ -74,7 +74,7 @@ impl TestServer {
 
     fn run(base: Arc<TempDir>, vars: &[(&str, &str)], args: &[&str]) -> Result<TestServer, String> {
         let vars: Vec<_> = vars.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
-        // Whatever the one who starts it thinks of file modes.
+        // Start with an open umask: file modes must not depend on it.
         let mut child =
             command("umask 000", base.path(), &vars).args(args).stderr(Stdio::piped()).spawn().unwrap();
         let log = Log::collect(child.stderr.take().unwrap());
@@ -132,7 +132,7 @@ impl TestServer {
         }
     }
 
-    /// Asks the process to stop, and waits until it did.
+    /// Asks the process to stop, and waits for its end.
     pub fn stop(&mut self) -> ExitStatus {
         let pid = self.child.id().to_string();
         assert!(Command::new("kill").args(["-TERM", &pid]).status().unwrap().success());
@@ -217,7 +217,7 @@ impl Drop for TestServer {
         let _ = self.child.wait();
         let log = self.log();
         if thread::panicking() {
-            // The end is what matters, and a line may hold what a test sent.
+            // Shows only the end, and shortens lines, which may contain what a test sent.
             let lines: Vec<_> = log.lines().collect();
             eprintln!("--- the end of the server's log ---");
             for line in &lines[lines.len().saturating_sub(100)..] {
@@ -269,7 +269,7 @@ pub fn ankipi(base: &Path, vars: &[(&str, &str)], args: &[&str], input: &str) ->
     child.wait_with_output().unwrap()
 }
 
-/// Both streams of a command.
+/// The output of a command: stdout and stderr.
 pub fn said(output: &Output) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr)
 }
@@ -282,7 +282,7 @@ pub fn done(base: &Path, args: &[&str], input: &str) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
-/// Makes an account; the fewest rounds that there are, as a test builds without optimisation.
+/// Makes an account with the minimum of rounds, because tests are built without optimisation.
 #[track_caller]
 pub fn add_user(base: &Path, name: &str, password: &str) {
     done(base, &["user", "add", name, "--rounds", "100000"], password);
@@ -336,7 +336,7 @@ pub fn collection(sql: &str) -> Vec<u8> {
     }
     db.execute_batch("DELETE FROM graves; UPDATE col SET usn = 1").unwrap();
     db.execute_batch(sql).unwrap();
-    // As the server keeps it: opening it changes nothing.
+    // The journal mode in which the server keeps it, so that opening it changes nothing.
     db.pragma_update(None, "journal_mode", "DELETE").unwrap();
     db.close().unwrap();
     fs::read(&path).unwrap()

@@ -7,7 +7,7 @@ use crate::harness::{TestServer, collection};
 
 const MIB: usize = 1 << 20;
 
-/// What a zstd frame unpacks to: some bytes, then one byte again and again.
+/// The unpacked content of a zstd frame: some bytes, then one byte repeated.
 struct Bomb {
     fuse: String,
     filler: u8,
@@ -32,7 +32,7 @@ impl Bomb {
     }
 }
 
-/// Starts of bodies after which a parser waits for the end of something.
+/// Starts of bodies that open something without closing it, so that a parser waits for more.
 fn fuses(method: &str) -> Vec<(&'static str, u8)> {
     let mut fuses =
         vec![("", b' '), ("", b'['), (r#"{"x":"#, b'['), (r#"{"x":""#, b'a'), ("{\"", b'a'), ("", b'1')];
@@ -137,7 +137,7 @@ fn whatever_is_zstd_is_taken_within_the_memory_of_one_client() {
     assert!(text.contains("a window of 128 MiB") && text.starts_with("Our server refused"), "{text}");
     let line = server.wait_for_log("a window of 128 MiB");
     assert!(line.contains("/sync/upload 200"), "{line}");
-    // Elsewhere nobody reads a text.
+    // Other methods send no text that users see.
     device.send_raw("start", Framed::Chunked(&encode(27, &[&noise[..], &noise].concat()))).refused(413);
     let peak = server.memory_kib("VmHWM:");
     println!("windows of 128 MiB: VmHWM {peak} KiB");
@@ -217,7 +217,7 @@ fn bodies_over_the_limit_are_413_and_the_log_names_the_variable() {
         check(sent);
         device.send_raw(method, Framed::Chunked(&blown)).refused(413);
         check(unpacked);
-        // By its declared length a body is refused before it comes.
+        // A body is refused by its declared length, before it arrives.
         let mut wire = Wire::open(server.address);
         let request = device.request(method, Framed::Length(&[0; 2 * MIB]));
         wire.send(&request[..request.len() - 2 * MIB + 16 * 1024]);
@@ -268,7 +268,7 @@ fn a_row_over_its_limit_is_413_and_the_session_survives_it() {
     server.assert_syncs();
 }
 
-/// Bodies that are no JSON or JSON of another shape, for each method that reads its body.
+/// Bodies that are not JSON, or JSON of another shape, for each method that reads its body.
 fn wrong_shapes(method: &str) -> Vec<String> {
     let mut bodies: Vec<String> = ["", " ", "nonsense", "{", "{}}", "{\"a\":}", "{'a':1}", "\u{1}", "{} {}"]
         .map(str::to_owned)
@@ -357,7 +357,7 @@ fn wrong_shapes_are_400_and_the_session_survives_them() {
             // Unknown keys and odd texts whose meaning is clear.
             let tolerated = ["sanityCheck2", "meta"].contains(method) && body.contains('\u{fffd}')
                 || body == r#"{"chunk":{"x":[]}}"#
-                // The form is right; what is inside ends the session (sessions.rs).
+                // The shape is valid; its content ends the session (sessions.rs).
                 || [r#""models":[{"#, r#""models":[["#].iter().any(|models| body.contains(models))
                 || *method == "start" && reply.status == 200;
             if tolerated {
@@ -419,7 +419,7 @@ fn a_request_that_ends_early_changes_nothing() {
     let (before, device) = (server.files(), server.device());
     device.begin();
     for method in METHODS.iter().filter(|method| **method != "finish" && **method != "abort") {
-        // More than the connection layer waits for before it hands a request over.
+        // More than the connection layer receives before it hands a request over.
         let body = pack(&noise(80_000));
         let mut wire = Wire::open(server.address);
         let request = device.request(method, Framed::Length(&body));

@@ -41,7 +41,7 @@ fn a_whole_sync_passes_whatever_the_order_of_fields() {
             json(&device.call("applyChanges", r#"{"changes":{"models":[],"decks":[[],[]],"tags":[]}}"#));
         assert!(changes["models"].is_array());
         assert_eq!(plain(&device.call("chunk", "{}")), r#"{"done":true}"#);
-        // Numbers as SQLite and Java have them, and tables that are used up.
+        // Numbers as SQLite and Java write them. A finished list is empty or left out.
         let rows = r#"{"chunk":{"done":false,"notes":[],"cards":[],"revlog":[[1600000000000.0,1,"1",3,10.9,-60.0,2500.0,1e3,null]]}}"#;
         assert_eq!(plain(&device.call("applyChunk", rows)), "null");
         assert_eq!(plain(&device.call("applyChunk", r#"{"chunk":{"done":true}}"#)), "null");
@@ -82,7 +82,7 @@ fn a_device_whose_own_check_failed_is_told_so_and_its_sync_undone() {
     let bad = json(&device.call("sanityCheck2", r#"{"client":"deck had usn = -1"}"#));
     assert_eq!(bad["status"], "bad");
     device.call("finish", "{}").refused(409);
-    // AnkiDroid aborts what is no more, and 2.1 says so with whatever key.
+    // AnkiDroid aborts sessions that have ended, and 2.1 does so with any key.
     assert_eq!(plain(&device.call("abort", "{}")), "null");
     assert_eq!(plain(&device.send("/sync/abort", &[("k", KEY.as_bytes()), ("c", b"1")])), "null");
     assert_eq!(server.files(), before);
@@ -104,7 +104,7 @@ fn a_collection_goes_up_and_comes_down_in_every_form() {
             &form(&[key, ("v", b"ankidroid,2.15.6"), ("c", b"1")]),
             &form(&[("data", &gzip(b"{}")), ("c", b"1"), key, ("s", b"`9SJQ;e")]),
             &form(&[("data", b""), ("c", b"1"), key]),
-            // Anki 2.0 forgets the end.
+            // Anki 2.0 leaves out the end of the form.
             &open_form(&[key, ("c", b"1"), ("v", b"ankidesktop,2.0.52")]),
         ];
         for body in whole {
@@ -118,7 +118,7 @@ fn a_collection_goes_up_and_comes_down_in_every_form() {
             assert_eq!(rows(&db, "SELECT ver FROM col"), ["11"]);
             assert_eq!(rows(&db, notes), rows(&open_bytes(eleven), notes));
         }
-        // Without the word of the form, the data are as they are.
+        // Without the field `c`, the data are not compressed.
         let raw = device.send("/sync/upload", &[key, ("data", eleven)]);
         assert_eq!(plain(&raw), "OK");
     }

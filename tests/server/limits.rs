@@ -1,4 +1,4 @@
-//! Quotas, the free disk, and who may sync at all.
+//! Quotas, free disk space, and the networks that may sync.
 
 use crate::client::{Framed, Reply, Wire, pack, post, sync_header};
 use crate::form::{Generation, OldDevice, form, form_header, open_form, request};
@@ -58,7 +58,7 @@ fn media_count_towards_the_quota_and_deletions_always_get_through() {
         wire.reply()
     };
     send(&noise(2 << 20)).refused(413);
-    // Not a zip, but looked at.
+    // Not a zip, but within the limits: it is parsed.
     send(b"no zip").refused(400);
 }
 
@@ -147,7 +147,7 @@ fn what_is_unpacked_of_media_leaves_the_reserve_of_the_disk() {
     let before = server.files();
     send_media(&server, &media_zip(&[("a.png", Some(&vec![0; 12 << 20]))])).refused(507);
     assert!(server.wait_for_refusal("/msync/uploadChanges", 507).contains("SYNC_MIN_FREE_MEGS"));
-    // Deletions need no room.
+    // Deletions are accepted over the quota.
     send_media(&server, &media_zip(&[("a.png", None)])).ok();
     assert!(server.files().keys().all(|path| before.contains_key(path) || !path.ends_with("a.png")));
 }

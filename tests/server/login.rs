@@ -1,4 +1,4 @@
-//! Passwords and keys, and who may see what.
+//! Passwords, keys, and the separation of users.
 
 use crate::client::{Device, Framed, METHODS, Wire, chunk, pack, post, sync_header};
 use crate::harness::{KEY, OTHER_KEY, TestServer, collection};
@@ -138,7 +138,7 @@ fn a_key_reaches_only_its_own_collection() {
     let device = server.device();
     let usn = device.begin();
     assert_eq!(other.meta()["empty"], true);
-    // The session of one is none of the other's, also under the same session key.
+    // A session belongs to one user, even if another sends the same session key.
     let thief = Device { skey: device.skey.clone(), ..Device::new(server.address, OTHER_KEY) };
     thief.call("chunk", "{}").refused(409);
     thief.call("finish", "{}").refused(409);

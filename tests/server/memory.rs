@@ -13,7 +13,7 @@ const REQUESTS: usize = 500;
 /// Rounds after the first, in which the allocator takes what it needs.
 const ROUNDS: usize = 3;
 
-/// What may be new after those rounds: a third of a KiB for each request, of which each takes some hundred KiB.
+/// Allowed growth after those rounds: a third of a KiB for each request, of which each takes some hundred KiB.
 const GROWTH_KIB: u64 = 2048;
 
 #[test]

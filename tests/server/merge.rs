@@ -1,4 +1,4 @@
-//! Whose row wins (collection-format.md 12.3 to 12.6, with the recommended differences of 16).
+//! Which of two changed rows wins (collection-format.md 12.3 to 12.6, with the recommended differences of 16).
 
 use serde_json::{Value, json};
 
@@ -273,7 +273,7 @@ fn usn_minus_one_asks_for_what_is_pending_and_gets_nothing() {
     assert_eq!(chunks, [json!({ "done": true })]);
     // Nothing of the server's counts as changed.
     assert_eq!(server.rows("SELECT id FROM notes WHERE flds LIKE 'theirs%'"), ["1", "7"]);
-    // And zero asks for everything.
+    // Usn 0 asks for everything.
     let (.., chunks) = sync(&server.device(), 0, NO_CHANGES, &json!({}));
     assert_eq!(chunks[0]["notes"].as_array().unwrap().len(), 12);
 }

@@ -1,5 +1,5 @@
-//! What the server remembers of a user's files ends when somebody else changes them: the owner's tools, a restored copy, a
-//! folder that was taken away.
+//! The server notices when another program changes a user's files, and then forgets what it remembered: tools of the
+//! owner, a restored copy, a folder that was removed.
 
 use std::fs::{self, File};
 use std::path::Path;
@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use crate::client::Device;
 use crate::harness::{TestServer, collection, open};
 
-/// As long as it takes until a file's time tells of a change.
+/// Time after which a change of a file also changes its time.
 const SETTLED: Duration = Duration::from_millis(50);
 
 /// A server whose `meta` comes from memory.

@@ -184,7 +184,7 @@ fn our_own_files_are_not_written_through_links() {
     ];
     let server = TestServer::on(Arc::new(base), &vars);
     let mut device = server.device();
-    // What the answers are depends on what could be cleared away; nothing is written elsewhere.
+    // The statuses depend on what the server could clear away. In no case is anything written elsewhere.
     let login = device.call("hostKey", r#"{"u":"test","p":"secret"}"#);
     if login.status == 200 {
         device.key = login.ok()["key"].as_str().unwrap().to_owned();

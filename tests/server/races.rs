@@ -1,6 +1,6 @@
-//! Devices of one user whose requests come in any order, uploads and downloads among them, and whose bodies come in pieces
-//! between each other's: what is acknowledged happens, in the order of the acknowledgements, and what is not does not.
-//! The same while the user is removed.
+//! Devices of one user whose requests come in any order, uploads and downloads among them, and whose bodies come in
+//! pieces between each other's: acknowledged changes are kept, in the order of the acknowledgements, and no others. The
+//! same while the user is removed.
 
 use std::collections::{BTreeSet, VecDeque};
 use std::fs;
@@ -18,7 +18,7 @@ const SEEDS_IN_PIECES: u64 = 15;
 /// done much.
 const UPLOAD_TIMES: usize = 60;
 
-/// Uploads and downloads that the server works on at once; a third would wait for the others, and they for us.
+/// Maximum concurrent uploads and downloads of the server. A third would wait for the others, which wait for this test.
 const MAX_BULK: usize = 2;
 
 /// Numbers that look random and are the same in each run.
@@ -69,7 +69,7 @@ struct Actor {
     reply: Option<(Wire, Reply, State)>,
 }
 
-/// How far an actor is.
+/// The progress of an actor.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Progress {
     GoesOn,

@@ -133,7 +133,7 @@ fn packed(package: &Path) -> Vec<u8> {
     file
 }
 
-/// Ends the work of the others, also when who holds it panics.
+/// Ends the work of the other threads, also if its holder panics.
 struct EndOfWork<'w>(&'w AtomicBool);
 
 impl Drop for EndOfWork<'_> {
@@ -142,7 +142,7 @@ impl Drop for EndOfWork<'_> {
     }
 }
 
-/// Waits until nothing is beside the collection that belongs to it, as some seconds after the last sync.
+/// Waits until the collection has no side files, as some seconds after the last sync.
 fn wait_for_one_file(server: &TestServer) {
     let started = Instant::now();
     loop {

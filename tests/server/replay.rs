@@ -126,7 +126,7 @@ fn a_history_of_protocol_11_is_answered_as_by_the_official_server() {
     tell("26.9.3", false);
 }
 
-/// What must be equal in two answers: all of it but clocks and the order of rows.
+/// The parts of two answers that must be equal: everything but clocks and the order of rows.
 fn comparable(name: &str, answer: &[u8]) -> Value {
     fn without(value: &mut Value, keys: &[&str]) {
         match value {

@@ -1,4 +1,4 @@
-//! Start to finish, and every way to end in between.
+//! Sessions from `start` to `finish`, and every way in which they can end before.
 
 use std::fs;
 use std::net::{SocketAddr, TcpListener};
