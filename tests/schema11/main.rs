@@ -244,6 +244,35 @@ fn any_page_size_goes_down() {
     }
 }
 
+/// Clients of that schema check the file with a connection that does not know the collation.
+#[test]
+fn tables_of_addons_come_down_without_the_collation() {
+    let live = tempfile::tempdir().unwrap();
+    let file = live.path().join(FILE_NAME);
+    fs::copy(vector_path("rich18.anki2"), &file).unwrap();
+    let more = "CREATE TABLE \"an add-on's unicase\" (id integer PRIMARY KEY, word text NOT NULL COLLATE \"unicase\" UNIQUE, n);
+                INSERT INTO \"an add-on's unicase\" VALUES (1, 'Äpfel', 'unicase'), (2, 'b', x'00'), (3, 'A', 2.5);
+                CREATE UNIQUE INDEX addon_words ON \"an add-on's unicase\" (n, word COLLATE unicase);
+                CREATE TABLE plain (name text UNIQUE);
+                INSERT INTO plain VALUES ('collate unicase')";
+    open(&file).execute_batch(more).unwrap();
+    let dir = downgraded(&file);
+    let db = rusqlite::Connection::open(dir.path().join(FILE_NAME)).unwrap();
+    let text = |sql: &str| -> String { db.query_row(sql, [], |row| row.get(0)).unwrap() };
+    for check in ["quick_check", "integrity_check"] {
+        assert_eq!(text(&format!("PRAGMA {check}")), "ok");
+    }
+    assert_eq!(
+        text("SELECT group_concat(word, ' ') FROM (SELECT word FROM \"an add-on's unicase\" ORDER BY id)"),
+        "Äpfel b A"
+    );
+    assert_eq!(text("SELECT word FROM \"an add-on's unicase\" WHERE word = 'B'"), "b");
+    assert_eq!(text("SELECT n FROM \"an add-on's unicase\" WHERE id = 1"), "unicase");
+    assert_eq!(text("SELECT name FROM plain"), "collate unicase");
+    let twice = "INSERT INTO \"an add-on's unicase\" (word) VALUES ('B')";
+    assert!(db.execute(twice, []).unwrap_err().to_string().contains("UNIQUE"));
+}
+
 #[test]
 fn an_object_beyond_reading_fails_the_download_and_leaves_no_copy() {
     let live = tempfile::tempdir().unwrap();

@@ -116,6 +116,7 @@ fn downgrade(path: &Path) -> Result<Page> {
         "PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF; PRAGMA locking_mode = EXCLUSIVE; BEGIN",
     )?;
     rebuild_graves(db)?;
+    free_of_unicase(db)?;
     // Clients of that schema insert rows without naming columns.
     for (table, columns) in TABLES.iter().filter(|(table, _)| LARGE_TABLES.contains(table)) {
         for extra in schema::columns_of(db, table)?.iter().skip(columns.len()) {
@@ -143,6 +144,49 @@ fn downgrade(path: &Path) -> Result<Page> {
     )?;
     let bytes: i64 = db.query_row("PRAGMA page_size", [], |row| row.get(0))?;
     Ok(Page { at: (root as u64 - 1) * bytes as u64, bytes: bytes as usize })
+}
+
+/// Gives the tables of add-ons the collation NOCASE in place of `unicase`, and drops indexes in its order: clients up to 2.1.44
+/// check the file before they know that collation, and then refuse it. What is unique for `unicase` is so for NOCASE.
+fn free_of_unicase(db: &Connection) -> Result<()> {
+    let found = |kind: &str| -> Result<Vec<(String, String)>> {
+        let sql = "SELECT name, sql FROM sqlite_schema WHERE type = ?1 AND sql LIKE '%unicase%' AND name NOT LIKE 'sqlite%'";
+        let mut select = db.prepare(sql)?;
+        let rows = select.query_map([kind], |row| Ok((row.get(0)?, row.get(1)?)))?;
+        Ok(rows.collect::<rusqlite::Result<_>>()?)
+    };
+    let is_ours = |name: &str| TABLES.iter().any(|(table, _)| table.eq_ignore_ascii_case(name));
+    for (name, sql) in found("table")?.into_iter().filter(|(name, _)| !is_ours(name)) {
+        let (name, created) = (format!("\"{}\"", name.replace('"', "\"\"")), without_unicase(&sql));
+        if created == sql {
+            continue;
+        }
+        db.execute_batch(&format!(
+            "CREATE TEMP TABLE addon_rows AS SELECT * FROM main.{name}; DROP TABLE main.{name}; {created};
+             INSERT INTO main.{name} SELECT * FROM temp.addon_rows; DROP TABLE temp.addon_rows"
+        ))?;
+    }
+    let of_ours = |name: &str| INDEXES.iter().any(|index| index.name.eq_ignore_ascii_case(name));
+    for (name, _) in found("index")?.into_iter().filter(|(name, _)| !of_ours(name)) {
+        db.execute_batch(&format!("DROP INDEX \"{}\"", name.replace('"', "\"\"")))?;
+    }
+    Ok(())
+}
+
+/// A definition with COLLATE NOCASE for each COLLATE unicase.
+fn without_unicase(sql: &str) -> String {
+    const NAME: &str = "unicase";
+    let lower = sql.to_ascii_lowercase();
+    let (mut out, mut copied) = (String::with_capacity(sql.len()), 0);
+    for (at, _) in lower.match_indices(NAME) {
+        let before = lower[..at].trim_end_matches(|c: char| c.is_whitespace() || "\"'`[".contains(c));
+        if before.ends_with("collate") {
+            out.push_str(&sql[copied..at]);
+            out.push_str("NOCASE");
+            copied = at + NAME.len();
+        }
+    }
+    out + &sql[copied..]
 }
 
 fn rebuild_graves(db: &Connection) -> Result<()> {
