@@ -40,8 +40,9 @@ esac
 command -v openssl >/dev/null || fail "openssl is missing: apt install openssl, or on OpenWrt opkg install openssl-util"
 # A certificate that begins in the future is refused by every device until then, one of 1970 has expired.
 [ "$(date +%Y)" -ge 2026 ] || fail "the clock says $(date): set it first"
+# The root may be read by everyone, the keys by root alone.
+(umask 022 && mkdir -p "$dir")
 umask 077
-mkdir -p "$dir"
 
 # The names as subjectAltName wants them: addresses and names apart.
 san() {
@@ -92,7 +93,8 @@ else
 	if [ ! -e "$dir/root.crt" ]; then make_root; fi
 	make_server "$1" "$names"
 	chmod 0644 "$dir/root.crt"
-	echo "Certificate for $names, by the root in $dir/root.crt. Give root.crt to each device:"
+	echo "Certificate for $names, by the root in $dir/root.crt. Give root.crt to each device (with"
+	echo "SYNC_ROOT_CERT=$dir/root.crt in /etc/ankipi.conf, ankipi's page at / offers it):"
 	echo "  AnkiDroid: paste its text into Settings > Sync > Custom sync server > Custom root certificate"
 	echo "  iPhone, iPad: open the file, install the profile, then Settings > General > About > Certificate Trust Settings"
 	echo "  Windows, macOS, Linux: import it into the system's trusted root certificates"

@@ -96,6 +96,11 @@ impl App {
         Ok(app)
     }
 
+    /// Why the certificate of SYNC_ROOT_CERT cannot be offered, if that is set.
+    pub fn root_certificate_fault(&self) -> Option<Error> {
+        pages::root_certificate(&self.config).err()
+    }
+
     /// Whether there are no accounts.
     pub fn has_no_accounts(&self) -> bool {
         self.accounts.count() == 0
@@ -221,7 +226,10 @@ impl App {
         log.page();
         match page {
             Page::Start => {
+                // The start has logged why there is none.
+                let root = pages::root_certificate(&self.config).ok().flatten();
                 let html = pages::start(&pages::Place {
+                    root: root.as_deref(),
                     host: request.header("host"),
                     is_https: request.header("x-forwarded-proto") == Some("https"),
                     prefix: request.header("x-forwarded-prefix").unwrap_or(&self.config.base_path),
@@ -234,6 +242,11 @@ impl App {
                 request.into_responder().text(200, "text/plain; version=0.0.4", &text)
             }
             Page::Metrics => refuse(request, Error::NotFound),
+            Page::RootCertificate => match pages::root_certificate(&self.config) {
+                Ok(Some(pem)) => request.into_responder().text(200, "application/x-x509-ca-cert", &pem),
+                Ok(None) => refuse(request, Error::NotFound),
+                Err(err) => refuse(request, err),
+            },
             Page::Health => match (
                 self.folder.check().and_then(|()| pages::health(&self.config.base)),
                 self.clock_doubt(),

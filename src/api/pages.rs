@@ -1,5 +1,7 @@
 //! The pages for people and monitors.
 
+use std::fs::File;
+use std::io::Read as _;
 use std::net::SocketAddr;
 use std::path::Path;
 
@@ -15,6 +17,8 @@ pub struct Place<'r> {
     pub is_https: bool,
     /// The path prefix that the reader uses: SYNC_BASE_PATH, or what a proxy reports to have removed.
     pub prefix: &'r str,
+    /// The root certificate that devices must trust, if the owner has one.
+    pub root: Option<&'r str>,
     /// An address of this machine that other devices reach; only for a browser on the machine itself.
     pub lan: Option<SocketAddr>,
 }
@@ -30,12 +34,39 @@ pub fn start(place: &Place<'_>) -> String {
         prefix => format!("{}/", escape(prefix)),
     };
     let lan = place.lan.map_or(String::new(), |address| format!("http://{address}"));
-    PAGE.replace("{lan}", &lan)
+    let root = place.root.map_or(String::new(), |pem| ROOT_SECTION.replace("{pem}", &escape(pem)));
+    PAGE.replace("{root}", &root)
+        .replace("{lan}", &lan)
         .replace("{version}", env!("CARGO_PKG_VERSION"))
         .replace("{url}", &format!("{scheme}://{host}/{path}"))
 }
 
 const PAGE: &str = include_str!("start_page.html");
+
+const ROOT_SECTION: &str = r#"<section><h2>Certificate</h2>
+<p>This server's https has a certificate by a root of its owner, which each device must trust once.</p>
+<p>AnkiDroid: Settings &gt; Sync &gt; Custom sync server &gt; Custom root certificate, paste this:</p>
+<div class="row"><pre>{pem}</pre></div>
+<p>All others: open <a id="root" href="{url}root.crt">root.crt</a>. On iOS install the profile, then switch it on in Settings &gt;
+General &gt; About &gt; Certificate Trust Settings. On a computer import it as a trusted root of the system.</p></section>
+"#;
+
+/// A file with one certificate is shorter.
+const MAX_CERT_BYTES: u64 = 64 * 1024;
+
+/// The first certificate in the file of SYNC_ROOT_CERT, and nothing else of that file: it might also hold a key.
+pub fn root_certificate(config: &Config) -> Result<Option<String>> {
+    let Some(path) = &config.root_cert else { return Ok(None) };
+    let mut text = String::new();
+    let read = File::open(path).and_then(|file| file.take(MAX_CERT_BYTES).read_to_string(&mut text));
+    read.map_err(Error::io("reading", path))?;
+    let (begin, end) = ("-----BEGIN CERTIFICATE-----", "-----END CERTIFICATE-----");
+    let pem = text.split_once(begin).and_then(|(_, rest)| rest.split_once(end)).map(|(pem, _)| pem);
+    match pem.filter(|pem| pem.chars().all(|c| c.is_ascii_alphanumeric() || "+/=\r\n".contains(c))) {
+        Some(pem) => Ok(Some(format!("{begin}{}{end}\n", pem.replace('\r', "")))),
+        None => Err(Error::Broken(format!("{} holds no certificate as text (PEM)", path.display()))),
+    }
+}
 
 fn escape(text: &str) -> String {
     text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")

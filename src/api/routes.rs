@@ -25,6 +25,8 @@ pub enum Page {
     Health,
     /// `/metrics`
     Metrics,
+    /// `/root.crt`: the certificate of SYNC_ROOT_CERT.
+    RootCertificate,
 }
 
 /// The methods below `/sync` and `/msync`.
@@ -109,6 +111,7 @@ impl Route {
             [] => Route::Page(Page::Start),
             ["health"] => Route::Page(Page::Health),
             ["metrics"] => Route::Page(Page::Metrics),
+            ["root.crt"] => Route::Page(Page::RootCertificate),
             ["sync", name] => Route::named(METHODS, name),
             ["msync", name] => Route::named(MEDIA_METHODS, name),
             // AnkiDroid 2.12 to 2.15 requests these if its media address is the bare host.

@@ -117,6 +117,8 @@ settings! {
     cors_origins: Origins = "SYNC_CORS_ORIGINS", "", "", value_kinds::ORIGINS, "web pages that may sync: https://host, ...; * is all";
     /// The networks that may read them.
     metrics: Vec<Network> = "SYNC_METRICS", "", "no", value_kinds::YES_NO_OR_NETWORKS, "numbers for Prometheus at /metrics: yes, or networks";
+    /// Only its first certificate is ever shown.
+    root_cert: Option<PathBuf> = "SYNC_ROOT_CERT", "", "", value_kinds::OPTIONAL_PATH, "a root certificate that the page at / offers";
     log_split: bool = "SYNC_LOG_SPLIT", "", "no", value_kinds::YES_NO, "info lines to stdout, warnings and errors to stderr";
     log_level: log::LevelFilter = "SYNC_LOG", "", "info", value_kinds::LOG_LEVEL, "error, warn, info, debug or trace";
 }

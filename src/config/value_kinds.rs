@@ -20,6 +20,12 @@ pub const PATH: Kind<PathBuf> = Kind {
     expected: "a path",
 };
 
+/// The path of a file, or none.
+pub const OPTIONAL_PATH: Kind<Option<PathBuf>> = Kind {
+    parse: |text| if text.is_empty() { Some(None) } else { (PATH.parse)(text).map(Some) },
+    expected: "a path",
+};
+
 /// Listen addresses, at least one.
 pub const ADDRESSES: Kind<Vec<Address>> = Kind {
     parse: |text| {

@@ -84,6 +84,9 @@ pub fn run(config: Config, reload: impl Fn() -> Result<Config> + Send + 'static)
     if let Some(address) = api::lan_address(&config) {
         log::info!("other devices on this network reach it at http://{address}/");
     }
+    if let Some(err) = app.root_certificate_fault() {
+        log::warn!("the page at / offers no root certificate: {err}");
+    }
     if app.has_no_accounts() {
         log::warn!(
             "there is no account yet. To make one: ankipi user add NAME --base {}",

@@ -10,6 +10,7 @@ from anki.errors import NetworkError
 from commands import run
 from proxies import Hitch, Lighttpd
 from server import REPO
+from test_pages import browser  # noqa: F401: a fixture
 from test_proxies import server, syncs_through, trusting  # noqa: F401: fixtures
 
 CERTS = REPO / "cross/proxy/certs.sh"
@@ -105,3 +106,24 @@ def test_the_client_syncs_through_https(server, nginx, reverse_proxy, own_certs,
         stranger.login()
     trusting(own_certs / "root.crt")
     syncs_through(server, proxy.url)
+
+
+def test_the_page_offers_the_root_and_never_a_key(own_certs, new_server, tmp_path, browser):
+    root = (own_certs / "root.crt").read_text()
+    both = tmp_path / "both.pem"
+    both.write_text((own_certs / "root.key").read_text() + root)
+    for path in (own_certs / "root.crt", both):
+        plain = new_server("anna:secret", SYNC_ROOT_CERT=str(path))
+        page, (status, file) = plain.get("/")[1].decode(), plain.get("/root.crt")
+        assert status == 200 and file.decode() == root
+        assert root.strip() in page and "Custom root certificate" in page and "PRIVATE" not in page + file.decode()
+        verified = subprocess.run(["openssl", "verify", "-CAfile", "/dev/stdin", own_certs / "server.crt"], input=file, capture_output=True)
+        assert verified.returncode == 0, verified
+    shown = browser(plain.url, 320)
+    assert shown.count(">Copy</button>") == 5 and f'href="{plain.url}root.crt"' in shown, shown
+    # Unset, or no certificate: no section, and the log says why.
+    without = new_server("anna:secret")
+    assert without.get("/root.crt")[0] == 404 and "Certificate</h2>" not in without.get("/")[1].decode()
+    wrong = new_server("anna:secret", SYNC_ROOT_CERT=str(own_certs / "root.key"))
+    assert wrong.get("/root.crt")[0] == 500 and "Certificate</h2>" not in wrong.get("/")[1].decode()
+    assert "holds no certificate" in wrong.log()
