@@ -149,6 +149,10 @@ impl Limits {
     /// File descriptors reserved for listeners, databases and files.
     const SPARE_FDS: usize = 16;
 
+    /// File descriptors that databases and files are taken to need at most, where the limit leaves so many: those of 200
+    /// users who sync at once. Below that, free ones are counted.
+    pub const FDS_OF_DATABASES: usize = 1024;
+
     /// File descriptors of an active request: one in the connection layer, two in tiny_http, which duplicates its socket.
     pub const FDS_PER_REQUEST: usize = 3;
 

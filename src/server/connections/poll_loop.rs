@@ -70,6 +70,8 @@ pub struct PollLoop {
     listeners: Vec<Listener>,
     stop: UnixStream,
     pub(super) conns: Vec<Conn>,
+    /// The limit on file descriptors of this process.
+    open_files: usize,
     /// File descriptors ran out: accept nothing before this time.
     paused_until: Option<Instant>,
     /// When there last was a connection, for `idle_exit`.
@@ -101,15 +103,17 @@ impl PollLoop {
         for listener in &listeners {
             listener.set_nonblocking()?;
         }
+        let open_files = os::open_files_limit()?;
         Ok(PollLoop {
             listeners,
             stop,
             conns: Vec::new(),
+            open_files,
             paused_until: None,
             busy_at: Instant::now(),
             scratch: vec![0; READ_BYTES],
             shared: Shared {
-                limits: limits.fit(os::open_files_limit()?),
+                limits: limits.fit(open_files),
                 policy: Box::new(policy),
                 queue: Queue::default(),
                 backend,
@@ -290,8 +294,15 @@ impl PollLoop {
         }
     }
 
-    /// Whether so many file descriptors are free. Tries to open them, because the rest of the process opens some, too.
+    /// Whether so many file descriptors are free. Where the connections come near the limit, tries to open them, because
+    /// the rest of the process opens some, too.
     fn can_open(&self, count: usize) -> bool {
+        let active = self.exchanges().filter(|(_, exchange)| exchange.is_active()).count();
+        let requests = active + self.shared.partial_chunks.len();
+        let ours = self.listeners.len() + self.conns.len() + requests * Limits::FDS_PER_REQUEST;
+        if ours + count + Limits::FDS_OF_DATABASES <= self.open_files {
+            return true;
+        }
         let tries: io::Result<Vec<_>> = (0..count).map(|_| self.stop.try_clone()).collect();
         tries.is_ok()
     }
