@@ -80,8 +80,13 @@ def files(root: Path) -> dict[Path, bytes]:
     return {path: path.read_bytes() for path in root.rglob("*") if path.is_file()}
 
 
-def test_ankisyncd_is_taken_over_with_passwords_and_media(old, empty, tmp_path):
+@pytest.mark.parametrize("column", ["lastUsn", "last_usn"], ids=["ankisyncd", "anki-sync-server-rs"])
+def test_ankisyncd_is_taken_over_with_passwords_and_media(old, empty, tmp_path, column):
     old, desk, phone = old
+    for index in old.root.glob("collections/*/collection.media.server.db"):
+        with sqlite3.connect(index) as db:
+            db.execute(f"ALTER TABLE meta RENAME COLUMN lastUsn TO {column}")
+        db.close()
     before = files(old.root)
     said = done(empty, "import", str(old.root))
     assert "anna: 3 notes, 3 cards, 30 media files; logs in with the password of before" in said
