@@ -144,18 +144,8 @@ impl Accounts {
             self.refresh()?;
             let seen = self.current();
             let account = seen.get(name);
-            let is_correct = {
-                let _one_at_a_time = lock(&self.hashing);
-                match account.and_then(|account| account.secret.as_ref()) {
-                    Some(secret) => secret.fits(password),
-                    // Compare with another account, so that an unknown user takes as long as a wrong password.
-                    None => {
-                        let other = seen.accounts().find_map(|other| other.secret.as_ref());
-                        std::hint::black_box(other.map(|other| other.fits(password)));
-                        false
-                    }
-                }
-            };
+            let secret = account.and_then(|account| account.secret.as_ref());
+            let is_correct = self.compare(secret, password, &seen);
             // Hashing takes long. If the account has changed meanwhile, the comparison does not count.
             self.refresh()?;
             if tag_in(&self.current(), name) != tag_in(&seen, name) {
@@ -187,6 +177,18 @@ impl Accounts {
             ));
         }
         Err(Error::Busy(format!("the account {name:?} is changed again and again; try again")))
+    }
+
+    /// Whether this is the password. Without a secret, the password is compared with that of another account, so that an
+    /// unknown user takes as long as a wrong password.
+    fn compare(&self, secret: Option<&Secret>, password: &str, accounts: &Snapshot) -> bool {
+        let _one_at_a_time = lock(&self.hashing);
+        if let Some(secret) = secret {
+            return secret.fits(password);
+        }
+        let other = accounts.accounts().find_map(|other| other.secret.as_ref());
+        std::hint::black_box(other.map(|other| other.fits(password)));
+        false
     }
 
     /// The key of a new login, whose password fits this account. It is durable before the client receives it. None if

@@ -4,6 +4,7 @@ use std::io::Write as _;
 
 use crate::api::authentication::Call;
 use crate::api::{Answer, App, SYNC_VERSIONS};
+use crate::collection::Meta;
 use crate::error::{Error, Result};
 use crate::files::access::Concerns;
 use crate::files::spool::Spool;
@@ -12,7 +13,7 @@ use crate::http::response::Packing;
 use crate::logging::access_log::{AccessLog, printable};
 use crate::messages::{LoginReply, LoginRequest, MetaReply, MetaRequest};
 use crate::os::clock;
-use crate::sync::session::HELP_WITH_DAMAGE;
+use crate::sync::session::{HELP_WITH_DAMAGE, User};
 
 /// What a user reads whose collection is damaged on the server.
 const DAMAGED: &str = "The collection on the server is damaged. What is on this device is not. Please tell whoever runs \
@@ -88,27 +89,9 @@ impl App {
         let unset_clock = self.clock_doubt().map(|doubt| {
             format!("The sync server cannot sync now: {doubt}. Please set it, or wait until it is set, and sync again.")
         });
-        let message = match &meta {
-            _ if unset_clock.is_some() => unset_clock.as_deref().unwrap_or_default(),
-            Some(meta) if meta.needs_v2_scheduler && request.sync_version < 9 => {
-                "This Anki is too old for your collection's scheduler (v2). Please update Anki on this device."
-            }
-            Some(meta) if meta.needs_timezones && request.sync_version < 10 => {
-                "This Anki is too old for your collection's time zone setting. Please update Anki on this device."
-            }
-            _ => trouble,
-        };
-        // A damaged media store must not keep the collection from syncing. The media sync that follows returns its
-        // error.
-        let media_usn = user.as_ref().map_or(0, |user| {
-            user.media.totals().map_or_else(
-                |err| {
-                    log::error!("{name:?}: the media cannot be used: {err}");
-                    0
-                },
-                |totals| totals.last_usn,
-            )
-        });
+        let too_old = meta.as_ref().and_then(|meta| why_too_old(meta, request.sync_version));
+        let message = unset_clock.as_deref().or(too_old).unwrap_or(trouble);
+        let media_usn = user.as_ref().map_or(0, |user| media_usn(user, name));
         // The client compares this with its own clock, and reports its own clock as wrong. So a message reports an
         // unset clock of the server.
         let now = clock::now_millis();
@@ -139,4 +122,29 @@ impl App {
         };
         Answer::of(&self.config.base, &reply, did)
     }
+}
+
+/// The message for a client that is too old for this collection.
+fn why_too_old(meta: &Meta, sync_version: u64) -> Option<&'static str> {
+    if meta.needs_v2_scheduler && sync_version < 9 {
+        Some("This Anki is too old for your collection's scheduler (v2). Please update Anki on this device.")
+    } else if meta.needs_timezones && sync_version < 10 {
+        Some(
+            "This Anki is too old for your collection's time zone setting. Please update Anki on this device.",
+        )
+    } else {
+        None
+    }
+}
+
+/// The last usn of a user's media. A damaged media store must not keep the collection from syncing, so its error is only
+/// logged. The media sync that follows returns it.
+fn media_usn(user: &User, name: &str) -> i32 {
+    user.media.totals().map_or_else(
+        |err| {
+            log::error!("{name:?}: the media cannot be used: {err}");
+            0
+        },
+        |totals| totals.last_usn,
+    )
 }

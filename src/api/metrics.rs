@@ -99,24 +99,10 @@ impl Metrics {
                     .map(|(user, secs)| (format!("{{user=\"{}\"}}", escaped(user)), secs)),
             );
         }
-        text.number(
-            "ankipi_received_bytes_total",
-            "counter",
-            "Bytes of request bodies, as sent.",
-            counts.received_bytes,
-        );
-        text.number(
-            "ankipi_sent_bytes_total",
-            "counter",
-            "Bytes of reply bodies, as sent.",
-            counts.sent_bytes,
-        );
-        text.number(
-            "ankipi_busy_seconds_total",
-            "counter",
-            "Time spent on requests.",
-            counts.busy.as_secs_f64(),
-        );
+        let (received, sent, busy) = (counts.received_bytes, counts.sent_bytes, counts.busy.as_secs_f64());
+        text.number("ankipi_received_bytes_total", "counter", "Bytes of request bodies, as sent.", received);
+        text.number("ankipi_sent_bytes_total", "counter", "Bytes of reply bodies, as sent.", sent);
+        text.number("ankipi_busy_seconds_total", "counter", "Time spent on requests.", busy);
         text.number("ankipi_accounts", "gauge", "Accounts.", accounts);
         if let Ok(free) = os::free_bytes(&config.base) {
             text.number("ankipi_free_disk_bytes", "gauge", "Free space where the data is.", free);

@@ -17,6 +17,9 @@ use crate::error::{Error, Result};
 use crate::files;
 use crate::os::clock;
 
+/// Name of an empty collection that is not complete yet.
+pub(super) const TEMPORARY: &str = "collection.anki2.empty";
+
 /// Seconds from midnight to 4:00, when a collection's day begins.
 const FOUR_O_CLOCK: i64 = 4 * 3600;
 
@@ -60,7 +63,7 @@ const CONFIG: [(&str, &str); 14] = [
 
 /// Creates an empty collection in this folder, atomically (temporary file, sync, rename).
 pub fn create(dir: &Path) -> Result<()> {
-    let temporary = dir.join(format!("{FILE_NAME}.empty"));
+    let temporary = dir.join(TEMPORARY);
     files::remove_if_there(&temporary)?;
     fill(&temporary)?;
     File::open(&temporary).and_then(|file| file.sync_all()).map_err(Error::io("syncing", &temporary))?;

@@ -5,6 +5,8 @@ use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
+use crate::error::Result;
+use crate::files::durable::remove_if_there;
 use crate::os;
 
 /// Files that SQLite keeps beside a collection while it is open or after a crash.
@@ -15,6 +17,12 @@ pub fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push(suffix);
     name.into()
+}
+
+/// Deletes an SQLite file and its side files; not an error if they do not exist.
+pub fn remove_with_side_files(path: &Path) -> Result<()> {
+    remove_if_there(path)?;
+    SIDE_SUFFIXES.iter().try_for_each(|suffix| remove_if_there(&with_suffix(path, suffix)))
 }
 
 /// Whether the file has a journal or WAL: somebody is writing, or a crash left it.

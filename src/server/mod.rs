@@ -44,22 +44,9 @@ pub fn run(config: Config, reload: impl Fn() -> Result<Config> + Send + 'static)
     let signals = |signal| os::on_signals(signal).map_err(|err| Error::Broken(format!("signals: {err}")));
     let (stop, hangups) = (signals(Signal::Stop)?, signals(Signal::Reload)?);
     let folder = data_folder::open(&config.base, config.require_data)?;
-    if !HAS_DBPAGE {
-        log::warn!(
-            "this binary was built without .cargo/config.toml, as by `cargo install --git`: it takes more memory, and \
-             each full download first copies the collection on the disk; to avoid that, run `cargo install --path .` in a \
-             clone"
-        );
-    }
     os::skip_sync_of_new_wal_header();
     let _lock = files::lock_data_folder(&config.base)?;
-    match files::disk_abilities::shortcomings(&config.base) {
-        Ok(found) => {
-            found.iter().for_each(|what| log::warn!("the disk of {}: {what}", config.base.display()));
-        }
-        // A server must also start when its disk is full.
-        Err(err) => log::warn!("cannot test what the disk of {} can do: {err}", config.base.display()),
-    }
+    warn_of_shortcomings(&config.base);
     folder.mark();
     os::clock::remember_start();
     let Listeners { sockets, names, made } = Listeners::open(&config)?;
@@ -105,6 +92,22 @@ pub fn run(config: Config, reload: impl Fn() -> Result<Config> + Send + 'static)
     }
     made.iter().chain([&socket]).try_for_each(|path| files::remove_if_there(path))?;
     served
+}
+
+/// Warns of what this binary and the disk of the data folder cannot do.
+fn warn_of_shortcomings(base: &Path) {
+    if !HAS_DBPAGE {
+        log::warn!(
+            "this binary was built without .cargo/config.toml, as by `cargo install --git`: it takes more memory, and \
+             each full download first copies the collection on the disk; to avoid that, run `cargo install --path .` in a \
+             clone"
+        );
+    }
+    match files::disk_abilities::shortcomings(base) {
+        Ok(found) => found.iter().for_each(|what| log::warn!("the disk of {}: {what}", base.display())),
+        // A server must also start when its disk is full.
+        Err(err) => log::warn!("cannot test what the disk of {} can do: {err}", base.display()),
+    }
 }
 
 /// Answers the questions of the connection layer from `api`.

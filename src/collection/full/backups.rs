@@ -3,7 +3,7 @@
 //! Not here: making the daily ones (`sync::daily_backup`), putting one back (`restore`).
 
 use crate::error::{Error, Result};
-use crate::files::sqlite_files::{SIDE_SUFFIXES, with_suffix};
+use crate::files::sqlite_files::remove_with_side_files;
 use crate::files::{create_folder, lock_for_replacement, refuse_link, remove_if_there, sync_folder};
 use crate::os::clock::{self, Day};
 use std::fs;
@@ -181,7 +181,7 @@ fn delete_all_but(dir: &Path, keep: usize, which: fn(Kind) -> bool) -> Result<()
     let mut backups = backups(dir)?;
     backups.retain(|backup| which(backup.kind));
     backups.truncate(backups.len().saturating_sub(keep));
-    backups.iter().try_for_each(delete)
+    backups.iter().try_for_each(|backup| remove_with_side_files(&backup.path))
 }
 
 /// Deletes old daily copies: keeps the newest `days`, and of those before them the newest of each week, for `weeks` weeks.
@@ -194,17 +194,12 @@ pub fn delete_old_daily(dir: &Path, days: usize, weeks: usize) -> Result<()> {
     for backup in daily.iter().rev() {
         let week = backup.day.map(Day::week);
         if kept.contains(&week) || kept.len() >= weeks {
-            delete(backup)?;
+            remove_with_side_files(&backup.path)?;
         } else {
             kept.push(week);
         }
     }
     Ok(())
-}
-
-fn delete(backup: &Backup) -> Result<()> {
-    remove_if_there(&backup.path)?;
-    SIDE_SUFFIXES.iter().try_for_each(|suffix| remove_if_there(&with_suffix(&backup.path, suffix)))
 }
 
 #[cfg(test)]

@@ -10,7 +10,7 @@ use crate::collection::full::backups;
 use crate::collection::full::backups::{
     BACKUPS, Kind, delete_old_replaced, newest_replaced, next_backup_path,
 };
-use crate::collection::{Collection, FILE_NAME, LOCK_TIMEOUT};
+use crate::collection::{Collection, FILE_NAME, LOCK_TIMEOUT, new_collection};
 use crate::error::{Error, Result};
 use crate::files::spool;
 use crate::files::sqlite_files::{SIDE_SUFFIXES, has_side_files, with_suffix};
@@ -50,10 +50,9 @@ pub fn restored_path(dir: &Path) -> PathBuf {
     dir.join(RESTORED)
 }
 
-/// Replaces the collection in `dir` by a checked and synced file, and keeps the newest `keep` replaced ones, named
-/// by `kind`. Only snapshots
-/// may have the old collection open; they go on reading it in the backups. Its journal files move with it, if a
-/// snapshot or damage prevents their checkpoint.
+/// Replaces the collection in `dir` by a checked and synced file, and keeps the newest `keep` replaced ones, named by
+/// `kind`. Only snapshots may have the old collection open; they continue to read it in the backups. Its journal files
+/// move with it, if a snapshot or damage prevents their checkpoint.
 ///
 /// After an error the old collection is still in place, except after `Unconfirmed`.
 pub fn replace(dir: &Path, checked: &Path, keep: usize, kind: Kind) -> Result<()> {
@@ -173,7 +172,7 @@ pub fn clean_up(dir: &Path) -> Result<()> {
             || name.starts_with(OLD_COPY_PREFIX)
             || name.starts_with(CHECKED)
             || name.starts_with(RESTORE_PREFIX)
-            || name.starts_with("collection.anki2.empty")
+            || name.starts_with(new_collection::TEMPORARY)
             || name.starts_with(spool::LEFTOVER_PREFIX);
         if leftover {
             log::warn!("{}: removed {name}, which an interrupted request had left", dir.display());

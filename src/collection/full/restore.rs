@@ -15,7 +15,7 @@ use crate::collection::full::upload;
 use crate::collection::{Collection, FILE_NAME};
 use crate::error::{Error, Result};
 use crate::files::owner::give_to_owner_of;
-use crate::files::sqlite_files::{SIDE_SUFFIXES, with_suffix};
+use crate::files::sqlite_files::{SIDE_SUFFIXES, remove_with_side_files, with_suffix};
 use crate::files::{
     FsyncingFile, give_tree_to_owner, lock_against_replacement, remove_if_there, sync_folder,
 };
@@ -99,10 +99,6 @@ pub fn copy_checked(from: &Path, to: &Path, max_row_bytes: u64) -> Result<()> {
     made
 }
 
-fn remove_with_side_files(path: &Path) -> Result<()> {
-    SIDE_SUFFIXES.iter().chain([&""]).try_for_each(|suffix| remove_if_there(&with_suffix(path, suffix)))
-}
-
 /// Copies the file and its journal files, which may hold commits that are not in the file yet.
 fn copy_with_side_files(from: &Path, to: &Path) -> Result<()> {
     for suffix in SIDE_SUFFIXES.iter().copied().filter(|suffix| *suffix != "-shm").chain([""]) {
@@ -122,7 +118,7 @@ fn copy_with_side_files(from: &Path, to: &Path) -> Result<()> {
 fn checkpoint_and_check(from: &Path, copy: &Path, max_row_bytes: u64) -> Result<()> {
     Collection::recover_journal(copy);
     upload::check(copy, max_row_bytes)?
-        .map_err(|unfit| Error::Broken(format!("{} cannot be used: {}", from.display(), unfit.reason)))
+        .map_err(|fault| Error::Broken(format!("{} cannot be used: {}", from.display(), fault.reason)))
 }
 
 /// Gives the copy new stamps, later than those of the backup and of the current collection, so that no device has them.

@@ -65,7 +65,7 @@ pub fn upgraded_copy(path: &Path, copy: &Path, max_row_bytes: u64) -> Result<()>
     let mut file = FsyncingFile::create(copy)?;
     Snapshot::open_any(path)?.copy_to(&mut file, copy)?;
     file.into_file().sync_all().map_err(Error::io("syncing", copy))?;
-    // The devices know its usn already.
+    // `raise_usn` is left out: the devices already know the usn of this collection.
     check_file(copy, max_row_bytes, |_| Ok(()))?.map_err(|fault| {
         Error::Broken(format!(
             "{} has an old format and cannot be upgraded: {}. Upload the collection anew from a device",
@@ -155,7 +155,7 @@ fn read_contents(collection: &Collection, max_row_bytes: u64) -> CheckResult {
 /// fractional usn would be sent again and again.
 fn reset_invalid_usns(db: &Connection) -> CheckResult {
     let is_invalid = "typeof(usn) != 'integer' OR usn NOT BETWEEN 0 AND 2147482999";
-    // Whatever `check_col` admits is above these.
+    // A valid usn stays below the largest `col.usn` that `check_col` accepts.
     for table in TABLES_WITH_USN {
         let rows = if LARGE_TABLES.contains(table) {
             // The index is much smaller than the table.
