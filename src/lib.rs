@@ -10,7 +10,7 @@
 //! client socket
 //!   server::connections    one poll() thread owns all client sockets: checks heads, re-frames bodies, enforces limits and
 //!   |                      timeouts; passes one request at a time per connection to tiny_http over a private Unix socket
-//!   server::workers        four threads take requests from tiny_http; a panic ends its request only
+//!   server::workers        six threads take requests from tiny_http; a panic ends its request only
 //!   api                    finds the route, then checks the head: version, host key -> user, session key, size
 //!   |  accounts            passwords, host keys of devices, how often somebody may guess
 //!   http::body             socket -> limit on wire bytes -> zstd, or (clients before 2.1.57) a form with gzip in it

@@ -9,6 +9,7 @@ use std::io::ErrorKind;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+use crate::files::data_folder::{COLLECTION_FILE, MEDIA_INDEX_FILE};
 use crate::files::locks::holder;
 use crate::files::sqlite_files::SIDE_SUFFIXES;
 use crate::os;
@@ -108,10 +109,10 @@ pub fn denied_to(who: &ServerUser, base: &Path, name: &str) -> Option<Denied> {
         [""].iter().chain(&SIDE_SUFFIXES).map(|suffix| dir.join(format!("{name}{suffix}"))).collect()
     };
     first(all, std::slice::from_ref(&dir))
-        .or_else(|| first(all, &database("collection.anki2")))
+        .or_else(|| first(all, &database(COLLECTION_FILE)))
         .or_else(|| first(all, &["keys", "backups"].map(|name| dir.join(name))))
         .or_else(|| first(media, &[dir.join("media")]))
-        .or_else(|| first(media, &database("media.db")))
+        .or_else(|| first(media, &database(MEDIA_INDEX_FILE)))
         .or_else(|| first(media, &["media.pending", "media.odd", "damaged"].map(|name| dir.join(name))))
         .or_else(|| {
             let files = fs::read_dir(dir.join("media")).into_iter().flatten().flatten();

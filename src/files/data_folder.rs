@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use crate::config::USERS_FILE;
 use crate::error::{Error, Result};
 use crate::files::id_of;
+use crate::text::hex::hex;
 use crate::{files, os};
 
 /// The name of the collection in a user's folder, as on the official server.
@@ -35,8 +36,7 @@ pub fn init(base: &Path) -> Result<bool> {
     if !base.join(MARK).exists() {
         let mut id = [0; 16];
         os::random(&mut id).map_err(|err| Error::Broken(format!("no random bytes: {err}")))?;
-        let id: String = id.iter().map(|byte| format!("{byte:02x}")).collect();
-        let text = format!("data folder of ankipi\nid {id}\nversion {}\n", env!("CARGO_PKG_VERSION"));
+        let text = format!("data folder of ankipi\nid {}\nversion {}\n", hex(&id), os::VERSION);
         files::replace_file(base, MARK, text.as_bytes())?;
     }
     Ok(is_new)

@@ -1,6 +1,6 @@
 //! Files on the owner's disk: the data folder, durable writes (fsync, rename), locks between processes, owners, spools.
 //!
-//! Not here: what is in the files. Imports `os`, `error`, and the name of the users file from `config`.
+//! Not here: what is in the files. Imports `os`, `text`, `error`, and the name of the users file from `config`.
 
 pub mod access;
 pub mod damaged;

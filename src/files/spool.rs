@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use crate::config::user_name::SPOOL_PREFIX;
 
-/// How much of a body stays in memory. 250 notes of 2 KB fit; four workers with a body and a reply each take 4 MiB.
+/// How much of a body stays in memory. 250 notes of 2 KB fit; six workers with a body and a reply each take 6 MiB.
 const MEMORY_BYTES: usize = 512 * 1024;
 
 /// A body that is written first, then read.

@@ -196,8 +196,8 @@ fn make(mut invocation: Invocation) -> Result<ExitCode> {
 fn make_one(base: &Path, name: &str, to: Option<&Path>, keep: usize) -> Result<String> {
     let dir = base.join(name);
     let mut progress = Progress::start();
-    let _unused = lock_if_unused(base)?;
-    let snapshot = open_to_copy(&dir, _unused.is_some(), &mut progress)?;
+    let lock = lock_if_unused(base)?;
+    let snapshot = open_to_copy(&dir, lock.is_some(), &mut progress)?;
     if let Some(to) = to {
         return pack(&snapshot, &dir, name, to, keep, &mut progress);
     }

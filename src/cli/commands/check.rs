@@ -77,22 +77,22 @@ fn check_user(base: &Path, name: &str, depth: Depth, server: &ServerUser) -> Res
     // With --fix, this process holds the lock.
     let beside_server = !depth.fix && files::is_in_use(base);
     let denied = access::denied_to(server, base, name);
-    let mut unmended = 0;
+    let mut unrepaired = 0;
     if let Some(denied) = &denied {
         report.problem(denied.text.clone());
-        unmended += 1;
+        unrepaired += 1;
     }
     // Files that this process may not read are not checked: they may be sound.
     let is_readable =
         denied.is_none() || access::denied_to(&ServerUser::this_process(), base, name).is_none();
     let mut of_media = 0;
     if is_readable {
-        unmended += check_collection(&dir, beside_server, depth.deep, &mut report);
+        unrepaired += check_collection(&dir, beside_server, depth.deep, &mut report);
         of_media = media_check::check(&dir, depth, &mut report)?;
-        unmended += of_media;
+        unrepaired += of_media;
     }
     report.progress.clear();
-    let verdict = match (report.problems, unmended) {
+    let verdict = match (report.problems, unrepaired) {
         (0, _) => "in order".to_owned(),
         (found, 0) => format!("{found} found, all repaired: each device gets the repairs with its next sync"),
         (found, left) if depth.fix => format!("{found} found, {left} of them left"),
@@ -100,7 +100,7 @@ fn check_user(base: &Path, name: &str, depth: Depth, server: &ServerUser) -> Res
         (found, _) => format!("{found} found; `ankipi check --fix` repairs those of media"),
     };
     println!("{name}: {verdict}");
-    Ok(unmended == 0)
+    Ok(unrepaired == 0)
 }
 
 /// Returns the number of problems. None of them can be repaired here.
