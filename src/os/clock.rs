@@ -92,7 +92,10 @@ fn kernel_is_unsynchronised() -> bool {
 /// Not `SystemTime::now`: on 32-bit musl it calls the function with 32-bit seconds, which fails for every time after
 /// 2038-01-19, as a clock without a battery may show one today, and then it panics.
 fn millis(clock: libc::clockid_t) -> i64 {
-    let (secs, nanos) = read_with_64_bits(clock).unwrap_or_else(|| read(clock));
+    in_millis(read_with_64_bits(clock).unwrap_or_else(|| read(clock)))
+}
+
+fn in_millis((secs, nanos): (i64, i64)) -> i64 {
     secs.max(0).saturating_mul(1000).saturating_add(nanos / 1_000_000)
 }
 
@@ -218,6 +221,21 @@ mod tests {
         let std = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
         assert!((wall_millis() - std.as_millis() as i64).abs() < 10_000);
         assert_eq!(why_unreliable(), None);
+    }
+
+    #[test]
+    fn seconds_beyond_32_bits_are_seconds() {
+        assert_eq!(in_millis((1 << 31, 5_999_999)), 2_147_483_648_005);
+        assert_eq!(moment(1 << 31), "2038-01-19 03:14");
+        assert_eq!((in_millis((-1, 0)), in_millis((i64::MAX, 0))), (0, i64::MAX));
+    }
+
+    /// Kernels since 5.1 and the emulators that run this have the call, so it is the one that is used.
+    #[cfg(target_pointer_width = "32")]
+    #[test]
+    fn a_32_bit_system_tells_the_time_in_64_bits() {
+        let (secs, _) = read_with_64_bits(libc::CLOCK_REALTIME).expect("clock_gettime64");
+        assert!((secs - read(libc::CLOCK_REALTIME).0).abs() < 3);
     }
 
     #[test]
