@@ -75,8 +75,9 @@ impl App {
         let user = self.user_of_key(method, &header.hkey, log)?;
         let call = Call::new(method, header, user, log.address())?;
         let caps = method.caps(&self.config);
-        self.check_declared(method, call.user.as_deref(), caps, request.declared_bytes())?;
-        Ok((call, Body::zstd(request.body(), method.comes_in_series(), caps)))
+        let declared = request.declared_bytes();
+        self.check_declared(method, call.user.as_deref(), caps, declared)?;
+        Ok((call, Body::zstd(request.body(), method.comes_in_series(), declared, caps)))
     }
 
     /// Clients with the media sync of 2.1.22 to 2.1.56 send `begin` like this.

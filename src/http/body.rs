@@ -48,6 +48,10 @@ pub struct Received {
 /// Size of a block from the decoder to the consumer.
 const BLOCK_BYTES: usize = 32 * 1024;
 
+/// The same for a body whose declared length is no larger: nearly every body of a small sync. For a block of
+/// `BLOCK_BYTES`, musl takes fresh pages from the kernel each time.
+const SMALL_BLOCK_BYTES: usize = 2 * 1024;
+
 /// After a larger body the decoder's buffers are freed and not reused: they may have grown too large.
 const MAX_KEPT_BYTES: u64 = 2 * 1024 * 1024;
 
@@ -59,7 +63,7 @@ pub struct Body<'r> {
 
 enum Content<'r> {
     /// Protocol 11: zstd frames, usually one.
-    Zstd { body: &'r mut dyn Read, more_follow: bool },
+    Zstd { body: &'r mut dyn Read, more_follow: bool, declared: Option<u64> },
     /// Protocols 8 to 10: a form whose data part is read next.
     Form { form: Box<WireForm<'r>>, is_gzip: bool },
     /// Protocols 8 to 10: the data part as it was sent. It was spooled because fields after it had to be read first.
@@ -69,9 +73,15 @@ enum Content<'r> {
 }
 
 impl<'r> Body<'r> {
-    /// A body of protocol 11. `more_follow`: another one is likely to follow at once, so the decoder is kept for it.
-    pub fn zstd(body: &'r mut dyn Read, more_follow: bool, caps: BodyLimits) -> Body<'r> {
-        Body { content: Content::Zstd { body, more_follow }, caps }
+    /// A body of protocol 11, of this declared length in bytes. `more_follow`: another one is likely to follow at once, so
+    /// the decoder is kept for it.
+    pub fn zstd(
+        body: &'r mut dyn Read,
+        more_follow: bool,
+        declared: Option<u64>,
+        caps: BodyLimits,
+    ) -> Body<'r> {
+        Body { content: Content::Zstd { body, more_follow, declared }, caps }
     }
 
     /// No body.
@@ -90,11 +100,20 @@ impl<'r> Body<'r> {
     ) -> Result<Received> {
         let mut sink = LimitedSink { sink, caps: self.caps, bytes: 0, error: Some(sink_error) };
         let wire_bytes = match self.content {
-            Content::Zstd { body, more_follow } => {
+            Content::Zstd { body, more_follow, declared } => {
+                let (mut small, mut large);
+                let is_small = declared.is_some_and(|bytes| bytes <= SMALL_BLOCK_BYTES as u64);
+                let block: &mut [u8] = if is_small {
+                    small = [0; SMALL_BLOCK_BYTES];
+                    &mut small
+                } else {
+                    large = vec![0; BLOCK_BYTES];
+                    &mut large
+                };
                 let (reader, wire) = wire(body, self.caps);
-                let mut frame = zstd::Decoder::new(BufReader::with_capacity(BLOCK_BYTES, reader))
+                let mut frame = zstd::Decoder::new(BufReader::with_capacity(block.len(), reader))
                     .map_err(|err| wire.fault(err))?;
-                pass_on(&mut frame, &|err| wire.fault(err), &mut |block| sink.take(block))?;
+                pass_on(&mut frame, block, &|err| wire.fault(err), &mut |block| sink.take(block))?;
                 if more_follow && sink.bytes <= MAX_KEPT_BYTES {
                     frame.keep();
                 }
@@ -163,7 +182,7 @@ impl<'r> WireForm<'r> {
         mut data: Spool,
         before: &mut dyn FnMut(usize) -> Result<()>,
     ) -> Result<Body<'r>> {
-        pass_on(&mut self.form, &|err| self.wire.fault(err), &mut |block| {
+        pass_on(&mut self.form, &mut vec![0; BLOCK_BYTES], &|err| self.wire.fault(err), &mut |block| {
             before(block.len())?;
             data.write_all(block).map_err(spooling_error)
         })?;
@@ -177,15 +196,15 @@ impl<'r> WireForm<'r> {
     }
 }
 
-/// Reads the source to its end and passes each block to `each`.
+/// Reads the source to its end, in blocks of up to the size of `block`, and passes each to `each`.
 fn pass_on(
     source: &mut dyn Read,
+    block: &mut [u8],
     source_error: &dyn Fn(io::Error) -> Error,
     each: &mut dyn FnMut(&[u8]) -> Result<()>,
 ) -> Result<()> {
-    let mut block = vec![0; BLOCK_BYTES];
     loop {
-        match source.read(&mut block) {
+        match source.read(block) {
             Ok(0) => return Ok(()),
             Ok(count) => each(&block[..count])?,
             Err(err) if err.kind() == io::ErrorKind::Interrupted => {}
@@ -201,11 +220,12 @@ fn unpack<E: FnOnce(io::Error) -> Error>(
     source_error: &dyn Fn(io::Error) -> Error,
     sink: &mut LimitedSink<E>,
 ) -> Result<()> {
+    let mut block = vec![0; BLOCK_BYTES];
     if !is_gzip {
-        return pass_on(source, source_error, &mut |block| sink.take(block));
+        return pass_on(source, &mut block, source_error, &mut |block| sink.take(block));
     }
     let mut gzip = None;
-    pass_on(source, source_error, &mut |piece| {
+    pass_on(source, &mut block, source_error, &mut |piece| {
         gzip.get_or_insert_with(gzip::Decoder::new).push(piece, &mut |block| sink.take(block)).map_err(
             |fault| match fault {
                 gzip::Fault::Format(why) => undecodable(why),
@@ -327,7 +347,8 @@ mod tests {
     }
 
     fn received(mut wire: &[u8]) -> Result<Vec<u8>> {
-        read(Body::zstd(&mut wire, false, CAPS))
+        let declared = Some(wire.len() as u64);
+        read(Body::zstd(&mut wire, false, declared, CAPS))
     }
 
     /// Reads a form with these data as if its key came before them, and as if it came after.
@@ -444,7 +465,7 @@ mod tests {
                 Err(io::ErrorKind::ConnectionReset.into())
             }
         }
-        let err = read(Body::zstd(&mut Broken, false, CAPS)).unwrap_err();
+        let err = read(Body::zstd(&mut Broken, false, None, CAPS)).unwrap_err();
         assert!(matches!(err, Error::Disconnected(_)), "{err}");
         let err = WireForm::new(&mut Broken, "x", CAPS).read_fields(&mut Fields::default()).unwrap_err();
         assert!(matches!(err, Error::Disconnected(_)), "{err}");
