@@ -168,7 +168,7 @@ pub fn say(text: &str) {
 fn variables_of(process: u32) -> impl Iterator<Item = (String, String)> {
     let file = |name: &str| std::fs::read(format!("/proc/{process}/{name}")).unwrap_or_default();
     // In a container the number may be that of any process here.
-    let environment = if file("comm") == b"ankipi\n" { file("environ") } else { Vec::new() };
+    let environment = if file("comm").starts_with(b"anki") { file("environ") } else { Vec::new() };
     let variables: Vec<_> = environment
         .split(|byte| *byte == 0)
         .filter_map(|variable| std::str::from_utf8(variable).ok()?.split_once('='))

@@ -22,14 +22,24 @@ pub struct ServerUser {
     uid: u32,
     /// Empty if they are not known.
     groups: Vec<u32>,
-    /// Whether this is the user of this process. Then the kernel is asked what it may do.
-    is_this_process: bool,
+    knowledge: Knowledge,
+}
+
+/// How the user of the server is known.
+#[derive(PartialEq, Eq)]
+enum Knowledge {
+    /// It is the user of this process: the kernel is asked what it may do.
+    ThisProcess,
+    /// The process of the server was seen.
+    Seen,
+    /// No server runs: the owner of the data folder is taken for its user.
+    Guessed,
 }
 
 impl ServerUser {
     /// The user of this process.
     pub fn this_process() -> ServerUser {
-        ServerUser { uid: os::effective_user(), groups: Vec::new(), is_this_process: true }
+        ServerUser { uid: os::effective_user(), groups: Vec::new(), knowledge: Knowledge::ThisProcess }
     }
 
     /// The user of the server that runs on the data folder. If no server is visible: the owner of the folder if this
@@ -37,7 +47,8 @@ impl ServerUser {
     pub fn of(base: &Path) -> ServerUser {
         let running =
             holder(base).and_then(|process| fs::read_to_string(format!("/proc/{process}/status")).ok());
-        if let Some(status) = running {
+        // In a container the number may be that of another process here. The program is also called anki-sync-server.
+        if let Some(status) = running.filter(|status| status.starts_with("Name:\tanki")) {
             let numbers = |key: &str| -> Vec<u32> {
                 let line = status.lines().find_map(|line| line.strip_prefix(key)).unwrap_or_default();
                 line.split_whitespace().filter_map(|number| number.parse().ok()).collect()
@@ -46,19 +57,19 @@ impl ServerUser {
             if let Some(uid) = numbers("Uid:").get(3) {
                 let mut groups = numbers("Groups:");
                 groups.extend(numbers("Gid:").get(3));
-                return ServerUser { uid: *uid, groups, is_this_process: false };
+                return ServerUser { uid: *uid, groups, knowledge: Knowledge::Seen };
             }
         }
         match fs::metadata(base) {
             Ok(meta) if os::effective_user() == 0 => {
-                ServerUser { uid: meta.uid(), groups: vec![meta.gid()], is_this_process: false }
+                ServerUser { uid: meta.uid(), groups: vec![meta.gid()], knowledge: Knowledge::Guessed }
             }
             _ => ServerUser::this_process(),
         }
     }
 
     fn may(&self, path: &Path, meta: &Metadata, write: bool, enter: bool) -> bool {
-        if self.is_this_process {
+        if self.knowledge == Knowledge::ThisProcess {
             // Other errors are not about owners and modes.
             return !os::check_access(path, write, enter)
                 .is_err_and(|err| err.kind() == ErrorKind::PermissionDenied);
@@ -162,10 +173,12 @@ fn describe(who: &ServerUser, base: &Path, path: &Path, meta: &Metadata, verb: &
     } else {
         let _ = write!(text, "belongs to {}", name(meta.uid()));
     }
-    let _ = write!(
-        text,
-        ", so that the server, which runs as the user {server}, cannot {verb} it. Nothing is damaged. Type this as root: "
-    );
+    let which = if who.knowledge == Knowledge::Guessed {
+        format!("a server that runs as the user {server}, who owns the data folder,")
+    } else {
+        format!("the server, which runs as the user {server},")
+    };
+    let _ = write!(text, ", so that {which} cannot {verb} it. Nothing is damaged. Type this as root: ");
     let owner_may = has_bits(meta.mode() >> 6, verb != "read", meta.is_dir());
     if !is_owner {
         // With the colon, chown also sets the user's group. It needs a name for that.
@@ -203,13 +216,13 @@ mod tests {
             fs::write(dir.join(name), "").unwrap();
         }
         let owner = fs::metadata(&dir).unwrap().uid();
-        let own = ServerUser { uid: owner.max(1), groups: Vec::new(), is_this_process: false };
-        let stranger = ServerUser { uid: 64_000, groups: Vec::new(), is_this_process: false };
+        let own = ServerUser { uid: owner.max(1), groups: Vec::new(), knowledge: Knowledge::Seen };
+        let stranger = ServerUser { uid: 64_000, groups: Vec::new(), knowledge: Knowledge::Seen };
         let text = denied_to(&stranger, base.path(), "anna").unwrap().text;
         assert!(text.contains(&format!("chown -R 64000 {}", base.path().display())), "{text}");
         if owner == 0 {
             // Root may use everything.
-            let root = ServerUser { uid: 0, groups: Vec::new(), is_this_process: false };
+            let root = ServerUser { uid: 0, groups: Vec::new(), knowledge: Knowledge::Seen };
             assert!(denied_to(&root, base.path(), "anna").is_none());
             return;
         }

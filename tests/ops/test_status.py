@@ -4,7 +4,7 @@ import json
 import re
 
 from commands import done, run
-from server import phc
+from server import Server, command, phc
 from test_media import put, sync_media
 
 
@@ -48,3 +48,23 @@ def test_programs_get_the_same_as_json(new_server, new_account):
     keys.write_text(keys.read_text() + "no key\n")
     anna = json.loads(done(server, "status", "--json"))["users"][0]
     assert "keys" in anna["devices"]["error"] and anna["collection"]["notes"] == 3
+
+
+class ByItsOtherName(Server):
+    """Packages also install the name of Anki's own server."""
+
+    def command_line(self):
+        link = self.base.with_name("anki-sync-server")
+        if not link.exists():
+            link.symlink_to(command(official=False)[0])
+        return [str(link)]
+
+
+def test_the_process_is_known_by_its_other_name(tmp_path):
+    server = ByItsOtherName(tmp_path / "base", ["anna:secret"])
+    try:
+        assert f"process {server.process.pid}" in done(server, "status")
+        del server.env["SYNC_USER1"]
+        assert "anna" in done(server, "user", "list")
+    finally:
+        server.stop()

@@ -136,3 +136,12 @@ def test_a_folder_that_is_root_s_is_named_at_the_start(synced):
     subprocess.run(remedy(str(ended.value), server.base), shell=True, check=True)
     server.start()
     account.settle(desk, phone)
+
+
+def test_without_a_server_the_owner_of_the_folder_is_taken_for_its_user(synced):
+    server = synced[0]
+    give(server.base / "anna", 0)
+    checked = run(server, "check")
+    assert checked.returncode == 1 and "a server that runs as the user nobody, who owns the data folder, cannot" in checked.stdout, checked
+    subprocess.run(remedy(checked.stdout, server.base), shell=True, check=True)
+    assert run(server, "check").returncode == 0

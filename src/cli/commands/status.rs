@@ -328,7 +328,7 @@ impl Process {
         let status = file("status")?;
         let field =
             |key: &str| status.lines().find_map(|line| line.strip_prefix(key))?.split_whitespace().next();
-        if field("Name:")? != "ankipi" {
+        if !field("Name:")?.starts_with("anki") {
             return None;
         }
         let kib = |key| field(key)?.parse::<u64>().ok();
