@@ -126,7 +126,7 @@ impl Check<'_> {
     /// Reports the files that the devices are asked for.
     fn forgotten(&mut self) -> Result<()> {
         if let Some(fix) = &mut self.fix {
-            fix.stop_waiting_since_before(clock::now_secs() - WAIT_FOR_DEVICES_SECS)?;
+            fix.stop_waiting_for_older_than(clock::now_secs() - WAIT_FOR_DEVICES_SECS)?;
         }
         let mut more = self.db.count_forgotten()?;
         for forgotten in self.db.forgotten(MAX_NAMED)? {

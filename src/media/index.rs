@@ -57,12 +57,8 @@ CREATE TABLE ankipi_media AS
 CREATE TABLE ankipi_meta AS SELECT usn FROM meta;
 DROP TABLE media;
 DROP TABLE meta;";
-/// A new index in place of a lost one must use usns that no device knows, so it starts at the minutes since 1970. Then
-/// all clients see a change, and compare counts.
-const CONTINUE_AT_UNUSED_USN: &str = "\
-UPDATE meta SET last_usn = max(0, CAST(strftime('%s', 'now') AS int) / 60);
-INSERT INTO media SELECT 'ankipi:forgot', zeroblob(20), 0, last_usn, 0 FROM meta;";
 
+/// The second half of the upgrade, once the new tables exist.
 const UPGRADE_FILL: &str = "\
 INSERT INTO media SELECT fname, csum, size, usn, CAST(strftime('%s', 'now') AS int) FROM ankipi_media;
 UPDATE meta SET last_usn = max((SELECT coalesce(max(usn), 0) FROM ankipi_meta),
@@ -71,6 +67,12 @@ UPDATE meta SET last_usn = max((SELECT coalesce(max(usn), 0) FROM ankipi_meta),
   total_nonempty_files = (SELECT count() FROM media WHERE size > 0);
 DROP TABLE ankipi_media;
 DROP TABLE ankipi_meta;";
+
+/// A new index in place of a lost one must use usns that no device knows, so it starts at the minutes since 1970. Then
+/// all clients see a change, and compare counts.
+const CONTINUE_AT_UNUSED_USN: &str = "\
+UPDATE meta SET last_usn = max(0, CAST(strftime('%s', 'now') AS int) / 60);
+INSERT INTO media SELECT 'ankipi:forgot', zeroblob(20), 0, last_usn, 0 FROM meta;";
 
 /// What was forgotten and did not come back, for the owner to see. The official server leaves this table alone.
 const FORGOTTEN: &str = "\
@@ -103,6 +105,11 @@ pub struct Record {
 }
 
 impl Record {
+    /// Reads the columns `csum` and `size`, of which `csum` is at this index.
+    fn of_row(row: &Row<'_>, csum: usize) -> rusqlite::Result<Record> {
+        Ok(Record { sha1: row.get(csum)?, bytes: row.get::<_, i64>(csum + 1)?.max(0) as u64 })
+    }
+
     /// Whether the file exists, according to the index.
     pub fn is_live(&self) -> bool {
         self.bytes > 0
@@ -214,17 +221,14 @@ impl MediaDb {
 
     /// The last usn and the totals.
     pub fn totals(&self) -> Result<Totals> {
-        let read =
-            |row: &Row<'_>| Ok(Totals { last_usn: row.get(0)?, bytes: row.get(1)?, files: row.get(2)? });
-        Ok(self.db.query_row("SELECT last_usn, total_bytes, total_nonempty_files FROM meta", [], read)?)
+        let select = "SELECT last_usn, total_bytes, total_nonempty_files FROM meta";
+        Ok(self.db.query_row(select, [], Totals::of_row)?)
     }
 
     /// The record of a file, if there is one.
     pub fn record(&self, name: &MediaName) -> Result<Option<Record>> {
-        let read =
-            |row: &Row<'_>| Ok(Record { sha1: row.get(0)?, bytes: row.get::<_, i64>(1)?.max(0) as u64 });
         let mut select = self.db.prepare_cached("SELECT csum, size FROM media WHERE fname = ?1")?;
-        Ok(select.query_row([name], read).optional()?)
+        Ok(select.query_row([name], |row| Record::of_row(row, 0)).optional()?)
     }
 
     /// Hands the next changes after `usn` to `each`, ordered by usn.
@@ -309,10 +313,7 @@ impl MediaDb {
             return Ok(None);
         }
         let mut select = self.db.prepare("SELECT csum, size, why FROM ankipi_forgotten WHERE fname = ?1")?;
-        let read = |row: &Row<'_>| {
-            let record = Record { sha1: row.get(0)?, bytes: row.get::<_, i64>(1)?.max(0) as u64 };
-            Ok((record, row.get::<_, String>(2)? != REASON_OLD_COPY))
-        };
+        let read = |row: &Row<'_>| Ok((Record::of_row(row, 0)?, row.get::<_, String>(2)? != REASON_OLD_COPY));
         Ok(select.query_row([name], read).optional()?)
     }
 
@@ -327,7 +328,7 @@ impl MediaDb {
             self.db.prepare("SELECT fname, csum, size FROM media WHERE usn > ?1 ORDER BY usn LIMIT ?2")?;
         let mut rows = select.query(params![usn, CHANGES_PAGE])?;
         while let Some(row) = rows.next()? {
-            let record = Record { sha1: row.get(1)?, bytes: row.get::<_, i64>(2)?.max(0) as u64 };
+            let record = Record::of_row(row, 1)?;
             if let (true, Ok(name)) = (record.is_live(), MediaName::parse(row.get(0)?)) {
                 each(name, record)?;
             }
@@ -437,8 +438,8 @@ impl Recording<'_> {
         Ok(())
     }
 
-    /// Does not wait any more for files that were forgotten before a moment, in seconds since 1970.
-    pub fn stop_waiting_since_before(&mut self, secs: i64) -> Result<()> {
+    /// Stops waiting for files that were forgotten before this moment, in seconds since 1970.
+    pub fn stop_waiting_for_older_than(&mut self, secs: i64) -> Result<()> {
         if self.has_forgotten {
             self.transaction.execute("DELETE FROM ankipi_forgotten WHERE secs < ?1", [secs])?;
         }
