@@ -183,3 +183,63 @@ fn an_unknown_key_is_refused_before_its_body_is_read() {
         }
     }
 }
+
+/// serde tells values in its errors.
+#[test]
+fn what_is_in_notes_does_not_get_into_the_log() {
+    const TEXT: &str = "privatissimum";
+    let server = TestServer::with(&[("SYNC_LOG", "trace")]);
+    let device = server.device();
+    let note = format!(
+        "INSERT INTO notes VALUES (1, 'g', 1795428020052, 1, 0, '{TEXT}', '{TEXT}', '{TEXT}', 1, 0, '')"
+    );
+    assert_eq!(device.upload(&collection(&note)), "OK");
+    device.begin();
+    device
+        .apply_changes(r#"{"models":[],"decks":[[],[]],"tags":["TEXT"]}"#.replace("TEXT", TEXT).as_str())
+        .ok();
+    device.apply_chunk(&format!(r#"{{"done":false,"notes":[[2,"h",1,1,-1,"{TEXT}","{TEXT}",0,0,0,""]]}}"#));
+    let malformed = [
+        ("start", format!(r#"{{"minUsn":"{TEXT}","lnewer":true,"graves":null}}"#)),
+        ("applyGraves", format!(r#"{{"chunk":{{"cards":["{TEXT}"],"notes":[],"decks":[]}}}}"#)),
+        ("applyChanges", format!(r#"{{"changes":{{"models":["{TEXT}"],"decks":[[],[]],"tags":[]}}}}"#)),
+        (
+            "applyChanges",
+            format!(
+                r#"{{"changes":{{"models":[{{"name":"{TEXT}","id":"{TEXT}"}}],"decks":[[],[]],"tags":[]}}}}"#
+            ),
+        ),
+        (
+            "applyChanges",
+            format!(
+                r#"{{"changes":{{"models":[],"decks":[[{{"id":"{TEXT}"}}],[]],"tags":[],"conf":"{TEXT}"}}}}"#
+            ),
+        ),
+        ("applyChunk", format!(r#"{{"chunk":{{"done":true,"notes":[["{TEXT}","{TEXT}"]]}}}}"#)),
+        (
+            "applyChunk",
+            format!(
+                r#"{{"chunk":{{"done":true,"notes":[[3,"h","{TEXT}",1,-1,"{TEXT}","{TEXT}",0,0,0,""]]}}}}"#
+            ),
+        ),
+        ("applyChunk", format!(r#"{{"chunk":{{"done":"{TEXT}","cards":["{TEXT}"]}}}}"#)),
+        ("sanityCheck2", format!(r#"{{"client":["{TEXT}"],"full":true}}"#)),
+    ];
+    for (method, json) in &malformed {
+        device.begin();
+        let reply = device.call(method, json);
+        assert_ne!(reply.status, 200, "{json}");
+    }
+    let mut damaged = collection(&note);
+    let at = damaged.windows(TEXT.len()).position(|bytes| bytes == TEXT.as_bytes()).unwrap();
+    damaged[at - 40..at].fill(0xff);
+    device.upload(&damaged);
+    device.send_raw("upload", Framed::Chunked(&pack(TEXT.as_bytes())));
+    device.upload(&collection(&format!(
+        "UPDATE notes SET mod = '{TEXT}'; {note}; UPDATE cards SET did = '{TEXT}'"
+    )));
+    device.meta();
+    let log = server.log();
+    let told: Vec<_> = log.lines().filter(|line| line.contains(TEXT)).collect();
+    assert!(log.contains("/sync/applyChunk 400") && told.is_empty(), "{told:#?}");
+}
