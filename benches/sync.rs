@@ -4,6 +4,7 @@
 mod client;
 mod everyday;
 mod generate;
+mod link;
 mod measure;
 mod media;
 #[path = "../tests/media/zip.rs"]
@@ -40,6 +41,7 @@ cargo bench --bench sync -- [options], or on a board ankipi-bench [options]
   --notes N        notes of the collection (75000 make 300 MB, 20000 make 80)
   --data DIR       where collections and the servers' folders go
                    (otherwise ankipi-bench-data here; with cargo target/bench-data)
+  --link MBPS      clients behind a link that takes replies at so many MB a second
   --fsyncs         run each job once more and count the server's fsyncs
                    (needs strace)
   --fsync-ms N     each fsync takes N ms longer, as on a slow card, and is
@@ -163,6 +165,8 @@ struct Bench {
     count_fsyncs: bool,
     /// How much longer each fsync of the server takes, ms.
     fsync_ms: Option<u32>,
+    /// Clients get replies at so many MB a second.
+    link: Option<f64>,
 }
 
 /// No-change syncs of one job; one alone is too short for the clock.
@@ -197,7 +201,11 @@ impl Bench {
     }
 
     fn start(&self, base: &TempDir) -> Result<Server> {
-        Server::start(&self.server, base.path(), self.count_fsyncs, self.fsync_ms)
+        let mut server = Server::start(&self.server, base.path(), self.count_fsyncs, self.fsync_ms)?;
+        if let Some(megabytes_per_sec) = self.link {
+            server.reach_through(link::slow(server.address(), megabytes_per_sec)?);
+        }
+        Ok(server)
     }
 
     fn idle(&self) -> Result<Usage> {
@@ -678,6 +686,7 @@ fn run() -> Result<()> {
     let fsync_ms: Option<u32> = args.opt_value_from_str("--fsync-ms")?;
     let server: Option<String> = args.opt_value_from_str("--server")?;
     let data: Option<PathBuf> = args.opt_value_from_str("--data")?;
+    let link: Option<f64> = args.opt_value_from_str("--link")?;
     if let Some(notes) = args.opt_value_from_str("--notes")? {
         sizes.notes = notes;
     }
@@ -695,7 +704,7 @@ fn run() -> Result<()> {
     let counts = generate::check(&collection.path)?;
     let server = server.map_or_else(ankipi, Ok)?;
     let file_bytes = std::fs::metadata(&collection.path)?.len();
-    let mut bench = Bench { server, sizes, cache, collection, counts, count_fsyncs: false, fsync_ms };
+    let mut bench = Bench { server, sizes, cache, collection, counts, count_fsyncs: false, fsync_ms, link };
     if !as_json {
         println!("{}; a collection of {} notes, {file_bytes} bytes", bench.server, bench.sizes.notes);
     }

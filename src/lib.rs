@@ -24,8 +24,9 @@
 //!   |  text                what is computed from the text of a note
 //!   media                  the other half of a sync: media files and their index, under a lock of their own
 //!   (lock released)
-//!   http::response         the spooled reply in zstd blocks; until it begins, http::keep_client_waiting sends
-//!                          keep-alive bytes so that the client does not time out
+//!   http::response         the spooled reply in zstd blocks, packed as the client's link makes worthwhile
+//!                          (compression::encoder); until it begins, http::keep_client_waiting
+//!                          sends keep-alive bytes so that the client does not time out
 //!   logging::access_log    one line
 //! ```
 //!
@@ -85,8 +86,9 @@
 //!   it is prepared.
 //! - In `accounts`: around the snapshot of all accounts, held to look at it or to replace it; around making a new one; around
 //!   the counts of failed logins; around password hashing.
-//! - In `compression::zstd`: around the buffers of decoders that are kept. In `http::keep_client_waiting`: around the list
-//!   of waiting clients, and one around each reply to them.
+//! - In `compression::zstd`: around the buffers of decoders that are kept. In `http::client_link`: around the connections of
+//!   forwarded requests, and one around the speed of each connection. In `http::keep_client_waiting`: around the list of waiting clients, and one around each reply to
+//!   them.
 //!
 //! No code takes a second lock while it holds one of these, with two exceptions: preparing a user's folder (which takes the
 //! user's locks, and those of `accounts` if the folder is missing), and making a new snapshot of the accounts.

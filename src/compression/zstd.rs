@@ -1,16 +1,10 @@
-//! zstd, both ways; the only user of ruzstd.
-//!
-//! A reply is one frame of blocks of at most 64 KiB. Each block is sent at once: only decoded bytes reset the clients'
-//! stall timeout (sync-protocol.md 2.1). A block is sent raw if the network is faster than our compression, which saves
-//! CPU on a LAN, and compressed if the network is slower.
+//! zstd decoder for request bodies of protocol 11; the only user of ruzstd. The encoder is `compression::encoder`.
 
-use std::io::{self, BufRead, Read, Write};
+use std::io::{self, BufRead, Read};
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
 
 use crate::limits_and_timeouts::ZSTD_WINDOW_BYTES;
 use ruzstd::decoding::{BlockDecodingStrategy, FrameDecoder};
-use ruzstd::encoding::{CompressionLevel, compress_to_vec};
 
 /// `ZSTD_WINDOW_BYTES` as the byte of a frame header: an exponent above 10, and a mantissa of 0.
 const MAX_WINDOW_DESCRIPTOR: u8 = 13 << 3;
@@ -171,176 +165,11 @@ impl<R: BufRead> Read for Decoder<R> {
     }
 }
 
-/// Size of one block before compression.
-const BLOCK_BYTES: usize = 64 * 1024;
-
-/// Frame header: magic, no flags (no content size, no checksum), a window of 128 KiB, which any block fits.
-const FRAME_HEADER: [u8; 6] = [0x28, 0xb5, 0x2f, 0xfd, 0x00, 7 << 3];
-
-/// The block types of the format.
-const RAW: u32 = 0;
-
-/// Writes one zstd frame.
-pub struct Encoder<W: Write> {
-    out: W,
-    block: Vec<u8>,
-    header_is_sent: bool,
-    packs_all: bool,
-    /// Time to send one byte, measured on the last block.
-    send_time: Duration,
-    /// Time to compress a block, measured on the last one; a guess before the first.
-    pack_time: Duration,
-}
-
-impl<W: Write> Encoder<W> {
-    /// A frame without content so far; nothing is written yet.
-    pub fn new(out: W) -> Encoder<W> {
-        let pack_time = Duration::from_millis(5);
-        Encoder {
-            out,
-            block: Vec::new(),
-            header_is_sent: false,
-            packs_all: false,
-            send_time: Duration::ZERO,
-            pack_time,
-        }
-    }
-
-    /// An encoder that compresses every block, for data that is stored.
-    pub fn packing(out: W) -> Encoder<W> {
-        Encoder { packs_all: true, ..Encoder::new(out) }
-    }
-
-    /// Ends the frame and returns the writer. It is not flushed: the last block may still be in its buffer.
-    pub fn finish(mut self) -> io::Result<W> {
-        let block = self.make_block(true);
-        self.out.write_all(&block)?;
-        Ok(self.out)
-    }
-
-    fn send_block(&mut self) -> io::Result<()> {
-        let wire = self.make_block(false);
-        let started = Instant::now();
-        self.out.write_all(&wire)?;
-        self.out.flush()?;
-        self.send_time = started.elapsed() / wire.len() as u32;
-        Ok(())
-    }
-
-    /// Makes a block of what was written since the last one.
-    fn make_block(&mut self, last: bool) -> Vec<u8> {
-        let mut wire = Vec::with_capacity(self.block.len() + 16);
-        if !std::mem::replace(&mut self.header_is_sent, true) {
-            wire.extend_from_slice(&FRAME_HEADER);
-        }
-        if !((self.packs_all || self.link_is_slow()) && self.pack_block(last, &mut wire)) {
-            push_header(&mut wire, last, RAW, self.block.len());
-            wire.extend_from_slice(&self.block);
-        }
-        self.block.clear();
-        wire
-    }
-
-    /// Whether compressing pays: it about halves the bytes, so it must take less than half the time of sending them raw.
-    fn link_is_slow(&self) -> bool {
-        self.block.len() > BLOCK_BYTES / 4 && self.send_time * self.block.len() as u32 > self.pack_time * 2
-    }
-
-    /// Appends the compressed block if it is shorter; returns whether it did.
-    ///
-    /// ruzstd can only make whole frames. The block of a frame with one block refers to no earlier data, so it can be
-    /// copied into our frame.
-    fn pack_block(&mut self, last: bool, wire: &mut Vec<u8>) -> bool {
-        let started = Instant::now();
-        let frame = compress_to_vec(&self.block[..], CompressionLevel::Fastest);
-        self.pack_time = started.elapsed();
-        let Some((kind, content)) = first_block(&frame) else {
-            return false;
-        };
-        if content.len() >= self.block.len() {
-            return false;
-        }
-        push_header(wire, last, kind, content.len());
-        wire.extend_from_slice(content);
-        true
-    }
-}
-
-impl<W: Write> Write for Encoder<W> {
-    fn write(&mut self, data: &[u8]) -> io::Result<usize> {
-        let count = data.len().min(BLOCK_BYTES - self.block.len());
-        self.block.extend_from_slice(&data[..count]);
-        if self.block.len() == BLOCK_BYTES {
-            self.send_block()?;
-        }
-        Ok(count)
-    }
-
-    /// Sends the buffered bytes as a block.
-    fn flush(&mut self) -> io::Result<()> {
-        if self.block.is_empty() && self.header_is_sent { Ok(()) } else { self.send_block() }
-    }
-}
-
-fn push_header(wire: &mut Vec<u8>, last: bool, kind: u32, size: usize) {
-    let header = u32::from(last) | kind << 1 | (size as u32) << 3;
-    wire.extend_from_slice(&header.to_le_bytes()[..3]);
-}
-
-/// The type and content of the first block of a frame that ruzstd made, if it is a compressed one.
-fn first_block(frame: &[u8]) -> Option<(u32, &[u8])> {
-    const COMPRESSED: u32 = 2;
-    let block = frame.get(FRAME_HEADER.len()..)?;
-    let [a, b, c, content @ ..] = block else {
-        return None;
-    };
-    let header = u32::from_le_bytes([*a, *b, *c, 0]);
-    let kind = header >> 1 & 3;
-    (kind == COMPRESSED).then_some((kind, content.get(..(header >> 3) as usize)?))
-}
-
 #[cfg(test)]
 mod tests {
+    use std::io::Write;
+
     use super::*;
-
-    /// A link of that speed, on which time does not really pass.
-    struct Link {
-        wire: Vec<u8>,
-        slow: bool,
-    }
-
-    impl Write for Link {
-        fn write(&mut self, data: &[u8]) -> io::Result<usize> {
-            if self.slow {
-                std::thread::sleep(Duration::from_millis(60));
-            }
-            self.wire.extend_from_slice(data);
-            Ok(data.len())
-        }
-
-        fn flush(&mut self) -> io::Result<()> {
-            Ok(())
-        }
-    }
-
-    fn round_trip(data: &[u8], slow: bool) -> Vec<u8> {
-        let mut encoder = Encoder::new(Link { wire: Vec::new(), slow });
-        encoder.write_all(data).unwrap();
-        let wire = encoder.finish().unwrap().wire;
-        assert!(zstd::decode_all(&wire[..]).unwrap() == data, "the C library reads another text");
-        let mut ours = Vec::new();
-        Decoder::new(&wire[..]).unwrap().read_to_end(&mut ours).unwrap();
-        assert!(ours == data);
-        wire
-    }
-
-    #[test]
-    fn raw_frames_are_read_by_the_clients_library() {
-        for len in [0, 1, BLOCK_BYTES - 1, BLOCK_BYTES, BLOCK_BYTES + 1, 5 * BLOCK_BYTES] {
-            let data: Vec<u8> = (0..len).map(|i| (i % 253) as u8).collect();
-            round_trip(&data, false);
-        }
-    }
 
     /// Found by fuzzing: a sequence of 256 bytes in a frame of 260.
     #[test]
@@ -428,23 +257,5 @@ mod tests {
         }
         assert!(decoded(&[frame("x"), b"junk".to_vec()].concat()).is_err());
         assert!(decoded(&skippable(0).repeat(1001)).is_err());
-    }
-
-    #[test]
-    fn blocks_are_packed_while_the_link_is_slow() {
-        let text: Vec<u8> = (0..60_000u32).flat_map(|i| format!("row {i} of many; ").into_bytes()).collect();
-        let raw = round_trip(&text, false).len();
-        let packed = round_trip(&text, true).len();
-        assert!(packed * 3 < raw * 2, "{packed} of {raw}");
-    }
-
-    #[test]
-    fn a_flush_sends_what_there_is() {
-        let mut encoder = Encoder::new(Vec::new());
-        encoder.write_all(b"O").unwrap();
-        encoder.flush().unwrap();
-        assert!(encoder.out.ends_with(b"O"));
-        encoder.write_all(b"K").unwrap();
-        assert_eq!(zstd::decode_all(&encoder.finish().unwrap()[..]).unwrap(), b"OK");
     }
 }

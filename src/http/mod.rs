@@ -1,10 +1,11 @@
 //! HTTP: heads and framing, bodies, forms, responses, and keep-alive bytes while a client waits.
 //!
 //! Not here: sockets and timeouts (`server::connections`), paths (`api::routes`), zstd and gzip (`compression`). Knows
-//! neither accounts nor SQL. Imports `compression`, `files`, `error`.
+//! neither accounts nor SQL. Imports `compression`, `files`, `os`, `error`.
 
 pub mod body;
 pub mod body_framing;
+pub mod client_link;
 pub mod form;
 pub mod keep_client_waiting;
 pub mod request_head;
@@ -12,6 +13,7 @@ pub mod response;
 
 use std::io::Read;
 
+use client_link::{LINK_HEADER, ReplyLink};
 use response::Responder;
 
 /// The header in which the connection layer passes the client's address.
@@ -87,6 +89,15 @@ impl Request {
         self.header(LENGTH_HEADER)?.parse().ok()
     }
 
+    /// The client's connection, where the client is at its other end: what a proxy takes says nothing of its client.
+    fn link(&self) -> Option<ReplyLink> {
+        let link = ReplyLink::of(self.header(LINK_HEADER)?.parse().ok()?);
+        let is_of_proxy = ["x-forwarded-for", "x-real-ip", "forwarded", "via"]
+            .iter()
+            .any(|name| self.header(name).is_some());
+        link.filter(|_| !is_of_proxy)
+    }
+
     /// The body, read from the socket. A truncated body ends in an error.
     pub fn body(&mut self) -> &mut dyn Read {
         self.inner.as_reader()
@@ -101,7 +112,7 @@ impl Request {
 
     /// Turns the request, after its body was read, into what sends the reply.
     pub fn into_responder(self) -> Responder {
-        let head_only = self.verb() == Verb::Head;
-        Responder::new(self.inner.into_writer(), head_only, self.reply_headers)
+        let (head_only, link) = (self.verb() == Verb::Head, self.link());
+        Responder::new(self.inner.into_writer(), head_only, self.reply_headers).with_link(link)
     }
 }

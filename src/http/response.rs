@@ -3,8 +3,9 @@
 
 use std::io::{self, Write};
 
-use crate::compression::zstd::Encoder;
+use crate::compression::encoder::{Encoder, Link};
 use crate::error::{Error, Result};
+use crate::http::client_link::ReplyLink;
 
 type Wire = Box<dyn Write + Send>;
 
@@ -23,11 +24,18 @@ pub struct Responder {
     head_only: bool,
     /// Header lines for every reply, each ended by CRLF.
     headers: String,
+    /// Tells the speed of the connection; `None` if it is unknown.
+    link: Option<ReplyLink>,
 }
 
 impl Responder {
     pub(crate) fn new(out: Wire, head_only: bool, headers: String) -> Responder {
-        Responder { out, head_only, headers }
+        Responder { out, head_only, headers, link: None }
+    }
+
+    /// Sends it over this connection, whose speed decides how it is compressed.
+    pub(super) fn with_link(self, link: Option<ReplyLink>) -> Responder {
+        Responder { link, ..self }
     }
 
     /// Answers the question of a browser whether a page may send a request here.
@@ -101,7 +109,10 @@ impl Responder {
         );
         let framed = FramedWriter { out: self.out, framing, pending: head.into_bytes(), bytes: 0 };
         ReplyStream(match packing {
-            Packing::Zstd => Content::Zstd(Encoder::new(framed)),
+            Packing::Zstd => {
+                let link = self.link.map(|link| Box::new(link) as Box<dyn Link>);
+                Content::Zstd(Encoder::new(framed, link))
+            }
             Packing::Plain => Content::Plain(framed),
         })
     }
@@ -157,7 +168,7 @@ impl Write for ReplyStream {
     }
 }
 
-/// Maximum buffered bytes of a reply. A block of the zstd encoder is smaller.
+/// Bytes of a reply after which the buffer is sent.
 const PENDING_BYTES: usize = 128 * 1024;
 
 /// How the client finds the end of a reply.

@@ -15,7 +15,7 @@ use sha1::{Digest, Sha1};
 
 use crate::collection::blobs::proto::{put_bytes, put_tag, put_varint};
 use crate::collection::full::download::Snapshot;
-use crate::compression::zstd::Encoder;
+use crate::compression::encoder::Encoder;
 use crate::error::{Error, Result};
 use crate::files::spool::Spool;
 use crate::files::{FsyncingFile, sync_folder};
@@ -125,7 +125,7 @@ fn write_entries(
 fn add_file(archive: &mut Archive, number: u64, mut file: File, path: &Path) -> Result<(u64, [u8; 20])> {
     let (mut bytes, mut sha1) = (0, Sha1::new());
     archive.add(&number.to_string(), |sink| {
-        let mut encoder = Encoder::new(sink);
+        let mut encoder = Encoder::raw(sink);
         let mut block = vec![0; BLOCK_BYTES];
         loop {
             let count = file.read(&mut block).map_err(Error::io("reading", path))?;

@@ -24,6 +24,8 @@ pub use process::{
     TARGET, VERSION, lower_priority, open_files_limit, prepare_process, raise_open_files_limit, random,
 };
 pub use signals::{Signal, on_signals};
-pub use sockets::{handed_over_sockets, is_unknown_address_family, reset_on_close};
+pub use sockets::{
+    TcpProgress, handed_over_sockets, is_unknown_address_family, reset_on_close, tcp_progress,
+};
 pub use sqlite_wal::skip_sync_of_new_wal_header;
 pub use terminal::EchoOff;

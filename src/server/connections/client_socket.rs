@@ -1,10 +1,12 @@
 //! Client sockets of both kinds: TCP, and Unix for a proxy on the same machine.
 
 use std::io::{self, Read, Write};
-use std::net::{IpAddr, Ipv4Addr, Shutdown, TcpListener, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, Shutdown, TcpListener};
 use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::net::{UnixListener, UnixStream};
+use std::sync::Arc;
 
+use crate::http::client_link::ClientLink;
 use crate::os;
 
 /// A listening socket.
@@ -43,7 +45,7 @@ impl Listener {
         match self {
             Listener::Tcp(listener) => {
                 let (socket, peer) = listener.accept()?;
-                Ok((Socket::Tcp(socket), peer.ip().to_canonical()))
+                Ok((Socket::Tcp(ClientLink::new(socket)), peer.ip().to_canonical()))
             }
             Listener::Unix(listener) => Ok((Socket::Unix(listener.accept()?.0), Ipv4Addr::LOCALHOST.into())),
         }
@@ -53,7 +55,7 @@ impl Listener {
 /// A client's socket.
 pub enum Socket {
     /// From the network.
-    Tcp(TcpStream),
+    Tcp(Arc<ClientLink>),
     /// From this machine.
     Unix(UnixStream),
 }
@@ -62,7 +64,9 @@ impl Socket {
     /// Prepares an accepted socket: nonblocking, and TCP_NODELAY so that small replies are sent at once.
     pub fn prepare(&self) -> io::Result<()> {
         match self {
-            Socket::Tcp(socket) => socket.set_nonblocking(true).and_then(|()| socket.set_nodelay(true)),
+            Socket::Tcp(link) => {
+                link.socket().set_nonblocking(true).and_then(|()| link.socket().set_nodelay(true))
+            }
             Socket::Unix(socket) => socket.set_nonblocking(true),
         }
     }
@@ -70,7 +74,7 @@ impl Socket {
     /// The file descriptor, for poll.
     pub fn fd(&self) -> RawFd {
         match self {
-            Socket::Tcp(socket) => socket.as_raw_fd(),
+            Socket::Tcp(link) => link.socket().as_raw_fd(),
             Socket::Unix(socket) => socket.as_raw_fd(),
         }
     }
@@ -79,7 +83,7 @@ impl Socket {
     pub fn end_output(&self) {
         // Fails if the client is gone, which does not matter.
         let _ = match self {
-            Socket::Tcp(socket) => socket.shutdown(Shutdown::Write),
+            Socket::Tcp(link) => link.socket().shutdown(Shutdown::Write),
             Socket::Unix(socket) => socket.shutdown(Shutdown::Write),
         };
     }
@@ -87,8 +91,17 @@ impl Socket {
     /// Makes the close a reset, which the client sees as an error. Unix sockets have no reset: there only the framing of
     /// the reply shows that it is incomplete. HTTP/1.0 has no such framing (so set `proxy_http_version 1.1` in nginx).
     pub fn reset_on_close(&self) {
-        if let Socket::Tcp(socket) = self {
-            os::reset_on_close(socket);
+        if let Socket::Tcp(link) = self {
+            os::reset_on_close(link.socket());
+        }
+    }
+
+    /// Makes the connection known to the reply of the next request, if it is one whose speed the kernel knows. Returns
+    /// its number.
+    pub fn announce(&self) -> Option<u64> {
+        match self {
+            Socket::Tcp(link) => Some(link.announce()),
+            Socket::Unix(_) => None,
         }
     }
 }
@@ -96,7 +109,7 @@ impl Socket {
 impl Read for &Socket {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
         match self {
-            Socket::Tcp(socket) => (&mut &*socket).read(buf),
+            Socket::Tcp(link) => (&mut link.socket()).read(buf),
             Socket::Unix(socket) => (&mut &*socket).read(buf),
         }
     }
@@ -105,7 +118,7 @@ impl Read for &Socket {
 impl Write for &Socket {
     fn write(&mut self, data: &[u8]) -> io::Result<usize> {
         match self {
-            Socket::Tcp(socket) => (&mut &*socket).write(data),
+            Socket::Tcp(link) => (&mut link.socket()).write(data),
             Socket::Unix(socket) => (&mut &*socket).write(data),
         }
     }

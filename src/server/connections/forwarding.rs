@@ -209,6 +209,7 @@ impl Exchange {
         shared.queue.started(self.weight, *place);
         let mut upload = std::mem::take(upload);
         upload.seal(self.body.is_done());
+        link.add_number(&mut self.head);
         upload.prepend(std::mem::take(&mut self.head));
         let backend = match Backend::connect(&shared.backend, upload) {
             Ok(backend) => backend,

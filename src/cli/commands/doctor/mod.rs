@@ -13,7 +13,8 @@ use crate::cli::commands::doctor::http_client::{
 };
 use crate::cli::commands::user_folders::users_in;
 use crate::cli::prompt;
-use crate::compression::zstd::{Decoder, Encoder};
+use crate::compression::encoder::Encoder;
+use crate::compression::zstd::Decoder;
 use crate::config::USERS_FILE;
 use crate::error::{Error, Result};
 use crate::files;
@@ -316,7 +317,7 @@ fn wrapped(text: &str, indent: usize) -> String {
 
 /// A body as clients encode it.
 fn frame(body: &[u8]) -> Vec<u8> {
-    let mut encoder = Encoder::new(Vec::new());
+    let mut encoder = Encoder::packing(Vec::new());
     encoder.write_all(body).and_then(|()| encoder.finish()).expect("writing to memory does not fail")
 }
 

@@ -1,0 +1,256 @@
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use super::*;
+use crate::compression::zstd::Decoder;
+use std::io::Read;
+
+/// Both decoders must make the same of it.
+fn decoded(wire: &[u8], expected: &[u8]) {
+    assert!(zstd::decode_all(wire).unwrap() == expected, "the C library reads another text");
+    let mut ours = Vec::new();
+    Decoder::new(wire).unwrap().read_to_end(&mut ours).unwrap();
+    assert!(ours == expected);
+}
+
+fn frame(data: &[u8], way: Way, piece: usize) -> Vec<u8> {
+    let mut encoder = Encoder::with_rule(Vec::new(), Rule::Always(way));
+    for piece in data.chunks(piece) {
+        encoder.write_all(piece).unwrap();
+    }
+    encoder.finish().unwrap()
+}
+
+const WAYS: [Way; 3] = [Way::Raw, Way::Packed(Level::Fast), Way::Packed(Level::Strong)];
+
+fn rows(count: u32) -> Vec<u8> {
+    (0..count)
+        .flat_map(|i| format!("row {i} of many, {:x}; ", i.wrapping_mul(2_654_435_761)).into_bytes())
+        .collect()
+}
+
+/// A small generator of numbers, the same in every run.
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0
+    }
+
+    fn below(&mut self, bound: usize) -> usize {
+        (self.next() % bound as u64) as usize
+    }
+
+    /// Noise, runs, text, repetitions from near and far, and alphabets of a few bytes.
+    fn data(&mut self, text: &[u8]) -> Vec<u8> {
+        let mut data = Vec::new();
+        let most = 1 << self.below(20);
+        let size = self.below(most);
+        while data.len() < size {
+            let count = 1 << self.below(14);
+            match self.below(6) {
+                0 => (0..count.min(300)).for_each(|_| data.push(self.next() as u8)),
+                1 => data.resize(data.len() + count * 8, self.next() as u8),
+                2 | 3 => {
+                    let at = self.below(text.len());
+                    data.extend_from_slice(&text[at..(at + count).min(text.len())]);
+                }
+                4 if !data.is_empty() => {
+                    let at = self.below(data.len());
+                    (at..at + count).for_each(|at| data.push(data[at]));
+                }
+                _ => {
+                    let symbols = self.next() % 7 + 1;
+                    (0..count).for_each(|_| data.push((self.next() % symbols) as u8 * 37));
+                }
+            }
+        }
+        data
+    }
+}
+
+#[test]
+fn frames_of_any_length_are_read_by_the_clients_library() {
+    let data = rows(40_000);
+    for len in
+        [0, 1, 31, 1024, 1025, RAW_BLOCK_BYTES, BLOCK_BYTES - 1, BLOCK_BYTES, BLOCK_BYTES + 1, 1_000_000]
+    {
+        for way in WAYS {
+            let wire = frame(&data[..len], way, 10_000);
+            decoded(&wire, &data[..len]);
+            assert!(
+                len < 2000 || way == Way::Raw || wire.len() * 2 < len,
+                "{len} by {way:?}: {}",
+                wire.len()
+            );
+        }
+    }
+}
+
+#[test]
+fn anything_comes_back_from_every_level() {
+    let text = rows(20_000);
+    let mut random = Random(1);
+    for _ in 0..if cfg!(debug_assertions) { 60 } else { 2000 } {
+        let data = random.data(&text);
+        for way in WAYS {
+            decoded(&frame(&data, way, 1 << random.below(18)), &data);
+        }
+    }
+}
+
+#[test]
+fn levels_may_change_from_block_to_block() {
+    let data = rows(60_000);
+    let mut encoder = Encoder::packing(Vec::new());
+    for (number, piece) in data.chunks(70_000).enumerate() {
+        encoder.write_all(piece).unwrap();
+        encoder.rule = Rule::Always(WAYS[number % 3]);
+        if number % 4 == 3 {
+            encoder.flush().unwrap();
+        }
+    }
+    decoded(&encoder.finish().unwrap(), &data);
+}
+
+#[test]
+fn noise_is_not_tried_again_and_again() {
+    let mut random = Random(2);
+    let noise: Vec<u8> = (0..3_000_000).map(|_| random.next() as u8).collect();
+    let wire = frame(&noise, Way::Packed(Level::Fast), 100_000);
+    decoded(&wire, &noise);
+    assert!(wire.len() < noise.len() + 300);
+}
+
+#[test]
+fn a_flush_sends_what_there_is() {
+    let mut encoder = Encoder::packing(Vec::new());
+    encoder.write_all(b"O").unwrap();
+    encoder.flush().unwrap();
+    assert!(encoder.out.ends_with(b"O"));
+    encoder.write_all(b"K").unwrap();
+    assert_eq!(zstd::decode_all(&encoder.finish().unwrap()[..]).unwrap(), b"OK");
+}
+
+/// A connection whose client takes so many bytes a second, on a clock that only writing moves.
+#[derive(Default)]
+struct Simulated {
+    bytes_per_sec: u64,
+    /// Bytes that the network takes without delay.
+    buffer: u64,
+    written: u64,
+    now: Duration,
+    waiting: f64,
+}
+
+impl Simulated {
+    fn pass(&mut self, time: Duration) {
+        self.now += time;
+        self.waiting = (self.waiting - self.bytes_per_sec as f64 * time.as_secs_f64()).max(0.0);
+    }
+
+    fn progress(&self) -> Progress {
+        let waiting = self.waiting as u64;
+        Progress {
+            acknowledged: self.written - waiting,
+            queued: waiting,
+            unsent: waiting.saturating_sub(self.buffer),
+        }
+    }
+
+    /// Writes; waits while more than 500 KB are on the way.
+    fn write(&mut self, bytes: u64) {
+        self.written += bytes;
+        self.waiting += bytes as f64;
+        let above = self.waiting - 500e3;
+        if above > 0.0 {
+            self.pass(Duration::from_secs_f64(above / self.bytes_per_sec as f64));
+        }
+    }
+}
+
+/// What a client gets, bytes and seconds, of data that shrinks to a third: at so many bytes a second, where `Fast` makes 100
+/// MB a second and `Strong` 15.
+fn simulate(bytes_per_sec: u64, blocks: u32) -> (u64, Duration, u32) {
+    const BLOCK: u64 = BLOCK_BYTES as u64;
+    let mut link = Simulated { bytes_per_sec, buffer: 60_000, ..Simulated::default() };
+    let (mut speed, epoch) = (LinkSpeed::default(), Instant::now());
+    let mut packed = 0;
+    for _ in 0..blocks {
+        link.pass(Duration::from_micros(300));
+        let way = speed.choose(link.progress(), link.written, epoch + link.now, BLOCK_BYTES);
+        let (work, bytes) = match way {
+            Way::Raw => (Duration::ZERO, BLOCK),
+            Way::Packed(Level::Fast) => (Duration::from_micros(1300), BLOCK / 3),
+            Way::Packed(Level::Strong) => (Duration::from_micros(8700), BLOCK * 3 / 10),
+        };
+        if let Way::Packed(level) = way {
+            packed += 1;
+            speed.compressed(level, work, BLOCK_BYTES, bytes as usize);
+        }
+        link.pass(work);
+        link.write(bytes);
+    }
+    let rest = Duration::from_secs_f64(link.waiting / bytes_per_sec as f64);
+    (link.written, link.now + rest, packed)
+}
+
+#[test]
+fn a_slow_link_gets_few_bytes_from_the_first_block_on() {
+    for megabytes in [1, 2, 8] {
+        for blocks in [8, 50, 700] {
+            let (bytes, _, packed) = simulate(megabytes * 1_000_000 / 2, blocks);
+            assert!(packed >= blocks - blocks / 50, "{megabytes}/2 MB/s: {packed} of {blocks} blocks");
+            assert!(bytes * 2 < u64::from(blocks) * BLOCK_BYTES as u64);
+        }
+    }
+}
+
+#[test]
+fn at_every_speed_a_reply_ends_about_as_early_as_the_best_way() {
+    for megabytes in [1, 4, 10, 20, 50, 100, 200, 1000] {
+        let (_, took, _) = simulate(megabytes * 1_000_000, 1000);
+        let raw_bytes = 1000.0 * BLOCK_BYTES as f64;
+        let send = |bytes: f64| bytes / (megabytes as f64 * 1e6);
+        let packed = (1000.0 * 0.0016f64).max(send(raw_bytes / 3.0));
+        let best = packed.min(send(raw_bytes).max(0.3));
+        assert!(took.as_secs_f64() < best * 1.3, "{megabytes} MB/s: {took:?}, at best {best}");
+    }
+}
+
+#[test]
+fn a_fast_link_gets_raw_blocks() {
+    let (_, _, packed) = simulate(2_000_000_000, 1000);
+    assert!(packed < 100, "{packed} of 1000 blocks");
+}
+
+/// A link that the kernel knows, always with the same answer.
+struct Known(Progress, Arc<Mutex<LinkSpeed>>);
+
+impl Link for Known {
+    fn progress(&self) -> Option<Progress> {
+        Some(self.0)
+    }
+
+    fn with_speed(&self, work: &mut dyn FnMut(&mut LinkSpeed)) {
+        work(&mut self.1.lock().unwrap());
+    }
+}
+
+#[test]
+fn a_small_reply_is_packed_where_that_saves_a_packet() {
+    let speed = Arc::new(Mutex::new(LinkSpeed::default()));
+    let fast = Progress { acknowledged: 1 << 30, queued: 0, unsent: 0 };
+    for (bytes, is_packed) in [(700, false), (4000, true), (50_000, true)] {
+        let data = &rows(5000)[..bytes];
+        let mut encoder = Encoder::new(Vec::new(), Some(Box::new(Known(fast, speed.clone()))));
+        encoder.way = Way::Raw;
+        encoder.write_all(data).unwrap();
+        let wire = encoder.finish().unwrap();
+        decoded(&wire, data);
+        assert_eq!(wire.len() < bytes, is_packed, "{bytes}: {}", wire.len());
+    }
+}
