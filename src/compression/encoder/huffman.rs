@@ -173,3 +173,28 @@ fn write_packed(weights: &[u8], out: &mut Vec<u8>) -> Option<()> {
     bits.end_backward();
     Some(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A decoder finds the last weight from what is left, so the codes must leave nothing free.
+    #[test]
+    fn a_code_is_full_also_where_bytes_are_much_rarer_than_others() {
+        // Counts that grow by such a factor would get codes of more than `MAX_BITS`.
+        for percent in (101..260).step_by(3) {
+            for used in 2..=256usize {
+                let mut count = 1.0f64;
+                let mut counts = [0u32; 256];
+                for own in counts.iter_mut().take(used) {
+                    *own = count as u32;
+                    count = (count * f64::from(percent) / 100.0).min(100_000.0);
+                }
+                let widths = widths(&counts);
+                let sum: u32 = widths.iter().filter(|width| **width > 0).map(|width| 2048 >> width).sum();
+                assert_eq!(sum, 2048, "{used} bytes, {percent} %: {widths:?}");
+                assert!(widths.iter().all(|width| u32::from(*width) <= MAX_BITS));
+            }
+        }
+    }
+}
