@@ -43,7 +43,7 @@ const MOST_FACTOR: u64 = 4;
 
 /// The average is over twice this time at most, and over this time at least.
 const AVERAGE: Duration = Duration::from_millis(200);
-const LEAST_AVERAGE: Duration = Duration::from_millis(50);
+const LEAST_AVERAGE: Duration = Duration::from_millis(20);
 
 /// More than any link, so that the estimate does not overflow.
 const MOST_BYTES_PER_SEC: u64 = 1 << 32;

@@ -6,7 +6,7 @@
 //! library.
 //!
 //! Each block is sent at once: only decoded bytes reset the clients' stall timeout (sync-protocol.md 2.1). Memory: 384 KiB
-//! of tables and at most 640 KiB of history while blocks are compressed, 64 KiB while they are sent raw.
+//! of tables and at most 256 KiB of history while blocks are compressed, 64 KiB while they are sent raw.
 
 mod bits;
 mod block;
@@ -22,11 +22,8 @@ use link_speed::{LinkSpeed, Progress};
 pub use matches::Level;
 use matches::{Matcher, WINDOW_LOG};
 
-/// Largest block. The format allows no more.
-const BLOCK_BYTES: usize = 128 * 1024;
-
-/// Size of a raw block.
-const RAW_BLOCK_BYTES: usize = 64 * 1024;
+/// Size of a block, raw or compressed. 128 KiB, the most that the format allows, make nothing smaller.
+const BLOCK_BYTES: usize = 64 * 1024;
 
 /// A reply of up to this size fits into one packet, with its head.
 const PACKET_BYTES: usize = 1024;
@@ -216,20 +213,13 @@ impl<W: Write> Encoder<W> {
         self.failures = 0;
         true
     }
-
-    fn most_bytes(&self) -> usize {
-        match self.way {
-            Way::Raw => RAW_BLOCK_BYTES,
-            Way::Packed(_) => BLOCK_BYTES,
-        }
-    }
 }
 
 impl<W: Write> Write for Encoder<W> {
     fn write(&mut self, data: &[u8]) -> io::Result<usize> {
-        let count = data.len().min(self.most_bytes() - self.matcher.block().len());
+        let count = data.len().min(BLOCK_BYTES - self.matcher.block().len());
         self.matcher.push(&data[..count]);
-        if self.matcher.block().len() == self.most_bytes() {
+        if self.matcher.block().len() == BLOCK_BYTES {
             self.send_block()?;
         }
         Ok(count)
