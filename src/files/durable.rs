@@ -40,6 +40,21 @@ pub fn sync_folder(dir: &Path) -> Result<()> {
 
 /// Replaces `dir/name` so that a power cut leaves either the old file or the new one.
 pub fn replace_file(dir: &Path, name: &str, contents: &[u8]) -> Result<()> {
+    write_and_rename(dir, name, contents, File::sync_all)?;
+    sync_folder(dir)
+}
+
+/// Replaces `dir/name`, and leaves it to the caller to make that durable. Until then a power cut may leave anything in it.
+pub fn replace_file_unsynced(dir: &Path, name: &str, contents: &[u8]) -> Result<()> {
+    write_and_rename(dir, name, contents, |_| Ok(()))
+}
+
+fn write_and_rename(
+    dir: &Path,
+    name: &str,
+    contents: &[u8],
+    sync: impl Fn(&File) -> io::Result<()>,
+) -> Result<()> {
     let path = dir.join(name);
     let temporary = dir.join(format!("{name}.new"));
     // A crash may have left one. A symbolic link must not be followed.
@@ -47,11 +62,10 @@ pub fn replace_file(dir: &Path, name: &str, contents: &[u8]) -> Result<()> {
     let write = || {
         let mut file = create_for_owner(dir, &temporary)?;
         file.write_all(contents)?;
-        file.sync_all()?;
+        sync(&file)?;
         fs::rename(&temporary, &path)
     };
-    write().map_err(Error::io("replacing", &path))?;
-    sync_folder(dir)
+    write().map_err(Error::io("replacing", &path))
 }
 
 /// Deletes a file; not an error if it does not exist.

@@ -48,9 +48,6 @@ pub trait Listener {
 /// Compares the index in a user's folder with the files, and repairs what it can if `fix` is set. Returns how many problems
 /// are left.
 pub fn check(dir: &Path, depth: Depth, listener: &mut dyn Listener) -> Result<u64> {
-    if depth.fix {
-        remove_staged(dir)?;
-    }
     if let Some(damage) = damage_of_index(dir)? {
         let what = format!("media.db is damaged ({damage})");
         if !depth.fix {
@@ -68,9 +65,10 @@ pub fn check(dir: &Path, depth: Depth, listener: &mut dyn Listener) -> Result<u6
     let paths = FilePaths::new(dir);
     if depth.fix {
         recover(dir, &paths)?;
+        remove_staged(dir)?;
     }
     let db = if depth.fix { MediaDb::open(dir)? } else { MediaDb::open_to_read(dir)? };
-    let pending: Vec<MediaName> = pending(dir)?.into_iter().map(|(name, _)| name).collect();
+    let pending: Vec<MediaName> = pending(dir)?.into_iter().map(|one| one.name).collect();
     if !pending.is_empty() {
         listener.note(format!(
             "an upload of {} media files was interrupted; the next start of the server finishes it",

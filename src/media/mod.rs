@@ -13,18 +13,25 @@
 //!
 //! # How an upload is put in place
 //!
-//! 1. Without the lock (`upload`): each entry is written to a temporary file beside `media/`, which is synced. Contents
-//!    that the index has already are only read.
-//! 2. Under the lock: the journal `media.pending` is written durably. It holds each name with its intended checksum.
-//! 3. The files are renamed into `media/`, followed by one fsync of the folder.
-//! 4. One transaction records all changes under consecutive usns.
-//! 5. Deleted files are removed. This comes after their records, so that no record is ever without its file.
-//! 6. `media.pending` is removed.
+//! 1. Without the lock (`upload`): each entry is written to a temporary file beside `media/`. Contents that the index has
+//!    already are only read.
+//! 2. Under the lock: the journal `media.pending` is written. It holds each name with its intended checksum and its
+//!    temporary file.
+//! 3. Both are made durable: by one flush of the whole disk, where that can be relied on (`os::WholeFileSystem`), and
+//!    otherwise one file after the other. From here on a crash loses nothing that is new.
+//! 4. The files are renamed into `media/`. Without a flush in step 3 the folder is synced.
+//! 5. One transaction records all changes under consecutive usns, durably.
+//! 6. Deleted files are removed. This comes after their records, so that no record is ever without its file.
+//! 7. `media.pending` is removed.
 //!
-//! The next start, or the next use after an error, processes `media.pending` (`recover`). A file with the intended
-//! contents is recorded, because its upload had arrived completely. A file whose record is deleted is removed. Both
-//! look at the current state, so repeating them is harmless, and so is an old `media.pending`. A client that got no
-//! response sends its changes again. Those that are already applied cost nothing.
+//! With a flush in step 3 the client waits for two: that one, and that of the commit. Renames that a power cut undoes are
+//! then done again, from `media.pending`: it and the temporary files leave the same folder, and `os::WholeFileSystem` knows
+//! only file systems that keep the order of what was done in one. So where `media.pending` is gone, the renames are there.
+//!
+//! The next start, or the next use after an error, processes `media.pending` (`recover`). A temporary file with the intended
+//! contents is renamed. A file with the intended contents is recorded, because its upload had arrived completely. A file
+//! whose record is deleted is removed. All three look at the current state, so repeating them is harmless, and so is an
+//! old `media.pending`. A client that got no response sends its changes again. Those that are already applied cost nothing.
 
 pub mod check;
 pub mod download;
@@ -108,13 +115,25 @@ struct Intent {
     name: String,
     /// Hexadecimal; None if the file is to be deleted.
     sha1: Option<String>,
+    /// The name of the temporary file that becomes it. Earlier releases did not write it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    staged: Option<String>,
+}
+
+/// An intended change, as it is read from `media.pending`.
+struct Intended {
+    name: MediaName,
+    /// None if the file is to be deleted; zeros, which no file has, if the text is no checksum.
+    sha1: Option<Sha1Sum>,
+    /// The temporary file that becomes it.
+    staged: Option<PathBuf>,
 }
 
 impl MediaStore {
     /// Opens the store in a user's folder and recovers from a crash. A damaged store is only logged, so that the server
     /// still starts. Its requests return the error.
     pub fn open(dir: &Path) -> MediaStore {
-        if let Err(err) = ready_folder(dir).and_then(|()| remove_staged(dir)) {
+        if let Err(err) = ready_folder(dir) {
             log::error!("{}: the media are not ready: {err}", dir.display());
         }
         let state = State { writer: None, last_used: Instant::now(), needs_recovery: true, totals: None };
@@ -125,7 +144,7 @@ impl MediaStore {
             state: Mutex::new(state),
         };
         // The index stays closed. This saves an idle server the memory, and the wait for random bytes.
-        if let Err(err) = store.lock().map(drop) {
+        if let Err(err) = store.recover_and_tidy() {
             log::error!("{}: the media cannot be used: {err}", dir.display());
         }
         store
@@ -141,7 +160,12 @@ impl MediaStore {
             state.totals = None;
         }
         self.paths.recheck_folder();
-        ready_folder(&self.dir)?;
+        self.recover_and_tidy()
+    }
+
+    /// Recovers, and then removes temporary files: recovering may need them. No upload may be under way.
+    fn recover_and_tidy(&self) -> Result<()> {
+        drop(self.lock()?);
         remove_staged(&self.dir)
     }
 
@@ -321,7 +345,7 @@ fn put_index_aside(dir: &Path) {
 }
 
 /// The intended changes of an interrupted upload.
-fn pending(dir: &Path) -> Result<Vec<(MediaName, Option<Sha1Sum>)>> {
+fn pending(dir: &Path) -> Result<Vec<Intended>> {
     let path = dir.join(PENDING);
     let json = match fs::read(&path) {
         Ok(json) => json,
@@ -339,10 +363,13 @@ fn pending(dir: &Path) -> Result<Vec<(MediaName, Option<Sha1Sum>)>> {
     Ok(intents
         .into_iter()
         .filter_map(|intent| {
-            Some((
-                MediaName::parse(intent.name).ok()?,
-                intent.sha1.as_deref().map(|text| unhex(text).unwrap_or_default()),
-            ))
+            // The journal may be damaged: no other file may be taken for a temporary one.
+            let is_staged = |name: &String| name.starts_with(STAGED_PREFIX) && !name.contains('/');
+            Some(Intended {
+                name: MediaName::parse(intent.name).ok()?,
+                sha1: intent.sha1.as_deref().map(|text| unhex(text).unwrap_or_default()),
+                staged: intent.staged.filter(is_staged).map(|name| dir.join(name)),
+            })
         })
         .collect())
 }
@@ -357,10 +384,16 @@ fn recover(dir: &Path, paths: &FilePaths) -> Result<()> {
     let mut recording = db.begin()?;
     let mut gone = Vec::new();
     let mut recorded = 0;
-    for (name, intended) in &pending {
-        let path = paths.path_of(name);
+    for Intended { name, sha1, staged } in &pending {
         let live = db.record(name)?.filter(Record::is_live);
-        match (file_sha1(&path)?, intended) {
+        if let (Some(sha1), Some(staged)) = (sha1, staged)
+            && file_sha1(staged)?.is_some_and(|found| found.sha1 == *sha1)
+        {
+            let is_taken = live.is_none() && paths.ignores_case() && db.has_twin(name)?;
+            paths.put(staged, name, is_taken)?;
+        }
+        let path = paths.path_of(name);
+        match (file_sha1(&path)?, sha1) {
             (Some(found), Some(sha1)) if found.sha1 == *sha1 && live.as_ref() != Some(&found) => {
                 recording.put(name, &found)?;
                 recorded += 1;
@@ -448,6 +481,7 @@ mod tests {
             .map(|(name, contents)| Intent {
                 name: (*name).to_owned(),
                 sha1: contents.map(|contents| hex(&sum(contents))),
+                staged: None,
             })
             .collect();
         fs::write(dir.join(PENDING), serde_json::to_vec(&intents).unwrap()).unwrap();

@@ -119,7 +119,7 @@ impl MediaStore {
             staged.push(Staged { name, change });
         }
         sync(&staged, body, disk.as_ref()).map_err(|(path, err)| Error::Io("syncing", path, err))?;
-        let outcome = self.put_in_place(&staged, room)?;
+        let outcome = self.put_in_place(&staged, room, disk.as_ref())?;
         Ok(Outcome { processed, ..outcome })
     }
 
@@ -183,11 +183,22 @@ impl MediaStore {
         })
     }
 
-    fn put_in_place(&self, staged: &[Staged], room: &Room<'_>) -> Result<Outcome> {
-        self.write(|state| self.put_staged_in_place(staged, room, state))
+    fn put_in_place(
+        &self,
+        staged: &[Staged],
+        room: &Room<'_>,
+        disk: Option<&WholeFileSystem>,
+    ) -> Result<Outcome> {
+        self.write(|state| self.put_staged_in_place(staged, room, disk, state))
     }
 
-    fn put_staged_in_place(&self, staged: &[Staged], room: &Room<'_>, state: &mut State) -> Result<Outcome> {
+    fn put_staged_in_place(
+        &self,
+        staged: &[Staged],
+        room: &Room<'_>,
+        disk: Option<&WholeFileSystem>,
+        state: &mut State,
+    ) -> Result<Outcome> {
         let db = state.writer(&self.dir)?;
         let mut changes = Vec::with_capacity(staged.len());
         for Staged { name, change } in staged {
@@ -215,21 +226,35 @@ impl MediaStore {
         let replaced = changes.iter().filter_map(|one| one.live.as_ref()).map(|record| record.bytes).sum();
         room.check_total(db.totals()?.bytes, added, replaced)?;
         state.needs_recovery = true;
-        let outcome = self.put_changes_in_place(state, &changes)?;
+        let outcome = self.put_changes_in_place(state, &changes, disk)?;
         state.needs_recovery = false;
         Ok(outcome)
     }
 
-    fn put_changes_in_place(&self, state: &mut State, changes: &[Effective]) -> Result<Outcome> {
-        files::replace_file(&self.dir, PENDING, &intents(changes)?)?;
+    fn put_changes_in_place(
+        &self,
+        state: &mut State,
+        changes: &[Effective],
+        disk: Option<&WholeFileSystem>,
+    ) -> Result<Outcome> {
+        let intents = intents(changes)?;
+        match disk {
+            Some(disk) => {
+                files::replace_file_unsynced(&self.dir, PENDING, &intents)?;
+                disk.sync().map_err(Error::io("syncing the file system of", &self.dir))?;
+            }
+            None => files::replace_file(&self.dir, PENDING, &intents)?,
+        }
         for Effective { name, change, is_taken, .. } in changes {
             match change {
                 Change::Put(_, StagedFile { file, .. }) => self.paths.put(file.path(), name, *is_taken)?,
-                Change::Same(_) => sync_file(&self.paths.path_of(name))?,
-                Change::Delete => {}
+                Change::Same(_) if disk.is_none() => sync_file(&self.paths.path_of(name))?,
+                Change::Same(_) | Change::Delete => {}
             }
         }
-        self.paths.sync()?;
+        if disk.is_none() {
+            self.paths.sync()?;
+        }
         let outcome = record(state.writer(&self.dir)?, changes)?;
         if outcome.deleted > 0 {
             for Effective { name, .. } in changes.iter().filter(|one| matches!(one.change, Change::Delete)) {
@@ -252,19 +277,13 @@ fn unpack(zip: &ZipReader, entry: &Entry, mut sink: impl FnMut(&[u8]) -> Result<
     Ok(sha1.finalize().into())
 }
 
-/// Syncs the temporary files, after all are written: several of them by one flush of the whole disk, where that is
-/// reliable, because each flush is slow on an SD card. Otherwise one after the other: on a file system with a journal
-/// the first fsync commits all of them. An error comes with what was being synced.
+/// Syncs the temporary files, after all are written: on a file system with a journal the first fsync commits all of them. Where
+/// `disk` will do it with one flush, only the file of the spool is synced. An error comes with what was being synced.
 fn sync(
     staged: &[Staged],
     body: &Spool,
     disk: Option<&WholeFileSystem>,
 ) -> std::result::Result<(), (PathBuf, io::Error)> {
-    let is_unsynced = |one: &&Staged| matches!(&one.change, Change::Put(_, file) if file.unsynced.is_some());
-    let disk = disk.filter(|_| staged.iter().filter(is_unsynced).count() > 1);
-    if let Some(disk) = disk {
-        disk.sync().map_err(|err| ("a file system".into(), err))?;
-    }
     for Staged { change, .. } in staged {
         if let Change::Put(record, StagedFile { file: temporary, unsynced }) = change {
             match unsynced {
@@ -316,6 +335,12 @@ fn intents(changes: &[Effective]) -> Result<Vec<u8>> {
             sha1: match change {
                 Change::Put(record, _) | Change::Same(record) => Some(hex(&record.sha1)),
                 Change::Delete => None,
+            },
+            staged: match change {
+                Change::Put(_, StagedFile { file, .. }) => {
+                    file.path().file_name().map(|name| name.to_string_lossy().into_owned())
+                }
+                Change::Same(_) | Change::Delete => None,
             },
         })
         .collect();
