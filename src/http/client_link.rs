@@ -23,8 +23,15 @@ pub struct ClientLink {
     speed: Mutex<LinkSpeed>,
 }
 
-/// The next number, and connections whose requests were forwarded and not yet answered.
-static ANNOUNCED: Mutex<(u64, Vec<(u64, Weak<ClientLink>)>)> = Mutex::new((0, Vec::new()));
+/// Connections whose requests were forwarded and not yet answered.
+struct Announced {
+    /// The number of the last one.
+    last: u64,
+    /// Each with its number.
+    links: Vec<(u64, Weak<ClientLink>)>,
+}
+
+static ANNOUNCED: Mutex<Announced> = Mutex::new(Announced { last: 0, links: Vec::new() });
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
@@ -44,13 +51,13 @@ impl ClientLink {
     /// Makes the connection known to the reply of one request. Returns its number for that request.
     pub fn announce(self: &Arc<ClientLink>) -> u64 {
         let mut announced = lock(&ANNOUNCED);
-        let (next, links) = &mut *announced;
+        let Announced { last, links } = &mut *announced;
         if links.len() == MAX_ANNOUNCED {
             links.remove(0);
         }
-        *next += 1;
-        links.push((*next, Arc::downgrade(self)));
-        *next
+        *last += 1;
+        links.push((*last, Arc::downgrade(self)));
+        *last
     }
 }
 
@@ -60,7 +67,7 @@ pub struct ReplyLink(Weak<ClientLink>);
 impl ReplyLink {
     /// The connection that was announced with this number; for one reply.
     pub fn of(number: u64) -> Option<ReplyLink> {
-        let links = &mut lock(&ANNOUNCED).1;
+        let links = &mut lock(&ANNOUNCED).links;
         let at = links.iter().position(|(own, _)| *own == number)?;
         Some(ReplyLink(links.remove(at).1))
     }

@@ -111,7 +111,7 @@ impl Responder {
         ReplyStream(match packing {
             Packing::Zstd => {
                 let link = self.link.map(|link| Box::new(link) as Box<dyn Link>);
-                Content::Zstd(Encoder::new(framed, link))
+                Content::Zstd(Box::new(Encoder::new(framed, link)))
             }
             Packing::Plain => Content::Plain(framed),
         })
@@ -127,7 +127,7 @@ pub struct ReplyStream(Content);
 
 enum Content {
     /// Compressed as blocks of one frame.
-    Zstd(Encoder<FramedWriter>),
+    Zstd(Box<Encoder<FramedWriter>>),
     /// Sent as it is.
     Plain(FramedWriter),
 }
