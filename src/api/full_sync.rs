@@ -73,7 +73,7 @@ impl App {
                 )
             }
         };
-        let letters_sent = waiting.said();
+        let letters_sent = waiting.sent_bytes();
         let mut stream = waiting.into_stream(text.len() as u64)?;
         stream.write_all(&text.as_bytes()[letters_sent..]).map_err(Error::Disconnected)?;
         log.sent(stream.finish()?);

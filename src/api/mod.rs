@@ -429,7 +429,7 @@ const HEAD_ALONE: KeepAliveBytes = |_| Some(b"");
 const EARLY_JSON_BYTES: u64 = 64 << 10;
 
 fn send(json: &mut Spool, waiting: WaitingReply) -> Result<u64> {
-    let (sent_early, json_bytes) = (waiting.said() as u64, json.len());
+    let (sent_early, json_bytes) = (waiting.sent_bytes() as u64, json.len());
     let mut stream = waiting.into_stream(json_bytes)?;
     let mut reader = json.reader().map_err(Error::io("reading", "spooled reply".as_ref()))?;
     std::io::copy(&mut reader, &mut stream).map_err(Error::Disconnected)?;
@@ -492,7 +492,7 @@ mod tests {
         waiting.while_doing(
             |_| Some(b" "),
             || {
-                while waiting.said() < 2 {
+                while waiting.sent_bytes() < 2 {
                     std::thread::sleep(std::time::Duration::from_millis(5));
                 }
             },

@@ -249,10 +249,10 @@ impl Collection {
         Collection::connect_waiting(path, cache_kib, LOCK_TIMEOUT)
     }
 
-    fn connect_waiting(path: &Path, cache_kib: i64, patience: Duration) -> Result<Collection> {
+    fn connect_waiting(path: &Path, cache_kib: i64, lock_timeout: Duration) -> Result<Collection> {
         files::refuse_link(path)?;
         let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-        Collection::prepare(Connection::open_with_flags(path, flags)?, cache_kib, patience)
+        Collection::prepare(Connection::open_with_flags(path, flags)?, cache_kib, lock_timeout)
     }
 
     /// Opens a file that nobody writes to. Nothing is written to the SD card, not even the side files of a WAL reader.
@@ -266,12 +266,12 @@ impl Collection {
     }
 
     /// Applies the settings that all connections share.
-    pub(crate) fn prepare(db: Connection, cache_kib: i64, patience: Duration) -> Result<Collection> {
+    pub(crate) fn prepare(db: Connection, cache_kib: i64, lock_timeout: Duration) -> Result<Collection> {
         db.create_collation("unicase", unicase::compare)?;
         // The file came from a client: no trigger or function in it may run.
         db.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_TRIGGER, false)?;
         db.set_db_config(DbConfig::SQLITE_DBCONFIG_TRUSTED_SCHEMA, false)?;
-        db.busy_timeout(patience)?;
+        db.busy_timeout(lock_timeout)?;
         // Saves memory: mapped pages count as memory of the process, and sorting goes to a file.
         let pragmas = format!(
             "PRAGMA mmap_size = 0; PRAGMA temp_store = FILE; PRAGMA cache_size = -{cache_kib}; PRAGMA foreign_keys = OFF"

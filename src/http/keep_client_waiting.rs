@@ -29,7 +29,7 @@ pub struct WaitingReply(Arc<Mutex<Reply>>);
 struct Reply {
     state: State,
     /// Number of keep-alive bytes sent.
-    said: usize,
+    sent_bytes: usize,
     /// The size to announce if the head must be sent before the length is known.
     likely_bytes: u64,
     /// Whether the work is still running. After it, no keep-alive bytes may be sent.
@@ -52,7 +52,7 @@ impl WaitingReply {
     pub fn new(responder: Responder, packing: Packing, likely_bytes: u64) -> WaitingReply {
         WaitingReply(Arc::new(Mutex::new(Reply {
             state: State::Silent(responder, packing),
-            said: 0,
+            sent_bytes: 0,
             likely_bytes,
             waits: false,
         })))
@@ -65,8 +65,8 @@ impl WaitingReply {
     }
 
     /// Number of keep-alive bytes sent so far. Final once `while_doing` has returned.
-    pub fn said(&self) -> usize {
-        lock(&self.0).said
+    pub fn sent_bytes(&self) -> usize {
+        lock(&self.0).sent_bytes
     }
 
     /// The reply, to write its content. `original_bytes` goes into the head, if that is not sent yet.
@@ -94,7 +94,7 @@ impl WaitingReply {
 
 impl Reply {
     /// Sends the head if it is not sent yet, then the keep-alive bytes; nothing if the work is done.
-    fn send(&mut self, sign: &[u8]) {
+    fn send(&mut self, bytes: &[u8]) {
         if !self.waits {
             return;
         }
@@ -108,9 +108,9 @@ impl Reply {
                 return;
             }
         };
-        self.state = match stream.write_all(sign).and_then(|()| stream.flush()) {
+        self.state = match stream.write_all(bytes).and_then(|()| stream.flush()) {
             Ok(()) => {
-                self.said += sign.len();
+                self.sent_bytes += bytes.len();
                 State::Begun(stream)
             }
             Err(err) => State::Gone(Error::Disconnected(err)),
@@ -150,7 +150,7 @@ impl Waiting {
         let mut all = lock(&ALL);
         all.0.push(Entry { reply: reply.clone(), keep_alive, sent: 0, due: Instant::now() + INTERVAL });
         if !all.1 {
-            thread::Builder::new().name("patience".to_owned()).stack_size(STACK_BYTES).spawn(watch)?;
+            thread::Builder::new().name("keep-alive".to_owned()).stack_size(STACK_BYTES).spawn(watch)?;
             all.1 = true;
         }
         Ok(())
@@ -185,9 +185,9 @@ fn watch() {
             }
             wake = all.0.iter().map(|entry| entry.due).min().unwrap_or(now + INTERVAL);
         }
-        for (reply, sign) in due {
+        for (reply, bytes) in due {
             // A panic must end only its own request: the thread serves all.
-            if catch_unwind(AssertUnwindSafe(|| lock(&reply).send(sign))).is_err() {
+            if catch_unwind(AssertUnwindSafe(|| lock(&reply).send(bytes))).is_err() {
                 log::error!("a reply failed while keep-alive bytes were sent");
             }
         }
@@ -214,7 +214,7 @@ mod tests {
     fn wait_until(is_so: impl Fn() -> bool) {
         let began = Instant::now();
         while !is_so() {
-            assert!(began.elapsed() < INTERVAL * 400, "no sign of life");
+            assert!(began.elapsed() < INTERVAL * 400, "no bytes of life");
             thread::sleep(INTERVAL / 10);
         }
     }
@@ -227,7 +227,7 @@ mod tests {
             Packing::Plain,
             0,
         );
-        waiting.while_doing(|_| Some(b" "), || wait_until(|| waiting.said() >= signs));
+        waiting.while_doing(|_| Some(b" "), || wait_until(|| waiting.sent_bytes() >= signs));
         let mut stream = waiting.into_stream(4).unwrap();
         stream.write_all(b"text").unwrap();
         stream.finish().unwrap();
@@ -267,7 +267,7 @@ mod tests {
         waiting.while_doing(|_| Some(b" "), || ());
         // Bytes that the thread was about to send.
         lock(&waiting.0).send(b" ");
-        assert_eq!((waiting.said(), &lock(&wire.0)[..]), (0, &b""[..]));
+        assert_eq!((waiting.sent_bytes(), &lock(&wire.0)[..]), (0, &b""[..]));
     }
 
     #[test]
@@ -276,7 +276,7 @@ mod tests {
         impl Write for Panicking {
             fn write(&mut self, _: &[u8]) -> io::Result<usize> {
                 *lock(&self.0) += 1;
-                panic!("in a sign");
+                panic!("in a bytes");
             }
 
             fn flush(&mut self) -> io::Result<()> {
@@ -315,7 +315,7 @@ mod tests {
             },
         );
         assert_eq!(*lock(&tried), 1);
-        assert_eq!(waiting.said(), 0);
+        assert_eq!(waiting.sent_bytes(), 0);
         assert!(matches!(waiting.into_stream(1).map(drop), Err(Error::Disconnected(_))));
     }
 }

@@ -88,20 +88,20 @@ impl Snapshot {
     }
 
     /// Opens a snapshot that makes syncs write to a WAL and prevents its checkpoint. `Busy` if a sync with a rollback
-    /// journal is open, or if another program keeps the file locked for longer than `patience`.
-    pub fn open_beside_syncs(path: &Path, patience: Duration) -> Result<Snapshot> {
+    /// journal is open, or if another program keeps the file locked for longer than `lock_timeout`.
+    pub fn open_beside_syncs(path: &Path, lock_timeout: Duration) -> Result<Snapshot> {
         let started = Instant::now();
         loop {
-            match Snapshot::try_beside_syncs(path, patience) {
+            match Snapshot::try_beside_syncs(path, lock_timeout) {
                 // SQLite's busy timeout does not cover the switch to a WAL.
-                Err(Error::Busy(_)) if started.elapsed() < patience => thread::sleep(RETRY_PAUSE),
+                Err(Error::Busy(_)) if started.elapsed() < lock_timeout => thread::sleep(RETRY_PAUSE),
                 opened => return opened,
             }
         }
     }
 
-    fn try_beside_syncs(path: &Path, patience: Duration) -> Result<Snapshot> {
-        let collection = Collection::connect_waiting(path, SCAN_CACHE_KIB, patience)?;
+    fn try_beside_syncs(path: &Path, lock_timeout: Duration) -> Result<Snapshot> {
+        let collection = Collection::connect_waiting(path, SCAN_CACHE_KIB, lock_timeout)?;
         // If this is the last connection to close, SQLite would checkpoint, while an older snapshot still reads the
         // file.
         collection.disable_checkpoint_on_close()?;
