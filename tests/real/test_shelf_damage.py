@@ -166,10 +166,13 @@ def story(server: Server, template: Path, number: int, at: Path) -> tuple[str, l
         if asked not in (None, NO_CHANGES):
             wrong.append(f"what cannot be read counts as lost: {heard}")
         path = server.base / user / name
-        if asked is None and not re.search(rf"{server.base / user}\b|\[request\] \S+ {user} .* 500 ", server.log()):
+        # A login is not told apart from those of other users whose files cannot be read: one command puts all right.
+        if asked is None and name not in ("keys", "") and not re.search(rf"{server.base / user}\b|\[request\] \S+ {user} .* 500 ", server.log()):
             wrong.append("the log does not say whose it is")
-        # One media file is lost and comes back; anything else the owner puts right, as the log says.
-        if path.exists() and name != "media/0.jpg":
+        if asked is None and "Type this" not in server.log():
+            wrong.append("the log does not say what to type")
+        # The owner does.
+        if path.exists():
             readable(path)
         if asked is None:
             asked, then = try_until_served(device)
