@@ -10,7 +10,6 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use crate::files::data_folder::{COLLECTION_FILE, MEDIA_INDEX_FILE};
-use crate::files::locks::holder;
 use crate::files::sqlite_files::SIDE_SUFFIXES;
 use crate::os;
 
@@ -42,11 +41,10 @@ impl ServerUser {
         ServerUser { uid: os::effective_user(), groups: Vec::new(), knowledge: Knowledge::ThisProcess }
     }
 
-    /// The user of the server that runs on the data folder. If no server is visible: the owner of the folder if this
-    /// process is root, otherwise the user of this process.
-    pub fn of(base: &Path) -> ServerUser {
-        let running =
-            holder(base).and_then(|process| fs::read_to_string(format!("/proc/{process}/status")).ok());
+    /// The user of the server that runs on the data folder, as the process `server`. If no server is visible: the owner
+    /// of the folder if this process is root, otherwise the user of this process.
+    pub fn of(base: &Path, server: Option<u32>) -> ServerUser {
+        let running = server.and_then(|process| fs::read_to_string(format!("/proc/{process}/status")).ok());
         // In a container the number may be that of another process here. The program is also called anki-sync-server.
         if let Some(status) = running.filter(|status| status.starts_with("Name:\tanki")) {
             let numbers = |key: &str| -> Vec<u32> {

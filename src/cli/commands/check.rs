@@ -55,7 +55,7 @@ fn check(base: &Path, user: Option<String>, depth: Depth) -> Result<bool> {
     if !depth.fix && files::is_in_use(base) {
         println!("A server runs on {}: what it is doing right now may look like a fault.", base.display());
     }
-    let server = ServerUser::of(base);
+    let server = ServerUser::of(base, files::holder(base));
     let mut in_order = true;
     if let Some(text) = access::denied_in_base(&server, base, USERS_FILE) {
         println!("{text}");

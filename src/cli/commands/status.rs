@@ -61,7 +61,7 @@ fn run(mut invocation: Invocation) -> Result<ExitCode> {
     names.extend(accounts.accounts().map(|account| account.name.clone()));
     accounts.faults().iter().for_each(|fault| eprintln!("ankipi: {fault}"));
     let process = if runs { files::holder(&base).and_then(Process::read) } else { None };
-    let server = ServerUser::of(&base);
+    let server = ServerUser::of(&base, files::holder(&base));
     if let Some(text) = access::denied_in_base(&server, &base, USERS_FILE) {
         eprintln!("ankipi: {text}");
     }

@@ -181,7 +181,7 @@ impl Doctor {
     /// Servers on this machine: files that they may not use.
     fn local_files(&mut self) {
         for (_, base) in files::running_servers() {
-            let server = ServerUser::of(&base);
+            let server = ServerUser::of(&base, files::holder(&base));
             let in_base = access::denied_in_base(&server, &base, USERS_FILE);
             let of_users = users_in(&base).unwrap_or_default();
             let of_users = of_users.iter().filter_map(|name| access::denied_to(&server, &base, name));
