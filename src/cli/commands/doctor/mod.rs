@@ -217,8 +217,15 @@ impl Doctor {
     }
 
     fn large_body(&mut self) {
-        let body = frame(&vec![0x5a; LARGE_BODY_BYTES]);
-        self.expect_refusal("sync/upload", &body, "2 MB pass");
+        // Bytes that do not compress: the proxy must see all of them.
+        let mut state = 1_u32;
+        let noise: Vec<u8> = std::iter::repeat_with(|| {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            (state >> 24) as u8
+        })
+        .take(LARGE_BODY_BYTES)
+        .collect();
+        self.expect_refusal("sync/upload", &frame(&noise), "2 MB pass");
     }
 
     /// A request without a key ends with 403 if it reaches the server.
