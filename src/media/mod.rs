@@ -518,6 +518,32 @@ mod tests {
         assert!(!dir.path().join("media.new-0").exists());
     }
 
+    /// What a power cut leaves that undoes the renames, before or after the record was made.
+    #[test]
+    fn renames_that_are_lost_are_done_again() {
+        for is_recorded in [false, true] {
+            let (dir, store) = store();
+            if is_recorded {
+                let zip = zip_of(dir.path(), &[("a", Some("2")), ("c", Some("3"))]);
+                store.upload(&zip, &Room::UNLIMITED).unwrap();
+                fs::write(dir.path().join(FOLDER).join("a"), "1").unwrap();
+                fs::remove_file(dir.path().join(FOLDER).join("c")).unwrap();
+            }
+            drop(store);
+            let staged = [("a", "2", "media.new-7"), ("c", "3", "media.new-8"), ("d", "4", "../media.new-9")];
+            let intents = staged.map(|(name, contents, staged)| Intent {
+                name: name.to_owned(),
+                sha1: Some(hex(&sum(contents))),
+                staged: Some(staged.to_owned()),
+            });
+            fs::write(dir.path().join(PENDING), serde_json::to_vec(&intents).unwrap()).unwrap();
+            fs::write(dir.path().join("media.new-7"), "2").unwrap();
+            fs::write(dir.path().join("media.new-8"), "3").unwrap();
+            let expected = [row("b", 2, Some("1")), row("a", 3, Some("2")), row("c", 4, Some("3"))];
+            assert_eq!(healed(dir.path()), expected);
+        }
+    }
+
     #[test]
     fn an_interruption_between_the_renames_and_the_record_ends_with_what_had_come() {
         let (dir, store) = store();
