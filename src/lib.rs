@@ -49,8 +49,9 @@
 //! Clients of protocols 8 to 10 keep their collection in schema 11. Their uploads are upgraded to schema 18
 //! (`collection::schema::upgrade`). They download a temporary copy that was downgraded (`collection::schema::downgrade`).
 //!
-//! Media come as zips. A zip is spooled, each file is unpacked to a temporary file and synced, then all are renamed into
-//! the folder and recorded in one transaction; the header of `media` says what a crash leaves at each step. Downloads of
+//! Media come as zips. A zip is spooled, and each file is unpacked to a temporary file. These are made durable with the list
+//! of their renames, then renamed into the folder and recorded in one transaction; the header of `media` says what a crash
+//! leaves at each step. Downloads of
 //! media are zips streamed from the files. `ankipi check` (`cli::commands::check`) looks at all of it from outside.
 //! `import_export` writes packages for Anki and takes over the folders of other servers.
 //!
@@ -72,7 +73,7 @@
 //! - Nothing whose size a client chooses is held whole in memory: one row, one notetype, one deck at a time, of at most
 //!   MAX_SYNC_ROW_MEGS. Media files pass through in blocks.
 //! - Nothing is acknowledged before it is on disk. Every rename is of a synced file and is followed by a sync of the
-//!   folder. A kill at any line leaves the state before or after a request; `collection::full::replace::clean_up` and
+//!   folder, or (media) is done again from a durable list. A kill at any line leaves the state before or after a request; `collection::full::replace::clean_up` and
 //!   `media::MediaStore::open` clean up at the next start.
 //! - No file is opened for writing through a symbolic link inside the data folder (`files::refuse_link`).
 //! - A key is checked before a body is read, and again when it has arrived (`api::App::confirm`).

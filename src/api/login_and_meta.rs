@@ -43,7 +43,10 @@ impl App {
     /// Refuses a `meta` whose sender is not known. If the reason is that the server may not read the file with the
     /// keys, the user's message says so.
     pub(super) fn refuse_meta(&self, request: Request, err: Error, log: &mut AccessLog) -> Result<()> {
-        let Some(denied) = self.denied_files(None) else { return super::refuse(request, err) };
+        // The error of a known user is not about the files of others.
+        let user = Some(log.user_name()).filter(|user| *user != "-");
+        let denied = self.denied_files(user).filter(|denied| denied.concerns == Concerns::All);
+        let Some(denied) = denied else { return super::refuse(request, err) };
         log::error!("{}", denied.text);
         log.did("refused: the server may not use its files");
         let now = clock::now_secs();

@@ -204,7 +204,11 @@ impl App {
                 .map(|text| Denied { concerns: Concerns::All, text })
                 .or_else(|| {
                     let accounts = self.accounts.current();
-                    accounts.accounts().find_map(|account| access::denied_to(&who, base, &account.name))
+                    // Who sends a request cannot be told because of keys, not because of media.
+                    accounts.accounts().find_map(|account| {
+                        access::denied_to(&who, base, &account.name)
+                            .filter(|denied| denied.concerns == Concerns::All)
+                    })
                 }),
         }
     }

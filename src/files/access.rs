@@ -141,8 +141,7 @@ pub fn denied_in_base(who: &ServerUser, base: &Path, users_file: &str) -> Option
     denied_at(who, base, base).or_else(|| denied_at(who, base, &base.join(users_file)))
 }
 
-/// The file if the server may not use it. The file if the server may not use it. None also if there is no such file,
-/// and for links, which are refused elsewhere.
+/// The file if the server may not use it. None also if there is no such file, and for links, which are refused elsewhere.
 pub(super) fn denied_at(who: &ServerUser, base: &Path, path: &Path) -> Option<String> {
     let meta = fs::symlink_metadata(path).ok()?;
     let meta = if path == base { fs::metadata(path).ok()? } else { meta };

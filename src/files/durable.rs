@@ -1,4 +1,5 @@
-//! Files that survive a power cut: a file is synced before it is renamed, and its folder is synced after.
+//! Files that survive a power cut: a file is synced before it is renamed, and its folder is synced after (but see
+//! `replace_file_unsynced`).
 
 use crate::error::{Error, Result};
 use crate::files::disk_abilities::sync_open_folder;

@@ -65,7 +65,7 @@ pub fn check(dir: &Path, depth: Depth, listener: &mut dyn Listener) -> Result<u6
     let paths = FilePaths::new(dir);
     if depth.fix {
         recover(dir, &paths)?;
-        remove_staged(dir)?;
+        remove_staged(dir, &[])?;
     }
     let db = if depth.fix { MediaDb::open(dir)? } else { MediaDb::open_to_read(dir)? };
     let pending: Vec<MediaName> = pending(dir)?.into_iter().map(|one| one.name).collect();

@@ -19,14 +19,15 @@
 //!    temporary file.
 //! 3. Both are made durable: by one flush of the whole disk, where that can be relied on (`os::WholeFileSystem`), and
 //!    otherwise one file after the other. From here on a crash loses nothing that is new.
-//! 4. The files are renamed into `media/`. Without a flush in step 3 the folder is synced.
+//! 4. The files are renamed into `media/`. Without a flush in step 3, and on a file system without a journal (ext2), the
+//!    folder is synced.
 //! 5. One transaction records all changes under consecutive usns, durably.
 //! 6. Deleted files are removed. This comes after their records, so that no record is ever without its file.
 //! 7. `media.pending` is removed.
 //!
 //! With a flush in step 3 the client waits for two: that one, and that of the commit. Renames that a power cut undoes are
-//! then done again, from `media.pending`: it and the temporary files leave the same folder, and `os::WholeFileSystem` knows
-//! only file systems that keep the order of what was done in one. So where `media.pending` is gone, the renames are there.
+//! then done again, from `media.pending`: it and the temporary files leave the same folder, and file systems with a journal
+//! keep the order of what was done (`WholeFileSystem::keeps_order`). So where `media.pending` is gone, the renames are there.
 //!
 //! The next start, or the next use after an error, processes `media.pending` (`recover`). A temporary file with the intended
 //! contents is renamed. A file with the intended contents is recorded, because its upload had arrived completely. A file
@@ -163,10 +164,12 @@ impl MediaStore {
         self.recover_and_tidy()
     }
 
-    /// Recovers, and then removes temporary files: recovering may need them. No upload may be under way.
+    /// Removes temporary files: before recovering, which may need their room, those that it does not need; then all. No
+    /// upload may be under way.
     fn recover_and_tidy(&self) -> Result<()> {
+        remove_staged(&self.dir, &pending(&self.dir)?)?;
         drop(self.lock()?);
-        remove_staged(&self.dir)
+        remove_staged(&self.dir, &[])
     }
 
     /// The last usn and the totals.
@@ -263,7 +266,14 @@ impl MediaStore {
     }
 
     fn next_staged_path(&self) -> PathBuf {
-        self.dir.join(format!("{STAGED_PREFIX}{}", self.staged.fetch_add(1, Ordering::Relaxed)))
+        loop {
+            let number = self.staged.fetch_add(1, Ordering::Relaxed);
+            let path = self.dir.join(format!("{STAGED_PREFIX}{number}"));
+            // A start that could not recover has left its temporary files.
+            if fs::symlink_metadata(&path).is_err() {
+                return path;
+            }
+        }
     }
 }
 
@@ -304,12 +314,14 @@ fn ready_folder(dir: &Path) -> Result<()> {
     files::create_folder(&folder)
 }
 
-/// Removes the temporary files of unfinished uploads.
-fn remove_staged(dir: &Path) -> Result<()> {
+/// Removes the temporary files of unfinished uploads, except those of `needed`.
+fn remove_staged(dir: &Path, needed: &[Intended]) -> Result<()> {
     for entry in fs::read_dir(dir).map_err(Error::io("reading", dir))? {
         let entry = entry.map_err(Error::io("reading", dir))?;
-        if entry.file_name().to_string_lossy().starts_with(STAGED_PREFIX) {
-            files::remove_if_there(&entry.path())?;
+        let path = entry.path();
+        let is_needed = needed.iter().any(|intended| intended.staged.as_ref() == Some(&path));
+        if !is_needed && entry.file_name().to_string_lossy().starts_with(STAGED_PREFIX) {
+            files::remove_if_there(&path)?;
         }
     }
     Ok(())
@@ -356,6 +368,10 @@ fn pending(dir: &Path) -> Result<Vec<Intended>> {
         }
         Err(err) => return Err(Error::Io("reading", path, err)),
     };
+    // A power cut before the flush can leave this. Nothing was put in place yet.
+    if json.is_empty() {
+        return Ok(Vec::new());
+    }
     let intents: Vec<Intent> = serde_json::from_slice(&json).unwrap_or_else(|err| {
         log::error!("{} is damaged; is the disk failing? {err}", path.display());
         Vec::new()
@@ -387,9 +403,10 @@ fn recover(dir: &Path, paths: &FilePaths) -> Result<()> {
     for Intended { name, sha1, staged } in &pending {
         let live = db.record(name)?.filter(Record::is_live);
         if let (Some(sha1), Some(staged)) = (sha1, staged)
-            && file_sha1(staged)?.is_some_and(|found| found.sha1 == *sha1)
+            && durable_staged_file(staged)?.is_some_and(|found| found.sha1 == *sha1)
         {
-            let is_taken = live.is_none() && paths.ignores_case() && db.has_twin(name)?;
+            // Also of a live record: the rename of its file may be what was lost.
+            let is_taken = paths.ignores_case() && db.has_twin(name)?;
             paths.put(staged, name, is_taken)?;
         }
         let path = paths.path_of(name);
@@ -418,6 +435,19 @@ fn recover(dir: &Path, paths: &FilePaths) -> Result<()> {
         );
     }
     files::remove_if_there(&dir.join(PENDING))
+}
+
+/// A temporary file as it is now, made durable: the flush of its upload may have failed, or not have begun. None if there
+/// is none, or if the disk cannot read it: its client sends it again.
+fn durable_staged_file(path: &Path) -> Result<Option<Record>> {
+    match file_sha1(path) {
+        Ok(Some(found)) => upload::sync_file(path).map(|()| Some(found)),
+        Err(Error::Io(_, _, err)) if err.raw_os_error() == Some(libc::EIO) => {
+            log::warn!("{}: {err}; its device sends the file again", path.display());
+            Ok(None)
+        }
+        other => other,
+    }
 }
 
 /// A record of this file as it is now; None if there is no such file.
@@ -542,6 +572,58 @@ mod tests {
             let expected = [row("b", 2, Some("1")), row("a", 3, Some("2")), row("c", 4, Some("3"))];
             assert_eq!(healed(dir.path()), expected);
         }
+    }
+
+    /// On a disk that ignores case, a file whose rename is lost must not go where its twin is.
+    #[test]
+    fn a_rename_that_is_lost_spares_the_twin() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::create_dir(dir.path().join(FOLDER.to_ascii_uppercase())).unwrap();
+        let store = MediaStore::open(dir.path());
+        let zip = zip_of(dir.path(), &[("A", Some("1")), ("a", Some("2"))]);
+        store.upload(&zip, &Room::UNLIMITED).unwrap();
+        let odd = store.paths.path_of(&MediaName::parse("a".to_owned()).unwrap());
+        assert!(!odd.starts_with(dir.path().join(FOLDER)));
+        drop(store);
+        fs::rename(&odd, dir.path().join("media.new-1")).unwrap();
+        let intent = Intent {
+            name: "a".to_owned(),
+            sha1: Some(hex(&sum("2"))),
+            staged: Some("media.new-1".to_owned()),
+        };
+        fs::write(dir.path().join(PENDING), serde_json::to_vec(&[intent]).unwrap()).unwrap();
+        drop(MediaStore::open(dir.path()));
+        assert_eq!(fs::read(odd).unwrap(), b"2");
+        assert_eq!(fs::read(dir.path().join(FOLDER).join("A")).unwrap(), b"1");
+    }
+
+    /// A start that could not recover leaves temporary files, whose names uploads must not take.
+    #[test]
+    fn temporary_files_that_were_left_stop_no_upload() {
+        let (dir, store) = store();
+        for number in 0..9 {
+            fs::write(dir.path().join(format!("{STAGED_PREFIX}{number}")), "left").unwrap();
+        }
+        let last_usn =
+            store.upload(&zip_of(dir.path(), &[("c", Some("3"))]), &Room::UNLIMITED).unwrap().last_usn;
+        assert_eq!(last_usn, 3);
+    }
+
+    /// Recovering may need the room that temporary files of another upload take.
+    #[test]
+    fn what_recovering_does_not_need_is_removed_before_it_may_fail() {
+        let (dir, store) = store();
+        drop(store);
+        interrupt(dir.path(), &[("c", Some("3"))]);
+        fs::write(dir.path().join("media.new-5"), "of another upload").unwrap();
+        // An index that cannot be opened, nor put aside.
+        fs::write(dir.path().join(DAMAGED_FOLDER), "").unwrap();
+        let index = dir.path().join(index::FILE_NAME);
+        fs::remove_file(&index).unwrap();
+        fs::create_dir(&index).unwrap();
+        drop(MediaStore::open(dir.path()));
+        assert!(dir.path().join(PENDING).exists());
+        assert!(!dir.path().join("media.new-5").exists());
     }
 
     #[test]

@@ -252,7 +252,7 @@ impl MediaStore {
                 Change::Same(_) | Change::Delete => {}
             }
         }
-        if disk.is_none() {
+        if disk.is_none_or(|disk| !disk.keeps_order()) {
             self.paths.sync()?;
         }
         let outcome = record(state.writer(&self.dir)?, changes)?;
@@ -298,7 +298,7 @@ fn sync(
 }
 
 /// Makes a file durable that is to be recorded.
-fn sync_file(path: &Path) -> Result<()> {
+pub(super) fn sync_file(path: &Path) -> Result<()> {
     File::open(path).and_then(|file| file.sync_all()).map_err(Error::io("syncing", path))
 }
 

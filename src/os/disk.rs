@@ -3,10 +3,11 @@
 #![allow(unsafe_code)]
 
 use std::ffi::{CStr, CString};
-use std::fs::File;
+use std::fs::{self, File};
 use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 /// Flag for opening files: fail if the path is a symbolic link.
@@ -90,14 +91,19 @@ pub fn free_bytes(dir: &Path) -> io::Result<u64> {
 }
 
 /// A file system that makes all its files durable with one flush, and reports if one of them could not be written.
-pub struct WholeFileSystem(File);
+pub struct WholeFileSystem {
+    folder: File,
+    keeps_order: bool,
+}
 
 impl WholeFileSystem {
     /// The file system of a folder. None if it, or the kernel, is not known to do both. Open it before the files are
     /// written: earlier errors are not reported.
     pub fn of(dir: &Path) -> Option<WholeFileSystem> {
-        /// ext2 to ext4, XFS, btrfs and F2FS. Others (FAT, FUSE, overlays) may leave something in a cache.
-        const KNOWN: [u64; 4] = [0xef53, 0x5846_5342, 0x9123_683e, 0xf2f5_2010];
+        /// ext2 to ext4, which share a number.
+        const EXT: u64 = 0xef53;
+        /// These, XFS, btrfs and F2FS. Others (FAT, FUSE, overlays) may leave something in a cache.
+        const KNOWN: [u64; 4] = [EXT, 0x5846_5342, 0x9123_683e, 0xf2f5_2010];
         let folder = File::open(dir).ok().filter(|_| tells_of_write_errors())?;
         // SAFETY: statfs is a struct of numbers, for which zeroes are valid.
         let mut stat: libc::statfs = unsafe { std::mem::zeroed() };
@@ -106,17 +112,36 @@ impl WholeFileSystem {
         // Their types differ from system to system.
         #[allow(clippy::unnecessary_cast)]
         let kind = stat.f_type as u64 & 0xffff_ffff;
-        (told && KNOWN.contains(&kind)).then_some(WholeFileSystem(folder))
+        let keeps_order = kind != EXT || has_journal(&folder);
+        (told && KNOWN.contains(&kind)).then_some(WholeFileSystem { folder, keeps_order })
+    }
+
+    /// Whether changes of two folders reach the disk in the order in which they were made.
+    pub fn keeps_order(&self) -> bool {
+        self.keeps_order
     }
 
     /// Makes everything durable that was written to the file system.
     pub fn sync(&self) -> io::Result<()> {
         // SAFETY: the descriptor is open.
-        match unsafe { libc::syncfs(self.0.as_raw_fd()) } {
+        match unsafe { libc::syncfs(self.folder.as_raw_fd()) } {
             0 => Ok(()),
             _ => Err(io::Error::last_os_error()),
         }
     }
+}
+
+/// Whether the ext file system of a folder has a journal. ext2, and ext4 made without one to spare a card, write their
+/// folders in any order. False also where the kernel does not tell.
+fn has_journal(folder: &File) -> bool {
+    let journal_task = || {
+        let device = folder.metadata().ok()?.dev();
+        let block = format!("/sys/dev/block/{}:{}", libc::major(device), libc::minor(device));
+        let disk = fs::read_link(block).ok()?;
+        fs::read_to_string(Path::new("/sys/fs/ext4").join(disk.file_name()?).join("journal_task")).ok()
+    };
+    // The thread of the journal, or `<none>`.
+    journal_task().is_some_and(|task| task.trim().parse::<u32>().is_ok())
 }
 
 /// Whether syncfs(2) reports files that could not be written: since Linux 5.8.

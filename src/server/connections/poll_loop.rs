@@ -155,7 +155,8 @@ impl PollLoop {
         }
         if self.shared.backend_ended {
             return Err(io::Error::other(
-                "tiny_http no longer accepts connections: file descriptors ran out",
+                "tiny_http no longer accepts connections: file descriptors ran out, or another folder took the \
+                 place of the data folder",
             ));
         }
         Ok(())
