@@ -4,6 +4,7 @@
    - DISK_LOG: each of them is appended to this file when it is done, with its data (trace.rs reads it).
    - DISK_CONTROL: a file of 32-bit numbers that the test changes while the server runs: what is to happen, after how many
      operations, with which errno, and how often it did.
+   - The disk calls itself XFS, whatever it is: then media rely on the order of renames, as on the disks of most boards.
    - Of a reply, little is on its way: a download stays open whose client does not read, without being large.
    What SQLite maps into memory (-shm) and the lock file are left out: nothing in them is meant to last. */
 
@@ -23,6 +24,7 @@
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/uio.h>
+#include <sys/vfs.h>
 #include <unistd.h>
 
 enum { NOTHING, FAIL_ONCE, FAIL_FROM, KILL };
@@ -229,6 +231,15 @@ ON_FD(fdatasync, 'S', 0, 0, (int fd), (fd))
 ON_FD(syncfs, 'A', 0, 0, (int fd), (fd))
 ON_FD(ftruncate, 'T', 1, size, (int fd, off_t size), (fd, size))
 ON_FD(ftruncate64, 'T', 1, size, (int fd, off64_t size), (fd, size))
+
+int fstatfs(int fd, struct statfs *found)
+{
+    REAL(int, fstatfs, int, struct statfs *);
+    int done = real(fd, found);
+    if (!done && is_below_fd(fd))
+        found->f_type = 0x58465342;
+    return done;
+}
 
 #define ON_PATH(name, kind, frees, from, to, parameters, arguments) \
     int name parameters                                        \
