@@ -25,7 +25,7 @@
 //!   media                  the other half of a sync: media files and their index, under a lock of their own
 //!   (lock released)
 //!   http::response         the spooled reply in zstd blocks, packed as the client's link makes worthwhile
-//!                          (compression::encoder); until it begins, http::keep_client_waiting
+//!                          (compression::zstd_encoder); until it begins, http::keep_client_waiting
 //!                          sends keep-alive bytes so that the client does not time out
 //!   logging::access_log    one line
 //! ```
@@ -87,7 +87,7 @@
 //!   it is prepared.
 //! - In `accounts`: around the snapshot of all accounts, held to look at it or to replace it; around making a new one; around
 //!   the counts of failed logins; around password hashing.
-//! - In `compression::zstd`: around the buffers of decoders that are kept. In `http::client_link`: around the connections of
+//! - In `compression::zstd_decoder`: around the buffers of decoders that are kept. In `http::client_link`: around the connections of
 //!   forwarded requests, and one around the speed of each connection. In `http::keep_client_waiting`: around the list of waiting clients, and one around each reply to
 //!   them.
 //!

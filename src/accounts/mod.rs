@@ -1,6 +1,6 @@
 //! Who may log in, and which host key belongs to whom.
 //!
-//! Here: `snapshot`, `password` (hashes), `login_throttle`, `device_keys`, `users_file`. Not here: folders of users
+//! Here: `known_accounts`, `password` (hashes), `login_throttle`, `device_keys`, `users_file`. Not here: folders of users
 //! (`sync::users`), HTTP. Imports `config`, `files`, `text`, `os`.
 //!
 //! Accounts come from SYNC_USERn and from the accounts file. A SYNC_USERn account with a plain password has the host
@@ -18,9 +18,9 @@
 //! request of a device on a new day write.
 
 pub mod device_keys;
+pub mod known_accounts;
 pub mod login_throttle;
 pub mod password;
-pub mod snapshot;
 pub mod users_file;
 
 use std::net::IpAddr;
@@ -37,9 +37,9 @@ use crate::files;
 use crate::os::clock;
 use crate::text::hex::hex;
 use device_keys::{KeyDigest, Keys, Seen};
+use known_accounts::{Account, AccountSettings, Secret, Snapshot};
 use login_throttle::Throttle;
 use password::Hash;
-use snapshot::{Account, AccountSettings, Secret, Snapshot};
 
 /// How often a login is tried again because its account is changed while the password is hashed.
 const MAX_LOGIN_TRIES: u32 = 3;

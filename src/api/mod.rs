@@ -25,7 +25,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use crate::accounts::Accounts;
-use crate::accounts::snapshot::AccountSettings;
+use crate::accounts::known_accounts::AccountSettings;
 use crate::config::user_name::REMOVED_PREFIX;
 use crate::config::{Config, USERS_FILE};
 use crate::error::{Error, Result};

@@ -3,7 +3,7 @@
 //! Knows no HTTP and no files: everything here is a `Read` or a `Write` around another one. Imports nothing of ours but
 //! `error`.
 
-pub mod encoder;
 pub mod gzip;
 pub mod inflate;
-pub mod zstd;
+pub mod zstd_decoder;
+pub mod zstd_encoder;

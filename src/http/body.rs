@@ -5,7 +5,7 @@ use std::cell::RefCell;
 use std::io::{self, BufReader, Read, Write};
 use std::rc::Rc;
 
-use crate::compression::{gzip, zstd};
+use crate::compression::{gzip, zstd_decoder};
 use crate::error::{Error, Result};
 use crate::files::spool::Spool;
 use crate::http::form::{Fields, Form};
@@ -111,7 +111,7 @@ impl<'r> Body<'r> {
                     &mut large
                 };
                 let (reader, wire) = wire(body, self.caps);
-                let mut frame = zstd::Decoder::new(BufReader::with_capacity(block.len(), reader))
+                let mut frame = zstd_decoder::Decoder::new(BufReader::with_capacity(block.len(), reader))
                     .map_err(|err| wire.fault(err))?;
                 pass_on(&mut frame, block, &|err| wire.fault(err), &mut |block| sink.take(block))?;
                 if more_follow && sink.bytes <= MAX_KEPT_BYTES {
@@ -377,7 +377,7 @@ mod tests {
     }
 
     fn packed(data: &[u8]) -> Vec<u8> {
-        ::zstd::encode_all(data, 3).unwrap()
+        zstd::encode_all(data, 3).unwrap()
     }
 
     #[test]
@@ -430,7 +430,7 @@ mod tests {
     fn what_does_not_decode_is_a_bad_request() {
         let whole = packed(b"hello hello hello");
         let and_junk = [&whole[..], b"x"].concat();
-        let mut flipped = ::zstd::encode_all(&[7u8; 300][..], 3).unwrap();
+        let mut flipped = zstd::encode_all(&[7u8; 300][..], 3).unwrap();
         flipped[4] ^= 0xff;
         for wire in [&b""[..], b"{}", &whole[..whole.len() - 1], &and_junk, &flipped] {
             assert_eq!(received(wire).unwrap_err().status(), 400, "{wire:?}");
@@ -439,7 +439,7 @@ mod tests {
 
     #[test]
     fn a_checksum_that_does_not_fit_is_a_bad_request() {
-        let mut encoder = ::zstd::Encoder::new(Vec::new(), 3).unwrap();
+        let mut encoder = zstd::Encoder::new(Vec::new(), 3).unwrap();
         encoder.include_checksum(true).unwrap();
         encoder.write_all(b"some text").unwrap();
         let mut wire = encoder.finish().unwrap();
@@ -450,7 +450,7 @@ mod tests {
 
     #[test]
     fn a_declared_window_of_any_size_and_several_frames_are_taken() {
-        let mut encoder = ::zstd::Encoder::new(Vec::new(), 3).unwrap();
+        let mut encoder = zstd::Encoder::new(Vec::new(), 3).unwrap();
         encoder.window_log(27).unwrap();
         encoder.write_all(b"some text").unwrap();
         let wire = encoder.finish().unwrap();

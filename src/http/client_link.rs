@@ -7,8 +7,8 @@
 use std::net::TcpStream;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
-use crate::compression::encoder::Link;
-use crate::compression::encoder::link_speed::{LinkSpeed, Progress};
+use crate::compression::zstd_encoder::Link;
+use crate::compression::zstd_encoder::link_speed::{LinkSpeed, Progress};
 use crate::os;
 
 /// The header in which the connection layer passes the number of the connection.

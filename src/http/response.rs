@@ -3,7 +3,7 @@
 
 use std::io::{self, Write};
 
-use crate::compression::encoder::{Encoder, Link};
+use crate::compression::zstd_encoder::{Encoder, Link};
 use crate::error::{Error, Result};
 use crate::http::client_link::ReplyLink;
 

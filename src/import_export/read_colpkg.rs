@@ -19,7 +19,7 @@ use unicode_normalization::UnicodeNormalization;
 use crate::collection::blobs::proto::{Fields, Payload};
 use crate::collection::full::restore;
 use crate::compression::inflate::Inflater;
-use crate::compression::zstd::Decoder;
+use crate::compression::zstd_decoder::Decoder;
 use crate::error::{Error, Result};
 use crate::files::FsyncingFile;
 use crate::files::spool::Spool;

@@ -15,7 +15,7 @@ use sha1::{Digest, Sha1};
 
 use crate::collection::blobs::proto::{put_bytes, put_tag, put_varint};
 use crate::collection::full::download::Snapshot;
-use crate::compression::encoder::Encoder;
+use crate::compression::zstd_encoder::Encoder;
 use crate::error::{Error, Result};
 use crate::files::spool::Spool;
 use crate::files::{FsyncingFile, sync_folder};

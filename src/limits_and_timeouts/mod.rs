@@ -8,7 +8,7 @@
 //! | workers, in all and for a client (a user, or an address) | `Limits::max_active` ... `max_bulk_per_client` | `server::connections::queue` |
 //! | memory of bodies and replies that wait | `Limits::max_whole_bytes`, `max_buffered_bytes` | `server::connections` |
 //! | body as sent, body unpacked | MAX_SYNC_PAYLOAD_MEGS, `SMALL_BODY_BYTES` | `http::body`, by the declared length before a byte is read |
-//! | memory of a decoder | `ZSTD_WINDOW_BYTES` | `compression::zstd` |
+//! | memory of a decoder | `ZSTD_WINDOW_BYTES` | `compression::zstd_decoder` |
 //! | a row, a notetype, a deck | MAX_SYNC_ROW_MEGS | `messages`, `sync` |
 //! | parts and texts of a form | `FORM_*` | `http::form` |
 //! | entries of a media zip, unpacked | `MEDIA_*` | `media::zip`, `media::upload` |

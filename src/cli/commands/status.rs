@@ -14,7 +14,7 @@ use std::sync::Arc;
 use serde::{Serialize, Serializer};
 
 use crate::accounts::device_keys::{Device, Keys};
-use crate::accounts::snapshot::{AccountSettings, Snapshot};
+use crate::accounts::known_accounts::{AccountSettings, Snapshot};
 use crate::cli::command::{Command, FAILED, Invocation, say};
 use crate::cli::commands::user_folders::{open_for_short_read, size, users_in};
 use crate::collection::FILE_NAME;

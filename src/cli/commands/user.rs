@@ -7,8 +7,8 @@ use std::sync::Arc;
 
 use crate::accounts;
 use crate::accounts::device_keys::Keys;
+use crate::accounts::known_accounts::{AccountSettings, Snapshot};
 use crate::accounts::password::Hash;
-use crate::accounts::snapshot::{AccountSettings, Snapshot};
 use crate::accounts::users_file;
 use crate::accounts::users_file::UsersFile;
 use crate::cli::command::{Command, FAILED, Invocation, say};

@@ -13,8 +13,8 @@ use crate::cli::commands::doctor::http_client::{
 };
 use crate::cli::commands::user_folders::users_in;
 use crate::cli::prompt;
-use crate::compression::encoder::Encoder;
-use crate::compression::zstd::Decoder;
+use crate::compression::zstd_decoder::Decoder;
+use crate::compression::zstd_encoder::Encoder;
 use crate::config::USERS_FILE;
 use crate::error::{Error, Result};
 use crate::files;

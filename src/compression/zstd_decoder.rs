@@ -1,4 +1,4 @@
-//! zstd decoder for request bodies of protocol 11; the only user of ruzstd. The encoder is `compression::encoder`.
+//! zstd decoder for request bodies of protocol 11; the only user of ruzstd. The encoder is `compression::zstd_encoder`.
 
 use std::io::{self, BufRead, Read};
 use std::sync::{Mutex, MutexGuard, PoisonError};

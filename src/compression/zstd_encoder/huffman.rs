@@ -1,7 +1,7 @@
 //! Huffman coding of literals (RFC 8878, 4.2).
 
-use crate::compression::encoder::bits::BitWriter;
-use crate::compression::encoder::fse::{Distribution, Table};
+use crate::compression::zstd_encoder::bits::BitWriter;
+use crate::compression::zstd_encoder::fse::{Distribution, Table};
 
 /// The longest code of the format.
 const MAX_BITS: u32 = 11;

@@ -1,6 +1,6 @@
 //! FSE (tANS) tables: normalised distributions, their description in the stream, and coding (RFC 8878, 4.1).
 
-use crate::compression::encoder::bits::BitWriter;
+use crate::compression::zstd_encoder::bits::BitWriter;
 
 /// How often each symbol stands in a table of `1 << log` cells. -1 is "less than one cell", which takes one cell.
 #[derive(Clone, Debug)]

@@ -1,8 +1,8 @@
 //! The content of one compressed block: literals, then sequences (RFC 8878, 3.1.1.3).
 
-use crate::compression::encoder::bits::BitWriter;
-use crate::compression::encoder::fse::{Distribution, Table};
-use crate::compression::encoder::huffman::Code;
+use crate::compression::zstd_encoder::bits::BitWriter;
+use crate::compression::zstd_encoder::fse::{Distribution, Table};
+use crate::compression::zstd_encoder::huffman::Code;
 
 /// Literals, then a match.
 #[derive(Clone, Copy, Debug)]

@@ -2,7 +2,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use super::*;
-use crate::compression::zstd::Decoder;
+use crate::compression::zstd_decoder::Decoder;
 use std::io::Read;
 
 /// Both decoders must make the same of it.

@@ -6,7 +6,7 @@
 //! level 1 and 3 of the C library 260 and 2.75, 164 and 3.35, the encoder of ruzstd 60 and 2.48. Measured with a window of 256
 //! KiB: one of 1 MiB makes it 0.3 % smaller, ours of 128 KiB 0.8 % larger, tables of half the size 3 % larger.
 
-use crate::compression::encoder::block::Sequence;
+use crate::compression::zstd_encoder::block::Sequence;
 
 /// How far back a match may lie. Memory: the history takes this and up to `SLACK_BYTES` more.
 pub const WINDOW_LOG: u32 = 17;

@@ -10,8 +10,8 @@
 
 use std::time::{Duration, Instant};
 
-use crate::compression::encoder::Way;
-use crate::compression::encoder::matches::Level;
+use crate::compression::zstd_encoder::Way;
+use crate::compression::zstd_encoder::matches::Level;
 
 /// What the kernel knows of a connection.
 #[derive(Clone, Copy, Debug, Default)]
