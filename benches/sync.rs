@@ -77,7 +77,7 @@ const FULL: Sizes = Sizes {
     history: 200_000,
     pictures: 1000,
     recording: 90_000_000,
-    connections: 500,
+    connections: 250,
     everyday: 200,
 };
 const QUICK: Sizes = Sizes {
@@ -100,7 +100,7 @@ const BOARD: Sizes = Sizes {
     history: 20_000,
     pictures: 200,
     recording: 20_000_000,
-    connections: 500,
+    connections: 250,
     everyday: 40,
 };
 
