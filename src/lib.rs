@@ -51,9 +51,10 @@
 //!
 //! Media come as zips. A zip is spooled, and each file is unpacked to a temporary file. These are made durable with the list
 //! of their renames, then renamed into the folder and recorded in one transaction; the header of `media` says what a crash
-//! leaves at each step. Downloads of
-//! media are zips streamed from the files. `ankipi check` (`cli::commands::check`) looks at all of it from outside.
-//! `import_export` writes packages for Anki and takes over the folders of other servers.
+//! leaves at each step. Downloads of media are zips streamed from the files.
+//!
+//! `ankipi check` (`cli::commands::check`) looks at all of it from outside. `import_export` writes packages for Anki and
+//! takes over the folders of other servers.
 //!
 //! # Which folder imports which
 //!

@@ -1,9 +1,11 @@
+use std::io::Read;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use fastrand::Rng;
+
 use super::*;
 use crate::compression::zstd_decoder::Decoder;
-use std::io::Read;
 
 /// Both decoders must make the same of it.
 fn decoded(wire: &[u8], expected: &[u8]) {
@@ -29,47 +31,31 @@ fn rows(count: u32) -> Vec<u8> {
         .collect()
 }
 
-/// A small generator of numbers, the same in every run.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0
-    }
-
-    fn below(&mut self, bound: usize) -> usize {
-        (self.next() % bound as u64) as usize
-    }
-
-    /// Noise, runs, text, repetitions from near and far, and alphabets of a few bytes.
-    fn data(&mut self, text: &[u8]) -> Vec<u8> {
-        let mut data = Vec::new();
-        let most = 1 << self.below(20);
-        let size = self.below(most);
-        while data.len() < size {
-            let count = 1 << self.below(14);
-            match self.below(6) {
-                0 => (0..count.min(300)).for_each(|_| data.push(self.next() as u8)),
-                1 => data.resize(data.len() + count * 8, self.next() as u8),
-                2 | 3 => {
-                    let at = self.below(text.len());
-                    data.extend_from_slice(&text[at..(at + count).min(text.len())]);
-                }
-                4 if !data.is_empty() => {
-                    let at = self.below(data.len());
-                    (at..at + count).for_each(|at| data.push(data[at]));
-                }
-                _ => {
-                    let symbols = self.next() % 7 + 1;
-                    (0..count).for_each(|_| data.push((self.next() % symbols) as u8 * 37));
-                }
+/// Noise, runs, text, repetitions from near and far, and alphabets of a few bytes.
+fn random_data(random: &mut Rng, text: &[u8]) -> Vec<u8> {
+    let mut data = Vec::new();
+    let most = 1 << random.usize(..20);
+    let size = random.usize(..most);
+    while data.len() < size {
+        let count = 1 << random.usize(..14);
+        match random.usize(..6) {
+            0 => (0..count.min(300)).for_each(|_| data.push(random.u8(..))),
+            1 => data.resize(data.len() + count * 8, random.u8(..)),
+            2 | 3 => {
+                let at = random.usize(..text.len());
+                data.extend_from_slice(&text[at..(at + count).min(text.len())]);
+            }
+            4 if !data.is_empty() => {
+                let at = random.usize(..data.len());
+                (at..at + count).for_each(|at| data.push(data[at]));
+            }
+            _ => {
+                let symbols = random.u8(1..=7);
+                (0..count).for_each(|_| data.push(random.u8(..symbols) * 37));
             }
         }
-        data
     }
+    data
 }
 
 #[test]
@@ -91,11 +77,11 @@ fn frames_of_any_length_are_read_by_the_clients_library() {
 #[test]
 fn anything_comes_back_from_every_level() {
     let text = rows(20_000);
-    let mut random = Random(1);
+    let mut random = Rng::with_seed(1);
     for _ in 0..if cfg!(debug_assertions) { 20 } else { 2000 } {
-        let data = random.data(&text);
+        let data = random_data(&mut random, &text);
         for way in WAYS {
-            decoded(&frame(&data, way, 1 << random.below(18)), &data);
+            decoded(&frame(&data, way, 1 << random.usize(..18)), &data);
         }
     }
 }
@@ -116,8 +102,8 @@ fn levels_may_change_from_block_to_block() {
 
 #[test]
 fn noise_is_not_tried_again_and_again() {
-    let mut random = Random(2);
-    let noise: Vec<u8> = (0..3_000_000).map(|_| random.next() as u8).collect();
+    let mut random = Rng::with_seed(2);
+    let noise: Vec<u8> = (0..3_000_000).map(|_| random.u8(..)).collect();
     let wire = frame(&noise, Way::Packed(Level::Fast), 100_000);
     decoded(&wire, &noise);
     assert!(wire.len() < noise.len() + 300);
