@@ -1,7 +1,7 @@
 //! Compression, both ways, with all its bounds: zstd (protocol 11), gzip and deflate (older clients, zips).
 //!
 //! Knows no HTTP and no files: everything here is a `Read` or a `Write` around another one. Imports nothing of ours but
-//! `error`.
+//! `error` and `os`.
 
 pub mod gzip;
 pub mod inflate;

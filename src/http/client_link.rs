@@ -8,8 +8,8 @@ use std::net::TcpStream;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use crate::compression::zstd_encoder::Link;
-use crate::compression::zstd_encoder::link_speed::{LinkSpeed, Progress};
-use crate::os;
+use crate::compression::zstd_encoder::link_speed::LinkSpeed;
+use crate::os::{self, TcpProgress};
 
 /// The header in which the connection layer passes the number of the connection.
 pub const LINK_HEADER: &str = "x-ankipi-link";
@@ -74,10 +74,8 @@ impl ReplyLink {
 }
 
 impl Link for ReplyLink {
-    fn progress(&self) -> Option<Progress> {
-        let link = self.0.upgrade()?;
-        let os::TcpProgress { acknowledged, queued, unsent } = os::tcp_progress(&link.socket)?;
-        Some(Progress { acknowledged, queued, unsent })
+    fn progress(&self) -> Option<TcpProgress> {
+        os::tcp_progress(&self.0.upgrade()?.socket)
     }
 
     fn with_speed(&self, work: &mut dyn FnMut(&mut LinkSpeed)) {

@@ -214,20 +214,20 @@ mod tests {
     fn wait_until(is_so: impl Fn() -> bool) {
         let began = Instant::now();
         while !is_so() {
-            assert!(began.elapsed() < INTERVAL * 400, "no bytes of life");
+            assert!(began.elapsed() < INTERVAL * 400, "no keep-alive bytes");
             thread::sleep(INTERVAL / 10);
         }
     }
 
-    /// A reply of "text" to a client who waits until this many signs came; what it saw.
-    fn replied(signs: usize) -> String {
+    /// A reply of "text" to a client who waits until keep-alive bytes came this many times; what it saw.
+    fn replied(times: usize) -> String {
         let wire = Wire::default();
         let waiting = WaitingReply::new(
             Responder::new(Box::new(wire.clone()), false, String::new()),
             Packing::Plain,
             0,
         );
-        waiting.while_doing(|_| Some(b" "), || wait_until(|| waiting.sent_bytes() >= signs));
+        waiting.while_doing(|_| Some(b" "), || wait_until(|| waiting.sent_bytes() >= times));
         let mut stream = waiting.into_stream(4).unwrap();
         stream.write_all(b"text").unwrap();
         stream.finish().unwrap();
@@ -242,15 +242,15 @@ mod tests {
             thread::scope(|scope| {
                 let began = Instant::now();
                 let quick = scope.spawn(move || (replied(0), began.elapsed()));
-                let slow: Vec<_> = (1..4).map(|signs| (signs, scope.spawn(move || replied(signs)))).collect();
+                let slow: Vec<_> = (1..4).map(|times| (times, scope.spawn(move || replied(times)))).collect();
                 let (quick, took) = quick.join().unwrap();
                 // A busy machine may let it wait, too.
                 assert!(took >= INTERVAL || quick.ends_with("Content-Length: 4\r\n\r\ntext"), "{quick}");
-                for (signs, seen) in slow {
+                for (times, seen) in slow {
                     let seen = seen.join().unwrap();
                     assert!(seen.ends_with("4\r\ntext\r\n0\r\n\r\n"), "{seen}");
                     assert_eq!(seen.matches("HTTP/1.1").count(), 1, "{seen}");
-                    assert!(seen.matches("1\r\n \r\n").count() >= signs, "{seen}");
+                    assert!(seen.matches("1\r\n \r\n").count() >= times, "{seen}");
                 }
             });
         }
@@ -276,7 +276,7 @@ mod tests {
         impl Write for Panicking {
             fn write(&mut self, _: &[u8]) -> io::Result<usize> {
                 *lock(&self.0) += 1;
-                panic!("in a bytes");
+                panic!("while sending");
             }
 
             fn flush(&mut self) -> io::Result<()> {

@@ -46,12 +46,13 @@ pub fn reset_on_close(socket: &TcpStream) {
 }
 
 /// What the kernel knows of a TCP connection's output.
+#[derive(Clone, Copy, Debug, Default)]
 pub struct TcpProgress {
     /// Bytes that the peer has acknowledged since the connection began.
     pub acknowledged: u64,
     /// Bytes that it has not acknowledged yet.
     pub queued: u64,
-    /// Those of them that were not sent yet.
+    /// Those of them that were not sent yet: the peer or the network does not take them.
     pub unsent: u64,
 }
 

@@ -12,17 +12,7 @@ use std::time::{Duration, Instant};
 
 use crate::compression::zstd_encoder::Way;
 use crate::compression::zstd_encoder::matches::Level;
-
-/// What the kernel knows of a connection.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Progress {
-    /// Bytes that the client has acknowledged since the connection began.
-    pub acknowledged: u64,
-    /// Bytes in the kernel that the client has not acknowledged.
-    pub queued: u64,
-    /// Those of them that were not sent yet: the client or the network does not take them.
-    pub unsent: u64,
-}
+use crate::os::TcpProgress;
 
 /// A connection fast enough for raw blocks has taken this much before: until then the buffers of the network may have
 /// taken it, and not the client.
@@ -111,7 +101,7 @@ impl LinkSpeed {
     }
 
     /// The way for the next block of `bytes`. So far `written` bytes of the reply were sent.
-    pub fn choose(&mut self, progress: Progress, written: u64, now: Instant, bytes: usize) -> Way {
+    pub fn choose(&mut self, progress: TcpProgress, written: u64, now: Instant, bytes: usize) -> Way {
         self.observe(progress, written, now);
         if self.estimate == 0 || self.fast.raw_bytes == 0 {
             return Way::Packed(Level::Fast);
@@ -141,8 +131,8 @@ impl LinkSpeed {
         }
     }
 
-    fn observe(&mut self, progress: Progress, written: u64, now: Instant) {
-        let Progress { acknowledged, queued, unsent } = progress;
+    fn observe(&mut self, progress: TcpProgress, written: u64, now: Instant) {
+        let TcpProgress { acknowledged, queued, unsent } = progress;
         let in_kernel = (acknowledged + queued).saturating_sub(self.earlier);
         // What did not reach the kernel waits for it.
         let is_busy = unsent > 0 || (self.before.is_some() && written > in_kernel);

@@ -19,9 +19,11 @@ mod matches;
 use std::io::{self, Write};
 use std::time::Instant;
 
-use link_speed::{LinkSpeed, Progress};
+use link_speed::LinkSpeed;
 pub use matches::Level;
 use matches::{Matcher, WINDOW_LOG};
+
+use crate::os::TcpProgress;
 
 /// Size of a block, raw or compressed. 128 KiB, the most that the format allows, make nothing smaller.
 const BLOCK_BYTES: usize = 64 * 1024;
@@ -50,7 +52,7 @@ pub enum Way {
 /// The connection to a client, as far as the kernel tells of it.
 pub trait Link: Send {
     /// What the kernel knows now; `None` if it does not tell.
-    fn progress(&self) -> Option<Progress>;
+    fn progress(&self) -> Option<TcpProgress>;
 
     /// Runs `work` on the estimate of its speed.
     fn with_speed(&self, work: &mut dyn FnMut(&mut LinkSpeed));

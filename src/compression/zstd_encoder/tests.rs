@@ -136,9 +136,9 @@ impl Simulated {
         self.waiting = (self.waiting - self.bytes_per_sec as f64 * time.as_secs_f64()).max(0.0);
     }
 
-    fn progress(&self) -> Progress {
+    fn progress(&self) -> TcpProgress {
         let waiting = self.waiting as u64;
-        Progress {
+        TcpProgress {
             acknowledged: self.written - waiting,
             queued: waiting,
             unsent: waiting.saturating_sub(self.buffer),
@@ -212,10 +212,10 @@ fn a_fast_link_gets_raw_blocks() {
 }
 
 /// A link that the kernel knows, always with the same answer.
-struct Known(Progress, Arc<Mutex<LinkSpeed>>);
+struct Known(TcpProgress, Arc<Mutex<LinkSpeed>>);
 
 impl Link for Known {
-    fn progress(&self) -> Option<Progress> {
+    fn progress(&self) -> Option<TcpProgress> {
         Some(self.0)
     }
 
@@ -227,7 +227,7 @@ impl Link for Known {
 #[test]
 fn a_small_reply_is_packed_where_that_saves_a_packet() {
     let speed = Arc::new(Mutex::new(LinkSpeed::default()));
-    let fast = Progress { acknowledged: 1 << 30, queued: 0, unsent: 0 };
+    let fast = TcpProgress { acknowledged: 1 << 30, queued: 0, unsent: 0 };
     for (bytes, is_packed) in [(700, false), (4000, true), (50_000, true)] {
         let data = &rows(5000)[..bytes];
         let mut encoder = Encoder::new(Vec::new(), Some(Box::new(Known(fast, speed.clone()))));
