@@ -78,6 +78,7 @@ impl Scan {
         max_headers: usize,
     ) -> Result<Option<(usize, usize)>, Refusal> {
         while let Some(offset) = buf[self.at..].iter().position(|&byte| byte == b'\n') {
+            self.check_first_byte(buf)?;
             let lf = self.at + offset;
             let line = &buf[self.line..lf];
             self.at = lf + 1;
@@ -123,7 +124,13 @@ impl Scan {
 
     /// Refuses a TLS handshake at once: otherwise a client with an https:// URL would wait for the timeout.
     fn check_first_byte(&self, buf: &[u8]) -> Result<(), Refusal> {
+        /// The record type with which a handshake begins.
+        const TLS_HANDSHAKE: u8 = 0x16;
         match buf.get(self.start) {
+            Some(&TLS_HANDSHAKE) => Err(Refusal::new(
+                400,
+                "https where only http is served: type http://, or let a proxy serve https",
+            )),
             Some(&byte) if byte != b'\r' && !is_token_byte(byte) => {
                 Err(Refusal::new(400, "not an HTTP request"))
             }
@@ -558,6 +565,17 @@ mod tests {
             for split in 0..=input.len() {
                 let refusal = scan_split(input, split).unwrap_err();
                 assert_eq!(refusal.status, *status, "{input:?} at {split}");
+            }
+        }
+    }
+
+    /// A line feed may stand anywhere in the random bytes of a handshake.
+    #[test]
+    fn https_on_this_port_is_called_so() {
+        for input in [&b"\x16\x03\x01\x02\0\x01"[..], b"\x16\x03\x01\x02\0\x01\n\r\nx", b"\r\n\x16\x03\n"] {
+            for split in 0..=input.len() {
+                let refusal = scan_split(input, split).unwrap_err();
+                assert!(refusal.reason.starts_with("https where only http"), "{input:?} at {split}");
             }
         }
     }

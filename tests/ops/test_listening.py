@@ -6,6 +6,8 @@ import subprocess
 import time
 
 import pytest
+from anki.collection import Collection
+from anki.errors import NetworkError
 
 from commands import run
 from server import command, free_port
@@ -29,6 +31,17 @@ def answers(family, address) -> bool:
             return False
         sock.sendall(b"GET /health HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
         return sock.recv(100).startswith(b"HTTP/1.1 200 ")
+
+
+def test_https_typed_for_http_is_called_so(new_server, tmp_path):
+    server = new_server("anna:secret")
+    collection = Collection(str(tmp_path / "collection.anki2"))
+    for _ in range(8):  # the random bytes of a handshake may hold the end of a line
+        with pytest.raises(NetworkError):
+            collection.sync_login("anna", "secret", server.url.replace("http://", "https://"))
+    collection.close()
+    refused = [line for line in server.log().splitlines() if "refused" in line]
+    assert refused and all("https where only http is served: type http://" in line for line in refused), refused
 
 
 def test_several_addresses_and_a_unix_socket_at_once(tmp_path, new_server, new_account):
