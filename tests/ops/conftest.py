@@ -14,7 +14,16 @@ real = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(real)
 globals().update({name: value for name, value in vars(real).items() if not name.startswith("__")})
 
-from proxies import Caddy, Nginx, program  # noqa: E402: tests/real must be on the path
+from browser import Browser  # noqa: E402: tests/real must be on the path
+from proxies import Caddy, Nginx, program  # noqa: E402
+
+
+@pytest.fixture(scope="session")
+def browser():
+    """One Chromium for all stories: it takes seconds to start."""
+    running = Browser(program("chromium", "chromium"))
+    yield running
+    running.stop()
 
 
 @pytest.fixture

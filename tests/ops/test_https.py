@@ -10,7 +10,6 @@ from anki.errors import NetworkError
 from commands import run
 from proxies import Hitch, Lighttpd
 from server import REPO
-from test_pages import browser  # noqa: F401: a fixture
 from test_proxies import server, syncs_through, trusting  # noqa: F401: fixtures
 
 CERTS = REPO / "cross/proxy/certs.sh"
@@ -119,7 +118,7 @@ def test_the_page_offers_the_root_and_never_a_key(own_certs, new_server, tmp_pat
         assert root.strip() in page and "Custom root certificate" in page and "PRIVATE" not in page + file.decode()
         verified = subprocess.run(["openssl", "verify", "-CAfile", "/dev/stdin", own_certs / "server.crt"], input=file, capture_output=True)
         assert verified.returncode == 0, verified
-    shown = browser(plain.url, 320)
+    shown = browser.open(plain.url, 320)
     assert shown.count(">Copy</button>") == 5 and f'href="{plain.url}root.crt"' in shown, shown
     # Unset, or no certificate: no section, and the log says why.
     without = new_server("anna:secret")
