@@ -8,7 +8,7 @@ use pico_args::Arguments;
 
 use crate::config::{Flags, Settings};
 use crate::error::{Error, Result};
-use crate::files;
+use crate::files::{self, access};
 
 /// Exit code: a command found a problem, or failed.
 pub const FAILED: u8 = 1;
@@ -95,11 +95,17 @@ impl Invocation {
     }
 
     /// The settings for a command. If nothing names the data folder, it is that of the server that runs on this machine.
+    /// An error if this user may not use that folder.
     pub fn settings(&self, flags: Flags) -> Result<Settings> {
         let mut settings = self.server_settings(flags)?;
-        if settings.names_data_folder() {
-            return Ok(settings);
+        if !settings.names_data_folder() {
+            Self::find_running_server(&mut settings)?;
         }
+        access::refuse_stranger(&settings.base()?)?;
+        Ok(settings)
+    }
+
+    fn find_running_server(settings: &mut Settings) -> Result<()> {
         match &files::running_servers()[..] {
             [] => {}
             [(process, base)] => {
@@ -117,7 +123,7 @@ impl Invocation {
                 )));
             }
         }
-        Ok(settings)
+        Ok(())
     }
 
     /// The settings for a command, with the accounts that only the environment of the running server names, as far as this

@@ -9,6 +9,7 @@ use std::io::ErrorKind;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+use crate::error::{Error, Result};
 use crate::files::data_folder::{COLLECTION_FILE, MEDIA_INDEX_FILE};
 use crate::files::sqlite_files::SIDE_SUFFIXES;
 use crate::os;
@@ -156,6 +157,31 @@ pub(super) fn denied_at(who: &ServerUser, base: &Path, path: &Path) -> Option<St
     } else {
         None
     }
+}
+
+/// Errors if the data folder is another user's and this process may not use it: all that is in it would seem to be missing.
+/// For commands: a packaged server has a user of its own, and `sudo` is easily forgotten.
+pub fn refuse_stranger(base: &Path) -> Result<()> {
+    let refuse = |owner: &str, how: &str| {
+        let me = os::effective_user();
+        let me = os::user_name(me).unwrap_or_else(|| me.to_string());
+        Err(Error::Broken(format!(
+            "the user {me} may not use {}{owner}. Type the same with sudo in front{how}",
+            base.display()
+        )))
+    };
+    let meta = match fs::metadata(base) {
+        Ok(meta) => meta,
+        Err(err) if err.kind() == ErrorKind::PermissionDenied => return refuse("", ""),
+        Err(_) => return Ok(()),
+    };
+    let is_denied =
+        os::check_access(base, true, true).is_err_and(|err| err.kind() == ErrorKind::PermissionDenied);
+    if meta.uid() == os::effective_user() || !is_denied {
+        return Ok(());
+    }
+    let owner = os::user_name(meta.uid()).unwrap_or_else(|| meta.uid().to_string());
+    refuse(&format!(", which belongs to {owner}"), &format!(", or as {owner}"))
 }
 
 /// The owner of a file, and the command to type.

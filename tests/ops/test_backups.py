@@ -146,3 +146,11 @@ class Raw:
 
     def request(self, method, payload):
         return request(self.account, method, payload, self.key)
+
+
+def test_a_backup_of_nothing_or_to_nowhere_says_so(new_server, tmp_path):
+    server = new_server("anna:secret")
+    assert "no collection" in done(server, "backup", "make")
+    missing = tmp_path / "stick"
+    said = refused(server, "backup", "make", "--to", str(missing))
+    assert f"there is no folder {missing}" in said and "mount its disk" in said and not missing.exists(), said

@@ -145,3 +145,31 @@ def test_without_a_server_the_owner_of_the_folder_is_taken_for_its_user(synced):
     assert checked.returncode == 1 and "a server that runs as the user nobody, who owns the data folder, cannot" in checked.stdout, checked
     subprocess.run(remedy(checked.stdout, server.base), shell=True, check=True)
     assert run(server, "check").returncode == 0
+
+
+def test_who_forgets_sudo_is_told_to_type_it_and_nothing_that_is_untrue(synced):
+    """The folder of a package belongs to the service. What its owner may not read is neither damaged nor missing, and must not be
+    given to who has forgotten sudo."""
+    server, account, desk, phone = synced
+    server.base.chmod(0o700)
+    games = pwd.getpwnam("games")
+    stranger = ["setpriv", f"--reuid={games.pw_uid}", f"--regid={games.pw_gid}", "--clear-groups"]
+    program = str(server.base.parent / "ankipi")
+    for runs in (True, False):
+        if runs:
+            server.start()
+        for words in ("status", "check", "check --fix", "user list", "user add new", "user passwd anna", "user remove anna",
+                      "device list", "device revoke anna --all", "backup list", "backup make", "restore anna 1",
+                      "export anna /tmp/anna.colpkg", "import /nowhere", "init"):
+            for base in (str(server.base), str(server.base / "below")) if words == "status" else (str(server.base),):
+                said = subprocess.run([*stranger, program, *words.split(), "--base", base], env=server.env, input="secret\n",
+                                      capture_output=True, text=True, timeout=60)
+                assert said.returncode == 1 and said.stdout == "", (words, said)
+                assert f"the user games may not use {base}" in said.stderr and "sudo in front" in said.stderr, (words, said)
+                assert "chown" not in said.stderr and said.stderr.count("\n") == 1, (words, said)
+        if runs:
+            server.stop()
+    # What needs no data folder is nobody's.
+    for words in ("hash-password", "config"):
+        said = subprocess.run([*stranger, program, *words.split()], env=server.env, input="secret\n", capture_output=True, text=True)
+        assert said.returncode == 0, said

@@ -38,8 +38,9 @@ def phc(password: str, rounds: int = 1000) -> str:
 
 
 def free_port() -> int:
+    """Free on every address, since some servers listen on all."""
     with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
+        probe.bind(("0.0.0.0", 0))
         return probe.getsockname()[1]
 
 

@@ -176,11 +176,19 @@ fn make(mut invocation: Invocation) -> Result<ExitCode> {
     };
     let user = invocation.words(0, 1)?.pop();
     let base = invocation.base()?;
+    if let Some(to) = to.as_deref().filter(|to| !to.is_dir()) {
+        return Err(Error::Broken(format!(
+            "there is no folder {}: make it, or mount its disk. Nothing was copied",
+            to.display()
+        )));
+    }
+    let mut names = selected_users(&base, user)?;
+    names.retain(|name| base.join(name).join(FILE_NAME).exists());
+    if names.is_empty() {
+        say(&format!("There is no collection in {} yet, so nothing was copied.\n", base.display()));
+    }
     let mut failed = false;
-    for name in selected_users(&base, user)? {
-        if !base.join(&name).join(FILE_NAME).exists() {
-            continue;
-        }
+    for name in names {
         match make_one(&base, &name, to.as_deref(), keep) {
             Ok(what) => say(&format!("{name}: {what}\n")),
             Err(err) => {

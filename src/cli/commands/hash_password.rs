@@ -42,7 +42,7 @@ fn run(mut invocation: Invocation) -> Result<ExitCode> {
     if !invocation.words(0, usize::MAX)?.is_empty() {
         return Err(Error::Usage(prompt::NOT_HERE.to_owned()));
     }
-    let settings = invocation.settings(Flags::new())?;
+    let settings = invocation.server_settings(Flags::new())?;
     say(&format!("{}\n", hashing.new_hash(settings.credentials())?.as_str()));
     Ok(ExitCode::SUCCESS)
 }
