@@ -23,7 +23,7 @@ const DAMAGED: &str = "The collection on the server is damaged. What is on this 
 const DENIED: &str = "The sync server may not use the files of your collection: they belong to another user of its machine, \
                       or have the wrong mode. Nothing is damaged, neither there nor on this device. Please tell whoever \
                       runs the server: its log and 'ankipi check' say what to type.";
-const DENIED_MEDIA: &str = "Your cards are synced, but the sync server may not use the files of your media: they belong to \
+const DENIED_MEDIA: &str = "Your cards are synced, but the sync server may not use files of your media: they belong to \
                             another user of its machine, or have the wrong mode. Nothing is damaged, neither there nor \
                             on this device. Please tell whoever runs the server: its log and 'ankipi check' say what to \
                             type.";
@@ -87,7 +87,13 @@ impl App {
                 log::error!("{name:?}: {err}; {HELP_WITH_DAMAGE}");
                 (None, DAMAGED)
             }
-            Some(meta) => (meta?, if denied.is_some() { DENIED_MEDIA } else { "" }),
+            Some(meta) => {
+                let lacks_media = denied.is_some()
+                    || user
+                        .as_ref()
+                        .is_some_and(|user| user.media.count_denied().is_ok_and(|count| count > 0));
+                (meta?, if lacks_media { DENIED_MEDIA } else { "" })
+            }
         };
         let unset_clock = self.clock_doubt().map(|doubt| {
             format!("The sync server cannot sync now: {doubt}. Please set it, or wait until it is set, and sync again.")

@@ -17,11 +17,16 @@ use crate::os;
 /// How many media files are looked at. A copy made by root has the same owner everywhere.
 const MEDIA_FILES_LOOKED_AT: usize = 32;
 
+/// The bit of `CapEff` in /proc that stands for the right to use files whatever their modes.
+const CAP_DAC_OVERRIDE: u64 = 1 << 1;
+
 /// A user of this machine, as whom a server runs.
 pub struct ServerUser {
     uid: u32,
     /// Empty if they are not known.
     groups: Vec<u32>,
+    /// Whether modes and owners do not count, as for root outside of most containers.
+    overrides_modes: bool,
     knowledge: Knowledge,
 }
 
@@ -39,7 +44,9 @@ enum Knowledge {
 impl ServerUser {
     /// The user of this process.
     pub fn this_process() -> ServerUser {
-        ServerUser { uid: os::effective_user(), groups: Vec::new(), knowledge: Knowledge::ThisProcess }
+        let uid = os::effective_user();
+        let knowledge = Knowledge::ThisProcess;
+        ServerUser { uid, groups: Vec::new(), overrides_modes: uid == 0, knowledge }
     }
 
     /// The user of the server that runs on the data folder, as the process `server`. If no server is visible: the owner
@@ -56,13 +63,20 @@ impl ServerUser {
             if let Some(uid) = numbers("Uid:").get(3) {
                 let mut groups = numbers("Groups:");
                 groups.extend(numbers("Gid:").get(3));
-                return ServerUser { uid: *uid, groups, knowledge: Knowledge::Seen };
+                let capabilities = status.lines().find_map(|line| line.strip_prefix("CapEff:\t"));
+                let capabilities =
+                    capabilities.and_then(|digits| u64::from_str_radix(digits.trim(), 16).ok());
+                let overrides_modes = capabilities.map_or(*uid == 0, |all| all & CAP_DAC_OVERRIDE != 0);
+                return ServerUser { uid: *uid, groups, overrides_modes, knowledge: Knowledge::Seen };
             }
         }
         match fs::metadata(base) {
-            Ok(meta) if os::effective_user() == 0 => {
-                ServerUser { uid: meta.uid(), groups: vec![meta.gid()], knowledge: Knowledge::Guessed }
-            }
+            Ok(meta) if os::effective_user() == 0 => ServerUser {
+                uid: meta.uid(),
+                groups: vec![meta.gid()],
+                overrides_modes: meta.uid() == 0,
+                knowledge: Knowledge::Guessed,
+            },
             _ => ServerUser::this_process(),
         }
     }
@@ -74,7 +88,7 @@ impl ServerUser {
                 .is_err_and(|err| err.kind() == ErrorKind::PermissionDenied);
         }
         let class = match meta {
-            _ if self.uid == 0 => return true,
+            _ if self.overrides_modes => return true,
             meta if meta.uid() == self.uid => 6,
             meta if self.groups.contains(&meta.gid()) => 3,
             _ => 0,
@@ -128,13 +142,16 @@ pub fn denied_to(who: &ServerUser, base: &Path, name: &str) -> Option<Denied> {
             let files = fs::read_dir(dir.join("media")).into_iter().flatten().flatten();
             let mut files = files.take(MEDIA_FILES_LOOKED_AT).map(|entry| entry.path());
             files
-                .find_map(|path| {
-                    let meta = fs::symlink_metadata(&path).ok()?;
-                    let is_readable = !meta.is_file() || who.may(&path, &meta, false, false);
-                    (!is_readable).then(|| describe(who, base, &path, &meta, "read"))
-                })
+                .find_map(|path| denied_to_read(who, base, &path))
                 .map(|text| Denied { concerns: media, text })
         })
+}
+
+/// A file that the server may not read. None if it may, or if there is no such file.
+pub fn denied_to_read(who: &ServerUser, base: &Path, path: &Path) -> Option<String> {
+    let meta = fs::symlink_metadata(path).ok()?;
+    let is_readable = !meta.is_file() || who.may(path, &meta, false, false);
+    (!is_readable).then(|| describe(who, base, path, &meta, "read"))
 }
 
 /// What the server may not use in the data folder itself: the folder, or the file with the accounts.
@@ -239,14 +256,18 @@ mod tests {
             fs::write(dir.join(name), "").unwrap();
         }
         let owner = fs::metadata(&dir).unwrap().uid();
-        let own = ServerUser { uid: owner.max(1), groups: Vec::new(), knowledge: Knowledge::Seen };
-        let stranger = ServerUser { uid: 64_000, groups: Vec::new(), knowledge: Knowledge::Seen };
+        let seen = |uid| ServerUser {
+            uid,
+            groups: Vec::new(),
+            overrides_modes: uid == 0,
+            knowledge: Knowledge::Seen,
+        };
+        let (own, stranger) = (seen(owner.max(1)), seen(64_000));
         let text = denied_to(&stranger, base.path(), "anna").unwrap().text;
         assert!(text.contains(&format!("chown -R 64000 {}", base.path().display())), "{text}");
         if owner == 0 {
             // Root may use everything.
-            let root = ServerUser { uid: 0, groups: Vec::new(), knowledge: Knowledge::Seen };
-            assert!(denied_to(&root, base.path(), "anna").is_none());
+            assert!(denied_to(&seen(0), base.path(), "anna").is_none());
             return;
         }
         assert!(denied_to(&own, base.path(), "anna").is_none());

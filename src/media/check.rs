@@ -172,6 +172,11 @@ impl Check<'_> {
             return Ok(());
         };
         let what = format!("{:?} {fault}", name.as_str());
+        if matches!(fault, Fault::Denied) {
+            self.unrepaired += 1;
+            self.listener.problem(format!("{what}. It is kept as it is"));
+            return Ok(());
+        }
         if self.fix.is_some() && !matches!(fault, Fault::Missing) {
             put_aside(&self.dir, &self.paths.path_of(name), name.as_str());
         }
@@ -224,8 +229,13 @@ impl Check<'_> {
             return Ok(());
         }
         let path = name.path_in(&self.paths.folder());
-        let Some(found) = file_sha1(&path)? else {
-            return Ok(());
+        let found = match file_sha1(&path) {
+            Ok(Some(found)) => found,
+            Ok(None) => return Ok(()),
+            Err(err) => {
+                self.listener.note(format!("{err}; it is left alone"));
+                return Ok(());
+            }
         };
         match self.db.forgotten_record(name)? {
             None => {

@@ -60,7 +60,7 @@ impl MediaStore {
         let mut entries: Vec<usize> = (0..files.len()).collect();
         match smallest {
             Some((smallest, _)) => entries.resize(asked, smallest),
-            None if asked > 0 => return Err(Error::LostFile("is not there, or damaged")),
+            None if asked > 0 => return Err(Error::LostFile("is not there, damaged, or not readable")),
             None => {}
         }
         let meta = meta_of(&files, &entries)?;

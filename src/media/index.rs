@@ -3,6 +3,7 @@
 //!
 //! Size 0 marks a deleted file; its checksum stays. `meta` holds the last usn and the totals. Rows are removed only when
 //! a file was lost or damaged (`lost_files`). A table of our own lists those files until a device has sent them again.
+//! Another one lists files that the server may not open; their rows stay.
 
 use std::fs;
 use std::io::ErrorKind;
@@ -83,6 +84,9 @@ CREATE TABLE IF NOT EXISTS ankipi_forgotten (
   why text NOT NULL,
   secs int NOT NULL
 )";
+
+/// Files that the server may not open because of their owner or mode. They are not listed to clients until it may.
+const DENIED: &str = "CREATE TABLE IF NOT EXISTS ankipi_denied (fname text NOT NULL PRIMARY KEY)";
 
 /// The name whose deletion makes clients compare counts. No client can have a file of this name, as all strip the colon.
 const IMPOSSIBLE_NAME: &str = "ankipi:forgot";
@@ -233,9 +237,11 @@ impl MediaDb {
 
     /// Hands the next changes after `usn` to `each`, ordered by usn.
     pub fn changes_after(&self, usn: i64, mut each: impl FnMut(Change) -> Result<()>) -> Result<()> {
-        let mut select = self.db.prepare(
-            "SELECT fname, usn, CASE WHEN size > 0 THEN csum END FROM media WHERE usn > ?1 ORDER BY usn LIMIT ?2",
-        )?;
+        let not_denied = self.unless_denied()?;
+        let mut select = self.db.prepare(&format!(
+            "SELECT fname, usn, CASE WHEN size > 0 THEN csum END FROM media WHERE usn > ?1 {not_denied} ORDER BY usn
+             LIMIT ?2"
+        ))?;
         let mut rows = select.query(params![usn, CHANGES_PAGE])?;
         while let Some(row) = rows.next()? {
             each(Change { name: row.get(0)?, usn: row.get(1)?, sha1: row.get(2)? })?;
@@ -279,6 +285,33 @@ impl MediaDb {
         Ok(false)
     }
 
+    fn has_denied(&self) -> Result<bool> {
+        Ok(self.db.table_exists(None, "ankipi_denied")?)
+    }
+
+    /// The condition for rows whose files are not denied to the server.
+    fn unless_denied(&self) -> Result<&'static str> {
+        Ok(if self.has_denied()? { "AND fname NOT IN (SELECT fname FROM ankipi_denied)" } else { "" })
+    }
+
+    /// How many files the server may not open.
+    pub fn count_denied(&self) -> Result<i64> {
+        if !self.has_denied()? {
+            return Ok(0);
+        }
+        Ok(self.db.query_row("SELECT count(*) FROM ankipi_denied", [], |row| row.get(0))?)
+    }
+
+    /// Names of files that the server may not open, at most so many.
+    pub fn denied(&self, limit: u32) -> Result<Vec<String>> {
+        if !self.has_denied()? {
+            return Ok(Vec::new());
+        }
+        let mut select = self.db.prepare("SELECT fname FROM ankipi_denied ORDER BY fname LIMIT ?1")?;
+        let names = select.query_map([limit], |row| row.get(0))?;
+        Ok(names.collect::<rusqlite::Result<_>>()?)
+    }
+
     fn has_forgotten(&self) -> Result<bool> {
         Ok(self.db.table_exists(None, "ankipi_forgotten")?)
     }
@@ -317,15 +350,17 @@ impl MediaDb {
         Ok(select.query_row([name], read).optional()?)
     }
 
-    /// Hands the records of existing files in the next page of changes after `usn` to `each`. Names that no client can
-    /// request are left out.
+    /// Hands the records of existing files in the next page of changes after `usn` to `each`. Left out are names that no
+    /// client can request, and files that are denied to the server.
     pub fn records_after(
         &self,
         usn: i64,
         mut each: impl FnMut(MediaName, Record) -> Result<()>,
     ) -> Result<()> {
-        let mut select =
-            self.db.prepare("SELECT fname, csum, size FROM media WHERE usn > ?1 ORDER BY usn LIMIT ?2")?;
+        let not_denied = self.unless_denied()?;
+        let mut select = self.db.prepare(&format!(
+            "SELECT fname, csum, size FROM media WHERE usn > ?1 {not_denied} ORDER BY usn LIMIT ?2"
+        ))?;
         let mut rows = select.query(params![usn, CHANGES_PAGE])?;
         while let Some(row) = rows.next()? {
             let record = Record::of_row(row, 1)?;
@@ -342,6 +377,7 @@ impl MediaDb {
             transaction: self.db.unchecked_transaction()?,
             totals: self.totals()?,
             has_forgotten: self.has_forgotten()?,
+            has_denied: self.has_denied()?,
             forgets: false,
             db: self,
         })
@@ -355,6 +391,8 @@ pub struct Recording<'d> {
     totals: Totals,
     /// Whether the table of forgotten files exists.
     has_forgotten: bool,
+    /// Whether the table of denied files exists.
+    has_denied: bool,
     /// Whether this transaction forgets something.
     forgets: bool,
 }
@@ -380,7 +418,26 @@ impl Recording<'_> {
         }
     }
 
+    /// Notes that the server may not open the file of a live record. Returns whether that is new.
+    pub fn deny(&mut self, name: &MediaName) -> Result<bool> {
+        if !self.has_denied {
+            self.transaction.execute_batch(DENIED)?;
+            self.has_denied = true;
+        }
+        let note = "INSERT OR IGNORE INTO ankipi_denied VALUES (?1)";
+        Ok(self.transaction.execute(note, [name])? > 0)
+    }
+
+    /// Removes the note of `deny`. Returns whether there was one.
+    pub fn stop_denying(&mut self, name: &str) -> Result<bool> {
+        if !self.has_denied {
+            return Ok(false);
+        }
+        Ok(self.transaction.execute("DELETE FROM ankipi_denied WHERE fname = ?1", [name])? > 0)
+    }
+
     fn change(&mut self, name: &MediaName, new: &Record) -> Result<()> {
+        self.stop_denying(name.as_str())?;
         if let Some(old) = self.db.record(name)?.filter(Record::is_live) {
             self.totals.bytes -= old.bytes as i64;
             self.totals.files -= 1;
@@ -401,6 +458,7 @@ impl Recording<'_> {
     /// Removes a live record as if there had never been one, and notes why.
     pub fn forget(&mut self, name: &MediaName, why: &str) -> Result<()> {
         self.prepare_to_forget()?;
+        self.stop_denying(name.as_str())?;
         if let Some(old) = self.db.record(name)?.filter(Record::is_live) {
             let note = "INSERT OR REPLACE INTO ankipi_forgotten VALUES (?1, ?2, ?3, ?4, ?5)";
             let values = params![name, old.sha1, old.bytes as i64, why, clock::now_secs()];
@@ -418,6 +476,9 @@ impl Recording<'_> {
         let note = "INSERT OR REPLACE INTO ankipi_forgotten SELECT fname, csum, size, ?1, ?2 FROM media WHERE size > 0";
         self.transaction.execute(note, params![REASON_OLD_COPY, clock::now_secs()])?;
         self.transaction.execute("DELETE FROM media", [])?;
+        if self.has_denied {
+            self.transaction.execute("DELETE FROM ankipi_denied", [])?;
+        }
         let last_usn = i32::try_from(client_usn).unwrap_or(i32::MAX).max(self.totals.last_usn);
         let before = std::mem::replace(&mut self.totals, Totals { last_usn, bytes: 0, files: 0 });
         Ok(before.files)

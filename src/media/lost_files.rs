@@ -9,6 +9,8 @@
 //! Clients compare counts only after they transferred something. So each commit that forgets something also adds a change
 //! that means nothing to any client: the deletion of a name that no client can have.
 //!
+//! A file that the server may not open is not lost, so its record stays (`denied_files`).
+//!
 //! What is left of a damaged file goes to `damaged/`. A table of our own in `media.db` holds what was forgotten until a
 //! device has sent it, for `ankipi status` and `ankipi check`.
 
@@ -44,6 +46,8 @@ pub enum Fault {
     OtherContents,
     /// The disk cannot read it.
     Unreadable(io::Error),
+    /// The server may not open it, because of its owner or mode.
+    Denied,
 }
 
 impl fmt::Display for Fault {
@@ -54,6 +58,7 @@ impl fmt::Display for Fault {
             Fault::OtherLength => f.write_str("has another length than when it was sent"),
             Fault::OtherContents => f.write_str("has other contents than when it was sent"),
             Fault::Unreadable(err) => write!(f, "cannot be read: {err}"),
+            Fault::Denied => f.write_str("may not be read by the server, because of its owner or mode"),
         }
     }
 }
@@ -93,8 +98,7 @@ pub fn open(
     match File::open(&path) {
         Ok(file) => Ok(Ok(file)),
         Err(err) if err.kind() == ErrorKind::NotFound => Ok(Err(Fault::Missing)),
-        // The file is another user's: it is sound, and its owner is told of it.
-        Err(err) if err.kind() == ErrorKind::PermissionDenied => Err(Error::Io("opening", path, err)),
+        Err(err) if err.kind() == ErrorKind::PermissionDenied => Ok(Err(Fault::Denied)),
         // Descriptors or memory are short: that says nothing about the file.
         Err(err) if [libc::EMFILE, libc::ENFILE, libc::ENOMEM].map(Some).contains(&err.raw_os_error()) => {
             Err(Error::Io("opening", path, err))
@@ -134,12 +138,14 @@ pub fn fault(paths: &FilePaths, name: &MediaName, record: &Record) -> Result<Opt
 }
 
 impl MediaStore {
-    /// Forgets records whose files are lost, and puts aside what is left of them.
+    /// Forgets records whose files are lost, and puts aside what is left of them. Files that the server may not open are
+    /// only noted.
     pub(super) fn forget(&self, lost: &[Lost]) -> Result<()> {
         self.write(|state| self.forget_in(lost, state))
     }
 
     fn forget_in(&self, lost: &[Lost], state: &mut State) -> Result<()> {
+        let mut denied = Vec::new();
         let db = state.writer(&self.dir)?;
         let mut recording = db.begin()?;
         for Lost { name, record } in lost {
@@ -147,7 +153,12 @@ impl MediaStore {
             if db.record(name)?.as_ref() != Some(record) {
                 continue;
             }
-            if let Some(fault) = fault(&self.paths, name, record)? {
+            let fault = fault(&self.paths, name, record)?;
+            if let Some(Fault::Denied) = fault {
+                if recording.deny(name)? {
+                    denied.push(name);
+                }
+            } else if let Some(fault) = fault {
                 log::warn!(
                     "{}: media file {:?} {fault}; it is asked back from the devices that have it",
                     self.dir.display(),
@@ -159,7 +170,10 @@ impl MediaStore {
                 recording.forget(name, &fault.to_string())?;
             }
         }
-        recording.commit().map(drop)
+        recording.commit()?;
+        self.log_denied(&denied);
+        state.may_have_denied |= !denied.is_empty();
+        Ok(())
     }
 
     /// Checks the next page of changes before it is listed to a client that knows everything up to `usn`: forgets files

@@ -1,15 +1,16 @@
 //! One user's media: the files in `media/`, and the index `media.db`, which records their changes for clients
 //! (sync-protocol.md 7).
 //!
-//! Here: `index` (the database), `name` (which names are refused), `zip`, `upload`, `download`, `check`, `import_folder`. Not
-//! here: HTTP, collections. It has its own lock, because clients sync media in the background while the collection is
+//! Here: `index` (the database), `name` (which names are refused), `zip`, `upload`, `download`, `check`, `lost_files`,
+//! `denied_files`, `import_folder`. Not here: HTTP, collections. It has its own lock, because clients sync media in the background while the collection is
 //! in use. Imports `files`, `compression`, `text`, `os`.
 //!
 //! # Invariant
 //!
 //! Each live record has its file, and no file has other contents than its record says. This does not hold while an
 //! upload is put in place. A crash in that moment is repaired at the next start. Nor does it hold when the disk loses or
-//! damages a file. That is noticed before the file is sent, and repaired by the devices (`lost_files`).
+//! damages a file. That is noticed before the file is sent, and repaired by the devices (`lost_files`). A file that the
+//! server may not open keeps its record, and is not listed to clients until the server may (`denied_files`).
 //!
 //! # How an upload is put in place
 //!
@@ -35,6 +36,7 @@
 //! old `media.pending`. A client that got no response sends its changes again. Those that are already applied cost nothing.
 
 pub mod check;
+pub mod denied_files;
 pub mod download;
 pub mod file_paths;
 pub mod import_folder;
@@ -106,6 +108,8 @@ struct State {
     last_used: Instant,
     /// Changes may be half applied.
     needs_recovery: bool,
+    /// Whether the index may list files that are denied to the server.
+    may_have_denied: bool,
     /// The counts, as they were last read while the index was closed.
     totals: Option<Remembered<Totals>>,
 }
@@ -137,7 +141,13 @@ impl MediaStore {
         if let Err(err) = ready_folder(dir) {
             log::error!("{}: the media are not ready: {err}", dir.display());
         }
-        let state = State { writer: None, last_used: Instant::now(), needs_recovery: true, totals: None };
+        let state = State {
+            writer: None,
+            last_used: Instant::now(),
+            needs_recovery: true,
+            may_have_denied: true,
+            totals: None,
+        };
         let store = MediaStore {
             dir: dir.to_owned(),
             paths: FilePaths::new(dir),
@@ -158,6 +168,7 @@ impl MediaStore {
             let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
             state.writer = None;
             state.needs_recovery = true;
+            state.may_have_denied = true;
             state.totals = None;
         }
         self.paths.recheck_folder();
@@ -174,7 +185,10 @@ impl MediaStore {
 
     /// The last usn and the totals.
     pub fn totals(&self) -> Result<Totals> {
-        self.write(|state| state.totals(&self.dir))
+        self.write(|state| {
+            self.list_allowed_again(state);
+            state.totals(&self.dir)
+        })
     }
 
     /// Hands the next page of changes after `usn` to `each`, ordered by usn.
@@ -232,10 +246,7 @@ impl MediaStore {
 
     fn read<T>(&self, work: impl FnOnce(&MediaDb) -> Result<T>) -> Result<T> {
         let mut state = self.lock()?;
-        let done = match &state.writer {
-            Some(db) => work(db),
-            None => MediaDb::open_to_read(&self.dir).and_then(|db| work(&db)),
-        };
+        let done = state.reader(&self.dir, work);
         self.if_damaged(done, &mut state)
     }
 
@@ -294,6 +305,13 @@ impl State {
         let totals = MediaDb::open_to_read(dir)?.totals()?;
         self.totals = Remembered::new(&path, before, totals);
         Ok(totals)
+    }
+
+    fn reader<T>(&self, dir: &Path, work: impl FnOnce(&MediaDb) -> Result<T>) -> Result<T> {
+        match &self.writer {
+            Some(db) => work(db),
+            None => work(&MediaDb::open_to_read(dir)?),
+        }
     }
 
     fn writer(&mut self, dir: &Path) -> Result<&MediaDb> {
@@ -410,13 +428,17 @@ fn recover(dir: &Path, paths: &FilePaths) -> Result<()> {
             paths.put(staged, name, is_taken)?;
         }
         let path = paths.path_of(name);
-        match (file_sha1(&path)?, sha1) {
-            (Some(found), Some(sha1)) if found.sha1 == *sha1 && live.as_ref() != Some(&found) => {
-                recording.put(name, &found)?;
-                recorded += 1;
+        match sha1 {
+            Some(sha1) => {
+                if let Some(found) = readable_file(&path)?.filter(|found| found.sha1 == *sha1)
+                    && live.as_ref() != Some(&found)
+                {
+                    recording.put(name, &found)?;
+                    recorded += 1;
+                }
             }
-            (Some(_), None) if live.is_none() => gone.push(path),
-            _ => {}
+            None if live.is_none() && is_file(&path) => gone.push(path),
+            None => {}
         }
     }
     // The renames of the upload may not be durable yet.
@@ -438,11 +460,20 @@ fn recover(dir: &Path, paths: &FilePaths) -> Result<()> {
 }
 
 /// A temporary file as it is now, made durable: the flush of its upload may have failed, or not have begun. None if there
-/// is none, or if the disk cannot read it: its client sends it again.
+/// is none, or if it cannot be read: its client sends it again.
 fn durable_staged_file(path: &Path) -> Result<Option<Record>> {
+    match readable_file(path)? {
+        Some(found) => upload::sync_file(path).map(|()| Some(found)),
+        None => Ok(None),
+    }
+}
+
+/// A record of this file as it is now. None if there is none, if the disk cannot read it, or if the server may not.
+fn readable_file(path: &Path) -> Result<Option<Record>> {
     match file_sha1(path) {
-        Ok(Some(found)) => upload::sync_file(path).map(|()| Some(found)),
-        Err(Error::Io(_, _, err)) if err.raw_os_error() == Some(libc::EIO) => {
+        Err(Error::Io(_, _, err))
+            if [libc::EIO, libc::EACCES, libc::EPERM].map(Some).contains(&err.raw_os_error()) =>
+        {
             log::warn!("{}: {err}; its device sends the file again", path.display());
             Ok(None)
         }
@@ -450,9 +481,13 @@ fn durable_staged_file(path: &Path) -> Result<Option<Record>> {
     }
 }
 
+fn is_file(path: &Path) -> bool {
+    fs::symlink_metadata(path).is_ok_and(|meta| meta.is_file())
+}
+
 /// A record of this file as it is now; None if there is no such file.
 fn file_sha1(path: &Path) -> Result<Option<Record>> {
-    if !fs::symlink_metadata(path).is_ok_and(|meta| meta.is_file()) {
+    if !is_file(path) {
         return Ok(None);
     }
     let mut file = File::open(path).map_err(Error::io("opening", path))?;

@@ -351,9 +351,11 @@ fn record(db: &MediaDb, changes: &[Effective]) -> Result<Outcome> {
     let mut recording = db.begin()?;
     let mut outcome = Outcome::default();
     for Effective { name, change, live, .. } in changes {
+        // Devices that were not told of the file, because the server could not open it, get a new usn.
+        let was_denied = recording.stop_denying(name.as_str())?;
         match change {
             // The record is right already, but its file was missing or damaged.
-            Change::Put(record, _) if live.as_ref() == Some(record) => {}
+            Change::Put(record, _) if live.as_ref() == Some(record) && !was_denied => {}
             Change::Put(record, _) | Change::Same(record) => {
                 recording.put(name, record)?;
                 outcome.added += 1;

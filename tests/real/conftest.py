@@ -1,7 +1,9 @@
 """Fixtures. Stories get a fresh account each, on a server that they share, as starting one takes longer than most stories."""
 
 import itertools
+import shutil
 import subprocess
+from pathlib import Path
 
 import pytest
 
@@ -89,6 +91,16 @@ def new_server(tmp_path):
     yield start
     for server in servers:
         server.stop()
+
+
+@pytest.fixture(scope="session")
+def odd_disk(tmp_path_factory):
+    """A library that makes the server's disk lack something."""
+    if not (compiler := shutil.which("cc")):
+        pytest.skip("needs a C compiler")
+    library = tmp_path_factory.mktemp("odd_disk") / "odd_disk.so"
+    subprocess.run([compiler, "-shared", "-fPIC", "-O2", "-o", library, Path(__file__).with_name("odd_disk.c"), "-ldl"], check=True)
+    return str(library)
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 import os
 import shutil
 import subprocess
-from pathlib import Path
 
 import pytest
 
@@ -11,15 +10,6 @@ from server import ANKIPI, Server, free_port
 from test_media import sync_media
 
 pytestmark = pytest.mark.ours
-
-
-@pytest.fixture(scope="session")
-def odd_disk(tmp_path_factory):
-    if not (compiler := shutil.which("cc")):
-        pytest.skip("needs a C compiler")
-    library = tmp_path_factory.mktemp("odd_disk") / "odd_disk.so"
-    subprocess.run([compiler, "-shared", "-fPIC", "-O2", "-o", library, Path(__file__).with_name("odd_disk.c"), "-ldl"], check=True)
-    return str(library)
 
 
 @pytest.fixture

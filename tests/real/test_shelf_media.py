@@ -1,6 +1,7 @@
 """A disk that loses and spoils media: what the devices have is what counts, and it comes back by itself."""
 
 import random
+from pathlib import Path
 
 import pytest
 
@@ -151,3 +152,107 @@ def test_no_record_is_made_of_a_spoilt_file(own_account):
     account.server.start()
     press(phone, PRESSES)
     assert held(settle(account, desk, phone)) == held(before)
+
+
+@pytest.fixture
+def strict_account(new_server, new_account):
+    """On a server that obeys modes, also if root runs the tests."""
+    return new_account(new_server("anna:secret", obeys_modes=True), "anna", "secret")
+
+
+def forbid(path: Path) -> None:
+    path.chmod(0)
+
+
+def allow(path: Path) -> None:
+    path.chmod(0o600)
+
+
+@RUNS
+@pytest.mark.parametrize("files, number", [(5, 2), (60, 55), (1, 0)], ids=["few files", "many files", "the only file"])
+def test_a_file_that_the_server_may_not_open_keeps_no_device_from_the_others(strict_account, files, number, runs):
+    account, server = strict_account, strict_account.server
+    desk, phone = pair(account)
+    for n in range(files):
+        put(desk, f"{n}.jpg", random.Random(n).randbytes(1000))
+    before = settle(account, desk, phone)
+    lost = f"{number}.jpg"
+    path = media_of(account) / lost
+    while_it(runs, server, lambda: forbid(path))
+    tablet = account.device("tablet")
+    # With many files it is noticed when the device requests it, which it then does without.
+    assert press(tablet, 3) == []
+    assert set(held(tablet)) == set(held(before)) - {lost}
+    for said in (server.log(), ankipi(server, "status").stdout, ankipi(server, "check").stdout):
+        [line] = {line.partition("Type this as root: ")[2] for line in said.splitlines() if str(path) in line and "Type this" in line}
+        assert line == f"chmod -R u+rwX {server.base}", said
+    # The other devices are not asked for it, and all go on.
+    put(tablet, "new.jpg", b"new")
+    assert press(tablet) + press(desk, PRESSES) + press(phone, PRESSES) + press(tablet, PRESSES) == []
+    assert "new.jpg" in held(phone) and lost in held(phone) and lost not in held(tablet)
+    assert path.stat().st_mode & 0o777 == 0 and not (stored(account) / "damaged").exists()
+    while_it(not runs, server, lambda: allow(path))
+    assert press(tablet) == []
+    fresh = settle(account, desk, phone, tablet)
+    assert held(fresh) == held(before) | {"new.jpg": held(fresh)["new.jpg"]}
+    assert ankipi(server, "check", "--deep").returncode == 0
+    assert "Type this" not in ankipi(server, "status").stdout
+
+
+def test_an_older_version_does_not_replace_one_that_the_server_may_not_open(strict_account):
+    account = strict_account
+    desk, phone = pair(account)
+    put(desk, "a.jpg", b"old")
+    put(desk, "b.jpg", b"b")
+    settle(account, desk, phone)
+    replace(desk, "a.jpg", b"newer")
+    sync_media(desk)
+    forbid(media_of(account) / "a.jpg")
+    put(phone, "c.jpg", b"c")
+    assert press(phone, PRESSES) + press(desk) == []
+    assert (media_of(account) / "a.jpg").read_bytes() == b"newer"
+    allow(media_of(account) / "a.jpg")
+    settle(account, phone, desk)
+    assert (folder(phone) / "a.jpg").read_bytes() == (folder(desk) / "a.jpg").read_bytes() == b"newer"
+
+
+def test_devices_replace_and_delete_files_that_the_server_may_not_open(strict_account):
+    account = strict_account
+    desk, phone = pair(account)
+    for name in ("replaced.jpg", "deleted.jpg", "again.jpg", "kept.jpg"):
+        put(desk, name, name.encode())
+    settle(account, desk, phone)
+    for path in media_of(account).iterdir():
+        forbid(path)
+    tablet = account.device("tablet")
+    assert press(tablet) == [] and held(tablet) == {}
+    replace(desk, "replaced.jpg", b"better")
+    delete(desk, "deleted.jpg")
+    put(tablet, "again.jpg", b"again.jpg")  # sent by a device for which it is new
+    assert press(desk, 2) + press(tablet, 2) + press(phone, 2) == []
+    assert set(held(tablet)) == {"replaced.jpg", "again.jpg"} and set(held(phone)) == {"replaced.jpg", "again.jpg", "kept.jpg"}
+    account.server.power_cut()
+    assert press(tablet) == [] and "kept.jpg" not in held(tablet)
+    allow(media_of(account) / "kept.jpg")
+    fresh = settle(account, desk, phone, tablet)
+    assert set(held(fresh)) == {"replaced.jpg", "again.jpg", "kept.jpg"}
+    assert (folder(phone) / "replaced.jpg").read_bytes() == b"better"
+    assert ankipi(account.server, "check", "--deep").returncode == 0
+
+
+@pytest.mark.parametrize("files, number", [(5, 2), (60, 55), (1, 0)], ids=["few files", "many files", "the only file"])
+def test_a_file_that_the_disk_cannot_read_comes_from_a_device(new_server, new_account, odd_disk, files, number):
+    account = new_account(new_server("anna:secret", LD_PRELOAD=odd_disk, ODD_DISK="sectors"), "anna", "secret")
+    desk, phone = pair(account)
+    for n in range(files):
+        put(desk, f"{n}.jpg", random.Random(n).randbytes(1000))
+    before = settle(account, desk, phone)
+    lost = f"{number}.jpg"
+    (media_of(account) / lost).chmod(0o1600)
+    tablet = account.device("tablet")
+    assert press(tablet) == []
+    assert set(held(tablet)) == set(held(before)) - {lost}
+    assert f'"{lost}" cannot be read' in account.server.log()
+    press(desk, PRESSES)
+    assert held(settle(account, desk, phone, tablet)) == held(before)
+    assert (stored(account) / "damaged" / lost).exists()

@@ -14,6 +14,7 @@ use crate::error::{Error, Result};
 use crate::files::access::{self, ServerUser};
 use crate::media::check as media_check;
 use crate::media::check::{Depth, Listener};
+use crate::media::denied_files::first_denied;
 use crate::sync::session::HELP_WITH_DAMAGE;
 use crate::{files, logging};
 
@@ -78,6 +79,12 @@ fn check_user(base: &Path, name: &str, depth: Depth, server: &ServerUser) -> Res
     let beside_server = !depth.fix && files::is_in_use(base);
     let denied = access::denied_to(server, base, name);
     let mut unrepaired = 0;
+    if denied.is_none()
+        && let Some(text) = first_denied(server, base, name)
+    {
+        report.problem(text);
+        unrepaired += 1;
+    }
     if let Some(denied) = &denied {
         report.problem(denied.text.clone());
         unrepaired += 1;

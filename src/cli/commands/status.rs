@@ -21,8 +21,9 @@ use crate::collection::FILE_NAME;
 use crate::collection::full::backups::backups;
 use crate::config::{Flags, Settings, USERS_FILE};
 use crate::error::{Error, Result};
-use crate::files::access::{self, ServerUser};
+use crate::files::access::{self, Concerns, Denied, ServerUser};
 use crate::files::disk_abilities;
+use crate::media::denied_files::first_denied;
 use crate::media::index::MediaDb;
 use crate::os::clock;
 use crate::sync::users::usable_folder;
@@ -65,7 +66,17 @@ fn run(mut invocation: Invocation) -> Result<ExitCode> {
     if let Some(text) = access::denied_in_base(&server, &base, USERS_FILE) {
         eprintln!("ankipi: {text}");
     }
-    let read = |name: &String| StoredUser::read(&base, name, why_closed(&base, name, &accounts, &server));
+    let read = |name: &String| {
+        let denied = access::denied_to(&server, &base, name);
+        let denied_media = || first_denied(&server, &base, name);
+        let (closed, media) = match denied {
+            Some(Denied { concerns: Concerns::All, text }) => (Some(text), None),
+            Some(Denied { concerns: Concerns::Media, text }) => (None, Some(text)),
+            None => (None, denied_media()),
+        };
+        let closed = closed.or_else(|| why_closed(&base, name, &accounts));
+        StoredUser::read(&base, name, closed, media)
+    };
     let status = Status {
         version: os::VERSION,
         running: runs,
@@ -98,13 +109,12 @@ fn accounts(base: &Path, settings: &Settings) -> Snapshot {
     .expect("without settings there is no wrong one")
 }
 
-/// Why nobody can use an account.
-fn why_closed(base: &Path, name: &str, accounts: &Snapshot, server: &ServerUser) -> Option<String> {
+/// Why nobody can use an account whose files belong to the server.
+fn why_closed(base: &Path, name: &str, accounts: &Snapshot) -> Option<String> {
     let dir = base.join(name);
-    let denied = access::denied_to(server, base, name).map(|denied| denied.text);
     let closed = accounts.get(name).and_then(|account| account.closed.clone());
     let no_folder = || usable_folder(&dir).err().filter(|_| dir.symlink_metadata().is_ok());
-    denied.or(closed).or_else(|| no_folder().map(|err| err.to_string()))
+    closed.or_else(|| no_folder().map(|err| err.to_string()))
 }
 
 /// All that the command tells. The names of the fields are those of `--json`.
@@ -135,6 +145,8 @@ struct StoredUser {
     name: String,
     /// Why nobody can use the account.
     closed: Option<String>,
+    /// The first media file or folder that the server may not use, and what to type.
+    denied_media: Option<String>,
     #[serde(serialize_with = "value_or_error")]
     collection: Fact<Option<StoredCollection>>,
     #[serde(serialize_with = "value_or_error")]
@@ -221,7 +233,7 @@ impl Status {
 }
 
 impl StoredUser {
-    fn read(base: &Path, name: &str, closed: Option<String>) -> StoredUser {
+    fn read(base: &Path, name: &str, closed: Option<String>, denied_media: Option<String>) -> StoredUser {
         let dir = &base.join(name);
         let collection = || {
             let path = dir.join(FILE_NAME);
@@ -266,6 +278,7 @@ impl StoredUser {
         StoredUser {
             name: name.to_owned(),
             closed,
+            denied_media,
             collection: or_reason(collection()),
             media: or_reason(media()),
             backups: or_reason(kept()),
@@ -285,6 +298,7 @@ impl StoredUser {
         let media = self.media.as_ref().map(|media| format!("{} files, {}", media.files, size(media.bytes)));
         let backups = self.backups.as_ref().map(|kept| format!("{}, {}", kept.files, size(kept.bytes)));
         let mut lines = vec![("collection", collection), ("media", media), ("backups", backups)];
+        lines.extend(self.denied_media.iter().map(|text| ("media", Ok(text.clone()))));
         if let Ok(media) = &self.media {
             lines.extend(media.awaited_newest.iter().map(|line| ("awaited", Ok(line.clone()))));
             let more = media.awaited - media.awaited_newest.len() as u64;

@@ -19,6 +19,7 @@ use crate::config::USERS_FILE;
 use crate::error::{Error, Result};
 use crate::files;
 use crate::files::access::{self, ServerUser};
+use crate::media::denied_files::first_denied;
 use crate::os::clock;
 
 /// `ankipi doctor`
@@ -184,8 +185,11 @@ impl Doctor {
             let server = ServerUser::of(&base, files::holder(&base));
             let in_base = access::denied_in_base(&server, &base, USERS_FILE);
             let of_users = users_in(&base).unwrap_or_default();
-            let of_users = of_users.iter().filter_map(|name| access::denied_to(&server, &base, name));
-            for text in in_base.into_iter().chain(of_users.map(|denied| denied.text)) {
+            let of_users = of_users.iter().filter_map(|name| {
+                let denied = access::denied_to(&server, &base, name).map(|denied| denied.text);
+                denied.or_else(|| first_denied(&server, &base, name))
+            });
+            for text in in_base.into_iter().chain(of_users) {
                 self.note("the server that runs on this machine may not use a file", &text);
             }
         }
