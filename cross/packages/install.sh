@@ -176,5 +176,5 @@ else
 fi
 case $init in
     openwrt) say "installed; set data folder and switch in $settings, then ankipi init DATA_FOLDER and service ankipi start" ;;
-    *) say "installed; make an account: su -s /bin/sh ankipi -c '${program#"$root"} user add NAME --base /var/lib/ankipi'" ;;
+    *) say "installed; make an account, as root: ankipi user add NAME" ;;
 esac

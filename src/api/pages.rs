@@ -74,8 +74,8 @@ fn escape(text: &str) -> String {
 
 /// The first address at which other devices reach a server with these settings, if it can be told.
 pub fn lan_address(config: &Config) -> Option<SocketAddr> {
-    // Port 0 means one that the kernel chooses.
-    if config.port == 0 {
+    // Port 0 means one that the kernel chooses. Process 1 is that of a container, whose network no other device reaches.
+    if config.port == 0 || std::process::id() == 1 {
         return None;
     }
     os::lan_addresses()

@@ -1,7 +1,7 @@
 //! A command of the command line, and its arguments: options, words, settings.
 
 use std::io::{ErrorKind, Write as _};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use pico_args::Arguments;
@@ -30,9 +30,9 @@ pub struct Command {
     pub run: fn(Invocation) -> Result<ExitCode>,
 }
 
-/// The config file that packages install. Every command reads it, so that `sudo ankipi user add` and the service mean the
-/// same folder.
-const PACKAGED_CONFIG: &str = "/etc/ankipi.conf";
+/// The config files of packages: for systemd and sysvinit, for OpenRC, and the one that OpenWrt's service makes at each start.
+/// Every command reads the first that is there, so that `sudo ankipi user add` and the service mean the same folder.
+const PACKAGED_CONFIGS: [&str; 3] = ["/etc/ankipi.conf", "/etc/conf.d/ankipi", "/var/etc/ankipi.conf"];
 
 /// The arguments after the name of a command. A command takes its options first, then the remaining words.
 pub struct Invocation {
@@ -144,25 +144,32 @@ impl Invocation {
         if let Some(named) = std::env::var_os("ANKIPI_CONFIG") {
             return Ok((!named.is_empty()).then(|| named.into()));
         }
-        match std::fs::File::open(PACKAGED_CONFIG) {
-            Ok(_) => Ok(Some(PACKAGED_CONFIG.into())),
-            Err(err) if err.kind() == ErrorKind::PermissionDenied => {
-                if has_flags || std::env::var_os("SYNC_BASE").is_some() {
-                    return Ok(None);
-                }
-                Err(Error::Broken(format!(
-                    "the settings of the installed server are in {PACKAGED_CONFIG}, which you may not read: use sudo, or \
-                     name another data folder with --base DIR"
-                )))
-            }
-            Err(_) => Ok(None),
-        }
+        let may_do_without = has_flags || std::env::var_os("SYNC_BASE").is_some();
+        packaged_config(&PACKAGED_CONFIGS.map(Path::new), may_do_without)
     }
 
     /// The data folder.
     pub fn base(&self) -> Result<PathBuf> {
         self.settings(Flags::new())?.base()
     }
+}
+
+/// The first of these files that is there. An error if this user may not read it, unless the command can do without.
+fn packaged_config(files: &[&Path], may_do_without: bool) -> Result<Option<PathBuf>> {
+    for file in files {
+        match std::fs::File::open(file) {
+            Ok(_) => return Ok(Some(file.to_path_buf())),
+            Err(err) if err.kind() == ErrorKind::PermissionDenied && !may_do_without => {
+                return Err(Error::Broken(format!(
+                    "the settings of the installed server are in {}, which you may not read: use sudo, or name another data \
+                     folder with --base DIR",
+                    file.display()
+                )));
+            }
+            Err(_) => {}
+        }
+    }
+    Ok(None)
 }
 
 /// Writes to standard output. Ignores errors: the reader may have ended (`ankipi config | head -1`).
@@ -186,4 +193,21 @@ fn variables_of(process: u32) -> impl Iterator<Item = (String, String)> {
 /// The environment, without variables that are not UTF-8.
 pub fn variables() -> impl Iterator<Item = (String, String)> {
     std::env::vars_os().filter_map(|(key, value)| Some((key.into_string().ok()?, value.into_string().ok()?)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_settings_of_whichever_package_is_there_are_read() {
+        let folder = tempfile::tempdir().unwrap();
+        let [first, second] = ["ankipi.conf", "conf.d"].map(|name| folder.path().join(name));
+        let found = || packaged_config(&[&first, &second], false).unwrap();
+        assert_eq!(found(), None);
+        std::fs::write(&second, "").unwrap();
+        assert_eq!(found(), Some(second.clone()));
+        std::fs::write(&first, "").unwrap();
+        assert_eq!(found(), Some(first.clone()));
+    }
 }

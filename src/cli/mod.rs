@@ -126,7 +126,9 @@ Options of every command:
   --base DIR        the data folder (SYNC_BASE; otherwise that of the server
                     that runs on this machine, otherwise ~/.syncserver)
   --config FILE     a file with settings, one KEY=VALUE on a line
-                    (ANKIPI_CONFIG; otherwise /etc/ankipi.conf, if there is one)
+                    (ANKIPI_CONFIG; otherwise that of the package, if there is
+                    one: /etc/ankipi.conf, /etc/conf.d/ankipi with OpenRC, or
+                    /var/etc/ankipi.conf on OpenWrt)
   -h, --help        say what a command does
   -V, --version     print the version, and the processor that it is for
 ";

@@ -8,6 +8,7 @@ import pytest
 from commands import done, run
 from server import command, free_port
 from test_clock import Clock, new_unset  # noqa: F401: a fixture
+from test_pages import lan_address
 from test_proxies import snippet
 
 
@@ -30,6 +31,21 @@ def test_all_is_well_with_the_server_itself(server):
     assert "without a proxy" in said and "anna can log in" in said and "clocks differ by 0 s" in said
     assert said.splitlines()[-1] == f"All is well. In Anki, type: {server.url}"
     assert "secret" not in server.log() + said
+
+
+def test_who_tries_localhost_is_told_what_other_devices_need(new_server):
+    everywhere, here = new_server("anna:secret", SYNC_HOST="0.0.0.0"), new_server("anna:secret", SYNC_HOST="127.0.0.1")
+    lan = lan_address()
+    for server in (everywhere, here):
+        for url in (server.url, server.url.replace("127.0.0.1", "localhost")):
+            said = " ".join(done(server, "doctor", url).split())
+            assert "for this machine alone" in said and f"In Anki, type: {url}" in said, said
+            if server is everywhere and lan:
+                assert f"Type http://{lan}:{server.port}/ there" in said, said
+            elif server is here:
+                assert "see SYNC_HOST" in said, said
+    if lan:
+        assert "machine alone" not in done(everywhere, "doctor", f"http://{lan}:{everywhere.port}/")
 
 
 def test_all_is_well_through_our_snippets(server, nginx):

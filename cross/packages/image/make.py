@@ -129,7 +129,9 @@ def main() -> None:
     parser.add_argument("programs", nargs="+", metavar="PLATFORM=PROGRAM")
     options = parser.parse_args()
     everything, manifests = Layout(), []
-    tag = {"annotations": {"org.opencontainers.image.ref.name": options.version}}
+    # Docker with containerd's store and podman take the name from the first; without it podman calls the image "0.2.0".
+    name = {"io.containerd.image.name": "docker.io/library/ankipi:latest", "org.opencontainers.image.ref.name": options.version}
+    tag = {"annotations": name}
     for word in options.programs:
         platform, path = word.split("=", 1)
         program = Path(path).read_bytes()

@@ -111,7 +111,7 @@ fn add(invocation: Invocation) -> Result<ExitCode> {
     say(&format!("{name} can log in now; the account is in {}\n", base.join(USERS_FILE).display()));
     if !files::is_in_use(&base) {
         say(&format!(
-            "No server runs on {} yet. To start one: ankipi --base {}\n",
+            "No server runs on {} yet. Start the service of the package, or type: ankipi --base {}\n",
             base.display(),
             base.display()
         ));

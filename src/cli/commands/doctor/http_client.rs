@@ -4,10 +4,12 @@
 use std::fmt;
 use std::fs;
 use std::io::{self, Read, Write};
-use std::net::{TcpStream, ToSocketAddrs};
+use std::net::{IpAddr, SocketAddr, TcpStream, ToSocketAddrs};
 use std::os::unix::fs::OpenOptionsExt;
 use std::process::{Command, Stdio};
 use std::time::Duration;
+
+use crate::os;
 
 /// The timeout of Anki clients.
 const TIMEOUT: Duration = Duration::from_secs(30);
@@ -50,6 +52,19 @@ impl Url {
     /// Whether the connection is encrypted.
     pub fn is_https(&self) -> bool {
         self.is_https
+    }
+
+    /// The addresses at which other devices may reach this machine, if this one is of its loopback.
+    pub fn for_other_devices(&self) -> Option<Vec<Url>> {
+        let host_and_port = self.host_and_port();
+        let (host, port) = host_and_port.rsplit_once(':')?;
+        let ip = host.trim_matches(['[', ']']).parse::<IpAddr>();
+        if self.is_https || !(host == "localhost" || ip.is_ok_and(|ip| ip.is_loopback())) {
+            return None;
+        }
+        let port = port.parse().ok()?;
+        let with = |ip| Url { authority: SocketAddr::new(ip, port).to_string(), ..self.clone() };
+        Some(os::lan_addresses().into_iter().map(with).collect())
     }
 
     fn host_and_port(&self) -> String {

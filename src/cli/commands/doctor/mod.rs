@@ -77,6 +77,9 @@ fn run(mut invocation: Invocation) -> Result<ExitCode> {
             doctor.login(&user, &password);
         }
     }
+    if doctor.wrong == 0 {
+        doctor.other_devices();
+    }
     match doctor.wrong {
         0 => say(&format!("All is well. In Anki, type: {}\n", doctor.url)),
         wrong => say(&format!("{wrong} of these must be fixed before Anki can sync.\n")),
@@ -177,6 +180,19 @@ impl Doctor {
                 );
             }
         }
+    }
+
+    /// Where other devices find a server whose address here is `localhost`.
+    fn other_devices(&self) {
+        let Some(urls) = self.url.for_other_devices() else { return };
+        let request = Request { verb: "GET", path: "health", headers: &[], body: &[] };
+        let advice = match urls.iter().find(|url| fetch(url, &request).is_ok_and(|reply| reply.status == 200)) {
+            Some(url) => format!("Type {url} there, and try that on another device."),
+            None => "They need the address of this machine, or of a proxy. The server does not answer on an address \
+                     of this machine; see SYNC_HOST."
+                .to_owned(),
+        };
+        self.note("this address is for this machine alone; other devices need another", &advice);
     }
 
     /// Servers on this machine: files that they may not use.
