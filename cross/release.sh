@@ -1,26 +1,37 @@
 #!/usr/bin/env bash
-# Makes a release: every program and every package, in one folder: cross/release.sh [--check] [FOLDER]
+# Makes a release: every program and every package, in one folder: cross/release.sh [--check] [--only TARGET]... [FOLDER]
 #
 # FOLDER (target/release-VERSION) then holds archives, .deb, .ipk, .apk, container images, the sources, recipes for Arch, Alpine,
 # OpenWrt and Home Assistant, the list of parts (SBOM) and SHA256SUMS. The same commit and tools make the same bytes in any
 # folder. It starts from a clean clone, and takes an hour on two cores. CROSS_TOOLS and CROSS_TARGET: see cross/build.sh.
 #
-#   --check  install, start, upgrade and remove what was made, in a root of its own each (as root on Debian)
+#   --check        install, start, upgrade and remove what was made, in a root of its own each (as root on Debian; with
+#                  APK=PROGRAM, apk-tools 3, the .apk files too)
+#   --only TARGET  the programs and packages of this target alone
 set -euo pipefail
 # shellcheck source=cross/packages/common.sh
 source "$(dirname "$0")/packages/common.sh"
 
 targets=(aarch64-unknown-linux-musl armv7-unknown-linux-musleabihf arm-unknown-linux-musleabihf armv5te-unknown-linux-musleabi
     mips-unknown-linux-musl mipsel-unknown-linux-musl riscv64gc-unknown-linux-musl x86_64-unknown-linux-musl i686-unknown-linux-musl)
-debian=(arm64 armhf armel amd64 i386 riscv64)
-# The architectures of OpenWrt's most common devices; cross/packages/openwrt.sh makes packages for the others.
-openwrt=(aarch64_cortex-a53 aarch64_cortex-a72 aarch64_cortex-a76 aarch64_generic arm_arm1176jzf-s_vfp arm_arm926ej-s
-    arm_cortex-a5_vfpv4 arm_cortex-a7_neon-vfpv4 arm_cortex-a7_vfpv4 arm_cortex-a8_vfpv3 arm_cortex-a9 arm_cortex-a9_neon
-    arm_cortex-a9_vfpv3-d16 arm_cortex-a15_neon-vfpv4 arm_xscale i386_pentium4 mips_24kc mipsel_24kc mipsel_74kc riscv64_riscv64
-    x86_64)
-platforms=(arm64 amd64 armv7 armv6 riscv64)
+# What is packed with the program of each target: names of Debian, of OpenWrt, and of container engines. For OpenWrt, those of its
+# most common devices; cross/packages/openwrt.sh makes packages for the others.
+# shellcheck disable=SC2034  # for_each reads it by name
+declare -A debian=([aarch64-unknown-linux-musl]=arm64 [arm-unknown-linux-musleabihf]=armhf [armv5te-unknown-linux-musleabi]=armel
+    [x86_64-unknown-linux-musl]=amd64 [i686-unknown-linux-musl]=i386 [riscv64gc-unknown-linux-musl]=riscv64)
+declare -A openwrt=(
+    [aarch64-unknown-linux-musl]="aarch64_cortex-a53 aarch64_cortex-a72 aarch64_cortex-a76 aarch64_generic"
+    [armv7-unknown-linux-musleabihf]="arm_cortex-a5_vfpv4 arm_cortex-a7_neon-vfpv4 arm_cortex-a7_vfpv4 arm_cortex-a8_vfpv3
+        arm_cortex-a9_neon arm_cortex-a9_vfpv3-d16 arm_cortex-a15_neon-vfpv4"
+    [arm-unknown-linux-musleabihf]=arm_arm1176jzf-s_vfp
+    [armv5te-unknown-linux-musleabi]="arm_arm926ej-s arm_cortex-a9 arm_xscale"
+    [mips-unknown-linux-musl]=mips_24kc [mipsel-unknown-linux-musl]="mipsel_24kc mipsel_74kc"
+    [riscv64gc-unknown-linux-musl]=riscv64_riscv64 [x86_64-unknown-linux-musl]=x86_64 [i686-unknown-linux-musl]=i386_pentium4)
+# shellcheck disable=SC2034
+declare -A platforms=([aarch64-unknown-linux-musl]=arm64 [x86_64-unknown-linux-musl]=amd64
+    [armv7-unknown-linux-musleabihf]=armv7 [arm-unknown-linux-musleabihf]=armv6 [riscv64gc-unknown-linux-musl]=riscv64)
 
-usage() { sed -n '2,8s/^# \?//p' cross/release.sh; }
+usage() { sed -n '2,11s/^# \?//p' cross/release.sh; }
 
 # Ends the script unless what is built is what the commit says.
 demand_clean_clone() {
@@ -54,33 +65,74 @@ make_recipes() {
     rm -r "$work"
 }
 
-# One of each kind: the weakest processor whose tools are to be had.
+# for_each LIST COMMAND: calls COMMAND with the names that LIST has for the targets; nothing, if it has none.
+for_each() {
+    local -n list=$1
+    local target names=()
+    # shellcheck disable=SC2206  # several names
+    for target in "${targets[@]}"; do names+=(${list[$target]:-}); done
+    [[ ${#names[@]} == 0 ]] || "$2" "${names[@]}"
+}
+
+has_apk() { "${APK:-apk}" --version 2>/dev/null | grep -q 'apk-tools 3'; }
+
+check_debs() {
+    local arch
+    for arch; do
+        # Debian has no riscv64 of that release.
+        [[ $arch == riscv64 ]] || cross/checks/deb.sh "$folder/ankipi_$(version)-1_$arch.deb"
+    done
+}
+
+# The packages of a target differ in their names alone, so the first is taken.
+check_routers() {
+    local target arch
+    for target in "${targets[@]}"; do
+        arch=${openwrt[$target]%% *}
+        cross/checks/openwrt.sh "$folder/ankipi-$(version)-$target.tar.gz"
+        cross/checks/openwrt.sh "$folder/ankipi_$(version)-r1_$arch.ipk"
+        if has_apk; then cross/checks/openwrt.sh "$folder/ankipi-$(version)-r1_$arch.apk"; fi
+    done
+}
+
+check_images() {
+    local platform
+    for platform; do cross/checks/image.sh "$folder/ankipi-$(version)-image-$platform.tar"; done
+}
+
+# Everything that can run here or under an emulator.
 check_all() {
-    local image arch platform
-    image=$folder/ankipi-$(version)-image
+    has_apk || say "no apk-tools 3 here (APK=PROGRAM names it): the .apk files and Alpine's recipe are not tried"
     cross/check.sh --brief "${targets[@]}"
-    for arch in armhf arm64 amd64; do cross/checks/deb.sh "$folder/ankipi_$(version)-1_$arch.deb"; done
-    for arch in mips_24kc mipsel_24kc aarch64_cortex-a53; do cross/checks/openwrt.sh "$folder/ankipi_$(version)-r1_$arch.ipk"; done
-    cross/checks/openwrt.sh "$folder/ankipi-$(version)-mips-unknown-linux-musl.tar.gz"
-    if "${APK:-apk}" --version 2>/dev/null | grep -q 'apk-tools 3'; then
-        cross/checks/openwrt.sh "$folder/ankipi-$(version)-r1_mips_24kc.apk"
-    else
-        say "no apk-tools 3 here (APK=PROGRAM names it): the .apk files are not installed"
-    fi
-    for platform in armv6 arm64 amd64; do cross/checks/image.sh "$image-$platform.tar"; done
+    for_each debian check_debs
+    check_routers
+    for_each platforms check_images
     cross/checks/recipes.sh
+    if [[ -x $out/x86_64-unknown-linux-musl/ankipi && $(uname -m) == x86_64 ]]; then
+        cross/checks/arch.sh "$out/x86_64-unknown-linux-musl/ankipi"
+        if has_apk; then cross/checks/alpine.sh "$out/x86_64-unknown-linux-musl/ankipi"; fi
+    fi
+    cross/checks/cargo-install.sh
 }
 
 check=
 folder=
-for word; do
-    case $word in
+only=()
+while [[ $# -gt 0 ]]; do
+    case $1 in
         -h | --help) usage; exit ;;
         --check) check=1 ;;
-        -*) die "$word is not an option; --help tells more" ;;
-        *) folder=$word ;;
+        --only)
+            is_target "${2:-}" || die "${2:-} is not a target; cross/build.sh --help lists them"
+            only+=("$2")
+            shift
+            ;;
+        -*) die "$1 is not an option; --help tells more" ;;
+        *) folder=$1 ;;
     esac
+    shift
 done
+[[ ${#only[@]} == 0 ]] || targets=("${only[@]}")
 demand_clean_clone
 folder=$(realpath -m "${folder:-target/release-$(version)}")
 mkdir -p "$folder"
@@ -89,9 +141,9 @@ for target in "${targets[@]}"; do bench=1 build_for "$target"; done
 # What is built need not be built again for each package.
 export CROSS_BUILT=1
 cross/packages/tarball.sh "${targets[@]}"
-cross/packages/deb.sh "${debian[@]}"
-cross/packages/openwrt.sh "${openwrt[@]}"
-cross/packages/image.sh "${platforms[@]}"
+for_each debian cross/packages/deb.sh
+for_each openwrt cross/packages/openwrt.sh
+for_each platforms cross/packages/image.sh
 mv "$out"/ankipi{-,_}*"$(version)"*.{tar.gz,deb,ipk,apk,tar} "$folder" 2>/dev/null || true
 make_sources
 make_recipes

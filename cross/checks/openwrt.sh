@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Installs a package or an archive as on an OpenWrt router, lets real clients sync with it, and removes it:
-# cross/checks/openwrt.sh IPK|APK|ARCHIVE
+# Installs a package or an archive as on an OpenWrt router, lets real clients sync with it, upgrades it while it runs, and removes
+# it: cross/checks/openwrt.sh IPK|APK|ARCHIVE
 #
 # As root on Debian. The functions that a router's own files have (init scripts, settings, procd) are stood for by
 # tests/ops/openwrt, and opkg by this script. An .apk is installed by apk-tools 3, which Debian does not have: APK names the
@@ -43,17 +43,24 @@ make_root() {
 
 inside() { env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin "${cpu[@]}" chroot "$root" "$@"; }
 
-# What opkg does: the lists first, since the scripts read them.
+# What opkg does with the package $1: the lists first, since the scripts read them. Settings that were changed stay.
 install_package() {
+    local upgrade=() kept=() part
+    rm -rf "$work/ipk" "$work/control"
     mkdir "$work/ipk" "$work/control"
-    tar -C "$work/ipk" -xzf "$file"
-    expect "what is in the package" "$(tar -tzf "$file" | sort | tr '\n' ' ')" "./control.tar.gz ./data.tar.gz ./debian-binary "
+    tar -C "$work/ipk" -xzf "$1"
+    expect "what is in the package" "$(tar -tzf "$1" | sort | tr '\n' ' ')" "./control.tar.gz ./data.tar.gz ./debian-binary "
     expect "its format" "$(cat "$work/ipk/debian-binary")" 2.0
     tar -C "$work/control" -xzf "$work/ipk/control.tar.gz"
-    tar -C "$root" -xzf "$work/ipk/data.tar.gz"
+    if [[ -e $info/ankipi.prerm ]]; then
+        upgrade=(env PKG_UPGRADE=1)
+        kept=(--exclude ./etc/config/ankipi)
+        inside "${upgrade[@]}" /usr/lib/opkg/info/ankipi.prerm upgrade >&2
+    fi
+    tar -C "$root" -xzf "$work/ipk/data.tar.gz" "${kept[@]}"
     for part in "$work"/control/*; do cp "$part" "$info/ankipi.${part##*/}"; done
     tar -tzf "$work/ipk/data.tar.gz" | sed -n 's,^\.\(/.*[^/]\)$,\1,p' >"$info/ankipi.list"
-    inside "/usr/lib/opkg/info/ankipi.postinst" configure >"$work/said" 2>&1 || die "postinst failed: $(cat "$work/said")"
+    inside "${upgrade[@]}" /usr/lib/opkg/info/ankipi.postinst configure >"$work/said" 2>&1 || die "postinst failed: $(cat "$work/said")"
 }
 
 # The real installer; it runs the scripts inside.
@@ -61,10 +68,20 @@ install_apk() {
     local apk=${APK:-apk}
     "$apk" --version | grep -q 'apk-tools 3' || die "no apk-tools 3 here: APK=PROGRAM names one"
     mkdir -p "$root/etc/apk"
-    "$apk" verify --allow-untrusted "$file" >&2
-    "$apk" add --root "$root" --initdb --arch "$arch" --allow-untrusted --no-network "$file" >"$work/said" 2>&1 ||
+    "$apk" verify --allow-untrusted "$1" >&2
+    "$apk" add --root "$root" --initdb --arch "$arch" --allow-untrusted --no-network "$1" >"$work/said" 2>&1 ||
         grep -q 'switched off' "$work/said" || die "apk add failed: $(cat "$work/said")"
     "$apk" info --root "$root" --arch "$arch" --allow-untrusted -e ankipi >/dev/null || die "apk does not know what it installed"
+}
+
+# Makes packages of the same files as version $2, for the router that is called $1, in the folder next.
+next_version() {
+    local target
+    mkdir "$work/next"
+    for target in $("$repo/cross/build.sh" --help | sed -n 's/^  \([a-z0-9_]*-unknown-[a-z-]*\) .*/\1/p'); do
+        install -D "$root/usr/bin/ankipi" "$work/next/$target/ankipi"
+    done
+    CROSS_BUILT=1 CROSS_TARGET=$work/next OPENWRT_VERSION=$2 "$repo/cross/packages/openwrt.sh" "$1" >&2
 }
 
 field() { sed -n "s/^$1: //p" "$info/ankipi.control"; }
@@ -80,7 +97,7 @@ wait_until_it_answers() {
 }
 
 install_archive() {
-    tar -C "$root/tmp" -xzf "$file"
+    tar -C "$root/tmp" -xzf "$1"
     archive=/tmp/$(ls "$root/tmp")
     inside "$archive/install.sh" >"$work/said" 2>&1 || die "install.sh failed: $(cat "$work/said")"
 }
@@ -109,16 +126,16 @@ esac
 make_root
 case $file in
     *.ipk)
-        install_package
+        install_package "$file"
         expect "the name of the file" "$(basename "$file")" "ankipi_$(field Version)_$(field Architecture).ipk"
         expect "what opkg keeps in an upgrade" "$(cat "$info/ankipi.conffiles")" /etc/config/ankipi
         ;;
     *.apk)
         arch=$(basename "$file" .apk)
         arch=${arch#*_}
-        install_apk
+        install_apk "$file"
         ;;
-    *) install_archive ;;
+    *) install_archive "$file" ;;
 esac
 expect "mode of the settings" "$(stat -c %a "$root/etc/config/ankipi")" 600
 grep -q 'switched off' "$work/said" || die "it started without being asked: $(cat "$work/said")"
@@ -142,6 +159,27 @@ pid=$(cat "$root/var/run/ankipi.pid")
 expect "who it runs as" "$(sed -n 's/^Uid:\t\([0-9]*\).*/\1/p' "/proc/$pid/status")" 32768
 expect "the data folder" "$(stat -c %u:%a "$root/mnt/stick/ankipi")" 32768:700
 
+old=$pid
+case $file in
+    *.ipk)
+        next_version "$(field Architecture)" "$(field Version)1"
+        install_package "$work"/next/*.ipk
+        ;;
+    *.apk)
+        next_version "$arch" "$(basename "$file" "_$arch.apk" | sed 's/^ankipi-//')1"
+        install_apk "$work"/next/*.apk
+        cat "$work/said" >&2
+        grep -q 'Upgrading ankipi' "$work/said" || die "apk did not upgrade: $(cat "$work/said")"
+        ;;
+    *) install_archive "$file" ;;
+esac
+pid=$(cat "$root/var/run/ankipi.pid")
+[[ $pid != "$old" && ! -e /proc/$old ]] || die "the upgrade leaves the old server running"
+grep -q "sync_port '$port'" "$root/etc/config/ankipi" || die "the upgrade took the settings"
+[[ -L $root/etc/rc.d/S95ankipi ]] || die "the upgrade disabled the service"
+wait_until_it_answers "$port"
+"$repo/tests/.venv/bin/python" "$repo/cross/checks/sync.py" "http://127.0.0.1:$port/" me secret >&2
+
 remove
 for _ in {1..200}; do
     [[ -e /proc/$pid ]] || break
@@ -150,4 +188,4 @@ done
 [[ ! -e /proc/$pid ]] || die "removing leaves the server running"
 [[ ! -L $root/etc/rc.d/S95ankipi ]] || die "removing leaves the service enabled"
 [[ -s $root/mnt/stick/ankipi/users ]] || die "removing took somebody's data"
-say "$file installs, starts, and goes"
+say "$file installs, starts, upgrades, and goes"

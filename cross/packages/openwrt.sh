@@ -91,11 +91,13 @@ make_apk() {
     chmod 644 "$lists"/*
     script "" $'add_group_and_user\ndefault_postinst' >"$work/post-install"
     script PKG_UPGRADE=1 $'add_group_and_user\ndefault_postinst' >"$work/post-upgrade"
+    # Without this the server of before runs on: procd starts none anew whose command and settings are the same.
+    script PKG_UPGRADE=1 default_prerm >"$work/pre-upgrade"
     script "" default_prerm >"$work/pre-deinstall"
     python3 cross/packages/openwrt/adb.py "$apk.new" "$work/data" name=ankipi version="$revision" arch="$1" \
         description="Sync server for Anki that fits small boards" license="MIT OR Apache-2.0" origin=ankipi \
         maintainer="$(maintainer)" build-time="$SOURCE_DATE_EPOCH" post-install="$work/post-install" \
-        post-upgrade="$work/post-upgrade" pre-deinstall="$work/pre-deinstall"
+        pre-upgrade="$work/pre-upgrade" post-upgrade="$work/post-upgrade" pre-deinstall="$work/pre-deinstall"
     finish "$apk"
 }
 
@@ -103,7 +105,7 @@ case ${1:-} in
     "" | -h | --help) sed -n '2,8s/^# \?//p' cross/packages/openwrt.sh; [[ ${1:-} ]] || exit 2; exit ;;
 esac
 for arch; do target_of "$arch" >/dev/null; done
-revision=$(version)-r1
+revision=${OPENWRT_VERSION:-$(version)-r1}
 for arch; do
     build_for "$(target_of "$arch")"
     work=$(mktemp -d)
