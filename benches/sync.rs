@@ -16,7 +16,7 @@ use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ankipi::collection::FILE_NAME;
 use serde_json::json;
@@ -137,6 +137,7 @@ const JOBS: &[Job] = &[
     Job { name: "reviews-down", budget: 8.0, run: Bench::reviews_down },
     Job { name: "history-up", budget: 8.0, run: |b| b.history_up(1) },
     Job { name: "history-down", budget: 8.0, run: |b| b.history_down(1) },
+    Job { name: "daily-copy", budget: 8.0, run: Bench::daily_copy },
     Job { name: "pictures-up", budget: 8.0, run: |b| b.media_up(&b.pictures(), 1) },
     Job { name: "pictures-down", budget: 8.0, run: |b| b.media_down(&b.pictures(), 1) },
     Job { name: "recording-up", budget: 8.0, run: |b| b.media_up(&b.recording(), 1) },
@@ -374,6 +375,41 @@ impl Bench {
         self.sync_down(users, received, |db| {
             generate::add_reviews(db, self.reviews(self.sizes.history), self.sizes.notes, generate::USN)
         })
+    }
+
+    /// The first sync of a day, of some reviews, until the copy of the collection before it is complete.
+    fn daily_copy(&self) -> Result<Usage> {
+        let base = self.base(1, |_| Ok(()))?;
+        let config = generate::config_json(&generate::open(&file_of(base.path(), 1))?)?;
+        let (cards, reviews) = (self.sizes.notes, self.reviews(REPEATS.into()));
+        let mut counts = self.counts;
+        counts[2] += i64::from(REPEATS);
+        let rows = Rows {
+            revlog: Some(Box::new(reviews.map(|n| generate::review_json(n, cards, generate::USN)))),
+            ..Rows::default()
+        };
+        let server = self.start(&base)?;
+        let mut client = server.client(1);
+        let backups = file_of(base.path(), 1).with_file_name("backups");
+        let mut copy = None;
+        let usage = server.measure(|| {
+            client.sync(generate::USN, Some(&config), rows, counts)?;
+            let deadline = Instant::now() + Duration::from_secs(600);
+            while copy.is_none() {
+                if Instant::now() > deadline {
+                    return Err("there is no daily copy".into());
+                }
+                thread::sleep(Duration::from_millis(5));
+                let found =
+                    std::fs::read_dir(&backups).into_iter().flatten().flatten().map(|entry| entry.path());
+                copy = found.filter(|path| path.extension().is_some_and(|end| end == "anki2")).next();
+            }
+            Ok(client.traffic)
+        })?;
+        drop(server);
+        self.check(&copy.ok_or("there is no daily copy")?, self.counts)?;
+        self.check(&file_of(base.path(), 1), counts)?;
+        Ok(usage)
     }
 
     /// Numbers of reviews that the collection does not have.

@@ -1,9 +1,11 @@
 //! All that is known of the accounts at one moment. A snapshot never changes; a newer one replaces it as a whole.
 //!
 //! A fault concerns one account and closes it: nobody can log in to it or sync with it, and the others go on. Its
-//! devices get an error and not "unknown key", so that they are still logged in once the fault is repaired.
+//! devices get an error and not "unknown key", so that they are still logged in once the fault is repaired. The same holds
+//! for devices whose account is missing: a folder that holds keys had an account, which the accounts file may have lost.
 
 use std::collections::BTreeMap;
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -18,7 +20,7 @@ use crate::accounts::password::Hash;
 use crate::accounts::users_file;
 use crate::accounts::users_file::{Stamp, UsersFile};
 use crate::config::user_name;
-use crate::config::{Config, UserSetting};
+use crate::config::{Config, USERS_FILE, UserSetting};
 use crate::error::{Error, Result};
 use crate::text::hex::hex;
 
@@ -180,6 +182,8 @@ pub struct Snapshot {
     stamp: Stamp,
     read_at: Instant,
     accounts: BTreeMap<String, Arc<Account>>,
+    /// Keys in folders that no account has.
+    orphaned: Vec<Keys>,
     /// Why the accounts file could not be read. Then the accounts in it are unknown.
     pub file_fault: Option<String>,
     /// A line of the accounts file that names no account. It may be one whose name is damaged.
@@ -208,6 +212,20 @@ impl Snapshot {
                 accounts.insert(name.clone(), Account::hashed(base, name, entry.clone(), None));
             }
         }
+        let mut orphaned = Vec::new();
+        if file_fault.is_none() {
+            for (name, keys) in keys_without_account(base, &accounts) {
+                notes.push(format!(
+                    "{name:?} has no account, but its folder holds the keys of {} devices: they cannot sync, and stay \
+                     logged in. If the account is lost, put a copy of {} (or its SYNC_USERn) in place, or type \
+                     `ankipi user add {name}`, after which the devices log in again. If it shall be gone, type `ankipi \
+                     user remove {name}`",
+                    keys.devices.len(),
+                    base.join(USERS_FILE).display()
+                ));
+                orphaned.push(keys);
+            }
+        }
         let previous = |name: &str| before.and_then(|before| before.accounts.get(name));
         let accounts = accounts.into_iter().map(|(name, mut account)| {
             if let Some(before) = previous(&name) {
@@ -218,6 +236,7 @@ impl Snapshot {
         Ok(Snapshot {
             version: before.map_or(1, |before| before.version + 1),
             accounts: accounts.collect(),
+            orphaned,
             settings,
             stamp,
             read_at,
@@ -237,6 +256,7 @@ impl Snapshot {
             stamp: self.stamp.clone(),
             read_at: self.read_at,
             accounts,
+            orphaned: self.orphaned.clone(),
             file_fault: self.file_fault.clone(),
             nameless_line: self.nameless_line.clone(),
             notes: self.notes.clone(),
@@ -277,6 +297,12 @@ impl Snapshot {
         self.file_fault.as_deref().into_iter().chain(why).chain(self.nameless_line.as_deref()).next()
     }
 
+    /// Whether a key is of a device whose account is missing.
+    pub fn is_orphaned(&self, digest: &KeyDigest) -> bool {
+        // No early return: the duration must not reveal which folder matches.
+        self.orphaned.iter().fold(false, |found, keys| found | keys.find(digest).is_some())
+    }
+
     fn closed(&self) -> impl Iterator<Item = (&str, &str)> {
         self.accounts.values().filter_map(|account| Some((&*account.name, account.closed.as_deref()?)))
     }
@@ -288,4 +314,19 @@ impl Snapshot {
         let closed = self.closed().map(|(name, why)| format!("the account {name:?} is closed: {why}"));
         file.chain(closed).chain(junk).chain(self.notes.iter().cloned()).collect()
     }
+}
+
+/// The folders in the data folder that hold keys of devices, and that no account has: their names and keys.
+fn keys_without_account(base: &Path, accounts: &BTreeMap<String, Account>) -> Vec<(String, Keys)> {
+    let entries = fs::read_dir(base).into_iter().flatten().flatten();
+    let names = entries.filter_map(|entry| entry.file_name().into_string().ok());
+    let others =
+        names.filter(|name| user_name::check_user_name(name).is_ok() && !accounts.contains_key(name));
+    let with_keys = others.filter_map(|name| {
+        let keys = Keys::read(&base.join(&name), None).ok().filter(|keys| !keys.devices.is_empty())?;
+        Some((name, keys))
+    });
+    let mut found: Vec<_> = with_keys.collect();
+    found.sort_unstable_by(|(one, _), (other, _)| one.cmp(other));
+    found
 }

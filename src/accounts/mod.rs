@@ -273,6 +273,11 @@ impl Accounts {
             }
         }
         let Some(account) = found else {
+            if now.is_orphaned(&digest) {
+                return Err(Error::Busy(
+                    "the account of this device is missing: the log says what to type".to_owned(),
+                ));
+            }
             return Err(match now.unread_keys() {
                 // The key may be in a file that cannot be read. After a 403 the client would forget its key.
                 Some(why) => Error::Busy(format!("unknown host key, but not all are known: {why}")),

@@ -298,10 +298,24 @@ def test_every_damage_to_the_users(tmp_path, runs):
         bob.sync()
         anna.add_note(kind)
         asked, heard = try_sync(anna)
-        if kind in ("junk", "folder in its place"):
+        if kind in ("junk", "folder in its place", "missing", "empty", "line lost"):
             assert "try again" in heard, "a device was logged out because of a damaged file"
         if users.is_dir():
             users.rmdir()
+        if kind in ("missing", "empty", "line lost"):
+            # The log and status say whose devices are locked out, and what helps. A copy of the file does, without a new login.
+            for said in (server.log(), ankipi(server, "status").stderr):
+                assert re.search('"anna" has no account.*copy of .*/users.*`ankipi user add anna`', said), said
+            assert ('"carl" has no account' in ankipi(server, "status").stderr) == (kind != "line lost")
+            users.write_text(good)
+            asked, then = try_until_served(anna)
+            heard += f" THEN, with a copy of the file, {then}"
+            assert asked == NO_CHANGES, heard
+            server.stop()
+            damage(users)
+            server.start()
+            anna.add_note(f"{kind} again")
+            asked, _ = try_sync(anna)
         if kind == "unreadable":
             readable(users)
             assert asked is None, "nobody knows whether anna still has an account"

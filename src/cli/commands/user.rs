@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use crate::accounts;
-use crate::accounts::device_keys::Keys;
+use crate::accounts::device_keys::{KEYS_FILE, Keys};
 use crate::accounts::known_accounts::{AccountSettings, Snapshot};
 use crate::accounts::password::Hash;
 use crate::accounts::users_file;
@@ -182,7 +182,8 @@ fn remove(mut invocation: Invocation) -> Result<ExitCode> {
     let is_known = users_file::read(&base)?.0.get(&name).is_some();
     // The account may have been removed earlier, without its data.
     let has_data_to_delete = deletes_data && folder.is_dir();
-    if !is_known && !has_data_to_delete {
+    let keys = folder.join(KEYS_FILE);
+    if !is_known && !has_data_to_delete && !keys.is_file() {
         return Err(unknown(&name));
     }
     let question = format!("Delete everything in {}?", folder.display());
@@ -194,8 +195,16 @@ fn remove(mut invocation: Invocation) -> Result<ExitCode> {
         return Ok(ExitCode::from(FAILED));
     }
     let lock = users_file::lock(&base)?;
+    // Before the account: keys without an account would be those of an account that was lost.
+    let has_keys = keys.is_file();
+    if has_keys {
+        files::remove_if_there(&keys)?;
+        files::sync_folder(&folder)?;
+    }
     if is_known {
         users_file::change_locked(&base, |users| Ok(users.remove(&name)))?;
+    } else if has_keys {
+        users_file::touch(&base)?;
     }
     if has_data_to_delete {
         // Renamed first, so that a running server loses the whole folder at once and does not write into a half-deleted
