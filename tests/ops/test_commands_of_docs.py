@@ -38,9 +38,15 @@ NOT_RUN = {
     "cross/check.sh": (".ci/run", "cross/check.sh"),
     "cross/checks/": (".ci/run", "cross/checks/deb.sh"),
     "sudo apt install": ("cross/checks/deb.sh", "dpkg -i"),
-    "opkg install": ("cross/checks/openwrt.sh", "What opkg does"),
-    "uci ": ("tests/ops/test_packaging.py", "uci set ankipi.main.enabled=1"),
-    "service ankipi": ("cross/checks/openwrt.sh", "ankipi start"),
+    "opkg install": ("tests/ops/test_ways_in.py", 'lines_of("docs/install.md", "On OpenWrt")'),
+    "uci ": ("tests/ops/test_ways_in.py", 'lines_of("docs/install.md", "On OpenWrt")'),
+    "service ankipi": ("tests/ops/test_ways_in.py", 'lines_of("docs/install.md", "On OpenWrt")'),
+    "git archive": ("cross/release.sh", "git archive --prefix"),
+    "cd cross/packages/arch": ("cross/checks/recipes.sh", "makepkg"),
+    "sudo systemctl enable": "it is systemd's; cross/checks/deb.sh looks at what it makes",
+    "docker ": "it needs an engine with cgroups; cross/checks/image.sh runs what the image says, without one",
+    "tar -xf ankipi": ("cross/checks/openwrt.sh", "install_archive"),
+    "cd ankipi-*/": ("cross/checks/openwrt.sh", "install.sh"),
     "sudo systemctl reload nginx": "it is nginx's; tests/ops/proxies.py starts one",
     "systemctl edit": "it opens an editor",
     "certbot": "it needs a name of the internet",
@@ -91,6 +97,8 @@ class Installed:
         shutil.copytree(data, self.base)
         shutil.copytree(stick, self.stick)
         shutil.copytree(old, self.old)
+        self.official = root / "official"
+        shutil.copytree(data, self.official)
         (root / "bin").mkdir()
         (root / "bin/ankipi").symlink_to(command(official=False)[0])
         self.config = root / "ankipi.conf"
@@ -116,9 +124,10 @@ class Installed:
         ids = re.findall(r"^anna +([0-9a-f]{8})", subprocess.run([self.root / "bin/ankipi", "device", "list"], env=self.env,
                                                                  capture_output=True, text=True).stdout, re.MULTILINE)
         url = self.server.url if self.server else "http://127.0.0.1:1/"
-        is_import = line.startswith("ankipi import")
-        for name, here in (("/path/of/the/old/folder", self.old if is_import else self.base), ("/var/lib/ankipi", self.base),
-                           ("/tmp/ankipi-demo", self.root / "demo"), ("/var/etc/ankipi.conf", self.config), ("/media/stick", self.stick),
+        line = line.replace("chown -R ankipi:", "chown -R root:").replace("import FILE.colpkg", f"import {self.stick}/anna.colpkg")
+        old = next((old for begins, old in (("ankipi import", self.old), ("cp ", self.official)) if line.startswith(begins)), self.base)
+        for name, here in (("/path/of/the/old/folder", old), ("/var/lib/ankipi", self.base),
+                           ("/tmp/ankipi-demo", self.root / "demo"), ("/media/stick", self.stick),
                            ("/mnt/stick", self.stick), ("/mnt/new", self.stick), ("http://localhost:8080/", url), ("URL", url),
                            ("NAME", "anna"), ("NUMBER", "1"), ("5a0c4d12", ids[0] if ids else ""), ("cross/", f"{REPO}/cross/")):
             line = line.replace(name, str(here))
