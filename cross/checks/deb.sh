@@ -60,10 +60,14 @@ repack() {
 installed=(env "${cpu[@]}" chroot --userspec=ankipi:ankipi "$root" /usr/bin/ankipi)
 
 link=$root/etc/systemd/system/multi-user.target.wants/ankipi.service
-cp "$deb" "$root/old.deb"
 repack "$version+1" new.deb
 
-inside dpkg -i /old.deb >&2
+# What the page says, typed by who has the package at hand.
+mkdir -p "$root/root"
+cp "$deb" "$root/root/"
+mapfile -t lines < <(page_lines docs/install.md 'With a ')
+[[ ${lines[0]} == "apt install "* && ${lines[1]} == "ankipi user add me" && ${#lines[@]} == 2 ]] || die "the page has other lines"
+for line in "${lines[@]}"; do echo secret | inside sh -c "cd /root; $line" >&2; done
 expect "owner of the data folder" "$(inside stat -c %U:%G:%a /var/lib/ankipi)" ankipi:ankipi:700
 expect "enabled" "$(readlink "$link")" /lib/systemd/system/ankipi.service
 for path in lib/systemd/system/ankipi.socket usr/share/bash-completion/completions/ankipi usr/share/man/man1/ankipi.1.gz \
@@ -72,7 +76,6 @@ for path in lib/systemd/system/ankipi.socket usr/share/bash-completion/completio
 done
 [[ -z $(find "$root/etc/systemd/system" -name ankipi.socket) ]] || die "the package enables its socket, too"
 env "${cpu[@]}" chroot "$root" /usr/bin/anki-sync-server --version >&2
-echo secret | "${installed[@]}" user add me --config /etc/ankipi.conf >&2
 start "${installed[@]}" serve --config /etc/ankipi.conf
 stop
 

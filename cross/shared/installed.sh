@@ -7,6 +7,13 @@ server=
 
 expect() { [[ $2 == "$3" ]] || die "$1: '$2' instead of '$3'"; }
 
+# page_lines PAGE SENTENCE: the lines of the first block after that sentence of a page, as its reader types them for user `me`; who
+# types here is root.
+page_lines() {
+    awk -v sentence="$2" 'index($0, sentence) { on = 1 } on && /^    / { print substr($0, 5); found = 1 } found && !/^    / { exit }' \
+        "$repo/$1" | sed 's/ *#.*//; s/^sudo //; s/NAME/me/'
+}
+
 # start COMMAND...: starts the server on a free port. Two real clients of user `me`, password `secret`, then sync through it.
 start() {
     local port

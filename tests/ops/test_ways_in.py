@@ -21,11 +21,12 @@ WAYS = {
     "the official server's folder": ("tests/real/test_takeover.py", "def test_the_official_servers_folder_is_taken_over_and_given_back"),
     "ankisyncd": ("tests/ops/test_import.py", 'ids=["ankisyncd", "anki-sync-server-rs"]'),
     "anki-sync-server-rs": ("tests/ops/test_import.py", 'ids=["ankisyncd", "anki-sync-server-rs"]'),
-    "a .deb": ("cross/checks/deb.sh", "sync"),
+    "a .deb": ("cross/checks/deb.sh", "page_lines docs/install.md 'With a '"),
     "OpenWrt": ("tests/ops/test_ways_in.py", "def test_a_router_is_set_up_by_its_page_alone"),
     "an .ipk on a router's processor": ("cross/checks/openwrt.sh", "sync"),
     "a container": ("cross/checks/image.sh", "sync"),
-    "Arch and Alpine (the recipes)": ("cross/checks/recipes.sh", "PKGBUILD"),
+    "Arch": ("cross/checks/arch.sh", "makepkg"),
+    "Alpine": ("cross/checks/alpine.sh", "start"),
     "source": ("tests/ops/test_commands_of_docs.py", "cargo run --release"),
 }
 
@@ -40,7 +41,7 @@ def test_each_check_of_a_package_syncs_with_a_real_client_and_runs_in_ci():
     runs = (REPO / ".ci/run").read_text()
     for path in ("deb.sh", "openwrt.sh", "image.sh"):
         script = (REPO / "cross/checks" / path).read_text()
-        assert re.search(r"checks/sync\.py|sync\.py", script), path
+        assert "shared/installed.sh" in script or "checks/sync.py" in script, path
         assert f"cross/checks/{path}" in runs, path
 
 
