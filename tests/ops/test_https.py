@@ -1,7 +1,5 @@
 """https with certificates of one's own (cross/proxy/certs.sh), through each small proxy, by the real client."""
 
-import socket
-import ssl
 import subprocess
 
 import pytest
@@ -10,7 +8,7 @@ from anki.errors import NetworkError
 from commands import run
 from proxies import Hitch, Lighttpd
 from server import REPO
-from test_proxies import server, syncs_through, trusting  # noqa: F401: fixtures
+from test_proxies import server, syncs_through, tls_versions, trusting  # noqa: F401: fixtures
 
 CERTS = REPO / "cross/proxy/certs.sh"
 SNIPPETS = REPO / "cross/proxy"
@@ -64,18 +62,6 @@ def test_what_is_no_name_is_refused(tmp_path):
     assert "there is no certificate" in certs(tmp_path, "renew", status=1)
 
 
-def versions(port, root):
-    """The versions of TLS that the proxy speaks, with the root alone trusted."""
-    spoken = []
-    for version in (ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3):
-        context = ssl.create_default_context(cafile=root)
-        context.minimum_version = context.maximum_version = version
-        with socket.create_connection(("127.0.0.1", port), timeout=10) as plain:
-            with context.wrap_socket(plain, server_hostname="localhost") as secure:
-                spoken.append(secure.version())
-    return spoken
-
-
 def site(name, server, folder):  # noqa: F811
     text = (SNIPPETS / name).read_text().replace("/etc/ankipi/certs", str(folder))
     text = text.replace("listen [::]:443 ssl;", "").replace("listen 443 ssl;", "listen 127.0.0.1:LISTEN ssl;")
@@ -98,7 +84,7 @@ def test_the_client_syncs_through_https(server, nginx, reverse_proxy, own_certs,
     server = server()
     text = site(name, server, own_certs)
     proxy = (nginx if kind is None else lambda *args, **kwargs: reverse_proxy(kind, *args, **kwargs))(text, host="localhost", scheme="https")
-    assert versions(proxy.port, own_certs / "root.crt") == ["TLSv1.2", "TLSv1.3"]
+    assert tls_versions(proxy.port, own_certs / "root.crt") == ["TLSv1.2", "TLSv1.3"]
     stranger = new_account(server, "anna", "secret").device("stranger")
     stranger.use(proxy.url)
     with pytest.raises(NetworkError):

@@ -2,6 +2,8 @@
 
 import random
 import re
+import socket
+import ssl
 
 import pytest
 from anki.errors import NetworkError
@@ -114,6 +116,18 @@ def test_nginx_below_a_path(server, nginx, syncs_through, stripped):
     syncs_through(server, nginx(site).url + "anki/")
 
 
+def tls_versions(port: int, root) -> list[str]:
+    """The versions of TLS that a proxy speaks, with this root alone trusted. AnkiMobile needs 1.2."""
+    spoken = []
+    for version in (ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3):
+        context = ssl.create_default_context(cafile=root)
+        context.minimum_version = context.maximum_version = version
+        with socket.create_connection(("127.0.0.1", port), timeout=10) as plain:
+            with context.wrap_socket(plain, server_hostname="localhost") as secure:
+                spoken.append(secure.version())
+    return spoken
+
+
 @pytest.fixture
 def trusting(monkeypatch):
     """Lets the client trust a certificate besides those of the system; where a desktop's user would import it there."""
@@ -128,6 +142,7 @@ def test_caddy_that_signs_for_itself(server, caddy, syncs_through, trusting, new
     stranger.use(proxy.url)
     with pytest.raises(NetworkError):
         stranger.login()
+    assert tls_versions(proxy.port, proxy.root_certificate()) == ["TLSv1.2", "TLSv1.3"]
     trusting(proxy.root_certificate())
     syncs_through(server, proxy.url)
 
