@@ -380,6 +380,8 @@ mod tests {
             ("SYNC_USER1", "\"me:pw\"", Some("quotes")),
             ("SYNC_USER1", "me:pw\r", Some("a carriage return")),
             ("SYNC_USER1", "me:pw ", Some("a blank")),
+            ("SYNC_USER1", "me : pw", Some("nobody can log in")),
+            ("SYNC_PORT", " 80\r", None),
             ("SYNC_USER1", "me:\"pw\"", None),
             ("SYNC_PORT", "'80'", Some("quotes")),
         ];

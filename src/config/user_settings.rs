@@ -70,12 +70,18 @@ pub fn warning_of_literal_quotes(key: &str, value: &str) -> Option<String> {
     let is_quoted = ['"', '\'']
         .iter()
         .any(|quote| value.len() > 1 && value.starts_with(*quote) && value.ends_with(*quote));
+    // Blanks around other values do not count.
+    let name = if is_account(key) { value.split_once(':').map_or("", |(name, _)| name) } else { "" };
     let what = if is_quoted {
         "is in quotes, which count as part of it"
+    } else if !is_account(key) {
+        return None;
     } else if value.ends_with('\r') {
         "ends with a carriage return, which counts as part of it: the file has line ends of Windows"
-    } else if value.trim_ascii() != value {
+    } else if value.trim() != value {
         "begins or ends with a blank, which counts as part of it"
+    } else if name.trim() != name {
+        "has a blank in front of the colon: Anki takes off blanks around a name, so nobody can log in"
     } else {
         return None;
     };

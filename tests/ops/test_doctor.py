@@ -48,6 +48,20 @@ def test_who_tries_localhost_is_told_what_other_devices_need(new_server):
         assert "machine alone" not in done(everywhere, "doctor", f"http://{lan}:{everywhere.port}/")
 
 
+def test_the_address_of_old_clients_is_known_and_a_wrong_path_is_not_called_the_fault_of_a_proxy(server, nginx):
+    for more in ("sync/", "sync", "sync/sync/", "msync/"):
+        said = " ".join(done(server, "doctor", server.url + more).split())
+        assert "the beginning of a method's name" in said and f"In Anki, type: {server.url}" in said, said
+        assert ("as the media address" in said) == ("msync" in more), said
+    ended = run(server, "doctor", server.url + "anki/")
+    assert ended.returncode == 1 and "Nothing is served at this path" in ended.stdout and "nginx" not in ended.stdout, ended
+    # A proxy may serve it below such a path.
+    site = snippet("nginx-subpath.conf", server).replace("/anki", "/sync")
+    proxy = nginx("server {\nlisten 127.0.0.1:LISTEN;\n" + site + "\n}\n")
+    said = done(server, "doctor", proxy.url + "sync/")
+    assert f"In Anki, type: {proxy.url}sync/" in said and "method's name" not in said, said
+
+
 def test_all_is_well_through_our_snippets(server, nginx):
     proxy = nginx(snippet("nginx.conf", server))
     said = done(server, "doctor", proxy.url, "--user", "anna", input="secret\n")

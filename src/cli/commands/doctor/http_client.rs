@@ -54,6 +54,17 @@ impl Url {
         self.is_https
     }
 
+    /// The address without `sync/` and `msync/` at its end, if it has any: methods begin with these words, and old clients have
+    /// them in their settings.
+    pub fn without_methods(&self) -> Option<Url> {
+        let mut rest = self.path.trim_end_matches('/');
+        while let Some(shorter) = rest.strip_suffix("/sync").or_else(|| rest.strip_suffix("/msync")) {
+            rest = shorter;
+        }
+        let path = format!("{rest}/");
+        (path != self.path).then(|| Url { path, ..self.clone() })
+    }
+
     /// The addresses at which other devices may reach this machine, if this one is of its loopback.
     pub fn for_other_devices(&self) -> Option<Vec<Url>> {
         let host_and_port = self.host_and_port();

@@ -71,6 +71,7 @@ fn run(mut invocation: Invocation) -> Result<ExitCode> {
         doctor.note("the address has no slash at its end", "Type it with one: some clients need it.");
     }
     doctor.local_files();
+    doctor.leave_methods_out();
     if doctor.health() && doctor.methods() {
         doctor.large_body();
         if let (Some(user), Some(password)) = (user, password) {
@@ -180,6 +181,26 @@ impl Doctor {
                 );
             }
         }
+    }
+
+    /// Goes on with the address in front of `sync/` or `msync/`, if the server is there.
+    fn leave_methods_out(&mut self) {
+        let is_there = |url: &Url| {
+            let request = Request { verb: "GET", path: "health", headers: &[], body: &[] };
+            fetch(url, &request).is_ok_and(|reply| reply.status == 200)
+        };
+        let Some(shorter) = self.url.without_methods().filter(is_there) else { return };
+        // A proxy may serve ankipi below such a path.
+        if is_there(&self.url) {
+            return;
+        }
+        let advice = if self.url.to_string().ends_with("/msync/") {
+            format!("AnkiDroid up to 2.15 wants it as the media address; all others want {shorter}")
+        } else {
+            format!("ankipi serves it so, too; the address is {shorter}")
+        };
+        self.note("the address ends with the beginning of a method's name", &advice);
+        self.url = shorter;
     }
 
     /// Where other devices find a server whose address here is `localhost`.
@@ -406,6 +427,10 @@ fn explain(reply: &Reply) -> String {
             .to_owned(),
         403 => {
             "The proxy does not let this through (an access list, or a filter of request bodies).".to_owned()
+        }
+        404 if reply.header("server").or_else(|| reply.header("via")).is_none() => {
+            "Nothing is served at this path. Is there a word too many behind the address? SYNC_BASE_PATH must fit."
+                .to_owned()
         }
         404 => {
             "The path is lost on its way. In nginx `proxy_pass http://...:8080/;` with the slash takes the \
