@@ -31,7 +31,7 @@ declare -A openwrt=(
 declare -A platforms=([aarch64-unknown-linux-musl]=arm64 [x86_64-unknown-linux-musl]=amd64
     [armv7-unknown-linux-musleabihf]=armv7 [arm-unknown-linux-musleabihf]=armv6 [riscv64gc-unknown-linux-musl]=riscv64)
 
-usage() { sed -n '2,11s/^# \?//p' cross/release.sh; }
+help() { sed -n '2,11s/^# \?//p' cross/release.sh; }
 
 # Ends the script unless what is built is what the commit says.
 demand_clean_clone() {
@@ -120,7 +120,7 @@ folder=
 only=()
 while [[ $# -gt 0 ]]; do
     case $1 in
-        -h | --help) usage; exit ;;
+        -h | --help) help; exit ;;
         --check) check=1 ;;
         --only)
             is_target "${2:-}" || die "${2:-} is not a target; cross/build.sh --help lists them"
