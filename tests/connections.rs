@@ -57,7 +57,14 @@ impl Policy for ByPath {
         let told = fields.values("x-client").next().and_then(|text| text.parse().ok());
         Sharer::at(told.unwrap_or(peer))
     }
+
+    fn replies_tell_their_end(&self, fields: &Fields) -> bool {
+        fields.values("x-keep").next().is_some()
+    }
 }
+
+/// The header of a request whose backend connection may be kept.
+const KEEP: &str = "X-Keep: 1\r\n";
 
 /// The header of a client of another address.
 const ELSEWHERE: &str = "X-Client: 192.0.2.9\r\n";
@@ -217,6 +224,11 @@ fn handle(mut request: tiny_http::Request, gate: &Gate, events: &Sender<String>)
         "/cut-length" => {
             drop(write!(request.into_writer(), "HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhello"));
         }
+        "/broken" | "/broken-before" => {
+            let mut out = request.into_writer();
+            let begun = if path == "/broken" { format!("{CHUNKED}5\r\nhello\r\n") } else { String::new() };
+            drop(write!(out, "{begun}{BROKEN}").and_then(|()| out.flush()));
+        }
         "/no-content" => drop(request.respond(tiny_http::Response::empty(204))),
         "/endless" => {
             let mut out = request.into_writer();
@@ -235,6 +247,9 @@ fn handle(mut request: tiny_http::Request, gate: &Gate, events: &Sender<String>)
 }
 
 const BIG: usize = 8 << 20;
+
+/// What a reply of ours ends with if it fails midway.
+const BROKEN: &str = "\r\n\r\n";
 
 fn say(events: &Sender<String>, event: &str) {
     let _ = events.send(event.to_owned());
@@ -495,9 +510,10 @@ fn the_backend_learns_peer_and_length_and_nothing_forged() {
     {
         assert!(text.contains(line), "{text}");
     }
-    for word in ["upgrade", "6.6.6.6", "content-length"] {
+    for word in ["upgrade", "6.6.6.6", "transfer-encoding"] {
         assert!(!text.contains(word), "{text}");
     }
+    assert_eq!(text.matches("\ncontent-length: 5\n").count(), 1, "{text}");
 }
 
 #[test]
@@ -781,6 +797,145 @@ fn fake_backend() -> (UnixListener, PathBuf, tempfile::TempDir) {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("http");
     (UnixListener::bind(&path).unwrap(), path, dir)
+}
+
+// ---- kept backend connections ----
+
+/// Reads a request without a body from a backend connection, and returns its head.
+fn read_head(stream: &mut UnixStream) -> String {
+    stream.set_read_timeout(Some(EVENT_TIMEOUT)).unwrap();
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        let mut byte = [0];
+        stream.read_exact(&mut byte).unwrap();
+        head.push(byte[0]);
+    }
+    String::from_utf8(head).unwrap()
+}
+
+/// Whether the backend connection was closed before `EVENT_TIMEOUT`, and nothing came on it.
+fn is_closed(stream: &mut UnixStream) -> bool {
+    stream.set_read_timeout(Some(EVENT_TIMEOUT)).unwrap();
+    matches!(stream.read(&mut [0]), Ok(0))
+}
+
+const PONG: &str = "HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\npong";
+
+fn start_before(path: PathBuf) -> PollLoopThread {
+    PollLoopThread::start(TcpListener::bind("127.0.0.1:0").unwrap(), path, Limits::default())
+}
+
+#[test]
+fn requests_of_different_clients_follow_each_other_on_one_backend_connection() {
+    let _alone = ALONE.read();
+    let (backend, path, _dir) = fake_backend();
+    let connections = start_before(path);
+    let mut kept = None;
+    for number in 0..3 {
+        let mut client = connections.client();
+        client.send(format!("GET /{number} HTTP/1.1\r\n{KEEP}\r\n"));
+        let stream = kept.get_or_insert_with(|| backend.accept().unwrap().0);
+        let head = read_head(stream);
+        assert!(head.starts_with(&format!("GET /{number} ")) && !head.contains("Connection:"), "{head}");
+        stream.write_all(PONG.as_bytes()).unwrap();
+        assert_eq!(client.answer().text(), "pong");
+    }
+    // One that must not be kept is alone on its connection, and so is a transfer.
+    for head in ["GET /x HTTP/1.1\r\n".to_owned(), format!("GET /bulk/x HTTP/1.1\r\n{KEEP}")] {
+        let mut client = connections.client();
+        client.send(head + "\r\n");
+        let (mut alone, _) = backend.accept().unwrap();
+        assert!(read_head(&mut alone).contains("\r\nConnection: close\r\n"));
+        alone.write_all(PONG.as_bytes()).unwrap();
+        assert_eq!(client.answer().text(), "pong");
+        assert!(is_closed(&mut alone));
+    }
+    // The stop does not leave it open.
+    connections.begin_stop();
+    assert!(is_closed(&mut kept.unwrap()));
+}
+
+#[test]
+fn a_backend_connection_is_kept_only_after_a_whole_reply_of_ours() {
+    let _alone = ALONE.read();
+    let (backend, path, _dir) = fake_backend();
+    let connections = start_before(path);
+    let excess = format!("{PONG}HTTP/1.1 200 OK\r\n");
+    let broken = format!("{CHUNKED}1\r\nx\r\n{BROKEN}");
+    let cases = [
+        ("HTTP/1.1 400 No\r\nContent-Length: 0\r\n\r\n", Some(400)),
+        ("HTTP/1.1 500 No\r\nContent-Length: 0\r\n\r\n", Some(500)),
+        (&excess, Some(200)),
+        (BROKEN, Some(502)),
+        (&broken, None),
+    ];
+    for (reply, status) in cases {
+        let mut client = connections.client();
+        client.send(format!("GET / HTTP/1.1\r\n{KEEP}\r\n"));
+        let (mut stream, _) = backend.accept().unwrap();
+        read_head(&mut stream);
+        stream.write_all(reply.as_bytes()).unwrap();
+        assert_eq!(client.try_answer().ok().map(|answer| answer.status), status, "{reply}");
+        assert!(is_closed(&mut stream), "{reply}");
+    }
+    // The client leaves before its reply: the next client must not get it.
+    let mut client = connections.client();
+    client.send(format!("GET / HTTP/1.1\r\n{KEEP}\r\n"));
+    let (mut stream, _) = backend.accept().unwrap();
+    read_head(&mut stream);
+    drop(client);
+    assert!(is_closed(&mut stream));
+}
+
+#[test]
+fn bodies_of_any_size_and_unread_ones_leave_no_byte_for_the_next_request() {
+    let server = Server::start();
+    let mut clients = [server.client(), server.client()];
+    for round in 0..60 {
+        let size = [0, 1, 5, 1023, 1024, 1025, 8191, 65_535, 65_536, 65_537, 200_000][round % 11];
+        let body = vec![b'G'; size];
+        let client = &mut clients[round % 2];
+        // /ping reads no body. After a long one that nobody reads, the client's connection is closed.
+        let path = if round % 3 == 0 && size < 65_536 { "/ping" } else { "/echo" };
+        let mut wire = if round % 5 == 0 {
+            post(path, &format!("{KEEP}Transfer-Encoding: chunked\r\n")).into_bytes()
+        } else {
+            post(path, &format!("{KEEP}Content-Length: {size}\r\n")).into_bytes()
+        };
+        match (round % 5 == 0, size) {
+            (true, 0) => wire.extend_from_slice(b"0\r\n\r\n"),
+            (true, _) => wire.extend_from_slice(&[&chunk(&body)[..], b"0\r\n\r\n"].concat()),
+            (false, _) => wire.extend_from_slice(&body),
+        }
+        let answer = client.send(&wire).answer();
+        let expected = if path == "/ping" { b"pong".to_vec() } else { body };
+        assert!(answer.body == expected, "{path} {size}: {:?}", answer.status);
+        if round % 7 == 0 {
+            let broken = |path| {
+                let got = server.client().send(format!("GET {path} HTTP/1.1\r\n{KEEP}\r\n")).try_answer();
+                got.ok().map(|answer| answer.status)
+            };
+            assert_eq!((broken("/broken"), broken("/broken-before")), (None, Some(502)));
+        }
+    }
+}
+
+#[test]
+fn more_requests_at_once_than_kept_connections_all_get_their_reply() {
+    let server = Server::start();
+    let addr = server.connections.addr;
+    let threads: Vec<_> = (0..12)
+        .map(|_| {
+            thread::spawn(move || {
+                for round in 0..50 {
+                    let body = round.to_string();
+                    let wire = post("/echo", &format!("{KEEP}Content-Length: {}\r\n", body.len())) + &body;
+                    assert_eq!(Client::connect(addr).send(wire).answer().text(), body);
+                }
+            })
+        })
+        .collect();
+    threads.into_iter().for_each(|thread| thread.join().unwrap());
 }
 
 #[test]
@@ -1303,8 +1458,9 @@ fn few_descriptors_are_enough() {
     for client in &mut half_open {
         let _ = client.try_send(b"GET /");
     }
-    for _ in 0..20 {
-        assert_eq!(Client::connect(addr).get("/ping").text(), "pong");
+    for keep in ["", KEEP].repeat(10) {
+        let answer = Client::connect(addr).send(format!("GET /ping HTTP/1.1\r\n{keep}\r\n")).answer();
+        assert_eq!(answer.text(), "pong");
     }
     drop(process.stdin.take());
     assert!(process.wait().unwrap().success());

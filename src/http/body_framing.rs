@@ -231,6 +231,16 @@ impl ChunkWriter {
         self.sealed = !self.buf.is_empty();
     }
 
+    /// Turns the collected bytes, which are the whole body, into what follows a head with their number. Returns it.
+    pub fn seal_whole(&mut self) -> usize {
+        let size = self.unsealed_bytes();
+        self.start = self.buf.len() - size;
+        self.at = self.start;
+        self.sealed = size > 0;
+        self.ended = true;
+        size
+    }
+
     /// Puts the request head before the pending chunk, so that a small request is sent in one write.
     pub fn prepend(&mut self, mut head: Vec<u8>) {
         head.extend_from_slice(self.pending());
@@ -256,7 +266,8 @@ impl ChunkWriter {
         }
     }
 
-    /// Whether a chunk is partly written. If the connection were closed now, tiny_http would take the body for complete.
+    /// Whether a chunk, or a whole body, is partly written. If the connection were closed now, tiny_http would take the
+    /// body for complete.
     pub fn is_inside_chunk(&self) -> bool {
         self.sealed && self.at > self.start
     }
@@ -393,6 +404,26 @@ mod tests {
         }
         let (out, taken, done) = decode_split(Body::chunked(), &wire, 3).unwrap();
         assert_eq!((out.len(), taken, done), (70_005, wire.len(), true));
+    }
+
+    #[test]
+    fn a_whole_body_follows_its_head_as_it_is() {
+        let mut writer = ChunkWriter::default();
+        writer.push(b"hel");
+        writer.push(b"lo");
+        assert_eq!(writer.seal_whole(), 5);
+        writer.prepend(b"head".to_vec());
+        assert_eq!(writer.pending(), b"headhello");
+        writer.advance(1);
+        assert!(writer.is_inside_chunk());
+        writer.advance(8);
+        writer.seal(true);
+        assert!(writer.pending().is_empty() && !writer.is_inside_chunk());
+        for mut empty in [ChunkWriter::default(), ChunkWriter::without_body()] {
+            assert_eq!(empty.seal_whole(), 0);
+            empty.prepend(b"head".to_vec());
+            assert_eq!(empty.pending(), b"head");
+        }
     }
 
     #[test]

@@ -113,6 +113,10 @@ impl Request {
     /// Turns the request, after its body was read, into what sends the reply.
     pub fn into_responder(self) -> Responder {
         let (head_only, link) = (self.verb() == Verb::Head, self.link());
-        Responder::new(self.inner.into_writer(), head_only, self.reply_headers).with_link(link)
+        // The connection layer asks tiny_http to close the others, and drops what a client says of it.
+        let is_kept = self.header("connection").is_none();
+        Responder::new(self.inner.into_writer(), head_only, self.reply_headers)
+            .with_link(link)
+            .on_kept_connection(is_kept)
     }
 }

@@ -10,6 +10,8 @@ use std::fmt::Write as _;
 use std::net::IpAddr;
 
 use crate::http::body_framing::Body;
+use crate::http::client_link::LINK_HEADER;
+use crate::http::{LENGTH_HEADER, PEER_HEADER};
 
 /// Empty lines allowed before a request line; old clients send an extra one after a body.
 const LEADING_BLANK_LINES: usize = 2;
@@ -167,8 +169,17 @@ pub struct Request {
     pub expects_continue: bool,
     /// The body that follows.
     pub body: Body,
-    /// The head for the backend.
+    /// The head for the backend, up to the lines that `complete_head` adds.
     pub forward: Vec<u8>,
+}
+
+/// How tiny_http finds the end of a request's body.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ForwardedBody {
+    /// So many bytes follow at once.
+    Whole(usize),
+    /// Chunks follow as the client sends them.
+    Chunks,
 }
 
 /// Checks a complete head (with its blank line) and rewrites it for the backend.
@@ -400,20 +411,31 @@ fn forward_request(
             let _ = write!(head, "{name}: {value}\r\n");
         }
     }
-    let _ = write!(head, "Connection: close\r\nx-ankipi-peer: {peer}\r\n");
+    let _ = write!(head, "{PEER_HEADER}: {peer}\r\n");
     if let Framing::Length(length) = framing {
-        let _ = write!(head, "x-ankipi-length: {length}\r\n");
+        let _ = write!(head, "{LENGTH_HEADER}: {length}\r\n");
     }
-    if !matches!(framing, Framing::None | Framing::Length(0)) {
-        head.push_str("Transfer-Encoding: chunked\r\n");
-    }
-    head.push_str("\r\n");
     head.into_bytes()
+}
+
+/// Ends a head for the backend. `link` is the number of the client's connection (`http::client_link`). Unless `is_kept`,
+/// tiny_http closes its connection after the reply.
+pub fn complete_head(head: &mut Vec<u8>, body: ForwardedBody, link: Option<u64>, is_kept: bool) {
+    let framing = match body {
+        ForwardedBody::Whole(0) => String::new(),
+        ForwardedBody::Whole(bytes) => format!("Content-Length: {bytes}\r\n"),
+        ForwardedBody::Chunks => "Transfer-Encoding: chunked\r\n".to_owned(),
+    };
+    let link = link.map_or_else(String::new, |number| format!("{LINK_HEADER}: {number}\r\n"));
+    let connection = if is_kept { "" } else { "Connection: close\r\n" };
+    head.extend_from_slice(format!("{link}{connection}{framing}\r\n").as_bytes());
 }
 
 /// A response head for the client, and the body that follows.
 #[derive(Debug)]
 pub struct Reply {
+    /// The HTTP status.
+    pub status: u16,
     /// The head for the client.
     pub forward: Vec<u8>,
     /// How the backend delimits the body.
@@ -475,7 +497,7 @@ pub fn parse_reply(
     };
     let connection = if keep_alive { "keep-alive" } else { "close" };
     forward.extend_from_slice(format!("Connection: {connection}\r\n\r\n").as_bytes());
-    Ok(Some(Reply { dechunk: is_http10 && matches!(body, Body::Chunked(_)), forward, body }))
+    Ok(Some(Reply { status, dechunk: is_http10 && matches!(body, Body::Chunked(_)), forward, body }))
 }
 
 fn parse_status(line: &[u8]) -> Result<u16, BadReply> {
@@ -671,8 +693,7 @@ mod tests {
         .unwrap();
         assert_eq!(
             forwarded(&request),
-            "POST /sync/meta HTTP/1.1\r\nHost: h\r\nAnki-Sync: {}\r\nConnection: close\r\n\
-             x-ankipi-peer: 192.0.2.7\r\nx-ankipi-length: 7\r\nTransfer-Encoding: chunked\r\n\r\n"
+            "POST /sync/meta HTTP/1.1\r\nHost: h\r\nAnki-Sync: {}\r\nx-ankipi-peer: 192.0.2.7\r\nx-ankipi-length: 7\r\n"
         );
         assert!(request.keep_alive && request.expects_continue);
         assert_eq!(request.body, Body::Length(7));
@@ -707,10 +728,25 @@ mod tests {
     }
 
     #[test]
+    fn the_backend_is_told_the_framing_and_whether_to_close() {
+        let completed = |body, link, is_kept| {
+            let mut head = b"A: b\r\n".to_vec();
+            complete_head(&mut head, body, link, is_kept);
+            String::from_utf8(head).unwrap()
+        };
+        let chunks = completed(ForwardedBody::Chunks, Some(7), false);
+        assert_eq!(
+            chunks,
+            "A: b\r\nx-ankipi-link: 7\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\n"
+        );
+        assert_eq!(completed(ForwardedBody::Whole(5), None, true), "A: b\r\nContent-Length: 5\r\n\r\n");
+        assert_eq!(completed(ForwardedBody::Whole(0), None, true), "A: b\r\n\r\n");
+    }
+
+    #[test]
     fn a_request_without_a_body_is_passed_without_one() {
         let empty = post("Content-Length: 0\r\n").unwrap();
         assert!(forwarded(&empty).contains("x-ankipi-length: 0\r\n"));
-        assert!(!forwarded(&empty).contains("chunked"));
         let none =
             parse("HEAD /a?b HTTP/1.0\r\nConnection: keep-alive\r\nExpect: 100-continue\r\n\r\n").unwrap();
         assert!(!forwarded(&none).contains("x-ankipi-length"));

@@ -1,5 +1,6 @@
 //! Replies. If a reply fails midway, it is left incomplete. The connection layer then resets the client's connection, so that no
-//! client takes it for complete.
+//! client takes it for complete. It sees that by the end of the backend connection, or, where that is kept for the next
+//! request, by bytes that cannot follow (`Wire`).
 
 use std::io::{self, Write};
 
@@ -7,7 +8,32 @@ use crate::compression::zstd_encoder::{Encoder, Link};
 use crate::error::{Error, Result};
 use crate::http::client_link::ReplyLink;
 
-type Wire = Box<dyn Write + Send>;
+/// The backend connection of one reply.
+struct Wire {
+    out: Box<dyn Write + Send>,
+    /// It stays open after the reply.
+    is_kept: bool,
+    /// The reply was sent to its end.
+    is_complete: bool,
+}
+
+/// No head, and no chunk, begins so.
+const BROKEN_REPLY: &[u8] = b"\r\n\r\n";
+
+impl Wire {
+    fn send(&mut self, data: &[u8]) -> io::Result<()> {
+        self.out.write_all(data).and_then(|()| self.out.flush())
+    }
+}
+
+impl Drop for Wire {
+    fn drop(&mut self) {
+        if self.is_kept && !self.is_complete {
+            // An error means that the connection has ended, which tells the same.
+            let _ = self.send(BROKEN_REPLY);
+        }
+    }
+}
 
 /// How the content of a reply is compressed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,8 +55,15 @@ pub struct Responder {
 }
 
 impl Responder {
-    pub(crate) fn new(out: Wire, head_only: bool, headers: String) -> Responder {
+    pub(crate) fn new(out: Box<dyn Write + Send>, head_only: bool, headers: String) -> Responder {
+        let out = Wire { out, is_kept: false, is_complete: false };
         Responder { out, head_only, headers, link: None }
+    }
+
+    /// Sends it over a backend connection that is kept for the next request.
+    pub(super) fn on_kept_connection(mut self, is_kept: bool) -> Responder {
+        self.out.is_kept = is_kept;
+        self
     }
 
     /// Sends it over this connection, whose speed decides how it is compressed.
@@ -70,17 +103,18 @@ impl Responder {
             self.headers,
             body.len()
         );
-        self.out.write_all(head.as_bytes()).map_err(Error::Disconnected)?;
-        if !self.head_only {
-            self.out.write_all(body.as_bytes()).map_err(Error::Disconnected)?;
-        }
-        self.out.flush().map_err(Error::Disconnected)
+        let body = if self.head_only { "" } else { body };
+        self.out.send(&[head.as_bytes(), body.as_bytes()].concat()).map_err(Error::Disconnected)?;
+        self.out.is_complete = true;
+        Ok(())
     }
 
     /// Begins a reply with status 200. `bytes` is the length before compression. The head is sent with the first content.
     pub fn stream(self, packing: Packing, bytes: u64) -> ReplyStream {
         match packing {
             Packing::Zstd => self.begin(packing, &size_header(bytes), Framing::Chunked),
+            // An incomplete one would not be noticed on a connection that stays open.
+            Packing::Plain if self.out.is_kept => self.begin(packing, "", Framing::Chunked),
             // Old clients use Content-Length for their progress bars.
             Packing::Plain => {
                 self.begin(packing, &format!("Content-Length: {bytes}\r\n"), Framing::Length { left: bytes })
@@ -148,6 +182,7 @@ impl ReplyStream {
             Framing::Length { left } => return Err(Error::Broken(format!("a reply lacks {left} bytes"))),
         }
         framed.flush().map_err(Error::Disconnected)?;
+        framed.out.is_complete = true;
         Ok(framed.bytes)
     }
 }
@@ -213,9 +248,9 @@ impl Write for FramedWriter {
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        self.out.write_all(&self.pending)?;
+        self.out.send(&self.pending)?;
         self.pending.clear();
-        self.out.flush()
+        Ok(())
     }
 }
 
@@ -233,5 +268,63 @@ fn reason(status: u16) -> &'static str {
         503 => "Service Unavailable",
         507 => "Insufficient Storage",
         _ => "Internal Server Error",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Arc, Mutex};
+
+    use super::*;
+
+    #[derive(Clone, Default)]
+    struct Sent(Arc<Mutex<Vec<u8>>>);
+
+    impl Write for Sent {
+        fn write(&mut self, data: &[u8]) -> io::Result<usize> {
+            self.0.lock().unwrap().write(data)
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    /// What is sent by `work`, on a connection that is kept or not.
+    fn sent(is_kept: bool, work: impl FnOnce(Responder)) -> String {
+        let out = Sent::default();
+        work(Responder::new(Box::new(out.clone()), false, String::new()).on_kept_connection(is_kept));
+        let sent = out.0.lock().unwrap().clone();
+        String::from_utf8(sent).unwrap()
+    }
+
+    #[test]
+    fn a_reply_that_ends_early_cannot_be_taken_for_whole() {
+        let begun = |responder: Responder| {
+            let mut stream = responder.stream(Packing::Plain, 9);
+            stream.write_all(b"five").unwrap();
+            stream.flush().unwrap();
+            drop(stream);
+        };
+        assert_eq!(sent(true, drop), "\r\n\r\n");
+        assert!(sent(true, begun).ends_with("chunked\r\n\r\n4\r\nfive\r\n\r\n\r\n"));
+        // Where the end of the connection tells it, nothing may be added: it could be taken for content.
+        assert_eq!(sent(false, drop), "");
+        assert!(sent(false, begun).ends_with("Content-Length: 9\r\n\r\nfive"));
+    }
+
+    #[test]
+    fn nothing_follows_a_whole_reply() {
+        for is_kept in [false, true] {
+            let text = |responder: Responder| responder.text(200, "text/plain", "pong").unwrap();
+            assert!(sent(is_kept, text).ends_with("Content-Length: 4\r\n\r\npong"));
+            let streamed = |responder: Responder| {
+                let mut stream = responder.stream(Packing::Plain, 4);
+                stream.write_all(b"pong").unwrap();
+                stream.finish().unwrap();
+            };
+            let end = if is_kept { "4\r\npong\r\n0\r\n\r\n" } else { "Content-Length: 4\r\n\r\npong" };
+            assert!(sent(is_kept, streamed).ends_with(end));
+        }
     }
 }

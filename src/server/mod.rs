@@ -129,6 +129,11 @@ impl Policy for AppPolicy {
         }
     }
 
+    fn replies_tell_their_end(&self, fields: &Fields) -> bool {
+        // Protocol 11: a reply is chunked, or in one piece.
+        fields.values("anki-sync").next().is_some()
+    }
+
     fn is_proxy(&self, peer: IpAddr) -> bool {
         self.0.is_proxy(peer)
     }

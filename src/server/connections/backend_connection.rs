@@ -1,9 +1,6 @@
 //! The backend's side of one request: the connection to tiny_http, and reading the reply.
 
-use std::io;
 use std::os::fd::{AsRawFd, RawFd};
-use std::os::unix::net::UnixStream;
-use std::path::Path;
 use std::time::Instant;
 
 use crate::http::body_framing::{Body, ChunkWriter};
@@ -11,28 +8,27 @@ use crate::http::request_head;
 use crate::http::request_head::BadReply;
 use crate::os::{POLL_IN, POLL_OUT};
 use crate::server::connections::buffered_socket::{Got, Link, Lost, read_some, write_some};
+use crate::server::connections::kept_backends::BackendStream;
 
 /// Limit on a response head in bytes; ours have a few hundred.
 const MAX_REPLY_HEAD: usize = 16 << 10;
 
-/// A connection to the backend, for one request.
+/// One request on a connection to the backend.
 pub struct Backend {
-    stream: UnixStream,
+    stream: BackendStream,
     /// What is still to be written: the request's head and body.
     pub upload: ChunkWriter,
 }
 
 impl Backend {
-    /// Connects to the Unix socket. This never blocks: `max_active` is far below the backlog of the listener.
-    pub fn connect(path: &Path, upload: ChunkWriter) -> io::Result<Backend> {
-        let stream = UnixStream::connect(path)?;
-        stream.set_nonblocking(true)?;
-        Ok(Backend { stream, upload })
+    /// Begins a request on this connection.
+    pub fn new(stream: BackendStream, upload: ChunkWriter) -> Backend {
+        Backend { stream, upload }
     }
 
     /// For poll.
     pub fn fd(&self) -> RawFd {
-        self.stream.as_raw_fd()
+        self.stream.socket.as_raw_fd()
     }
 
     /// Writes as much of the body as the socket takes; `ended` says that the client has sent all of it.
@@ -44,7 +40,7 @@ impl Backend {
             if self.upload.pending().is_empty() {
                 return Ok(());
             }
-            match write_some(&self.stream, self.upload.pending())? {
+            match write_some(&self.stream.socket, self.upload.pending())? {
                 0 => return Ok(()),
                 written => self.upload.advance(written),
             }
@@ -53,7 +49,12 @@ impl Backend {
 
     /// Reads once.
     pub fn read(&self, buf: &mut [u8]) -> Got {
-        read_some(&self.stream, buf)
+        read_some(&self.stream.socket, buf)
+    }
+
+    /// The connection, for another request.
+    pub fn into_stream(self) -> BackendStream {
+        self.stream
     }
 
     /// Closes the connection. If a chunk is partly written, returns what must be written before the close.
@@ -81,7 +82,7 @@ impl PartialChunk {
     /// Reads and writes what the socket allows now.
     pub fn step(&mut self, scratch: &mut [u8]) {
         let ended = self.0.read(scratch) == Got::End;
-        match write_some(&self.0.stream, self.0.upload.pending()) {
+        match write_some(&self.0.stream.socket, self.0.upload.pending()) {
             Ok(written) if !ended => self.0.upload.advance(written),
             Ok(_) | Err(Lost) => self.0.upload.abandon(),
         }
@@ -129,12 +130,23 @@ pub struct Reply {
     body: Option<Body>,
     dechunk: bool,
     keep_alive: bool,
+    /// Its status is 200.
+    is_ok: bool,
+    /// More came than the reply.
+    has_excess: bool,
 }
 
 impl Reply {
     /// Nothing received yet.
     pub fn new() -> Reply {
-        Reply { head: Vec::new(), body: None, dechunk: false, keep_alive: false }
+        Reply {
+            head: Vec::new(),
+            body: None,
+            dechunk: false,
+            keep_alive: false,
+            is_ok: false,
+            has_excess: false,
+        }
     }
 
     /// Whether the client got the head of the reply.
@@ -150,6 +162,12 @@ impl Reply {
     /// Whether the reply told the client that the connection stays open.
     pub fn keeps_alive(&self) -> bool {
         self.keep_alive
+    }
+
+    /// Whether the backend's connection may be used for another request: a whole reply of ours, and nothing else, came.
+    /// tiny_http's own refusals, after which it closes, never have status 200.
+    pub fn allows_another_request(&self) -> bool {
+        self.is_done() && self.is_ok && !self.has_excess
     }
 
     /// Forwards what the backend sent. `keep_alive` matters only in the call that completes the head.
@@ -173,6 +191,7 @@ impl Reply {
                 self.body = Some(reply.body);
                 self.dechunk = reply.dechunk;
                 self.keep_alive = keep_alive;
+                self.is_ok = reply.status == 200;
                 return self.feed_first(reply.forward, link, now);
             }
         }
@@ -205,19 +224,27 @@ impl Reply {
         let Some(body) = &mut self.body else {
             return Ok(());
         };
-        if self.dechunk {
-            body.decode(data, forward).map_err(|_| ForwardError::Reply)?;
+        let taken = if self.dechunk {
+            body.decode(data, forward).map_err(|_| ForwardError::Reply)?
         } else {
             let taken = body.decode(data, &mut |_| ()).map_err(|_| ForwardError::Reply)?;
             forward(&data[..taken]);
-        }
+            taken
+        };
+        self.has_excess |= taken < data.len();
         Ok(())
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::net::UnixStream;
+
     use super::*;
+
+    fn backend(socket: UnixStream, upload: ChunkWriter) -> Backend {
+        Backend::new(BackendStream::for_one_request(socket), upload)
+    }
 
     /// A backend connection with a partly written body, and its other end.
     fn half_sent() -> (Backend, UnixStream) {
@@ -226,7 +253,7 @@ mod tests {
         theirs.set_nonblocking(true).unwrap();
         let mut upload = ChunkWriter::default();
         upload.push(&vec![b'x'; 8 << 20]);
-        let mut backend = Backend { stream: ours, upload };
+        let mut backend = backend(ours, upload);
         backend.send(false).unwrap();
         assert!(backend.upload.is_inside_chunk(), "the kernel took 8 MB");
         (backend, theirs)
@@ -266,7 +293,7 @@ mod tests {
         let (ours, _theirs) = UnixStream::pair().unwrap();
         let mut upload = ChunkWriter::default();
         upload.push(b"hello");
-        let mut backend = Backend { stream: ours, upload };
+        let mut backend = backend(ours, upload);
         backend.send(false).unwrap();
         assert!(backend.close().is_none());
     }

@@ -5,7 +5,6 @@ use std::net::IpAddr;
 use std::os::fd::RawFd;
 use std::time::Instant;
 
-use crate::http::client_link::LINK_HEADER;
 use crate::server::connections::client_socket::Socket;
 use crate::server::connections::pace::Rate;
 
@@ -156,14 +155,9 @@ impl Link {
         self.socket.end_output();
     }
 
-    /// Adds the number of this connection to the head of a request, for its reply (`http::client_link`).
-    pub fn add_number(&self, head: &mut Vec<u8>) {
-        if let Some(number) = self.socket.announce()
-            && head.ends_with(b"\r\n\r\n")
-        {
-            head.truncate(head.len() - 2);
-            head.extend_from_slice(format!("{LINK_HEADER}: {number}\r\n\r\n").as_bytes());
-        }
+    /// A number for the reply of the next request, by which it finds this connection (`http::client_link`).
+    pub fn announce(&self) -> Option<u64> {
+        self.socket.announce()
     }
 
     /// Makes the close a reset, which the client sees as an error.

@@ -6,7 +6,7 @@ use std::time::Instant;
 use log::Level;
 
 use crate::http::body_framing::{Body, ChunkWriter};
-use crate::http::request_head::{Refusal, Request};
+use crate::http::request_head::{ForwardedBody, Refusal, Request, complete_head};
 use crate::limits_and_timeouts::{Limits, Weight};
 use crate::os::{POLL_IN, POLL_OUT};
 use crate::server::connections::Shared;
@@ -61,6 +61,8 @@ struct Active {
 pub struct Exchange {
     asked: RequestFacts,
     keep_alive: bool,
+    /// Its connection to the backend may be kept.
+    may_keep_backend: bool,
     weight: Weight,
     /// The client that sent the request.
     client: Client,
@@ -84,6 +86,7 @@ impl Exchange {
         Exchange {
             asked: RequestFacts { is_head: request.is_head, is_http10: request.is_http10 },
             keep_alive: request.keep_alive,
+            may_keep_backend: shared.policy.replies_tell_their_end(&request.fields),
             weight: shared.policy.weight(&request.path),
             client,
             first_bytes: if is_long { FIRST_BYTES } else { limits.max_whole_bytes },
@@ -208,11 +211,10 @@ impl Exchange {
         };
         shared.queue.started(self.weight, *place);
         let mut upload = std::mem::take(upload);
-        upload.seal(self.body.is_done());
-        link.add_number(&mut self.head);
-        upload.prepend(std::mem::take(&mut self.head));
-        let backend = match Backend::connect(&shared.backend, upload) {
-            Ok(backend) => backend,
+        let is_whole = self.body.is_done();
+        let may_keep = self.may_keep_backend && is_whole && self.weight == Weight::Light;
+        let stream = match shared.kept_backends.open(&shared.backend, may_keep) {
+            Ok(stream) => stream,
             Err(err) => {
                 let socket = shared.backend.display().to_string();
                 let note = format_args!("connecting to {socket}: {err}; is the data folder still there?");
@@ -221,8 +223,17 @@ impl Exchange {
                 return Next::Refuse(Refusal::new(502, "no backend"));
             }
         };
+        let body = if is_whole {
+            ForwardedBody::Whole(upload.seal_whole())
+        } else {
+            upload.seal(false);
+            ForwardedBody::Chunks
+        };
+        let mut head = std::mem::take(&mut self.head);
+        complete_head(&mut head, body, link.announce(), stream.is_kept());
+        upload.prepend(head);
         self.stage = Stage::Active(Active {
-            backend,
+            backend: Backend::new(stream, upload),
             reply: Reply::new(),
             takes_body: true,
             thrown_away: 0,
@@ -373,9 +384,13 @@ impl Exchange {
             }
     }
 
-    /// Ends the exchange and closes the backend connection, after its last chunk where that is partly written.
+    /// Ends the exchange. Keeps the backend connection if all went well; otherwise closes it, after its last chunk where
+    /// that is partly written.
     pub fn close(self, shared: &mut Shared) {
-        if let Stage::Active(active) = self.stage {
+        let Stage::Active(active) = self.stage else { return };
+        if active.reply.allows_another_request() && active.is_sent() && !shared.is_stopping() {
+            shared.kept_backends.give_back(active.backend.into_stream(), shared.now);
+        } else {
             shared.partial_chunks.extend(active.backend.close());
         }
     }
@@ -401,6 +416,11 @@ impl Stage {
 }
 
 impl Active {
+    /// Whether the backend got the whole request.
+    fn is_sent(&self) -> bool {
+        self.takes_body && self.backend.upload.pending().is_empty()
+    }
+
     /// Writes to the backend. If the backend has stopped reading, the rest of the body is thrown away: the backend
     /// replies without it.
     fn send(&mut self, ended: bool) {

@@ -4,7 +4,7 @@
 //!
 //! - A Content-Length of 100 GB aborts the process, because unread bodies are drained through one allocation. A
 //!   negative, oversized or repeated Content-Length allows request smuggling. The connection layer checks lengths, and forwards
-//!   every body as chunks, which tiny_http never drains.
+//!   every body that has not arrived whole as chunks, which tiny_http never drains.
 //! - A client that stops sending or reading holds a worker forever: there are no timeouts. The connection layer forwards a
 //!   request when it can make progress, and every wait for a client has a timeout.
 //! - One failed accept() or dup() ends its accept loop for good, silently. The connection layer accepts itself, survives every
@@ -12,7 +12,8 @@
 //!   took the spare ones, the connection layer stops the server with an error, so that the init system starts a new one.
 //! - `HTTP/2.0` in a request line deadlocks a thread for good. The connection layer refuses it.
 //! - Each connection, even an idle one, holds a thread, and a burst of them starves busy ones. In the connection layer an idle
-//!   connection takes a few hundred bytes. The connection layer opens one backend connection per request.
+//!   connection takes a few hundred bytes. Backend connections belong to no client: `kept_backends` uses some of them for
+//!   the small requests of all, others are closed after one request.
 //! - Request heads and pipelined requests are read without a limit. The connection layer limits the head, and reads the next
 //!   request after the last reply.
 //! - `Connection: upgrade`, which many nginx configurations send with every request, makes it hand over the raw
@@ -26,7 +27,8 @@
 //! A connection is, in turn, idle, *gathering* a request's body, *waiting* for a slot, *active* (a backend connection
 //! is open), and idle again or *closing*. Invariants:
 //!
-//! - The backend sees one checked request per connection, and at most `max_active` connections.
+//! - The backend sees one checked request at a time on a connection. Another one follows only if the last was sent whole and
+//!   answered whole. There are at most `max_active` connections with a request.
 //! - Neither side ever takes a truncated body for a complete one.
 //! - A worker never waits for the bytes of one client while another client waits for a worker: small bodies are received
 //!   whole before a worker gets them, small replies are buffered, and longer transfers have slots of their own and make
@@ -48,6 +50,7 @@ mod connection;
 mod forwarding;
 #[doc(hidden)]
 pub mod fuzz_entry;
+mod kept_backends;
 mod pace;
 mod policy;
 mod poll_loop;

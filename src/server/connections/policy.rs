@@ -45,6 +45,11 @@ pub trait Policy: Send {
         Client::at(peer)
     }
 
+    /// Whether an incomplete reply to this request tells so by itself, so that its connection to tiny_http may be kept.
+    fn replies_tell_their_end(&self, _fields: &Fields) -> bool {
+        false
+    }
+
     /// Whether connections of this peer are those of many clients, so that only their requests count for an address.
     fn is_proxy(&self, _peer: IpAddr) -> bool {
         false

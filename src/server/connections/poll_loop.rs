@@ -13,6 +13,7 @@ use log::Level;
 use super::backend_connection::PartialChunk;
 use super::client_socket::Listener;
 use super::connection::Conn;
+use super::kept_backends::KeptBackends;
 use super::policy::Policy;
 use super::queue::Queue;
 use crate::config::network::network_of;
@@ -39,6 +40,7 @@ pub(crate) struct Shared {
     pub(super) policy: Box<dyn Policy>,
     pub(super) queue: Queue,
     pub(super) backend: PathBuf,
+    pub(super) kept_backends: KeptBackends,
     pub(super) journal: Journal,
     /// Closed requests whose last chunk is not fully written yet. Each still holds a slot.
     pub(super) partial_chunks: Vec<PartialChunk>,
@@ -117,6 +119,7 @@ impl PollLoop {
                 policy: Box::new(policy),
                 queue: Queue::default(),
                 backend,
+                kept_backends: KeptBackends::default(),
                 journal: Journal::default(),
                 partial_chunks: Vec::new(),
                 now: Instant::now(),
@@ -208,6 +211,7 @@ impl PollLoop {
         let excess_connections = self.excess_connections().map(|(_, from)| from).min();
         let others = [
             self.shared.journal.deadline(),
+            self.shared.kept_backends.deadline(),
             self.shared.stop_at,
             self.idle_deadline(),
             accept,
@@ -250,6 +254,7 @@ impl PollLoop {
 
     fn expire(&mut self) {
         self.shared.journal.tick(self.shared.now);
+        self.shared.kept_backends.close_old(self.shared.now);
         for conn in &mut self.conns {
             conn.expire(&mut self.shared);
         }
@@ -277,6 +282,7 @@ impl PollLoop {
         let stop_at = self.shared.now.checked_add(self.shared.limits.stop_wait);
         self.shared.stop_at = Some(stop_at.unwrap_or(self.shared.now));
         self.listeners.clear();
+        self.shared.kept_backends.close_unused();
         for conn in &mut self.conns {
             conn.stop(&mut self.shared);
         }
@@ -299,7 +305,7 @@ impl PollLoop {
     /// the rest of the process opens some, too.
     fn can_open(&self, count: usize) -> bool {
         let active = self.exchanges().filter(|(_, exchange)| exchange.is_active()).count();
-        let requests = active + self.shared.partial_chunks.len();
+        let requests = active + self.shared.partial_chunks.len() + self.shared.kept_backends.unused();
         let ours = self.listeners.len() + self.conns.len() + requests * Limits::FDS_PER_REQUEST;
         if ours + count + Limits::FDS_OF_DATABASES <= self.open_files {
             return true;
@@ -317,6 +323,7 @@ impl PollLoop {
         let of_backend = |requests: usize| requests.saturating_mul(Limits::FDS_PER_REQUEST - 1);
         let wanted = ours + of_backend(self.shared.limits.max_active);
         while !self.can_open(wanted) {
+            self.shared.kept_backends.close_unused();
             if self.evict(Duration::ZERO) {
                 continue;
             }
