@@ -73,6 +73,7 @@ pub fn head(data: &[u8]) {
     assert_eq!(count("x-ankipi-peer"), 1);
     assert!(count("x-ankipi-length") <= 1);
     assert!(count("content-length") + count("transfer-encoding") <= 1);
+    assert_eq!(count("connection"), 1);
     assert_eq!(count("upgrade") + count("expect") + count("keep-alive"), 0);
 }
 

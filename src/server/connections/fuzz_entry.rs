@@ -3,7 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr};
 
 use crate::http::request_head;
-use crate::http::request_head::Scan;
+use crate::http::request_head::{ForwardedBody, Scan, complete_head};
 use crate::limits_and_timeouts::Limits;
 
 /// A request that the connection layer would forward.
@@ -35,7 +35,8 @@ pub fn probe(input: &[u8], piece: usize) -> Result<Option<Probed>, u16> {
         }
     };
     let peer = IpAddr::V4(Ipv4Addr::LOCALHOST);
-    let request = request_head::parse_request(&input[start..end], peer).map_err(|refusal| refusal.status)?;
+    let mut request =
+        request_head::parse_request(&input[start..end], peer).map_err(|refusal| refusal.status)?;
     let (mut decoder, mut body, mut taken) = (request.body, Vec::new(), end);
     for part in input[end..].chunks(piece.max(1)) {
         let count = decoder.decode(part, &mut |part| body.extend_from_slice(part)).map_err(|_| 400_u16)?;
@@ -44,5 +45,7 @@ pub fn probe(input: &[u8], piece: usize) -> Result<Option<Probed>, u16> {
             break;
         }
     }
+    let body_kind = if decoder.is_done() { ForwardedBody::Whole(body.len()) } else { ForwardedBody::Chunks };
+    complete_head(&mut request.forward, body_kind, None, false);
     Ok(Some(Probed { forward: request.forward, body, is_whole: decoder.is_done(), taken }))
 }
