@@ -1,28 +1,14 @@
 """Debian's nginx and Caddy, in the foreground, with all their files in a scratch folder."""
 
-import shutil
 import socket
 import subprocess
 import time
 from pathlib import Path
 
-import pytest
-
+from programs import program  # noqa: F401: stories import it from here
 from server import free_port
 
 START_SECS = 20
-
-
-def program(name: str, package: str, give_up=pytest.skip) -> str:
-    """Where a Debian program is; installed now if it is missing and we may. Otherwise the story ends with `give_up`."""
-    path = shutil.which(name) or shutil.which(name, path="/usr/sbin:/sbin")
-    if path is None:
-        try:
-            subprocess.run(["apt-get", "install", "--yes", "--quiet", "--no-install-recommends", *package.split()], check=True)
-        except (OSError, subprocess.CalledProcessError) as err:
-            give_up(f"{name} is not here and could not be installed (apt-get install {package}): {err}")
-        path = shutil.which(name) or shutil.which(name, path="/usr/sbin:/sbin")
-    return path
 
 
 class ReverseProxy:
@@ -34,7 +20,9 @@ class ReverseProxy:
         folder.mkdir()
         self.folder, self.port, self.log_path = folder, free_port(), folder / "log"
         self.url = f"{scheme}://{host}:{self.port}/"
-        (folder / "config").write_text(self.wrap(config.replace("LISTEN", str(self.port))))
+        # Lone surrogates stand for bytes that are no UTF-8.
+        config_bytes = self.wrap(config.replace("LISTEN", str(self.port))).encode(errors="surrogateescape")
+        (folder / "config").write_bytes(config_bytes)
         with open(self.log_path, "wb") as log:
             self.process = subprocess.Popen([path, *self.arguments()], stdout=log, stderr=log, cwd=folder, env=self.env())
         deadline = time.monotonic() + START_SECS

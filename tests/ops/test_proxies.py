@@ -99,8 +99,8 @@ def test_nginx_with_our_snippet(server, nginx, syncs_through):
 def test_nginx_that_adds_many_headers_and_odd_bytes(server, nginx, syncs_through):
     """As Cloudflare does with mTLS and Access (70 to 95 lines), and GeoIP with names of cities."""
     server = server()
-    more = "".join(f"proxy_set_header X-Access-{number} value;\n" for number in range(80))
-    city = 'proxy_set_header X-City "Zürich 東京";\n'
+    more = "".join(f"proxy_set_header X-Access-{number} value;\n" for number in range(85))
+    city = 'proxy_set_header X-City "Zürich 東京";\nproxy_set_header X-City-Latin1 "Z\udcfcrich \udca0\udcff";\n'
     site = snippet("nginx.conf", server)
     assert site.count("proxy_pass ") == 1
     syncs_through(server, nginx(site.replace("proxy_pass ", more + city + "proxy_pass ")).url)

@@ -3,11 +3,15 @@
 import datetime
 import os
 import re
+import sqlite3
+import subprocess
 import time
 
 import pytest
 
 from device import FULL_SYNC
+from programs import program
+from server import Server
 from wire import request
 
 pytestmark = pytest.mark.ours
@@ -133,7 +137,6 @@ def test_a_copy_of_a_large_collection_is_whole_while_devices_sync(new_server, ne
         desk.sync()
         phone.sync()
     (copy,) = copies(server)
-    import sqlite3
     with sqlite3.connect(f"file:{copy}?immutable=1", uri=True) as db:
         db.create_collation("unicase", lambda a, b: (a.lower() > b.lower()) - (a.lower() < b.lower()))
         assert db.execute("select count() from notes").fetchone() == (20_000,)
@@ -141,6 +144,37 @@ def test_a_copy_of_a_large_collection_is_whole_while_devices_sync(new_server, ne
     assert copy.stat().st_mode & 0o777 == 0o600
     account.settle(desk, phone)
     assert not (server.base / "anna" / "collection.anki2-wal").exists()
+
+
+@pytest.mark.parametrize("kind", ["xfs", "btrfs"])
+def test_a_disk_that_shares_blocks_copies_nothing(tmp_path, new_account, kind):
+    if os.getuid() != 0:
+        pytest.skip("only root can mount")
+    image, mount = tmp_path / "image", tmp_path / "disk"
+    with open(image, "wb") as file:
+        file.truncate(400 << 20)
+    mount.mkdir()
+    make = program(f"mkfs.{kind}", {"xfs": "xfsprogs", "btrfs": "btrfs-progs"}[kind])
+    subprocess.run([make, "-q", "-f", image], check=True)
+    mounted = subprocess.run(["mount", "-o", "loop", image, mount], capture_output=True, text=True)
+    if mounted.returncode != 0:
+        pytest.skip(f"no {kind} here: {mounted.stderr}")
+    try:
+        server = Server(mount / "base", ["anna:secret"])
+        account = new_account(server, "anna", "secret")
+        desk = account.device("desk")
+        desk.add_notes(2000, "x" * 300)
+        desk.upload()
+        for front in ("one", "two"):
+            desk.add_note(front)
+            desk.sync()
+        (copy,) = copies(server)
+        assert "first sync of the day as backup 1, 0 bytes copied" in server.log(), server.log()
+        with sqlite3.connect(f"file:{copy}?immutable=1", uri=True) as db:
+            assert db.execute("select count() from notes").fetchone() == (2000,)
+        server.stop()
+    finally:
+        subprocess.run(["umount", "-l", mount], check=True)
 
 
 def test_a_copy_that_was_cut_by_a_power_cut_is_swept(new_server, new_account):

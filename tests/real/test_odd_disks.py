@@ -1,25 +1,38 @@
-"""Disks that lack something: real ones where this machine can mount them (mergerfs, ntfs-3g), else a library that says so."""
+"""Disks that lack something: real ones where this machine can mount them (mergerfs, sshfs), else a library that says so."""
 
 import os
-import shutil
 import subprocess
 
 import pytest
 
+from programs import program
 from server import ANKIPI, Server, free_port
 from test_media import sync_media
 
 pytestmark = pytest.mark.ours
 
 
-@pytest.fixture
-def mergerfs(tmp_path):
+def mount_mergerfs(branch, mount):
     """As OpenMediaVault mounts it: without the page cache, so without shared memory."""
-    if not shutil.which("mergerfs") or not os.path.exists("/dev/fuse") or os.getuid() != 0:
-        pytest.skip("needs mergerfs, FUSE and root")
+    subprocess.run([program("mergerfs", "mergerfs"), "-o", "cache.files=off,minfreespace=0", branch, mount], check=True)
+
+
+def mount_sshfs(branch, mount):
+    """A folder of another machine over SFTP, with the program of OpenSSH at the other end and no network between."""
+    sshfs, other_end = program("sshfs", "sshfs"), program("sftp-server", "openssh-sftp-server")
+    ssh = branch.with_name("ssh")
+    ssh.write_text(f"#!/bin/sh\nexec {other_end}\n")
+    ssh.chmod(0o700)
+    subprocess.run([sshfs, "-o", f"ssh_command={ssh},direct_io", f"machine:{branch}", mount], check=True)
+
+
+@pytest.fixture(params=[mount_mergerfs, mount_sshfs], ids=["mergerfs", "sshfs"])
+def pool(request, tmp_path):
+    if not os.path.exists("/dev/fuse") or os.getuid() != 0:
+        pytest.skip("needs FUSE and root")
     branch, mount = tmp_path / "branch", tmp_path / "pool"
     branch.mkdir(), mount.mkdir()
-    subprocess.run(["mergerfs", "-o", "cache.files=off,minfreespace=0", branch, mount], check=True)
+    request.param(branch, mount)
     yield mount
     subprocess.run(["umount", "-l", mount], check=True)
 
@@ -59,8 +72,8 @@ def test_without_locks_a_second_server_is_noticed_all_the_same(new_server, new_a
     assert server.healthy()
 
 
-def test_a_pool_without_shared_memory(mergerfs, new_account):
-    server = Server(mergerfs / "base", ["anna:secret"])
+def test_a_pool_without_shared_memory(pool, new_account):
+    server = Server(pool / "base", ["anna:secret"])
     try:
         assert "no shared memory" in server.log()
         whole_story(new_account(server, "anna", "secret"))

@@ -1,6 +1,6 @@
 """Disks that do not tell case apart, or cannot hold every name: every file goes through all the same.
 
-Once on a real exFAT disk, where this machine can mount one: by FUSE, as kernels of build machines often have no exFAT. And once
+On real disks of exFAT and NTFS, where this machine can mount them: by FUSE, as kernels of build machines often have neither. And
 with a preloaded library that makes of any disk what FAT is.
 """
 
@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from programs import program
 from server import ANKIPI, Server
 from shelf import PRESSES, ankipi, media_of, press
 from test_media import delete, folder, held, pair, put, replace, settle, sync_media
@@ -45,7 +46,21 @@ def mount_exfat(image: Path, at: Path) -> str:
     return loop
 
 
-@pytest.fixture(params=["exfat", "preloaded"])
+def mount_ntfs(image: Path, at: Path) -> str:
+    """As Windows takes names. There is no loop device."""
+    if os.geteuid() != 0 or not Path("/dev/fuse").exists():
+        pytest.skip("only root can mount, and only where there is FUSE")
+    make, mount = program("mkfs.ntfs", "ntfs-3g"), program("lowntfs-3g", "ntfs-3g")
+    with open(image, "wb") as file:
+        file.truncate(64 << 20)
+    at.mkdir()
+    assert run(make, "-F", "-q", "-Q", str(image))
+    if not run(mount, "-o", "windows_names,ignore_case", str(image), str(at)):
+        pytest.skip("no NTFS here: mounts are not allowed")
+    return ""
+
+
+@pytest.fixture(params=["exfat", "ntfs", "preloaded"])
 def account(request, tmp_path, new_account):
     if request.param == "preloaded":
         if "statically linked" in subprocess.run(["file", ANKIPI], capture_output=True, text=True).stdout:
@@ -58,14 +73,15 @@ def account(request, tmp_path, new_account):
         server.stop()
         return
     disk = tmp_path / "base"
-    loop = mount_exfat(tmp_path / "image", disk)
+    loop = {"exfat": mount_exfat, "ntfs": mount_ntfs}[request.param](tmp_path / "image", disk)
     try:
         server = Server(disk, ["anna:secret"])
         yield new_account(server, "anna", "secret")
         server.stop()
     finally:
         run("umount", str(disk))
-        run("losetup", "-d", loop)
+        if loop:
+            run("losetup", "-d", loop)
 
 
 def test_names_that_differ_in_case_alone(account):
