@@ -402,7 +402,7 @@ impl Bench {
                 thread::sleep(Duration::from_millis(5));
                 let found =
                     std::fs::read_dir(&backups).into_iter().flatten().flatten().map(|entry| entry.path());
-                copy = found.filter(|path| path.extension().is_some_and(|end| end == "anki2")).next();
+                copy = found.into_iter().find(|path| path.extension().is_some_and(|end| end == "anki2"));
             }
             Ok(client.traffic)
         })?;
