@@ -1,6 +1,6 @@
 """Disks that do not tell case apart, or cannot hold every name: every file goes through all the same.
 
-On real disks of exFAT and NTFS, where this machine can mount them: by FUSE, as kernels of build machines often have neither. And
+On real disks of exFAT, NTFS and FAT, where this machine can mount them: the first two by FUSE, the last one if the kernel knows it. And
 with a preloaded library that makes of any disk what FAT is.
 """
 
@@ -18,6 +18,7 @@ from test_media import delete, folder, held, pair, put, replace, settle, sync_me
 
 pytestmark = pytest.mark.ours
 
+VFAT_OPTIONS = os.environ.get("VFAT_OPTIONS", "loop,utf8,umask=077")
 EMOJI, LONG = "😀.png", "x" * 116 + ".mp3"
 
 
@@ -60,7 +61,20 @@ def mount_ntfs(image: Path, at: Path) -> str:
     return ""
 
 
-@pytest.fixture(params=["exfat", "ntfs", "preloaded"])
+def mount_vfat(image: Path, at: Path) -> str:
+    """As most systems mount a stick, with names in UTF-8. There is no loop device to detach."""
+    if os.geteuid() != 0:
+        pytest.skip("only root can mount")
+    with open(image, "wb") as file:
+        file.truncate(64 << 20)
+    at.mkdir()
+    assert run(program("mkfs.vfat", "dosfstools"), str(image))
+    if not run("mount", "-t", "vfat", "-o", VFAT_OPTIONS, str(image), str(at)):
+        pytest.skip("no FAT here: this kernel does not know it, or loop devices are not allowed")
+    return ""
+
+
+@pytest.fixture(params=["exfat", "ntfs", "vfat", "preloaded"])
 def account(request, tmp_path, new_account):
     if request.param == "preloaded":
         if "statically linked" in subprocess.run(["file", ANKIPI], capture_output=True, text=True).stdout:
@@ -73,7 +87,7 @@ def account(request, tmp_path, new_account):
         server.stop()
         return
     disk = tmp_path / "base"
-    loop = {"exfat": mount_exfat, "ntfs": mount_ntfs}[request.param](tmp_path / "image", disk)
+    loop = {"exfat": mount_exfat, "ntfs": mount_ntfs, "vfat": mount_vfat}[request.param](tmp_path / "image", disk)
     try:
         server = Server(disk, ["anna:secret"])
         yield new_account(server, "anna", "secret")
