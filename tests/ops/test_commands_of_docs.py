@@ -14,6 +14,7 @@ import pytest
 
 from account import Account
 from commands import done
+from proxies import program
 from server import REPO, Server, command, free_port
 from test_import import Old
 from test_media import folder, put, sync_media
@@ -128,7 +129,7 @@ class Installed:
         old = next((old for begins, old in (("ankipi import", self.old), ("cp ", self.official)) if line.startswith(begins)), self.base)
         for name, here in (("/path/of/the/old/folder", old), ("/var/lib/ankipi", self.base),
                            ("/tmp/ankipi-demo", self.root / "demo"), ("/media/stick", self.stick),
-                           ("/mnt/stick", self.stick), ("/mnt/new", self.stick), ("http://localhost:8080/", url), ("URL", url),
+                           ("/mnt/stick", self.stick), ("/mnt/new", self.stick), ("OTHER-HOST:ankipi", self.root / "elsewhere"), ("http://localhost:8080/", url), ("URL", url),
                            ("NAME", "anna"), ("NUMBER", "1"), ("5a0c4d12", ids[0] if ids else ""), ("cross/", f"{REPO}/cross/")):
             line = line.replace(name, str(here))
         return line
@@ -207,6 +208,10 @@ def test_the_lines_do_what_they_say(installed, page, lines):
         installed.start()
     if "certs.sh renew" in lines[0]:
         installed.run("cross/proxy/certs.sh anki.lan")
+    if any(line.startswith("rsync") for line in lines):
+        program("rsync", "rsync")
     for line in lines:
         if not not_run(line):
             installed.run(line)
+    if lines[-1].startswith("rsync"):
+        assert [path.suffix for path in (installed.root / "elsewhere").glob("anna-*")] == [".colpkg"]
