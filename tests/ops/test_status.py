@@ -25,6 +25,12 @@ def test_it_tells_of_server_disk_users_and_devices(new_server, new_account):
     assert "status" not in server.log()
 
 
+def test_a_disk_that_is_nearly_full_is_said_to_refuse_uploads(new_server):
+    server = new_server("anna:secret", SYNC_MIN_FREE_MEGS="50000000")
+    assert "uploads that would leave less than 52 TB are refused (SYNC_MIN_FREE_MEGS)" in done(server, "status")
+    assert "refused" not in done(new_server("anna:secret"), "status")
+
+
 def test_without_a_server_it_says_so_and_ends_with_1(new_server, new_account):
     server = new_server("anna:secret")
     new_account(server, "anna", "secret").two_devices()

@@ -83,6 +83,7 @@ fn run(mut invocation: Invocation) -> Result<ExitCode> {
         clock_doubt: clock::why_unreliable(),
         notices: files::notices(&base),
         free_bytes: os::free_bytes(&base).map_err(|err| err.to_string()),
+        min_free_bytes: settings.config().map(|config| config.min_free_bytes).unwrap_or_default(),
         users: names.iter().map(read).collect(),
         process,
         // The test needs permission to write there; without it, nothing is reported.
@@ -127,6 +128,8 @@ struct Status {
     folder: PathBuf,
     #[serde(serialize_with = "value_or_error")]
     free_bytes: Fact<u64>,
+    /// What uploads leave free, by the settings of this command.
+    min_free_bytes: u64,
     /// What the disk cannot do.
     disk: Vec<&'static str>,
     /// Why the clock is probably wrong; None if it seems right.
@@ -213,6 +216,13 @@ impl Status {
         let free =
             self.free_bytes.as_ref().map_or_else(Clone::clone, |bytes| format!("{} free", size(*bytes)));
         let _ = writeln!(text, "data     {}, {free}", self.folder.display());
+        if self.free_bytes.as_ref().is_ok_and(|bytes| *bytes < 2 * self.min_free_bytes) {
+            let least = size(self.min_free_bytes);
+            let _ = writeln!(
+                text,
+                "disk     uploads that would leave less than {least} are refused (SYNC_MIN_FREE_MEGS)"
+            );
+        }
         if let Some(doubt) = &self.clock_doubt {
             let _ = writeln!(text, "clock    {doubt}; devices cannot sync until it is set");
         }
