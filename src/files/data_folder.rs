@@ -49,13 +49,23 @@ pub fn open(base: &Path, must_be_known: bool) -> Result<DataFolder> {
         return Err(Error::Broken(format!(
             "{dir} is not the data folder: it has neither accounts nor collections. If these are on another disk, mount \
              it, and start ankipi again. If ankipi has not run here before, make it the data folder with\n  \
-             ankipi init {dir}\n(SYNC_REQUIRE_DATA is set, so that no empty server starts where a disk is missing)",
-            dir = base.display()
+             ankipi init {dir}\n(SYNC_REQUIRE_DATA is set, so that no empty server starts where a disk is missing){hidden}",
+            dir = base.display(),
+            hidden = if is_hidden_by_systemd(base) { HIDDEN } else { "" }
         )));
     }
     files::create_folder(base).map_err(|err| unusable(base, err))?;
     let id = id_of(base).map_err(Error::io("looking at", base))?;
     Ok(DataFolder { base: base.to_owned(), id })
+}
+
+const HIDDEN: &str = "\nThe service of the package sees nothing below /home, /root and /run/user (ProtectHome=): move the folder, for \
+                      example to /srv/ankipi, or set ProtectHome=no by `systemctl edit ankipi`";
+
+/// Whether this is a service of systemd, and the folder one that services mostly may not see.
+fn is_hidden_by_systemd(base: &Path) -> bool {
+    let is_service = std::env::var_os("INVOCATION_ID").is_some();
+    is_service && ["/home", "/root", "/run/user"].iter().any(|hidden| base.starts_with(hidden))
 }
 
 fn unusable(base: &Path, err: Error) -> Error {

@@ -129,7 +129,7 @@ class Installed:
         old = next((old for begins, old in (("ankipi import", self.old), ("cp ", self.official)) if line.startswith(begins)), self.base)
         for name, here in (("/path/of/the/old/folder", old), ("/var/lib/ankipi", self.base),
                            ("/tmp/ankipi-demo", self.root / "demo"), ("/media/stick", self.stick),
-                           ("/mnt/stick", self.stick), ("/mnt/new", self.stick), ("OTHER-HOST:ankipi", self.root / "elsewhere"), ("http://localhost:8080/", url), ("URL", url),
+                           ("/mnt/stick", self.stick), ("/mnt/new", self.stick), ("/etc/ankipi.conf", self.config), ("OTHER-HOST:ankipi", self.root / "elsewhere"), ("http://localhost:8080/", url), ("URL", url),
                            ("NAME", "anna"), ("NUMBER", "1"), ("5a0c4d12", ids[0] if ids else ""), ("cross/", f"{REPO}/cross/")):
             line = line.replace(name, str(here))
         return line
@@ -213,5 +213,8 @@ def test_the_lines_do_what_they_say(installed, page, lines):
     for line in lines:
         if not not_run(line):
             installed.run(line)
+    if "moving" in page:
+        told = subprocess.run(["ankipi", "config"], env=installed.env, capture_output=True, text=True)
+        assert f"SYNC_BASE={installed.stick}/ankipi" in told.stdout, told
     if lines[-1].startswith("rsync"):
         assert [path.suffix for path in (installed.root / "elsewhere").glob("anna-*")] == [".colpkg"]

@@ -112,3 +112,13 @@ def test_a_read_only_folder_is_explained_for_services_and_others(tmp_path):
         assert f"ReadWritePaths={tmp_path}/ro" in said and "ProtectSystem" in said
     finally:
         subprocess.run(["umount", tmp_path / "ro"], check=True)
+
+
+def test_a_service_of_systemd_is_told_that_homes_are_hidden_from_it(tmp_path):
+    """`ankipi init`, which it is told otherwise, would not help: the service's /home is empty."""
+    def said(base, **env):
+        env = {"PATH": "/usr/bin:/bin", "ANKIPI_CONFIG": "", "SYNC_REQUIRE_DATA": "yes", "SYNC_BASE": base} | env
+        return subprocess.run(command(official=False), env=env, capture_output=True, text=True, timeout=20).stderr
+
+    assert "ProtectHome" in said("/home/nobody-is-called-so/anki", INVOCATION_ID="1")
+    assert "ProtectHome" not in said("/home/nobody-is-called-so/anki") + said(str(tmp_path), INVOCATION_ID="1")
