@@ -92,8 +92,12 @@
 //!   forwarded requests, and one around the speed of each connection. In `http::keep_client_waiting`: around the list of waiting clients, and one around each reply to
 //!   them.
 //!
-//! No code takes a second lock while it holds one of these, with two exceptions: preparing a user's folder (which takes the
-//! user's locks, and those of `accounts` if the folder is missing), and making a new snapshot of the accounts.
+//! - In `limits_and_timeouts::at_most`: around counts of permits. A permit is held while a large row is read, or a large body
+//!   that is here whole is unpacked; who waits for one may hold a user's lock, and who holds one waits for no other lock.
+//!
+//! No code takes a second lock while it holds one of these, with three exceptions: a permit for a large row, preparing a user's
+//! folder (which takes the user's locks, and those of `accounts` if the folder is missing), and making a new snapshot of the
+//! accounts.
 //!
 //! Between processes: the lock file of `accounts::users_file::lock` is held while accounts or keys change. It is taken
 //! first, briefly, and never while a password is asked for or hashed. A download opens and closes its snapshot under its

@@ -10,7 +10,7 @@ use crate::api::routes::Method;
 use crate::api::{App, SYNC_VERSIONS};
 use crate::error::{Error, Result};
 use crate::files::spool::Spool;
-use crate::http::body::{Body, BodyLimits, WireForm};
+use crate::http::body::{Body, BodyLimits, Sent, WireForm};
 use crate::http::form;
 use crate::http::form::Fields;
 use crate::http::response::Packing;
@@ -77,7 +77,8 @@ impl App {
         let caps = method.caps(&self.config);
         let declared = request.declared_bytes();
         self.check_declared(method, call.user.as_deref(), caps, declared)?;
-        Ok((call, Body::zstd(request.body(), method.comes_in_series(), declared, caps)))
+        let sent = Sent { declared, is_whole: request.is_whole(), more_follow: method.comes_in_series() };
+        Ok((call, Body::zstd(request.body(), sent, caps)))
     }
 
     /// Clients with the media sync of 2.1.22 to 2.1.56 send `begin` like this.

@@ -2,7 +2,9 @@
 
 use crate::config::Config;
 use crate::http::body::BodyLimits;
-use crate::limits_and_timeouts::{BESIDE_LARGEST_FILE_BYTES, SMALL_BODY_BYTES};
+use crate::limits_and_timeouts::{
+    BESIDE_LARGEST_FILE_BYTES, SMALL_BODY_BYTES, ZSTD_LARGE_WINDOW_BYTES, ZSTD_WINDOW_BYTES,
+};
 
 /// What a request asks for.
 #[derive(Debug, PartialEq, Eq)]
@@ -154,12 +156,19 @@ impl Method {
     /// Maximum size of its body.
     pub fn caps(self, config: &Config) -> BodyLimits {
         if self.has_small_body() {
-            return BodyLimits { wire: SMALL_BODY_BYTES, decoded: SMALL_BODY_BYTES, raised_by: None };
+            return BodyLimits {
+                wire: SMALL_BODY_BYTES,
+                decoded: SMALL_BODY_BYTES,
+                window: ZSTD_WINDOW_BYTES,
+                raised_by: None,
+            };
         }
+        let window = if self == Method::Upload { ZSTD_LARGE_WINDOW_BYTES } else { ZSTD_WINDOW_BYTES };
         let beside = if self == Method::UploadChanges { BESIDE_LARGEST_FILE_BYTES } else { 0 };
         BodyLimits {
             wire: config.max_payload_bytes.saturating_add(beside),
             decoded: config.max_decoded_bytes(),
+            window,
             raised_by: Some("MAX_SYNC_PAYLOAD_MEGS"),
         }
     }

@@ -3,11 +3,11 @@
 use std::io::{self, BufRead, Read};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use crate::limits_and_timeouts::ZSTD_WINDOW_BYTES;
+use crate::limits_and_timeouts::at_most::{AtMost, Permit};
+use crate::limits_and_timeouts::{
+    UNPACKING_AT_ONCE, UNPACKING_FREE_BLOCKS, ZSTD_LARGE_WINDOW_BYTES, ZSTD_WINDOW_BYTES,
+};
 use ruzstd::decoding::{BlockDecodingStrategy, FrameDecoder};
-
-/// `ZSTD_WINDOW_BYTES` as the byte of a frame header: an exponent above 10, and a mantissa of 0.
-const MAX_WINDOW_DESCRIPTOR: u8 = 13 << 3;
 
 /// Maximum frames of one body. Parallel encoders make one for each few MiB.
 const MAX_FRAMES: u32 = 1000;
@@ -17,13 +17,27 @@ const MAX_FRAMES: u32 = 1000;
 pub struct Decoder<R: BufRead> {
     source: R,
     decoder: FrameDecoder,
+    /// How much of a window it may keep, in bytes: a power of two.
+    most: u64,
+    /// Taken while it keeps a large window.
+    large: Option<Permit>,
     /// The window of this frame in bytes, if it is larger than what is kept.
-    large_window: Option<u64>,
+    cut_window: Option<u64>,
+    /// How many more blocks are decoded before it takes a turn; `None` if it takes none.
+    free_blocks: Option<u32>,
+    /// Its turn, once it has one.
+    turn: Option<Permit>,
     /// Decoded of this frame.
     bytes: u64,
     frames: u32,
     ended: bool,
 }
+
+/// Held by the one decoder that keeps more than `ZSTD_WINDOW_BYTES`.
+static LARGE_WINDOW: AtMost = AtMost::new(1);
+
+/// Held while a body that is here whole is unpacked to much.
+static UNPACKING: AtMost = AtMost::new(UNPACKING_AT_ONCE);
 
 /// The buffers of the last decoder, reused for the next body. A sync sends many chunks in a row; allocating new pages for
 /// each took a fifth of its time.
@@ -34,15 +48,34 @@ fn kept() -> MutexGuard<'static, Option<FrameDecoder>> {
 }
 
 impl<R: BufRead> Decoder<R> {
-    /// Reads the first frame's header.
+    /// Reads the first frame's header. Of a window larger than `ZSTD_WINDOW_BYTES` one decoder at a time keeps up to `most`
+    /// bytes, a power of two.
     ///
-    /// Errors, here and while reading: of the source; `FileTooLarge` if a block refers farther back than what is kept;
-    /// another kind if the data is not zstd.
-    pub fn new(source: R) -> io::Result<Decoder<R>> {
+    /// Errors, here and while reading: of the source; `FileTooLarge` if a block refers farther back than what is kept, or
+    /// `ResourceBusy` if another decoder keeps a large window; another kind if the data is not zstd.
+    pub fn new(source: R, most: u64) -> io::Result<Decoder<R>> {
         let mut decoder = kept().take().unwrap_or_default();
-        decoder.set_max_window_size(ZSTD_WINDOW_BYTES);
-        let mut decoder = Decoder { source, decoder, large_window: None, bytes: 0, frames: 0, ended: false };
+        decoder.set_max_window_size(ZSTD_LARGE_WINDOW_BYTES);
+        let mut decoder = Decoder {
+            source,
+            decoder,
+            most,
+            large: None,
+            cut_window: None,
+            free_blocks: None,
+            turn: None,
+            bytes: 0,
+            frames: 0,
+            ended: false,
+        };
         if decoder.begin_frame()? { Ok(decoder) } else { Err(io::Error::other("no zstd frame")) }
+    }
+
+    /// For a source that is here whole. If it is unpacked to much, it waits for others of which the same holds, so that
+    /// few of them have a window in memory.
+    pub fn in_turn(mut self) -> Decoder<R> {
+        self.free_blocks = Some(UNPACKING_FREE_BLOCKS);
+        self
     }
 
     /// Keeps the buffers for the next body. They are freed after that one, unless it calls `keep` too.
@@ -64,7 +97,13 @@ impl<R: BufRead> Decoder<R> {
                 continue;
             }
             let mut header = magic.to_vec();
-            self.large_window = read_header(&mut self.source, &mut header)?;
+            let Decoder { large, most, .. } = self;
+            self.cut_window = read_header(&mut self.source, &mut header, |window| {
+                if window > ZSTD_WINDOW_BYTES && *most > ZSTD_WINDOW_BYTES && large.is_none() {
+                    *large = LARGE_WINDOW.try_take();
+                }
+                if large.is_some() { *most } else { ZSTD_WINDOW_BYTES }
+            })?;
             self.decoder.init(&header[..]).map_err(io::Error::other)?;
             self.bytes = 0;
             return Ok(true);
@@ -81,19 +120,34 @@ impl<R: BufRead> Decoder<R> {
     }
 
     fn decode_block(&mut self) -> io::Result<()> {
+        match &mut self.free_blocks {
+            Some(0) if self.turn.is_none() => self.turn = Some(UNPACKING.take()),
+            Some(0) | None => {}
+            Some(blocks) => *blocks -= 1,
+        }
         let decoded = self.decoder.decode_blocks(&mut self.source, BlockDecodingStrategy::UptoBlocks(1));
-        decoded.map(drop).map_err(|err| match self.large_window {
+        let is_busy = self.large.is_none() && self.most > ZSTD_WINDOW_BYTES;
+        decoded.map(drop).map_err(|err| match self.cut_window {
+            Some(bytes) if is_busy => io::Error::new(
+                io::ErrorKind::ResourceBusy,
+                format!("its window has {bytes} bytes, and another upload uses a large one right now"),
+            ),
             Some(bytes) => io::Error::new(
                 io::ErrorKind::FileTooLarge,
                 format!(
                     "it was compressed with a window of {} MiB, and refers farther back than the {} MiB that this \
                      server keeps in memory ({err})",
                     bytes.div_ceil(1 << 20),
-                    ZSTD_WINDOW_BYTES >> 20
+                    self.kept_bytes() >> 20
                 ),
             ),
             None => io::Error::other(err),
         })
+    }
+
+    /// How much of the window of a frame is kept at most.
+    fn kept_bytes(&self) -> u64 {
+        if self.large.is_some() { self.most } else { ZSTD_WINDOW_BYTES }
     }
 
     fn check_end_of_frame(&self) -> io::Result<()> {
@@ -110,9 +164,13 @@ impl<R: BufRead> Decoder<R> {
     }
 }
 
-/// Reads a frame header after its magic number, and appends it to `header`. If it declares a larger window than is kept,
-/// returns that one, and `header` declares the largest that is kept (RFC 8878 3.1.1.1).
-fn read_header(source: &mut impl Read, header: &mut Vec<u8>) -> io::Result<Option<u64>> {
+/// Reads a frame header after its magic number, and appends it to `header`. `keep` tells how much of such a window is kept.
+/// If the frame declares a larger one, returns that, and `header` declares the one that is kept (RFC 8878 3.1.1.1).
+fn read_header(
+    source: &mut impl Read,
+    header: &mut Vec<u8>,
+    keep: impl FnOnce(u64) -> u64,
+) -> io::Result<Option<u64>> {
     const SINGLE_SEGMENT: u8 = 1 << 5;
     let mut byte = [0];
     source.read_exact(&mut byte)?;
@@ -135,14 +193,17 @@ fn read_header(source: &mut impl Read, header: &mut Vec<u8>) -> io::Result<Optio
         }
         None => rest[id_bytes..].iter().rev().fold(0, |size, byte| size << 8 | u64::from(*byte)),
     };
-    if window_bytes <= ZSTD_WINDOW_BYTES {
+    let kept = keep(window_bytes);
+    if window_bytes <= kept {
         header.push(flags);
         header.extend(window);
         header.extend_from_slice(rest);
         return Ok(None);
     }
     // A content size of so many bytes has the same form in a frame with a window.
-    header.extend([flags & !SINGLE_SEGMENT, MAX_WINDOW_DESCRIPTOR]);
+    // The byte of a window is an exponent above 10, and a mantissa of 0.
+    let exponent = u8::try_from(kept.ilog2() - 10).unwrap_or_default();
+    header.extend([flags & !SINGLE_SEGMENT, exponent << 3]);
     header.extend_from_slice(rest);
     Ok(Some(window_bytes))
 }
@@ -176,10 +237,13 @@ mod tests {
     fn a_frame_of_another_length_than_it_says_is_refused() {
         let frame = b"\x28\xb5\x2f\xfd\x60\x04\x00\xa5\x00\x00\x68{\"_pad\":null}\x01\x00\x70\xa0\xe6\x17";
         assert!(zstd::decode_all(&frame[..]).is_err());
-        let err = Decoder::new(&frame[..]).unwrap().read_to_end(&mut Vec::new()).unwrap_err();
+        let err = Decoder::new(&frame[..], ZSTD_LARGE_WINDOW_BYTES)
+            .unwrap()
+            .read_to_end(&mut Vec::new())
+            .unwrap_err();
         assert!(err.to_string().contains("as long as it says"), "{err}");
         let mut whole = Vec::new();
-        Decoder::new(&zstd::encode_all(&[7; 260][..], 1).unwrap()[..])
+        Decoder::new(&zstd::encode_all(&[7; 260][..], 1).unwrap()[..], ZSTD_WINDOW_BYTES)
             .unwrap()
             .read_to_end(&mut whole)
             .unwrap();
@@ -190,7 +254,7 @@ mod tests {
     fn buffers_of_one_body_serve_the_next() {
         for text in ["a chunk of rows; ".repeat(50_000), "another; ".repeat(9)] {
             let wire = zstd::encode_all(text.as_bytes(), 3).unwrap();
-            let mut decoder = Decoder::new(&wire[..]).unwrap();
+            let mut decoder = Decoder::new(&wire[..], ZSTD_WINDOW_BYTES).unwrap();
             let mut decoded = String::new();
             decoder.read_to_string(&mut decoded).unwrap();
             assert!(decoded == text);
@@ -200,7 +264,7 @@ mod tests {
 
     fn decoded(wire: &[u8]) -> io::Result<Vec<u8>> {
         let mut plain = Vec::new();
-        Decoder::new(wire)?.read_to_end(&mut plain)?;
+        Decoder::new(wire, ZSTD_LARGE_WINDOW_BYTES)?.read_to_end(&mut plain)?;
         Ok(plain)
     }
 
@@ -235,6 +299,14 @@ mod tests {
         let err = decoded(&wire).unwrap_err();
         assert_eq!(err.kind(), io::ErrorKind::FileTooLarge);
         assert!(err.to_string().contains("window of 128 MiB"), "{err}");
+        // Only one at a time keeps as much as that.
+        let wire = encoded(24, &repeated);
+        let mut first = Decoder::new(&wire[..], ZSTD_LARGE_WINDOW_BYTES).unwrap();
+        first.read_exact(&mut vec![0; 1 << 20]).unwrap();
+        assert_eq!(decoded(&wire).unwrap_err().kind(), io::ErrorKind::ResourceBusy);
+        drop(first);
+        let usual = Decoder::new(&wire[..], ZSTD_WINDOW_BYTES).unwrap().read_to_end(&mut Vec::new());
+        assert_eq!(usual.unwrap_err().kind(), io::ErrorKind::FileTooLarge);
         // A frame that is its own window, as encoders make it if they know the length.
         assert!(decoded(&zstd::bulk::compress(&repeated, 19).unwrap()).unwrap() == repeated);
     }

@@ -12,9 +12,14 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use crate::config::user_name::SPOOL_PREFIX;
+use crate::limits_and_timeouts::at_most::{AtMost, Permit};
+use crate::limits_and_timeouts::{MEDIA_ZIP_MEMORY_BYTES, MEDIA_ZIPS_IN_MEMORY};
 
 /// How much of a body stays in memory. 250 notes of 2 KB fit; six workers with a body and a reply each take 6 MiB.
 const MEMORY_BYTES: usize = 512 * 1024;
+
+/// Spools of media zips that have more than `MEMORY_BYTES` in memory.
+static IN_MEMORY: AtMost = AtMost::new(MEDIA_ZIPS_IN_MEMORY);
 
 /// A body that is written first, then read.
 pub struct Spool {
@@ -28,8 +33,13 @@ pub struct Spool {
 enum Place {
     /// An unlinked file in this folder.
     Nameless(PathBuf),
-    /// This file. Dropping the spool deletes it, unless `keep_file` was called.
-    Named { path: PathBuf, memory_bytes: usize, starts_at: fn(&[u8]) -> Option<usize>, is_kept: Cell<bool> },
+    /// This file. Dropping the spool deletes it, unless `keep_file` was called. With `permit` it may have more in memory.
+    Named {
+        path: PathBuf,
+        starts_at: fn(&[u8]) -> Option<usize>,
+        is_kept: Cell<bool>,
+        permit: Option<Permit>,
+    },
 }
 
 impl Spool {
@@ -40,9 +50,9 @@ impl Spool {
 
     /// An empty spool that overflows into the file at `path`, which can be kept, so that it need not be written twice. Once
     /// more than the usual amount is in memory, `starts_at` gets it. It returns the offset of the byte with which the file
-    /// must begin, or `None` to keep collecting in memory, up to `memory_bytes`.
-    pub fn with_file(path: PathBuf, memory_bytes: usize, starts_at: fn(&[u8]) -> Option<usize>) -> Spool {
-        Spool::at(Place::Named { path, memory_bytes, starts_at, is_kept: Cell::new(false) })
+    /// must begin, or `None` to keep collecting in memory, up to `MEDIA_ZIP_MEMORY_BYTES` while few others do.
+    pub fn with_file(path: PathBuf, starts_at: fn(&[u8]) -> Option<usize>) -> Spool {
+        Spool::at(Place::Named { path, starts_at, is_kept: Cell::new(false), permit: None })
     }
 
     fn at(place: Place) -> Spool {
@@ -153,16 +163,19 @@ impl Place {
     }
 
     /// The offset in memory with which the file begins, or `None` if `more` bytes still go to memory.
-    fn starts_at(&self, memory: &[u8], more: usize) -> Option<usize> {
+    fn starts_at(&mut self, memory: &[u8], more: usize) -> Option<usize> {
         if memory.len() + more <= MEMORY_BYTES {
             return None;
         }
-        match self {
-            Place::Named { memory_bytes, starts_at, .. } => starts_at(memory)
-                .map(|start| start.min(memory.len()))
-                .or_else(|| (memory.len() + more > *memory_bytes).then_some(memory.len())),
-            Place::Nameless(_) => Some(memory.len()),
+        let Place::Named { starts_at, permit, .. } = self else {
+            return Some(memory.len());
+        };
+        if let Some(start) = starts_at(memory) {
+            return Some(start.min(memory.len()));
         }
+        *permit = permit.take().or_else(|| IN_MEMORY.try_take());
+        let fits = permit.is_some() && memory.len() + more <= MEDIA_ZIP_MEMORY_BYTES;
+        (!fits).then_some(memory.len())
     }
 }
 
@@ -247,7 +260,7 @@ mod tests {
         // The part begins at the first 2, and is known before there is too much for the memory.
         let starts_at = |memory: &[u8]| memory.iter().position(|byte| *byte == 2);
         for is_kept in [false, true] {
-            let mut spool = Spool::with_file(path.clone(), 2 * MEMORY_BYTES, starts_at);
+            let mut spool = Spool::with_file(path.clone(), starts_at);
             let ones = MEMORY_BYTES + 70;
             spool.write_all(&vec![1; ones]).unwrap();
             spool.write_all(&[2; 90]).unwrap();
@@ -269,10 +282,22 @@ mod tests {
     #[test]
     fn a_spool_that_finds_no_part_to_keep_overflows_all_the_same() {
         let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("part");
-        let mut spool = Spool::with_file(path.clone(), 2 * MEMORY_BYTES, |_| None);
-        (0..5).for_each(|n| spool.write_all(&vec![n; MEMORY_BYTES]).unwrap());
-        assert_eq!(spool.file(), Some((&*path, 2 * MEMORY_BYTES as u64)));
+        let [path, other] = ["part", "other"].map(|name| dir.path().join(name));
+        let fill = |path: &Path, blocks: u8| {
+            let mut spool = Spool::with_file(path.to_owned(), |_| None);
+            (0..blocks).for_each(|n| spool.write_all(&vec![n; MEMORY_BYTES]).unwrap());
+            spool
+        };
+        // Other tests of this process hold no permit for long.
+        let spool = loop {
+            let spool = fill(&path, 7);
+            if spool.file() != Some((&*path, MEMORY_BYTES as u64)) {
+                break spool;
+            }
+        };
+        assert_eq!(spool.file(), Some((&*path, MEDIA_ZIP_MEMORY_BYTES as u64)));
+        // While it has so much in memory, no other may.
+        assert_eq!(fill(&other, 2).file(), Some((&*other, MEMORY_BYTES as u64)));
     }
 
     #[test]

@@ -17,6 +17,8 @@ pub struct BodyLimits {
     pub wire: u64,
     /// After decompression, bytes.
     pub decoded: u64,
+    /// How much of a zstd window is kept at most, bytes; see `Decoder::new`.
+    pub window: u64,
     /// The environment variable that raises both limits, if there is one.
     pub raised_by: Option<&'static str>,
 }
@@ -55,6 +57,17 @@ const SMALL_BLOCK_BYTES: usize = 2 * 1024;
 /// After a larger body the decoder's buffers are freed and not reused: they may have grown too large.
 const MAX_KEPT_BYTES: u64 = 2 * 1024 * 1024;
 
+/// How a body of protocol 11 is sent.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Sent {
+    /// Its declared length in bytes.
+    pub declared: Option<u64>,
+    /// It has arrived whole, so that reading it waits for nobody.
+    pub is_whole: bool,
+    /// Another one is likely to follow at once, so the decoder is kept for it.
+    pub more_follow: bool,
+}
+
 /// The body of an authenticated request, ready to be decoded.
 pub struct Body<'r> {
     content: Content<'r>,
@@ -63,7 +76,7 @@ pub struct Body<'r> {
 
 enum Content<'r> {
     /// Protocol 11: zstd frames, usually one.
-    Zstd { body: &'r mut dyn Read, more_follow: bool, declared: Option<u64> },
+    Zstd { body: &'r mut dyn Read, sent: Sent },
     /// Protocols 8 to 10: a form whose data part is read next.
     Form { form: Box<WireForm<'r>>, is_gzip: bool },
     /// Protocols 8 to 10: the data part as it was sent. It was spooled because fields after it had to be read first.
@@ -73,15 +86,9 @@ enum Content<'r> {
 }
 
 impl<'r> Body<'r> {
-    /// A body of protocol 11, of this declared length in bytes. `more_follow`: another one is likely to follow at once, so
-    /// the decoder is kept for it.
-    pub fn zstd(
-        body: &'r mut dyn Read,
-        more_follow: bool,
-        declared: Option<u64>,
-        caps: BodyLimits,
-    ) -> Body<'r> {
-        Body { content: Content::Zstd { body, more_follow, declared }, caps }
+    /// A body of protocol 11.
+    pub fn zstd(body: &'r mut dyn Read, sent: Sent, caps: BodyLimits) -> Body<'r> {
+        Body { content: Content::Zstd { body, sent }, caps }
     }
 
     /// No body.
@@ -100,9 +107,9 @@ impl<'r> Body<'r> {
     ) -> Result<Received> {
         let mut sink = LimitedSink { sink, caps: self.caps, bytes: 0, error: Some(sink_error) };
         let wire_bytes = match self.content {
-            Content::Zstd { body, more_follow, declared } => {
+            Content::Zstd { body, sent } => {
                 let (mut small, mut large);
-                let is_small = declared.is_some_and(|bytes| bytes <= SMALL_BLOCK_BYTES as u64);
+                let is_small = sent.declared.is_some_and(|bytes| bytes <= SMALL_BLOCK_BYTES as u64);
                 let block: &mut [u8] = if is_small {
                     small = [0; SMALL_BLOCK_BYTES];
                     &mut small
@@ -111,10 +118,14 @@ impl<'r> Body<'r> {
                     &mut large
                 };
                 let (reader, wire) = wire(body, self.caps);
-                let mut frame = zstd_decoder::Decoder::new(BufReader::with_capacity(block.len(), reader))
-                    .map_err(|err| wire.fault(err))?;
+                let reader = BufReader::with_capacity(block.len(), reader);
+                let mut frame =
+                    zstd_decoder::Decoder::new(reader, self.caps.window).map_err(|err| wire.fault(err))?;
+                if sent.is_whole {
+                    frame = frame.in_turn();
+                }
                 pass_on(&mut frame, block, &|err| wire.fault(err), &mut |block| sink.take(block))?;
-                if more_follow && sink.bytes <= MAX_KEPT_BYTES {
+                if sent.more_follow && sink.bytes <= MAX_KEPT_BYTES {
                     frame.keep();
                 }
                 wire.bytes()
@@ -293,6 +304,7 @@ impl Wire {
             Some(WireFailure::OverLimit) => self.caps.exceeded("as sent", self.caps.wire),
             Some(WireFailure::Broken(err)) => Error::Disconnected(err),
             None if err.kind() == io::ErrorKind::FileTooLarge => Error::Window(err.to_string()),
+            None if err.kind() == io::ErrorKind::ResourceBusy => Error::Busy(err.to_string()),
             None => undecodable(err),
         }
     }
@@ -337,8 +349,10 @@ impl<R: Read> Read for LimitedReader<R> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::limits_and_timeouts::ZSTD_WINDOW_BYTES;
 
-    const CAPS: BodyLimits = BodyLimits { wire: 1000, decoded: 5000, raised_by: Some("THE_LIMIT") };
+    const CAPS: BodyLimits =
+        BodyLimits { wire: 1000, decoded: 5000, window: ZSTD_WINDOW_BYTES, raised_by: Some("THE_LIMIT") };
 
     fn read(body: Body) -> Result<Vec<u8>> {
         let mut sink = Vec::new();
@@ -347,8 +361,8 @@ mod tests {
     }
 
     fn received(mut wire: &[u8]) -> Result<Vec<u8>> {
-        let declared = Some(wire.len() as u64);
-        read(Body::zstd(&mut wire, false, declared, CAPS))
+        let sent = Sent { declared: Some(wire.len() as u64), ..Sent::default() };
+        read(Body::zstd(&mut wire, sent, CAPS))
     }
 
     /// Reads a form with these data as if its key came before them, and as if it came after.
@@ -465,7 +479,7 @@ mod tests {
                 Err(io::ErrorKind::ConnectionReset.into())
             }
         }
-        let err = read(Body::zstd(&mut Broken, false, None, CAPS)).unwrap_err();
+        let err = read(Body::zstd(&mut Broken, Sent::default(), CAPS)).unwrap_err();
         assert!(matches!(err, Error::Disconnected(_)), "{err}");
         let err = WireForm::new(&mut Broken, "x", CAPS).read_fields(&mut Fields::default()).unwrap_err();
         assert!(matches!(err, Error::Disconnected(_)), "{err}");

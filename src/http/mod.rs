@@ -89,6 +89,11 @@ impl Request {
         self.header(LENGTH_HEADER)?.parse().ok()
     }
 
+    /// Whether the body has arrived whole, so that reading it waits for nobody: only then the connection layer tells its length.
+    pub fn is_whole(&self) -> bool {
+        self.inner.body_length().is_some()
+    }
+
     /// The client's connection, where the client is at its other end: what a proxy takes says nothing of its client.
     fn link(&self) -> Option<ReplyLink> {
         let link = ReplyLink::of(self.header(LINK_HEADER)?.parse().ok()?);

@@ -23,6 +23,7 @@ use crate::compression::zstd_decoder::Decoder;
 use crate::error::{Error, Result};
 use crate::files::FsyncingFile;
 use crate::files::spool::Spool;
+use crate::limits_and_timeouts::ZSTD_LARGE_WINDOW_BYTES;
 use crate::limits_and_timeouts::{MEDIA_FILE_BYTES, MEDIA_FILES};
 use crate::media::MediaStore;
 use crate::media::name::MediaName;
@@ -333,8 +334,11 @@ impl Zip {
                 Box::new(packed)
             };
             let checked = Checked { inner: plain, crc: Crc32::new(), bytes: 0, entry: *entry };
-            let decoded: Box<dyn Read> =
-                if is_zstd { Box::new(Decoder::new(BufReader::new(checked))?) } else { Box::new(checked) };
+            let decoded: Box<dyn Read> = if is_zstd {
+                Box::new(Decoder::new(BufReader::new(checked), ZSTD_LARGE_WINDOW_BYTES)?)
+            } else {
+                Box::new(checked)
+            };
             Ok(decoded)
         };
         open().map_err(|err| self.bad(err))

@@ -8,8 +8,10 @@
 //! | workers, in all and for a client (a user, or an address) | `Limits::max_active` ... `max_bulk_per_client` | `server::connections::queue` |
 //! | memory of bodies and replies that wait | `Limits::max_whole_bytes`, `max_buffered_bytes` | `server::connections` |
 //! | body as sent, body unpacked | MAX_SYNC_PAYLOAD_MEGS, `SMALL_BODY_BYTES` | `http::body`, by the declared length before a byte is read |
-//! | memory of a decoder | `ZSTD_WINDOW_BYTES` | `compression::zstd_decoder` |
-//! | a row, a notetype, a deck | MAX_SYNC_ROW_MEGS | `messages`, `sync` |
+//! | memory of decoders | `ZSTD_*` | `compression::zstd_decoder` |
+//! | small bodies that are unpacked to much at once | `UNPACKING_*` | `compression::zstd_decoder` |
+//! | media zips in memory | `MEDIA_ZIP_MEMORY_BYTES`, `MEDIA_ZIPS_IN_MEMORY` | `files::spool` |
+//! | a row, a notetype, a deck | MAX_SYNC_ROW_MEGS, `LARGE_ELEMENT_BYTES` | `messages`, `sync` |
 //! | parts and texts of a form | `FORM_*` | `http::form` |
 //! | entries of a media zip, unpacked | `MEDIA_*` | `media::zip`, `media::upload` |
 //! | stored bytes of a user, free bytes of the disk | `STORAGE_*`, SYNC_QUOTA_MEGS, SYNC_MIN_FREE_MEGS | `api::quota_and_free_space` |
@@ -24,6 +26,8 @@
 //! Imports nothing but the standard library.
 
 use std::time::Duration;
+
+pub mod at_most;
 
 /// The limits of connections and requests. The defaults fit a board with 64 MB of RAM and the timeouts of the known
 /// clients.
@@ -248,10 +252,30 @@ pub const MEDIA_ZIP_BYTES: u64 = MEDIA_FILE_BYTES + BESIDE_LARGEST_FILE_BYTES;
 /// Maximum length of the comment behind the directory. Clients of 2.1.22 to 2.1.56 write `zip-rs`.
 pub const MEDIA_ZIP_COMMENT_BYTES: u64 = 64;
 
-/// How much of its output the decoder keeps for later blocks to refer to. Clients use 2 MiB; level 19 uses 8. A frame that
+/// How much of its output the decoder of a request keeps for later blocks to refer to: as much as clients use. A frame that
 /// declares a larger window is decoded with this one. Most such frames never refer to anything farther back; one that does
 /// is refused.
-pub const ZSTD_WINDOW_BYTES: u64 = 8 * 1024 * 1024;
+pub const ZSTD_WINDOW_BYTES: u64 = 2 * 1024 * 1024;
+
+/// The same for packages, and for one upload of a collection at a time: level 19 uses so much.
+pub const ZSTD_LARGE_WINDOW_BYTES: u64 = 8 * 1024 * 1024;
+
+/// A body that arrived whole before a worker got it, and that has more than this many blocks of zstd (of up to 128 KiB), is
+/// unpacked in turn with others. That of a small sync has fewer.
+pub const UNPACKING_FREE_BLOCKS: u32 = 2;
+
+/// How many of these are unpacked at once. None waits for bytes of a client.
+pub const UNPACKING_AT_ONCE: usize = 2;
+
+/// Elements of JSON of more than this (a row, a notetype, a deck) are read one at a time, whoever sends them.
+pub const LARGE_ELEMENT_BYTES: u64 = 1024 * 1024;
+
+/// How much of a media zip stays in memory. Clients stop filling a zip below this size, so only one with a large file is
+/// spooled to disk.
+pub const MEDIA_ZIP_MEMORY_BYTES: usize = 3 * 1024 * 1024;
+
+/// How many zips may have so much in memory. Of others, what is beyond the usual size of a spool goes to the disk.
+pub const MEDIA_ZIPS_IN_MEMORY: usize = 1;
 
 /// A request of up to this size is stored also when the user is over the quota, or the disk below its reserve: reviews, and
 /// the deletions that bring a user below the quota again. All of a user in a day must stay below `STORAGE_SPARE_BYTES`.

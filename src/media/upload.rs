@@ -89,15 +89,11 @@ struct StagedFile {
     unsynced: Option<File>,
 }
 
-/// How much of a zip stays in memory. Clients stop filling a zip below this size, so only one with a large file is
-/// spooled to disk.
-const SPOOL_BYTES: usize = 3 * 1024 * 1024;
-
 impl MediaStore {
     /// A spool for a zip of changes. A large stored file is spooled to the temporary file that is renamed later, so
     /// that it is written once.
     pub fn spool(&self) -> Spool {
-        Spool::with_file(self.next_staged_path(), SPOOL_BYTES, zip::large_contents)
+        Spool::with_file(self.next_staged_path(), zip::large_contents)
     }
 
     /// Applies the changes of a zip: all of them, or on an error none.

@@ -12,6 +12,8 @@ use serde::de::{
 };
 
 use crate::error::{Error, Result};
+use crate::limits_and_timeouts::LARGE_ELEMENT_BYTES;
+use crate::limits_and_timeouts::at_most::{AtMost, Permit};
 
 /// Shared by the seeds of one parse: the size limit of one element (only one element is in memory), and the error of a
 /// sink, which is kept here while serde returns an error of its own type.
@@ -19,13 +21,18 @@ use crate::error::{Error, Result};
 pub struct Context {
     left: Rc<Cell<u64>>,
     max_element_bytes: u64,
+    large: Rc<Cell<Option<Permit>>>,
     error: Rc<Cell<Option<Error>>>,
 }
+
+/// Held while an element of more than `LARGE_ELEMENT_BYTES` is in memory.
+static LARGE_ELEMENT: AtMost = AtMost::new(1);
 
 impl Context {
     /// Call after each element: resets the limit for the next one.
     pub fn element_done(&self) {
         self.left.set(self.max_element_bytes);
+        self.large.take();
     }
 
     /// Stops the parser with the error of a sink, if there is one.
@@ -40,14 +47,19 @@ impl Context {
 
 struct LimitedReader<R> {
     inner: R,
-    left: Rc<Cell<u64>>,
+    context: Context,
 }
 
 impl<R: Read> Read for LimitedReader<R> {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
         let count = self.inner.read(buf)?;
-        let left = self.left.get().checked_sub(count as u64).ok_or(io::ErrorKind::FileTooLarge)?;
-        self.left.set(left);
+        let Context { left, large, max_element_bytes, .. } = &self.context;
+        let now_left = left.get().checked_sub(count as u64).ok_or(io::ErrorKind::FileTooLarge)?;
+        left.set(now_left);
+        if max_element_bytes - now_left > LARGE_ELEMENT_BYTES {
+            // Those who hold it wait for no client, and for none of our locks.
+            large.set(Some(large.take().unwrap_or_else(|| LARGE_ELEMENT.take())));
+        }
         Ok(count)
     }
 }
@@ -71,8 +83,12 @@ impl<'s> From<&'s str> for Source<'s> {
 /// Errors: `BadRequest` for JSON of another shape, `TooLarge` for an element over the limit, and the errors of the
 /// sink.
 pub fn parse<'s>(input: Source<'s>, max_element_bytes: u64, keys: &mut impl Keys) -> Result<()> {
-    let left = Rc::new(Cell::new(max_element_bytes));
-    let context = Context { left: left.clone(), max_element_bytes, error: Rc::default() };
+    let context = Context {
+        left: Rc::new(Cell::new(max_element_bytes)),
+        max_element_bytes,
+        large: Rc::default(),
+        error: Rc::default(),
+    };
     let object = Object { context: &context, keys };
     let parsed = match input {
         // The whole text is within the limit, so each of its elements is.
@@ -85,7 +101,7 @@ pub fn parse<'s>(input: Source<'s>, max_element_bytes: u64, keys: &mut impl Keys
                 Source::Memory(text) => Box::new(text.as_bytes()),
                 Source::Stream(reader) => reader,
             };
-            let reader = BufReader::new(LimitedReader { inner, left });
+            let reader = BufReader::new(LimitedReader { inner, context: context.clone() });
             let mut json = serde_json::Deserializer::from_reader(reader);
             object.deserialize(&mut json).and_then(|()| json.end())
         }

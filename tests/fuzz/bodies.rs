@@ -13,7 +13,7 @@ use miniz_oxide::inflate::core::{DecompressorOxide, decompress, inflate_flags};
 use super::choice;
 use super::input::Input;
 
-const CAPS: BodyLimits = BodyLimits { wire: 1 << 20, decoded: 64 << 10, raised_by: None };
+const CAPS: BodyLimits = BodyLimits { wire: 1 << 20, decoded: 64 << 10, window: 8 << 20, raised_by: None };
 
 /// A reader that gives so many bytes at once.
 struct Pieces<'d>(&'d [u8], usize);

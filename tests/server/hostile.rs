@@ -2,8 +2,8 @@
 
 use std::io::Write;
 
-use crate::client::{Framed, LARGE, METHODS, STEPS, Wire, chunk, pack};
-use crate::harness::{TestServer, collection};
+use crate::client::{Device, Framed, LARGE, METHODS, STEPS, Wire, chunk, pack};
+use crate::harness::{KEY, OTHER_KEY, TestServer, collection};
 
 const MIB: usize = 1 << 20;
 
@@ -142,6 +142,27 @@ fn whatever_is_zstd_is_taken_within_the_memory_of_one_client() {
     let peak = server.memory_kib("VmHWM:");
     println!("windows of 128 MiB: VmHWM {peak} KiB");
     assert!(peak < 40 * 1024, "{peak} KiB");
+    server.assert_syncs();
+}
+
+/// Few of them are in memory at once, however many come and whoever sends them.
+#[test]
+fn windows_of_many_small_bodies_stay_within_the_memory_of_the_server() {
+    let server = TestServer::holding(&collection(""), &[]);
+    let peak = server.memory_kib("VmHWM:");
+    let mut frame = Bomb { fuse: String::new(), filler: b' ', bytes: 4 * MIB }.packed();
+    assert!(frame.len() < 1000);
+    frame[5] = 13 << 3; // a window of 8 MiB
+    std::thread::scope(|scope| {
+        for n in 0..12 {
+            let device = Device::new(server.address, [KEY, OTHER_KEY][n % 2]);
+            let frame = &frame;
+            scope.spawn(move || device.send_raw("applyChunk", Framed::Chunked(frame)).refused(400));
+        }
+    });
+    let growth = server.memory_kib("VmHWM:") - peak;
+    println!("12 windows of 8 MiB: VmHWM grew by {growth} KiB");
+    assert!(growth < 14 * 1024, "{growth} KiB");
     server.assert_syncs();
 }
 

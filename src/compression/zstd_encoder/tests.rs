@@ -11,7 +11,10 @@ use crate::compression::zstd_decoder::Decoder;
 fn decoded(wire: &[u8], expected: &[u8]) {
     assert!(zstd::decode_all(wire).unwrap() == expected, "the C library reads another text");
     let mut ours = Vec::new();
-    Decoder::new(wire).unwrap().read_to_end(&mut ours).unwrap();
+    Decoder::new(wire, crate::limits_and_timeouts::ZSTD_WINDOW_BYTES)
+        .unwrap()
+        .read_to_end(&mut ours)
+        .unwrap();
     assert!(ours == expected);
 }
 

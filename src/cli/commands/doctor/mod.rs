@@ -19,6 +19,7 @@ use crate::config::USERS_FILE;
 use crate::error::{Error, Result};
 use crate::files;
 use crate::files::access::{self, ServerUser};
+use crate::limits_and_timeouts::ZSTD_WINDOW_BYTES;
 use crate::media::denied_files::first_denied;
 use crate::os::clock;
 
@@ -371,7 +372,7 @@ fn frame(body: &[u8]) -> Vec<u8> {
 
 fn unframe(body: &[u8]) -> Option<Vec<u8>> {
     let mut decoded = Vec::new();
-    Decoder::new(body).ok()?.take(1 << 20).read_to_end(&mut decoded).ok()?;
+    Decoder::new(body, ZSTD_WINDOW_BYTES).ok()?.take(1 << 20).read_to_end(&mut decoded).ok()?;
     Some(decoded)
 }
 
