@@ -303,10 +303,10 @@ KINDS: dict[str, tuple[str, Callable[[list[str]], list[Peer]]]] = {
         Peer(once(whole("/sync/meta", keys[0], zstd(b'{"v":11,"cv":"anki,26.09.3 (29bb700b),linux"}')))) for _ in range(16)]),
     "no-key": ("flood: whole `meta` without a key, 64 connections", lambda keys: [
         Peer(once(whole("/sync/meta", "0" * 40, zstd(b'{"v":11}')))) for _ in range(64)]),
-    "downloads": ("flood: downloads on end, 3 keys", lambda keys: [
-        Peer(lambda key=key: itertools.repeat(whole("/sync/download", key, zstd(b"{}"))), keeps=True) for key in keys]),
-    "syncs": ("flood: `start` and a full `applyChunk` on end, 3 keys", lambda keys: [
-        Peer(lambda key=key: itertools.cycle([start(key), *[whole("/sync/chunk", key, zstd(b"{}"))] * 3]), keeps=True) for key in keys]),
+    "downloads": ("flood: downloads on end, one key", lambda keys: [
+        Peer(lambda key=key: itertools.repeat(whole("/sync/download", key, zstd(b"{}"))), keeps=True) for key in keys[:1] * 4]),
+    "syncs": ("flood: `start` and full chunks on end, one key", lambda keys: [
+        Peer(lambda key=key: itertools.cycle([start(key), *[whole("/sync/chunk", key, zstd(b"{}"))] * 3]), keeps=True) for key in keys[:1] * 4]),
     "windows-small": ("memory: small bodies with windows of 8 MiB, 3 keys", lambda keys: [
         Peer(once(whole("/sync/applyChunk", key, wide(12 * MIB)))) for key in keys for _ in range(4)]),
     "windows-large": ("memory: 6 media uploads with windows of 8 MiB, 3 keys", lambda keys: [

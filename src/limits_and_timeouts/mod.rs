@@ -48,7 +48,8 @@ pub struct Limits {
     pub max_bulk: usize,
     /// Maximum active bulk transfers of one client. Kept below `max_bulk` where that is possible.
     pub max_bulk_per_client: usize,
-    /// Maximum active logins. Each takes about a second of CPU (PBKDF2); the rest queue here without holding a worker.
+    /// Maximum active logins. Each takes about a second of CPU (PBKDF2); the rest queue here without holding a worker. One
+    /// that is longer than `max_whole_bytes` is refused.
     pub max_logins: usize,
     /// Maximum bytes of a request head.
     pub max_head_bytes: usize,

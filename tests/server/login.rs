@@ -243,3 +243,32 @@ fn what_is_in_notes_does_not_get_into_the_log() {
     let told: Vec<_> = log.lines().filter(|line| line.contains(TEXT)).collect();
     assert!(log.contains("/sync/applyChunk 400") && told.is_empty(), "{told:#?}");
 }
+
+/// A body that is longer than any login does not make a transfer of it, of which several are active at once.
+#[test]
+fn a_long_login_is_no_way_to_guess_faster() {
+    let server = TestServer::start();
+    let mut body = pack(br#"{"u":"test","p":"guess"}"#);
+    let padding = (64 << 10) - body.len() - 8;
+    body.extend_from_slice(
+        &[&b"\x50\x2a\x4d\x18"[..], &(padding as u32).to_le_bytes(), &vec![0; padding]].concat(),
+    );
+    let head = |framing: &str| {
+        format!("POST /sync/hostKey HTTP/1.1\r\nHost: x\r\n{}{framing}\r\n\r\n", sync_header("", ""))
+    };
+    let mut logins: Vec<Wire> = (0..6).map(|_| Wire::open(server.address)).collect();
+    for login in &mut logins {
+        login.send(head("Transfer-Encoding: chunked").as_bytes());
+        login.send(&chunk(&body));
+    }
+    for login in &mut logins {
+        login.send(b"0\r\n\r\n");
+        assert_eq!(login.reply().status, 413);
+    }
+    let mut login = Wire::open(server.address);
+    login.send(head("Content-Length: 60000000").as_bytes());
+    login.send(&body);
+    assert_eq!(login.reply().status, 413);
+    // A short one is compared.
+    log_in(&server, r#"{"u":"test","p":"guess"}"#).refused(403);
+}

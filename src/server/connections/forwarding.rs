@@ -80,14 +80,17 @@ impl Exchange {
     /// Starts with a checked request head of this client.
     pub fn new(request: Request, client: Client, shared: &Shared) -> Exchange {
         let (declared, limits) = (request.body.declared_bytes(), &shared.limits);
-        let is_long = declared.is_some_and(|bytes| bytes > limits.max_whole_bytes as u64);
+        let weight = shared.policy.weight(&request.path);
+        // A login is never a transfer: it would pass by `max_logins`.
+        let is_long =
+            weight != Weight::Login && declared.is_some_and(|bytes| bytes > limits.max_whole_bytes as u64);
         let upload =
             if request.body.is_done() { ChunkWriter::without_body() } else { ChunkWriter::default() };
         Exchange {
             asked: RequestFacts { is_head: request.is_head, is_http10: request.is_http10 },
             keep_alive: request.keep_alive,
             may_keep_backend: shared.policy.replies_tell_their_end(&request.fields),
-            weight: shared.policy.weight(&request.path),
+            weight,
             client,
             first_bytes: if is_long { FIRST_BYTES } else { limits.max_whole_bytes },
             head: request.forward,
@@ -112,9 +115,17 @@ impl Exchange {
             }
         }
         link.input.extend_from_slice(rest);
+        if self.is_login_too_long() {
+            return self.fail(Refusal::new(413, "login too long"));
+        }
         self.advance(shared);
         self.update_pace(link, shared);
         Next::Stay
+    }
+
+    fn is_login_too_long(&self) -> bool {
+        let Stage::Gathering { upload } = &self.stage else { return false };
+        self.weight == Weight::Login && !self.body.is_done() && upload.unsealed_bytes() >= self.first_bytes
     }
 
     /// Queues the request once enough of it has arrived, or writes to the backend what its socket takes.
