@@ -267,7 +267,7 @@ fn a_long_login_is_no_way_to_guess_faster() {
     }
     let mut login = Wire::open(server.address);
     login.send(head("Content-Length: 60000000").as_bytes());
-    login.send(&body);
+    login.send(&body[..20_000]);
     assert_eq!(login.reply().status, 413);
     // A short one is compared.
     log_in(&server, r#"{"u":"test","p":"guess"}"#).refused(403);

@@ -81,9 +81,7 @@ impl Exchange {
     pub fn new(request: Request, client: Client, shared: &Shared) -> Exchange {
         let (declared, limits) = (request.body.declared_bytes(), &shared.limits);
         let weight = shared.policy.weight(&request.path);
-        // A login is never a transfer: it would pass by `max_logins`.
-        let is_long =
-            weight != Weight::Login && declared.is_some_and(|bytes| bytes > limits.max_whole_bytes as u64);
+        let is_long = declared.is_some_and(|bytes| bytes > limits.max_whole_bytes as u64);
         let upload =
             if request.body.is_done() { ChunkWriter::without_body() } else { ChunkWriter::default() };
         Exchange {
@@ -115,7 +113,7 @@ impl Exchange {
             }
         }
         link.input.extend_from_slice(rest);
-        if self.is_login_too_long() {
+        if self.is_login_too_long(&shared.limits) {
             return self.fail(Refusal::new(413, "login too long"));
         }
         self.advance(shared);
@@ -123,9 +121,13 @@ impl Exchange {
         Next::Stay
     }
 
-    fn is_login_too_long(&self) -> bool {
+    /// A login is no transfer, as which it would pass by `max_logins`. (One that declares to be longer is refused by a worker,
+    /// unread.)
+    fn is_login_too_long(&self, limits: &Limits) -> bool {
         let Stage::Gathering { upload } = &self.stage else { return false };
-        self.weight == Weight::Login && !self.body.is_done() && upload.unsealed_bytes() >= self.first_bytes
+        self.weight == Weight::Login
+            && !self.body.is_done()
+            && upload.unsealed_bytes() >= limits.max_whole_bytes
     }
 
     /// Queues the request once enough of it has arrived, or writes to the backend what its socket takes.
