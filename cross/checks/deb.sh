@@ -91,7 +91,11 @@ stop
 
 inside dpkg -r ankipi >&2
 [[ ! -e $root/usr/bin/ankipi && -e $root/etc/ankipi.conf ]] || die "removing left the program, or took the settings"
-inside dpkg -i /new.deb >&2
+mkdir -p "$root/usr/local/bin"
+touch "$root/usr/local/bin/ankipi" # of an earlier install.sh
+inside dpkg -i /new.deb >"$work/said" 2>&1
+grep -q 'type: rm /usr/local/bin/ankipi &&' "$work/said" || die "it does not tell what goes before it: $(cat "$work/said")"
+rm "$root/usr/local/bin/ankipi"
 start "${installed[@]}" serve --config /etc/ankipi.conf
 stop
 inside dpkg -P ankipi >&2
