@@ -45,3 +45,10 @@ impl Progress {
         }
     }
 }
+
+/// The line goes also where an error ends the work.
+impl Drop for Progress {
+    fn drop(&mut self) {
+        self.clear();
+    }
+}

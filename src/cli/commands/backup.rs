@@ -149,8 +149,12 @@ fn restore_one(mut invocation: Invocation) -> Result<ExitCode> {
             "{name} has no backup {number}; `ankipi backup list {name}` tells which there are"
         )));
     };
+    let mut progress = Progress::start();
+    progress.show_at_once(&format!("{name}: checking and copying backup {number}"));
     if files::is_in_use(&config.base) {
-        leave_for_server(&dir, &backup.path, config.max_row_bytes)?;
+        let left = leave_for_server(&dir, &backup.path, config.max_row_bytes);
+        progress.clear();
+        left?;
         say(&format!(
             "Restored backup {number} of {name}; the server takes it with the next request of a device. Sync each device, \
              and choose Download there.\n"
@@ -158,7 +162,9 @@ fn restore_one(mut invocation: Invocation) -> Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     let _lock = files::lock_data_folder(&config.base)?;
-    restore(&dir, &backup.path, config.backups, config.max_row_bytes, Kind::Restored)?;
+    let restored = restore(&dir, &backup.path, config.backups, config.max_row_bytes, Kind::Restored);
+    progress.clear();
+    restored?;
     say(&format!(
         "Restored backup {number} of {name}. Start the server, sync each device, and choose Download there.\n"
     ));
@@ -206,6 +212,7 @@ fn make_one(base: &Path, name: &str, to: Option<&Path>, keep: usize) -> Result<S
     let mut progress = Progress::start();
     let lock = lock_if_unused(base)?;
     let snapshot = open_to_copy(&dir, lock.is_some(), &mut progress)?;
+    progress.show_at_once(&format!("{name}: copying the collection"));
     if let Some(to) = to {
         return pack(&snapshot, &dir, name, to, keep, &mut progress);
     }
@@ -217,6 +224,7 @@ fn make_one(base: &Path, name: &str, to: Option<&Path>, keep: usize) -> Result<S
         backups::store(&dir, &unfinished, Kind::Made)
     };
     let made = copied();
+    progress.clear();
     if made.is_err() {
         let _ = fs::remove_file(&unfinished);
     }
