@@ -1,9 +1,10 @@
 """Floods and drips, and what they cost somebody else: one row for each, with the latency of a no-change sync of another user.
 
-    sudo nice -n -15 tests/.venv/bin/python benches/floods.py --server PROGRAM [--syncs N] [KIND...]
+    sudo chrt -r 10 tests/.venv/bin/python benches/floods.py --server PROGRAM [--syncs N] [KIND...]
 
-The server and the real client (a user of her own) run at the priority of this script. Attackers are processes of their own at
-priority 0, so that a core that is short goes to server and client, and the ratio shows what the server makes of the flood.
+The server and the real client, of a user of its own, have the real-time priority of this script. Attackers are processes of
+their own with the usual one, so that a core that is short goes to server and client: the ratio shows what the flood costs in
+the server.
 The data folder is an ext4 file system of 128 MiB on a loop device, so it needs root. Each flood begins after a quiet stretch,
 whose median is the quiet latency of that row.
 """
@@ -318,6 +319,10 @@ KINDS: dict[str, tuple[str, Callable[[list[str]], list[Peer]]]] = {
 }
 
 
+# These come last, as they leave no room under the quota.
+FILLING = ("media-fill", "changes-60MB", "late-keys")
+
+
 def attack(kind: str, port: int, keys: list[str]) -> None:
     """The attacker's process: until its standard input closes."""
     os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
@@ -396,7 +401,8 @@ def measure(names: list[str], syncs: int, work: Path, base: Path) -> bool:
         device.upload()
         keys.append(device.login())
     desk, phone = accounts["bob"].two_devices()
-    desk.sync(), phone.sync()
+    desk.sync()
+    phone.sync()
     watch = Watch(server.process.pid, base)
     print("| kind | quiet ms: median, p90 | under it: median, p90, most | ratio | refused | a login s | server CPU | VmHWM | RssAnon | most MB of a user | least free |")
     print("|---|---|---|--:|--:|--:|--:|--:|--:|--:|--:|")
@@ -432,7 +438,8 @@ def measure(names: list[str], syncs: int, work: Path, base: Path) -> bool:
         good &= ratio <= 3 and not refused and peak < 16 << 10 and most <= QUOTA_MIB * 1.049 + 4.2 and free >= RESERVE_MIB - 4
         time.sleep(1.5)  # what lingers of it goes
     desk.add_note("after all")
-    desk.sync(), phone.sync()
+    desk.sync()
+    phone.sync()
     assert "after all" in phone.fronts()
     for account in accounts.values():
         account.close()
@@ -458,7 +465,7 @@ def main() -> None:
     subprocess.run(["mount", "-o", "loop", work / "disk", base], check=True)
     try:
         (base / "lost+found").rmdir()
-        good = measure(chosen.kinds or list(KINDS), chosen.syncs, work, base)
+        good = measure(chosen.kinds or sorted(KINDS, key=FILLING.__contains__), chosen.syncs, work, base)
     finally:
         subprocess.run(["umount", "-l", base], check=True)
         subprocess.run(["rm", "-r", work], check=True)
