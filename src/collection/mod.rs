@@ -1,7 +1,7 @@
 //! One user's `collection.anki2`, schema 18 (collection-format.md).
 //!
 //! A `Collection` is an open file. Here: opening it (`mod.rs`), creating an empty one (`new_collection`), reading and
-//! writing its objects (`objects`), `schema` with upgrade and downgrade, `full` (upload, download, replace, backups,
+//! writing its objects (`objects`), how many rows it has (`row_totals`), `schema` with upgrade and downgrade, `full` (upload, download, replace, backups,
 //! restore), `blobs` (protobuf <-> JSON). Not here: the steps of a sync that merges (`sync`), users, HTTP. Imports
 //! `messages`, `files`, `text`, `os`.
 //!
@@ -17,6 +17,7 @@ pub mod blobs;
 pub mod full;
 pub mod new_collection;
 pub(crate) mod objects;
+pub mod row_totals;
 pub mod schema;
 
 use std::path::Path;
@@ -60,6 +61,7 @@ const CACHED_STATEMENTS: usize = 64;
 /// An open collection file.
 pub struct Collection {
     pub(crate) db: Connection,
+    totals: row_totals::KnownTotals,
 }
 
 /// How a commit survives a power cut.
@@ -155,9 +157,13 @@ impl Collection {
     /// Checkpoints the WAL into the file, unless another program reads an older state, and closes. Call only while no
     /// snapshot of this process is open: the file would change under it.
     pub fn close_with_checkpoint(self) -> Result<()> {
-        self.db.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_| Ok(()))?;
+        self.checkpoint()?;
         self.db.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, false)?;
         Ok(self.db.close().map_err(|(_, err)| err)?)
+    }
+
+    fn checkpoint(&self) -> Result<()> {
+        Ok(self.db.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_| Ok(()))?)
     }
 
     /// Changes to a rollback journal, unless somebody else has the file open. Call without a transaction.
@@ -203,7 +209,7 @@ impl Collection {
             "PRAGMA synchronous = {}; PRAGMA schema_version",
             files::synchronous()
         ))?;
-        collection.db.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_| Ok(()))?;
+        collection.checkpoint()?;
         if has_rollback_journal(path) {
             // SQLite ignores a journal that a power cut left empty. Changing the journal mode deletes it.
             collection.db.execute_batch("PRAGMA journal_mode = PERSIST; PRAGMA journal_mode = DELETE")?;
@@ -277,7 +283,7 @@ impl Collection {
             "PRAGMA mmap_size = 0; PRAGMA temp_store = FILE; PRAGMA cache_size = -{cache_kib}; PRAGMA foreign_keys = OFF"
         );
         db.execute_batch(&pragmas)?;
-        Ok(Collection { db })
+        Ok(Collection { db, totals: row_totals::KnownTotals::default() })
     }
 
     /// Limits the rows that are read or written to the longest row that a client may send.
@@ -345,7 +351,8 @@ impl Collection {
 
     /// Begins the transaction of a sync session.
     pub fn begin(&self) -> Result<()> {
-        Ok(self.db.execute_batch("BEGIN IMMEDIATE")?)
+        self.db.execute_batch("BEGIN IMMEDIATE")?;
+        self.forget_totals_of_others()
     }
 
     /// The size of the database with what the open transaction has added, in bytes.
@@ -362,6 +369,7 @@ impl Collection {
 
     /// Rolls the transaction back.
     pub fn roll_back(&self) -> Result<()> {
+        self.forget_totals();
         Ok(self.db.execute_batch("ROLLBACK")?)
     }
 }

@@ -165,6 +165,20 @@ impl<T> Remembered<T> {
         Some(Remembered { state, value })
     }
 
+    /// Remembers what was read from a file that had these times when nobody else could write to it. None if somebody has
+    /// written since, or if the file was changed a moment ago.
+    pub fn since(path: &Path, times: FileTimes, value: T) -> Option<Remembered<T>> {
+        let state = FileState::of(path).filter(|state| state.times == times && state.is_settled())?;
+        Some(Remembered { state, value })
+    }
+
+    /// As `of`, for a file that this process has locked through SQLite and has not written to. Looks at no contents, because
+    /// closing a descriptor would drop the lock.
+    pub fn of_locked(&self, path: &Path) -> Option<&T> {
+        let has_empty_wal = fs::metadata(with_suffix(path, "-wal")).map_or(true, |wal| wal.len() == 0);
+        (has_empty_wal && FileTimes::of(path) == Some(self.state.times)).then_some(&self.value)
+    }
+
     /// What was read, if the file is still in the same state.
     pub fn of(&self, path: &Path) -> Option<&T> {
         (FileState::of(path).as_ref() == Some(&self.state)).then_some(&self.value)

@@ -3,6 +3,7 @@
 use rusqlite::{CachedStatement, params};
 
 use crate::collection::Collection;
+use crate::collection::row_totals::LargeTable;
 use crate::error::Result;
 use crate::messages::Source;
 use crate::messages::graves;
@@ -25,6 +26,7 @@ impl Collection {
 }
 
 struct Deleter<'c> {
+    collection: &'c Collection,
     delete: [CachedStatement<'c>; 3],
     grave: CachedStatement<'c>,
     server_usn: i32,
@@ -35,6 +37,7 @@ impl<'c> Deleter<'c> {
     fn new(collection: &'c Collection, server_usn: i32) -> Result<Deleter<'c>> {
         let db = &collection.db;
         Ok(Deleter {
+            collection,
             delete: [
                 db.prepare_cached("DELETE FROM cards WHERE id = ?1")?,
                 db.prepare_cached("DELETE FROM notes WHERE id = ?1")?,
@@ -55,6 +58,13 @@ impl<'c> Deleter<'c> {
     /// Unknown ids get a grave too, because other devices may still have them.
     fn delete_row(&mut self, kind: GraveKind, id: i64) -> Result<()> {
         let was_there = self.delete[kind as usize].execute([id])? > 0;
+        if was_there {
+            match kind {
+                GraveKind::Card => self.collection.note_rows(LargeTable::Cards, -1),
+                GraveKind::Note => self.collection.note_rows(LargeTable::Notes, -1),
+                GraveKind::Deck => {}
+            }
+        }
         self.grave.execute(params![id, kind as i64, self.server_usn, was_there])?;
         self.deleted += 1;
         Ok(())

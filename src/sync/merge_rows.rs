@@ -3,6 +3,7 @@
 //! The other direction: `send_rows`.
 
 use crate::collection::blobs;
+use crate::collection::row_totals::LargeTable;
 use crate::collection::{CachedStatements, Collection, int};
 use crate::error::{Error, Result};
 use crate::messages::Source;
@@ -33,7 +34,7 @@ impl Collection {
         shapes: &mut NotetypeShapes,
         max_row_bytes: u64,
     ) -> Result<RowCounts> {
-        let mut merge = Merge::new(&self.db, client_usn, server_usn, shapes);
+        let mut merge = Merge::new(self, client_usn, server_usn, shapes);
         chunk::read(body, max_row_bytes, &mut merge)?;
         Ok(merge.counts)
     }
@@ -44,7 +45,7 @@ impl Collection {
 /// New rows are inserted and known rows updated. `INSERT OR REPLACE` could do both, but SQLite copies every page that
 /// such a statement changes to a file, in order to undo the statement.
 struct Merge<'c, 's> {
-    db: &'c Connection,
+    collection: &'c Collection,
     client_usn: i32,
     server_usn: i32,
     shapes: &'s mut NotetypeShapes,
@@ -78,14 +79,14 @@ impl<'c> Lazy<'c> {
 
 impl<'c, 's> Merge<'c, 's> {
     fn new(
-        db: &'c Connection,
+        collection: &'c Collection,
         client_usn: i32,
         server_usn: i32,
         shapes: &'s mut NotetypeShapes,
     ) -> Merge<'c, 's> {
-        let lazy = |sql| Lazy { db, sql, statement: None };
+        let lazy = |sql| Lazy { db: &collection.db, sql, statement: None };
         Merge {
-            db,
+            collection,
             client_usn,
             server_usn,
             shapes,
@@ -121,6 +122,7 @@ impl<'c, 's> Merge<'c, 's> {
             return Ok(*shape);
         }
         let found: Option<(Vec<u8>, i64)> = self
+            .collection
             .db
             .query_row_cached(
                 "SELECT config, (SELECT count(*) FROM fields WHERE ntid = ?1) FROM notetypes WHERE id = ?1",
@@ -166,7 +168,8 @@ impl RowSink for Merge<'_, '_> {
     fn revlog(&mut self, row: &Revlog) -> Result<()> {
         let mut ints = row.ints;
         ints[Revlog::USN] = self.server_usn.into();
-        self.add_revlog.get()?.execute(rusqlite::params_from_iter(ints))?;
+        let added = self.add_revlog.get()?.execute(rusqlite::params_from_iter(ints))?;
+        self.collection.note_rows(LargeTable::Revlog, added as i64);
         self.counts.revlog += 1;
         Ok(())
     }
@@ -175,7 +178,10 @@ impl RowSink for Merge<'_, '_> {
         self.counts.cards += 1;
         let (id, modified) = (row.ints[Card::ID], row.ints[Card::MODIFIED]);
         let put = match incoming(self.our_card.get()?, id, modified, self.client_usn)? {
-            Incoming::New => self.add_card.get()?,
+            Incoming::New => {
+                self.collection.note_rows(LargeTable::Cards, 1);
+                self.add_card.get()?
+            }
             Incoming::Replaces => self.update_card.get()?,
             Incoming::Outdated => return Ok(()),
         };
@@ -199,7 +205,10 @@ impl RowSink for Merge<'_, '_> {
             ))
         })?;
         let put = match incoming(self.our_note.get()?, row.id, row.modified, self.client_usn)? {
-            Incoming::New => self.add_note.get()?,
+            Incoming::New => {
+                self.collection.note_rows(LargeTable::Notes, 1);
+                self.add_note.get()?
+            }
             Incoming::Replaces => self.update_note.get()?,
             Incoming::Outdated => return Ok(()),
         };

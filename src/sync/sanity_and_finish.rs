@@ -2,6 +2,7 @@
 
 use rusqlite::{OptionalExtension, params};
 
+use crate::collection::row_totals::LargeTable;
 use crate::collection::schema::TABLES_WITH_USN;
 use crate::collection::{CachedStatements, Collection, Stamps};
 use crate::error::Result;
@@ -21,10 +22,11 @@ impl Collection {
         let count = |table: &str| -> Result<u32> {
             Ok(self.db.query_row_cached(&format!("SELECT count(*) FROM {table}"), [], |row| row.get(0))?)
         };
+        let large = self.row_totals()?;
         Ok(Some(SanityCounts {
-            cards: count("cards")?,
-            notes: count("notes")?,
-            revlog: count("revlog")?,
+            cards: large.of(LargeTable::Cards),
+            notes: large.of(LargeTable::Notes),
+            revlog: large.of(LargeTable::Revlog),
             notetypes: count("notetypes")?,
             decks: count("decks")?,
             deck_configs: count("deck_config")?,

@@ -17,6 +17,7 @@ use crate::collection::full::replace;
 use crate::collection::full::restore;
 use crate::collection::full::upload;
 use crate::collection::new_collection;
+use crate::collection::row_totals::RowTotals;
 use crate::collection::schema::downgrade::{CopyToDowngrade, OldCopy};
 use crate::collection::{Collection, FILE_NAME, Journal, LOCK_TIMEOUT, Meta, Range, Stamps};
 use crate::error::{Error, Result};
@@ -87,6 +88,8 @@ struct State {
     quiet_since: Option<Instant>,
     /// What `meta` was last told of the file while it was closed.
     meta: Option<Remembered<Meta>>,
+    /// How many rows the file has, while it is closed.
+    totals: Option<Remembered<RowTotals>>,
 }
 
 impl State {
@@ -287,6 +290,23 @@ impl User {
         state.quiet_since = has_side_files(&path).then(Instant::now);
     }
 
+    /// As `close_unless_read`, and remembers how many rows the collection has. Takes longer.
+    fn close_with_totals(&self, state: &mut State) {
+        if state.session.is_none()
+            && !state.is_read()
+            && let Ok(Some(_)) = self.kept(state)
+            && let Some(kept) = state.kept.take()
+        {
+            state.keeper = None;
+            let path = self.collection_path();
+            state.totals = kept.collection.close_with_totals(&path).unwrap_or_else(|err| {
+                log::warn!("{}: checkpoint failed, trying again: {err}", path.display());
+                None
+            });
+        }
+        self.close_unless_read(state);
+    }
+
     /// Closes the snapshot that is held for downloads when the last of them has ended.
     fn end_keeper_if_unused(&self, state: &mut State) {
         if state.session.is_none() && !state.is_read() && state.keeper.take().is_some() {
@@ -337,7 +357,7 @@ impl User {
         if quiet < CLOSE_AFTER {
             return Some(CLOSE_AFTER - quiet);
         }
-        self.close_unless_read(&mut state);
+        self.close_with_totals(&mut state);
         if let Err(err) = self.prepare_for_next_sync() {
             log::warn!("{}: {err}", self.collection_path().display());
         }
@@ -515,6 +535,7 @@ impl User {
             state.keeper =
                 Some(self.open_with(state, |path| Snapshot::open_beside_syncs(path, LOCK_TIMEOUT))?);
         }
+        let totals = state.totals.take();
         let collection = match state.kept.take() {
             Some(kept) => kept.collection,
             None => {
@@ -526,6 +547,9 @@ impl User {
         };
         state.quiet_since = Some(Instant::now());
         collection.begin()?;
+        if let Some(totals) = totals {
+            collection.take_over_totals(&totals, &self.collection_path())?;
+        }
         let meta = collection.meta()?;
         if client_usn > meta.stamps.usn && state.replaced.is_some_and(|when| when.elapsed() < LONGEST_SYNC) {
             // The client asked for the stamps before that.
