@@ -2,6 +2,7 @@
 //!
 //! Not here: files and folders (`files`), which need no `unsafe`. Imports nothing of ours.
 
+mod allocator;
 pub mod clock;
 mod disk;
 mod identity;
@@ -13,6 +14,7 @@ mod sockets;
 mod sqlite_wal;
 mod terminal;
 
+pub use allocator::release_freed_memory;
 pub use disk::{
     NO_FOLLOW, WholeFileSystem, can_be_shared_memory, check_access, check_writable, clone_file, free_bytes,
     has_no_locks, is_unsupported,

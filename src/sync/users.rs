@@ -13,6 +13,7 @@ use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::files;
 use crate::files::HeldFolder;
+use crate::os;
 use crate::sync::daily_backup;
 use crate::sync::kept_connection::Slots;
 use crate::sync::session::{User, UserSettings};
@@ -155,7 +156,11 @@ impl Users {
     pub fn expire_sessions(&self) -> Option<Duration> {
         let users = self.all();
         let sessions = users.iter().filter_map(|user| user.expire(self.session_idle));
-        sessions.chain(users.iter().filter_map(|user| user.media.close_if_idle())).min()
+        let next = sessions.chain(users.iter().filter_map(|user| user.media.close_if_idle())).min();
+        if next.is_none() {
+            os::release_freed_memory();
+        }
+        next
     }
 
     /// Rolls back every session and closes the media stores.

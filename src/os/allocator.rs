@@ -1,0 +1,212 @@
+//! The allocator of the program: that of the C library, which keeps some freed buffers for the next request.
+//!
+//! musl takes each buffer of more than some KB from the kernel as pages of its own, and returns them when the buffer is
+//! freed. A request needs about ten such buffers, one after the other: that were 12 `mmap`, 12 `munmap` and 30 page faults,
+//! a fifth of the processor time of a sync of many rows (benches/README.md).
+
+#![allow(unsafe_code)]
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::sync::Mutex;
+
+/// Sizes of buffers that are kept. Smaller ones are no trouble for musl; larger ones are worth the system calls.
+const KEPT_SIZES: std::ops::RangeInclusive<usize> = 4096..=131_072;
+
+/// How many freed buffers are kept at most.
+const MAX_BUFFERS: usize = 16;
+
+/// How many bytes of freed buffers are kept at most.
+const MAX_BYTES: usize = 384 * 1024;
+
+/// The alignment that the C library gives to every allocation.
+const USUAL_ALIGN: usize = 8;
+
+/// The allocator.
+pub struct Allocator;
+
+#[global_allocator]
+static ALLOCATOR: Allocator = Allocator;
+
+static FREED: Mutex<Freed> = Mutex::new(Freed { buffers: [(0, 0); MAX_BUFFERS], count: 0, bytes: 0 });
+
+/// Buffers that nobody uses.
+struct Freed {
+    /// Address and size of each, the oldest first.
+    buffers: [(usize, usize); MAX_BUFFERS],
+    count: usize,
+    bytes: usize,
+}
+
+impl Freed {
+    fn remove(&mut self, index: usize) -> (usize, usize) {
+        let removed = self.buffers[index];
+        self.buffers.copy_within(index + 1..self.count, index);
+        self.count -= 1;
+        self.bytes -= removed.1;
+        removed
+    }
+}
+
+/// The layout of the buffer for an allocation of a size that is kept: up to a seventh larger, so that buffers of about one
+/// size can replace each other. None for other sizes.
+fn kept_layout(layout: Layout) -> Option<Layout> {
+    if !KEPT_SIZES.contains(&layout.size()) || layout.align() > USUAL_ALIGN {
+        return None;
+    }
+    let step = 1 << ((layout.size() - 1).ilog2() - 3);
+    Layout::from_size_align(layout.size().next_multiple_of(step), USUAL_ALIGN).ok()
+}
+
+/// A kept buffer of this size.
+fn take(layout: Layout) -> Option<*mut u8> {
+    // Without waiting: another thread uses the lock for some nanoseconds, and there is another way.
+    let mut freed = FREED.try_lock().ok()?;
+    let index = (0..freed.count).rev().find(|index| freed.buffers[*index].1 == layout.size())?;
+    let (address, _) = freed.remove(index);
+    Some(std::ptr::with_exposed_provenance_mut(address))
+}
+
+/// Keeps a buffer, and frees older ones if there are too many.
+///
+/// # Safety
+///
+/// The buffer was allocated by `System` with this layout, which `kept_layout` returned, and is not used any more.
+unsafe fn keep(buffer: *mut u8, layout: Layout) {
+    let Ok(mut freed) = FREED.try_lock() else {
+        // SAFETY: see above.
+        return unsafe { System.dealloc(buffer, layout) };
+    };
+    while freed.count == MAX_BUFFERS || freed.bytes + layout.size() > MAX_BYTES {
+        let (address, size) = freed.remove(0);
+        free(address, size);
+    }
+    let count = freed.count;
+    freed.buffers[count] = (buffer.expose_provenance(), layout.size());
+    freed.count += 1;
+    freed.bytes += layout.size();
+}
+
+/// Frees a buffer that was kept.
+fn free(address: usize, size: usize) {
+    // SAFETY: `keep` got it with this size and this alignment, and it was removed from the list.
+    unsafe {
+        let layout = Layout::from_size_align_unchecked(size, USUAL_ALIGN);
+        System.dealloc(std::ptr::with_exposed_provenance_mut(address), layout);
+    }
+}
+
+/// Frees what is kept. Call it when no more requests are expected.
+pub fn release_freed_memory() {
+    if let Ok(mut freed) = FREED.lock() {
+        while freed.count > 0 {
+            let (address, size) = freed.remove(0);
+            free(address, size);
+        }
+    }
+}
+
+// SAFETY: a buffer of a kept size has the size that `kept_layout` computes from its layout, wherever it came from, and is in
+// the list only while nobody uses it. All others are those of `System`.
+unsafe impl GlobalAlloc for Allocator {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        match kept_layout(layout) {
+            // SAFETY: the size is at least 4096.
+            Some(kept) => take(kept).unwrap_or_else(|| unsafe { System.alloc(kept) }),
+            // SAFETY: the promises of the caller.
+            None => unsafe { System.alloc(layout) },
+        }
+    }
+
+    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
+        let Some(kept) = kept_layout(layout) else {
+            // SAFETY: the promises of the caller.
+            return unsafe { System.alloc_zeroed(layout) };
+        };
+        match take(kept) {
+            Some(buffer) => {
+                // SAFETY: nobody else uses it, and it is at least as large.
+                unsafe { buffer.write_bytes(0, layout.size()) };
+                buffer
+            }
+            // SAFETY: the size is at least 4096.
+            None => unsafe { System.alloc_zeroed(kept) },
+        }
+    }
+
+    unsafe fn dealloc(&self, buffer: *mut u8, layout: Layout) {
+        match kept_layout(layout) {
+            // SAFETY: the layout is that of its allocation, so `kept` is what it was allocated with.
+            Some(kept) => unsafe { keep(buffer, kept) },
+            // SAFETY: the promises of the caller.
+            None => unsafe { System.dealloc(buffer, layout) },
+        }
+    }
+
+    unsafe fn realloc(&self, buffer: *mut u8, layout: Layout, new_size: usize) -> *mut u8 {
+        // SAFETY: the caller promises that the size is not 0 and does not overflow.
+        let new_layout = unsafe { Layout::from_size_align_unchecked(new_size, layout.align()) };
+        match (kept_layout(layout), kept_layout(new_layout)) {
+            // SAFETY: the promises of the caller; both sizes are those of `System`.
+            (None, None) => unsafe { System.realloc(buffer, layout, new_size) },
+            (Some(old), Some(new)) if old == new => buffer,
+            _ => {
+                // SAFETY: the promises of the caller.
+                let new_buffer = unsafe { self.alloc(new_layout) };
+                if !new_buffer.is_null() {
+                    // SAFETY: they are two buffers, and have so many bytes. The old one is not used any more.
+                    unsafe {
+                        new_buffer.copy_from_nonoverlapping(buffer, layout.size().min(new_size));
+                        self.dealloc(buffer, layout);
+                    }
+                }
+                new_buffer
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn buffers_of_about_one_size_replace_each_other() {
+        let layout = |size, align| Layout::from_size_align(size, align).unwrap();
+        for (size, kept) in
+            [(4096, 4096), (4097, 4608), (33_000, 36_864), (65_536, 65_536), (131_072, 131_072)]
+        {
+            assert_eq!(kept_layout(layout(size, 1)), Some(layout(kept, USUAL_ALIGN)), "{size}");
+        }
+        for (size, align) in [(4095, 1), (131_073, 1), (8192, 64)] {
+            assert_eq!(kept_layout(layout(size, align)), None, "{size} {align}");
+        }
+    }
+
+    /// Threads that free and take buffers of all sizes find in theirs what they wrote.
+    #[test]
+    fn no_buffer_is_used_twice() {
+        let work = |seed: u64| {
+            let mut random = fastrand::Rng::with_seed(seed);
+            let mut buffers: Vec<Vec<u8>> = Vec::new();
+            for _ in 0..3000 {
+                if buffers.len() > 6 {
+                    let buffer = buffers.swap_remove(random.usize(..buffers.len()));
+                    let first = buffer[0];
+                    assert!(buffer.iter().all(|byte| *byte == first));
+                }
+                let size = random.usize(1..200_000);
+                if random.bool() {
+                    assert!(vec![0u8; size].iter().all(|byte| *byte == 0));
+                    buffers.push(vec![random.u8(..); size]);
+                } else if let Some(buffer) = buffers.last_mut() {
+                    // Grown or shrunk in place, or moved.
+                    let first = buffer[0];
+                    buffer.resize(size, first);
+                    buffer.shrink_to_fit();
+                }
+            }
+        };
+        std::thread::scope(|scope| (0..4).for_each(|seed| drop(scope.spawn(move || work(seed)))));
+        release_freed_memory();
+    }
+}
