@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use crate::Result;
 use crate::client::{self, Client, Head, Traffic};
 
-/// Accounts `user1` to `user4`, which every server has.
+/// Accounts `user1` to `user4`, which a server has unless more are asked for.
 pub const USERS: usize = 4;
 
 /// How often RssAnon is read.
@@ -73,8 +73,14 @@ impl Usage {
 impl Server {
     /// Starts `command` (a path, or a command with arguments) on the folder `base` and waits until it answers. With
     /// `count_fsyncs` jobs are slow, and their fsyncs are counted. With `fsync_ms` they are counted, and each takes so
-    /// much longer.
-    pub fn start(command: &str, base: &Path, count_fsyncs: bool, fsync_ms: Option<u32>) -> Result<Server> {
+    /// much longer. It has so many accounts.
+    pub fn start(
+        command: &str,
+        base: &Path,
+        accounts: usize,
+        count_fsyncs: bool,
+        fsync_ms: Option<u32>,
+    ) -> Result<Server> {
         let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port();
         let mut words: Vec<&str> =
             if Path::new(command).exists() { vec![command] } else { command.split_whitespace().collect() };
@@ -91,13 +97,15 @@ impl Server {
         }
         let mut run = Command::new(words.first().ok_or("--server is empty")?);
         run.args(&words[1..]);
-        for n in 1..=USERS {
+        for n in 1..=accounts {
             run.env(format!("SYNC_USER{n}"), format!("user{n}:secret"));
         }
         let mut child = run
             .env("SYNC_BASE", base)
             .env("SYNC_HOST", "127.0.0.1")
             .env("SYNC_PORT", port.to_string())
+            // Copies are made beside the first sync of the day; Anki's server makes none.
+            .env("SYNC_BACKUP_DAYS", "0")
             // Both servers take the large collection then.
             .env("MAX_SYNC_PAYLOAD_MEGS", "1000")
             .stdin(Stdio::null())
@@ -118,8 +126,9 @@ impl Server {
     }
 
     fn wait_until_it_answers(&mut self) -> Result<()> {
-        let deadline = Instant::now() + Duration::from_secs(30);
-        // It listens before it has prepared its folders, which must not count as part of the job.
+        let deadline = Instant::now() + Duration::from_secs(120);
+        // Anki's hashes the password of each account first. Ours listens before it has prepared its folders, which must
+        // not count as part of the job.
         while !self.answers() {
             if let Some(status) = self.child.try_wait()? {
                 return Err(format!("the server ended at once ({status}):\n{}", self.log()).into());

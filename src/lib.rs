@@ -44,7 +44,8 @@
 //! stop, the WAL is checkpointed and removed, and the collection is one file again. While a download reads the file, a
 //! snapshot (`sync::session::State::keeper`) keeps the WAL out of it. A sync whose first chunk of rows is full begins
 //! anew with a rollback journal (`sync::session::Session::prepare_for_rows`), because what it adds is then written once.
-//! What `meta` and `begin` answer is remembered while the file does not change (`files::sqlite_files::Remembered`).
+//! What `meta` and `begin` answer is remembered while the file does not change (`files::sqlite_files::Remembered`), and so is
+//! the number of its rows (`collection::row_totals`).
 //!
 //! Clients of protocols 8 to 10 keep their collection in schema 11. Their uploads are upgraded to schema 18
 //! (`collection::schema::upgrade`). They download a temporary copy that was downgraded (`collection::schema::downgrade`).
@@ -88,6 +89,7 @@
 //!   it is prepared.
 //! - In `accounts`: around the snapshot of all accounts, held to look at it or to replace it; around making a new one; around
 //!   the counts of failed logins; around password hashing.
+//! - In `os::allocator`: around freed buffers, of which nobody waits for it.
 //! - In `compression::zstd_decoder`: around the buffers of decoders that are kept. In `http::client_link`: around the connections of
 //!   forwarded requests, and one around the speed of each connection. In `http::keep_client_waiting`: around the list of waiting clients, and one around each reply to
 //!   them.
