@@ -48,7 +48,6 @@ impl Freed {
 }
 
 /// Whether buffers of this layout are kept.
-#[inline(always)]
 fn is_kept(layout: Layout) -> bool {
     KEPT_SIZES.contains(&layout.size()) && layout.align() <= USUAL_ALIGN
 }
@@ -75,7 +74,6 @@ fn take(layout: Layout) -> Option<*mut u8> {
 /// # Safety
 ///
 /// The buffer was allocated by `ALLOCATOR` with this layout, whose size is kept, and is not used any more.
-#[inline(never)]
 unsafe fn keep(buffer: *mut u8, layout: Layout) {
     let layout = rounded(layout);
     let Ok(mut freed) = FREED.try_lock() else {
@@ -111,72 +109,41 @@ pub fn release_freed_memory() {
     }
 }
 
-/// As `GlobalAlloc::alloc`, for a kept size. The three functions for kept sizes are not put where they are called, because
-/// that is in a thousand places.
-#[inline(never)]
-fn allocate(layout: Layout) -> *mut u8 {
-    let kept = rounded(layout);
-    // SAFETY: the size is at least 4096.
-    take(kept).unwrap_or_else(|| unsafe { System.alloc(kept) })
-}
-
-/// As `GlobalAlloc::alloc_zeroed`, for a kept size.
-#[inline(never)]
-fn allocate_zeroed(layout: Layout) -> *mut u8 {
-    let kept = rounded(layout);
-    match take(kept) {
-        Some(buffer) => {
-            // SAFETY: nobody else uses it, and it is as large.
-            unsafe { buffer.write_bytes(0, kept.size()) };
-            buffer
-        }
-        // SAFETY: the size is at least 4096.
-        None => unsafe { System.alloc_zeroed(kept) },
-    }
-}
-
-/// As `GlobalAlloc::realloc`, where one of the sizes is kept.
-///
-/// # Safety
-///
-/// As for `GlobalAlloc::realloc`.
-#[inline(never)]
-unsafe fn reallocate(buffer: *mut u8, layout: Layout, new_layout: Layout) -> *mut u8 {
-    if is_kept(layout) && is_kept(new_layout) && rounded(layout) == rounded(new_layout) {
-        return buffer;
-    }
-    // SAFETY: the promises of the caller. They are two buffers, and have so many bytes. The old one is not used any more.
-    unsafe {
-        let new_buffer = ALLOCATOR.alloc(new_layout);
-        if !new_buffer.is_null() {
-            new_buffer.copy_from_nonoverlapping(buffer, layout.size().min(new_layout.size()));
-            ALLOCATOR.dealloc(buffer, layout);
-        }
-        new_buffer
-    }
-}
-
+// None of these is put where it is called: that is in thousands of places.
+//
 // SAFETY: a buffer of a kept size has the size that `rounded` computes from its layout, wherever it came from, and is in
 // the list only while nobody uses it. All others are those of `System`.
 unsafe impl GlobalAlloc for Allocator {
+    #[inline(never)]
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        if is_kept(layout) {
-            allocate(layout)
-        } else {
+        if !is_kept(layout) {
             // SAFETY: the promises of the caller.
-            unsafe { System.alloc(layout) }
+            return unsafe { System.alloc(layout) };
         }
+        let kept = rounded(layout);
+        // SAFETY: the size is at least 4096.
+        take(kept).unwrap_or_else(|| unsafe { System.alloc(kept) })
     }
 
+    #[inline(never)]
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
-        if is_kept(layout) {
-            allocate_zeroed(layout)
-        } else {
+        if !is_kept(layout) {
             // SAFETY: the promises of the caller.
-            unsafe { System.alloc_zeroed(layout) }
+            return unsafe { System.alloc_zeroed(layout) };
+        }
+        let kept = rounded(layout);
+        match take(kept) {
+            Some(buffer) => {
+                // SAFETY: nobody else uses it, and it is as large.
+                unsafe { buffer.write_bytes(0, kept.size()) };
+                buffer
+            }
+            // SAFETY: the size is at least 4096.
+            None => unsafe { System.alloc_zeroed(kept) },
         }
     }
 
+    #[inline(never)]
     unsafe fn dealloc(&self, buffer: *mut u8, layout: Layout) {
         if is_kept(layout) {
             // SAFETY: the layout is that of its allocation.
@@ -187,15 +154,24 @@ unsafe impl GlobalAlloc for Allocator {
         }
     }
 
+    #[inline(never)]
     unsafe fn realloc(&self, buffer: *mut u8, layout: Layout, new_size: usize) -> *mut u8 {
         // SAFETY: the caller promises that the size is not 0 and does not overflow.
         let new_layout = unsafe { Layout::from_size_align_unchecked(new_size, layout.align()) };
-        if is_kept(layout) || is_kept(new_layout) {
-            // SAFETY: the promises of the caller.
-            unsafe { reallocate(buffer, layout, new_layout) }
-        } else {
+        match (is_kept(layout), is_kept(new_layout)) {
             // SAFETY: the promises of the caller; both sizes are those of `System`.
-            unsafe { System.realloc(buffer, layout, new_size) }
+            (false, false) => return unsafe { System.realloc(buffer, layout, new_size) },
+            (true, true) if rounded(layout) == rounded(new_layout) => return buffer,
+            _ => {}
+        }
+        // SAFETY: the promises of the caller. They are two buffers, and have so many bytes. The old one is not used any more.
+        unsafe {
+            let new_buffer = self.alloc(new_layout);
+            if !new_buffer.is_null() {
+                new_buffer.copy_from_nonoverlapping(buffer, layout.size().min(new_size));
+                self.dealloc(buffer, layout);
+            }
+            new_buffer
         }
     }
 }
