@@ -1,4 +1,4 @@
-//! Checks that Cargo.toml is true: the minimum Rust version, and where unsafe code is.
+//! Checks that Cargo.toml is true: the minimum Rust version, and where unsafe code is; and that no code needs 32-bit clocks.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -55,6 +55,22 @@ fn unsafe_code_is_in_os_alone() {
     assert!(!allowing.is_empty() && allowing.iter().all(|path| path.starts_with(&os)), "{allowing:?}");
     let manifest = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("Cargo.toml")).unwrap();
     assert!(manifest.contains("\nunsafe_code = \"deny\""));
+}
+
+/// The clock of std ends in 2038 on 32-bit musl: `os::clock` has another one.
+#[test]
+fn no_code_but_tests_asks_std_for_the_time() {
+    let mut files = Vec::new();
+    gather(Path::new(env!("CARGO_MANIFEST_DIR")).join("src").as_path(), &mut files);
+    for path in files {
+        let text = fs::read_to_string(&path).unwrap();
+        let code = text.split("#[cfg(test)]\nmod tests").next().unwrap_or_default();
+        assert!(
+            code.lines().all(|line| line.trim_start().starts_with("//") || !line.contains("SystemTime::now")),
+            "{}",
+            path.display()
+        );
+    }
 }
 
 fn gather(dir: &Path, files: &mut Vec<PathBuf>) {

@@ -3,11 +3,12 @@
 use std::fs::{self, OpenOptions};
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use crate::error::Result;
 use crate::files::durable::remove_if_there;
 use crate::os;
+use crate::os::clock;
 
 /// Files that SQLite keeps beside a collection while it is open or after a crash.
 pub const SIDE_SUFFIXES: [&str; 3] = ["-wal", "-shm", "-journal"];
@@ -142,11 +143,14 @@ impl FileState {
     /// Whether the file is old enough that a later change gets another time.
     fn is_settled(&self) -> bool {
         let step = if self.times.modified.1 == 0 { COARSE_STEP } else { FINE_STEP };
-        let (secs, nanos) = (u64::try_from(self.times.modified.0), u32::try_from(self.times.modified.1));
-        let (Ok(secs), Ok(nanos)) = (secs, nanos) else { return false };
-        let modified = SystemTime::UNIX_EPOCH + Duration::new(secs, nanos);
+        let (secs, nanos) = self.times.modified;
+        // 32-bit programs see negative times of files from 2038 on.
+        if secs < 0 {
+            return false;
+        }
         // A time in the future cannot be compared.
-        SystemTime::now().duration_since(modified).is_ok_and(|age| age > step)
+        let age = clock::wall_millis() - secs.saturating_mul(1000) - nanos / 1_000_000;
+        u64::try_from(age).is_ok_and(|age| Duration::from_millis(age) > step)
     }
 }
 
@@ -276,8 +280,9 @@ mod tests {
         assert!(Remembered::new(&path, before, 1).is_none());
         // As on FAT, whose next change may have the same time.
         let file = OpenOptions::new().write(true).open(&path).unwrap();
-        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs();
-        file.set_modified(SystemTime::UNIX_EPOCH + Duration::from_secs(now)).unwrap();
+        let now =
+            std::time::SystemTime::now().duration_since(std::time::SystemTime::UNIX_EPOCH).unwrap().as_secs();
+        file.set_modified(std::time::SystemTime::UNIX_EPOCH + Duration::from_secs(now)).unwrap();
         assert!(Remembered::new(&path, FileState::of(&path), 1).is_none());
     }
 }

@@ -38,7 +38,8 @@ pub fn wall_secs() -> i64 {
     wall_millis() / 1000
 }
 
-fn wall_millis() -> i64 {
+/// As `wall_secs`, in milliseconds. For comparisons with the times of files.
+pub fn wall_millis() -> i64 {
     millis(libc::CLOCK_REALTIME)
 }
 
