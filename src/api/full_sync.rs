@@ -91,7 +91,7 @@ impl App {
             body.read_into(&mut sink, quota_and_free_space::error_of(Error::io("writing", scratch.path())))?;
         log.received(received);
         self.confirm(&call)?;
-        storage_limits.map_or(Ok(()), |storage_limits| storage_limits.check_whole(received.decoded))?;
+        storage_limits.as_ref().map_or(Ok(()), |limits| limits.check_whole(received.decoded))?;
         Ok((call, scratch))
     }
 

@@ -341,7 +341,7 @@ impl App {
         };
         log.received(received);
         self.confirm(&call)?;
-        storage_limits.map_or(Ok(()), |storage_limits| storage_limits.check_whole(received.decoded))?;
+        storage_limits.as_ref().map_or(Ok(()), |limits| limits.check_whole(received.decoded))?;
         Ok((call, spool))
     }
 

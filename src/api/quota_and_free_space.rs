@@ -7,6 +7,7 @@ use std::collections::HashMap;
 use std::fs;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use crate::api::routes::Method;
@@ -175,17 +176,22 @@ impl<'s> StorageLimits<'s> {
     }
 }
 
+/// What all requests together may write until each asks again, in bytes.
+static AHEAD: AtomicUsize = AtomicUsize::new(0);
+
 /// Counts what is written, and says when a limit is exceeded.
 pub struct Meter<'r> {
     storage_limits: Option<&'r StorageLimits<'r>>,
     written: u64,
     check_at: u64,
+    /// Its part of `AHEAD`.
+    ahead: usize,
 }
 
 impl<'r> Meter<'r> {
     /// Nothing is written yet.
     pub fn new(storage_limits: Option<&'r StorageLimits<'r>>) -> Meter<'r> {
-        Meter { storage_limits, written: 0, check_at: STORAGE_SPARE_REQUEST_BYTES }
+        Meter { storage_limits, written: 0, check_at: STORAGE_SPARE_REQUEST_BYTES, ahead: 0 }
     }
 
     /// Call before so many bytes more are written.
@@ -193,10 +199,24 @@ impl<'r> Meter<'r> {
         let sum = self.written + bytes as u64;
         if let (Some(storage_limits), true) = (self.storage_limits, sum > self.check_at) {
             storage_limits.check(sum, self.written)?;
-            self.check_at = sum + STORAGE_STEP_BYTES;
+            self.release();
+            let others = AHEAD.fetch_add(STORAGE_STEP_BYTES, Ordering::Relaxed);
+            self.ahead = STORAGE_STEP_BYTES;
+            storage_limits.check_free(sum + (others + STORAGE_STEP_BYTES) as u64, self.written)?;
+            self.check_at = sum + STORAGE_STEP_BYTES as u64;
         }
         self.written = sum;
         Ok(())
+    }
+
+    fn release(&mut self) {
+        AHEAD.fetch_sub(std::mem::take(&mut self.ahead), Ordering::Relaxed);
+    }
+}
+
+impl Drop for Meter<'_> {
+    fn drop(&mut self) {
+        self.release();
     }
 }
 
@@ -228,4 +248,23 @@ impl<W: Write> Write for LimitedWriter<'_, W> {
 /// For `map_err` on errors of a `LimitedWriter`: keeps its own errors, and passes those of `inner` through `other`.
 pub fn error_of(other: impl FnOnce(io::Error) -> Error) -> impl FnOnce(io::Error) -> Error {
     |err| err.downcast::<Error>().unwrap_or_else(other)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Each has checked the free space before it writes, and none has written yet.
+    #[test]
+    fn bodies_that_arrive_together_leave_the_reserve_free() {
+        let dir = std::env::temp_dir();
+        // Other programs may use or free tens of megabytes meanwhile.
+        let min_free = os::free_bytes(&dir).unwrap().saturating_sub(100 << 20);
+        let limits = StorageLimits { dir, min_free, quota: None, spare: None };
+        let mut meters: Vec<_> = (0..200).map(|_| Meter::new(Some(&limits))).collect();
+        let taken = meters.iter_mut().position(|meter| meter.add(70_000).is_err()).expect("a refusal");
+        assert!((10..190).contains(&taken), "{taken}");
+        drop(meters);
+        Meter::new(Some(&limits)).add(70_000).unwrap();
+    }
 }

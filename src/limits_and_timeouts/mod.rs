@@ -285,8 +285,8 @@ pub const STORAGE_SPARE_REQUEST_BYTES: u64 = 64 * 1024;
 /// See `STORAGE_SPARE_REQUEST_BYTES`. 4 MiB are 10 000 reviews, or the deletion of 300 000 notes.
 pub const STORAGE_SPARE_BYTES: u64 = 4 * 1024 * 1024;
 
-/// Bytes written between two checks of the free space.
-pub const STORAGE_STEP_BYTES: u64 = 1024 * 1024;
+/// Bytes that a request writes between two checks of the free space. Each check leaves room for the next ones of all requests.
+pub const STORAGE_STEP_BYTES: usize = 1024 * 1024;
 
 #[cfg(test)]
 mod tests {
