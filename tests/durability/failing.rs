@@ -226,7 +226,8 @@ fn a_data_folder_that_vanishes_is_missed_and_welcome_again() {
     for kind in [Kind::Upload, Kind::Media, Kind::Sync, Kind::Login, Kind::GivenUp] {
         let (_, outcome) = history.step_of(kind);
         let err = outcome.expect_err("acknowledged without a disk");
-        assert_eq!(err.to_string(), "status 502", "{kind:?}");
+        // 503 from a worker, as long as a connection to tiny_http is kept.
+        assert!(["status 502", "status 503"].contains(&&*err.to_string()), "{kind:?}: {err}");
     }
     assert!(server.wait_for_log("is the data folder still there?").contains(base.to_str().unwrap()));
     assert!(!base.exists(), "the folder was made anew, where an owner would look for the old one");
