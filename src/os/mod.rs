@@ -23,7 +23,8 @@ pub use identity::{effective_user, user_name};
 pub use interfaces::lan_addresses;
 pub use poll::{POLL_ERR, POLL_HUP, POLL_IN, POLL_OUT, PollFd, poll, poll_fd};
 pub use process::{
-    TARGET, VERSION, lower_priority, open_files_limit, prepare_process, raise_open_files_limit, random,
+    TARGET, VERSION, can_open_descriptors, lower_priority, open_files_limit, prepare_process,
+    raise_open_files_limit, random,
 };
 pub use signals::{Signal, on_signals};
 pub use sockets::{

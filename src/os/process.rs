@@ -2,6 +2,7 @@
 
 #![allow(unsafe_code)]
 
+use std::fs;
 use std::io;
 
 /// The version of ankipi.
@@ -61,6 +62,20 @@ pub fn lower_priority() {
 /// How many file descriptors this process may have open (the soft limit).
 pub fn open_files_limit() -> io::Result<usize> {
     Ok(usize::try_from(open_files_rlimit()?.rlim_cur).unwrap_or(usize::MAX))
+}
+
+/// Whether this process may open so many more file descriptors below the limit `most`.
+pub fn can_open_descriptors(count: usize, most: usize) -> bool {
+    match fs::read_dir("/proc/self/fd") {
+        // One of them is that of the folder.
+        Ok(entries) => entries.count() + count <= most + 1,
+        Err(err) if err.kind() == io::ErrorKind::NotFound => {
+            // No /proc. This takes them from other threads for a moment.
+            let tried: io::Result<Vec<_>> = (0..count).map(|_| fs::File::open("/dev/null")).collect();
+            tried.is_ok()
+        }
+        Err(_) => false,
+    }
 }
 
 /// Raises the soft limit on file descriptors to `wanted`, or to the hard limit if that is lower.

@@ -75,7 +75,9 @@ class Siege:
         print(f"peak {now.peak_kib} KiB; before {self.calm.threads} threads, {self.calm.descriptors} descriptors, "
               f"after {now.threads}, {now.descriptors}")
         assert now.threads <= self.calm.threads and now.descriptors <= self.calm.descriptors
-        assert now.files.keys() <= self.calm.files.keys(), "something was left on the disk"
+        left = now.files.keys() - self.calm.files.keys()
+        # The state before the first sync of the day may have been copied since.
+        assert not {name for name in left if "/backups/day-" not in name}, "something was left on the disk"
         assert now.peak_kib <= BUDGET_KIB
         assert "panicked" not in self.server.log()
         self.account.settle(self.desk, self.phone)

@@ -301,8 +301,8 @@ impl PollLoop {
         }
     }
 
-    /// Whether so many file descriptors are free. Where the connections come near the limit, tries to open them, because
-    /// the rest of the process opens some, too.
+    /// Whether so many file descriptors are free. Where the connections come near the limit, asks the kernel, because the rest
+    /// of the process opens some, too.
     fn can_open(&self, count: usize) -> bool {
         let active = self.exchanges().filter(|(_, exchange)| exchange.is_active()).count();
         let requests = active + self.shared.partial_chunks.len() + self.shared.kept_backends.unused();
@@ -310,8 +310,7 @@ impl PollLoop {
         if ours + count + Limits::FDS_OF_DATABASES <= self.open_files {
             return true;
         }
-        let tries: io::Result<Vec<_>> = (0..count).map(|_| self.stop.try_clone()).collect();
-        tries.is_ok()
+        os::can_open_descriptors(count, self.open_files)
     }
 
     /// Call before `ours` descriptors are opened here. tiny_http's accept loop ends for good if it finds no free
