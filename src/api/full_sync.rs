@@ -110,7 +110,7 @@ impl App {
         let begun = waiting.while_doing(HEAD_ALONE, || match call.packing() {
             Packing::Zstd => user.download(),
             Packing::Plain => {
-                StorageLimits::of_disk(&self.config).check_free(likely_bytes, 0)?;
+                let _reserved = StorageLimits::of_disk(&self.config).reserve(likely_bytes, 0)?;
                 user.download_for_old_clients()
             }
         });

@@ -1,5 +1,6 @@
 //! Media sync: decode, one call into the media store, encode (sync-protocol.md 7).
 
+use std::cell::Cell;
 use std::io::{self, Write};
 
 use serde::Serialize;
@@ -70,11 +71,12 @@ impl App {
     pub(super) fn upload_changes(&self, call: &Call, body: &mut Spool) -> Result<Answer> {
         let user = self.user(call)?;
         let storage_limits = self.storage_limits(call.method, call.user.as_deref())?;
+        let reserved = Cell::new(None);
         let room = Room {
             free: &|bytes, written| {
-                storage_limits
-                    .as_ref()
-                    .map_or(Ok(()), |storage_limits| storage_limits.check_free(bytes, written))
+                let limits = storage_limits.as_ref();
+                reserved.set(limits.map(|limits| limits.reserve(bytes, written)).transpose()?);
+                Ok(())
             },
             total: &|bytes| {
                 storage_limits.as_ref().map_or(Ok(()), |storage_limits| storage_limits.check_media(bytes))

@@ -7,8 +7,7 @@ use std::collections::HashMap;
 use std::fs;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::api::routes::Method;
 use crate::collection;
@@ -133,6 +132,20 @@ impl<'s> StorageLimits<'s> {
         }
     }
 
+    /// As `check_free`, with room for what other requests may still write. The bytes are kept for this one until the result is
+    /// dropped.
+    pub fn reserve(&self, bytes: u64, written: u64) -> Result<Reserved> {
+        let reserved = Reserved(bytes.saturating_sub(written));
+        let others = {
+            let mut all = all_reserved();
+            let others = *all;
+            *all = others.saturating_add(reserved.0);
+            others
+        };
+        self.check_free(bytes.saturating_add(others), written)?;
+        Ok(reserved)
+    }
+
     /// Checks a body of this length, all of which has arrived. A small one may go beyond the limits, for as long as there
     /// is something left of the day's spare bytes.
     pub fn check_whole(&self, bytes: u64) -> Result<()> {
@@ -176,22 +189,36 @@ impl<'s> StorageLimits<'s> {
     }
 }
 
-/// What all requests together may write until each asks again, in bytes.
-static AHEAD: AtomicUsize = AtomicUsize::new(0);
+/// Bytes that requests may write because they have asked, all together.
+static RESERVED: Mutex<u64> = Mutex::new(0);
+
+fn all_reserved() -> MutexGuard<'static, u64> {
+    RESERVED.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Bytes that a request may write. Given back when it is dropped.
+pub struct Reserved(u64);
+
+impl Drop for Reserved {
+    fn drop(&mut self) {
+        let mut all = all_reserved();
+        *all = all.saturating_sub(self.0);
+    }
+}
 
 /// Counts what is written, and says when a limit is exceeded.
 pub struct Meter<'r> {
     storage_limits: Option<&'r StorageLimits<'r>>,
     written: u64,
     check_at: u64,
-    /// Its part of `AHEAD`.
-    ahead: usize,
+    /// What it may write until the next check.
+    reserved: Option<Reserved>,
 }
 
 impl<'r> Meter<'r> {
     /// Nothing is written yet.
     pub fn new(storage_limits: Option<&'r StorageLimits<'r>>) -> Meter<'r> {
-        Meter { storage_limits, written: 0, check_at: STORAGE_SPARE_REQUEST_BYTES, ahead: 0 }
+        Meter { storage_limits, written: 0, check_at: STORAGE_SPARE_REQUEST_BYTES, reserved: None }
     }
 
     /// Call before so many bytes more are written.
@@ -199,24 +226,12 @@ impl<'r> Meter<'r> {
         let sum = self.written + bytes as u64;
         if let (Some(storage_limits), true) = (self.storage_limits, sum > self.check_at) {
             storage_limits.check(sum, self.written)?;
-            self.release();
-            let others = AHEAD.fetch_add(STORAGE_STEP_BYTES, Ordering::Relaxed);
-            self.ahead = STORAGE_STEP_BYTES;
-            storage_limits.check_free(sum + (others + STORAGE_STEP_BYTES) as u64, self.written)?;
-            self.check_at = sum + STORAGE_STEP_BYTES as u64;
+            self.reserved = None;
+            self.reserved = Some(storage_limits.reserve(sum + STORAGE_STEP_BYTES, self.written)?);
+            self.check_at = sum + STORAGE_STEP_BYTES;
         }
         self.written = sum;
         Ok(())
-    }
-
-    fn release(&mut self) {
-        AHEAD.fetch_sub(std::mem::take(&mut self.ahead), Ordering::Relaxed);
-    }
-}
-
-impl Drop for Meter<'_> {
-    fn drop(&mut self) {
-        self.release();
     }
 }
 
@@ -266,5 +281,10 @@ mod tests {
         assert!((10..190).contains(&taken), "{taken}");
         drop(meters);
         Meter::new(Some(&limits)).add(70_000).unwrap();
+        // What a zip unpacks to, or a copy, is known before.
+        let first = limits.reserve(60 << 20, 0).unwrap();
+        assert!(limits.reserve(60 << 20, 0).is_err());
+        drop(first);
+        limits.reserve(60 << 20, 0).unwrap();
     }
 }

@@ -286,7 +286,7 @@ pub const STORAGE_SPARE_REQUEST_BYTES: u64 = 64 * 1024;
 pub const STORAGE_SPARE_BYTES: u64 = 4 * 1024 * 1024;
 
 /// Bytes that a request writes between two checks of the free space. Each check leaves room for the next ones of all requests.
-pub const STORAGE_STEP_BYTES: usize = 1024 * 1024;
+pub const STORAGE_STEP_BYTES: u64 = 1024 * 1024;
 
 #[cfg(test)]
 mod tests {
