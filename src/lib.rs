@@ -9,7 +9,8 @@
 //! ```text
 //! client socket
 //!   server::connections    one poll() thread owns all client sockets: checks heads, re-frames bodies, enforces limits and
-//!   |                      timeouts; passes one request at a time per connection to tiny_http over a private Unix socket
+//!   |                      timeouts; passes one request at a time per connection to tiny_http over a private Unix
+//!   |                      socket (`kept_backends`: small requests of all clients share three connections)
 //!   server::workers        six threads take requests from tiny_http; a panic ends its request only
 //!   api                    finds the route, then checks the head: version, host key -> user, session key, size
 //!   |  accounts            passwords, host keys of devices, how often somebody may guess
@@ -93,7 +94,7 @@
 //! - In `compression::zstd_decoder`: around the buffers of decoders that are kept. In `http::client_link`: around the connections of
 //!   forwarded requests, and one around the speed of each connection. In `http::keep_client_waiting`: around the list of waiting clients, and one around each reply to
 //!   them.
-//!
+//! - In `api::quota_and_free_space`: around the spare bytes of users, and around the number of reserved bytes.
 //! - In `limits_and_timeouts::at_most`: around counts of permits. A permit is held while a large row is read, or a large body
 //!   that is here whole is unpacked; who waits for one may hold a user's lock, and who holds one waits for no other lock.
 //!

@@ -63,9 +63,9 @@ impl Backend {
     }
 }
 
-/// A backend connection whose request was given up while a chunk is partly written. If it were closed inside the
-/// chunk, tiny_http would take the body for complete. So the chunk is written to its end before the close: then
-/// tiny_http reports an error.
+/// A backend connection whose request was given up while a chunk, or a whole body, is partly written. If it were closed inside
+/// of that, tiny_http would take the cut body for complete. So it is written to its end before the close. After a chunk tiny_http
+/// then reports an error; a body that had arrived whole is what the client sent.
 pub struct PartialChunk(Backend);
 
 impl PartialChunk {
