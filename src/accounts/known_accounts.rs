@@ -285,6 +285,18 @@ impl Snapshot {
         self.accounts.values()
     }
 
+    /// The account with this host key.
+    pub fn owner(&self, digest: &KeyDigest) -> Option<&Arc<Account>> {
+        let mut found = None;
+        for account in self.accounts() {
+            // No early return: the duration must not reveal which account matches.
+            if account.has_key(digest) {
+                found = Some(account);
+            }
+        }
+        found
+    }
+
     /// The account of that name.
     pub fn get(&self, name: &str) -> Option<&Arc<Account>> {
         self.accounts.get(name)

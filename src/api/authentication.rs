@@ -166,7 +166,6 @@ impl App {
         }
         self.notice_changed_accounts()?;
         let user = self.accounts.user_of_key(hkey, log.address())?;
-        self.users_of_keys.learn(hkey, &user);
         log.user(&user);
         Ok(Some(user))
     }

@@ -42,7 +42,6 @@ use crate::os::clock;
 use crate::sync::session::User;
 use crate::sync::users::Users;
 use authentication::Call;
-use clients::UsersOfKeys;
 use metrics::Metrics;
 use quota_and_free_space::{LimitedWriter, SpareStorage, StorageLimits};
 use routes::{Method, Page, Route};
@@ -59,7 +58,6 @@ pub struct App {
     config: Config,
     accounts: Accounts,
     users: Users,
-    users_of_keys: UsersOfKeys,
     folder: DataFolder,
     /// Whether the clock was in doubt when it was last looked at.
     is_clock_unset: AtomicBool,
@@ -85,7 +83,6 @@ impl App {
             config,
             accounts,
             users,
-            users_of_keys: UsersOfKeys::default(),
             folder,
             is_clock_unset: AtomicBool::new(false),
             spare: SpareStorage::default(),
