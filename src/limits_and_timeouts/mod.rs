@@ -40,8 +40,8 @@ pub struct Limits {
     pub max_conns_per_address: usize,
     /// Maximum active requests: the number of the backend's worker threads.
     pub max_active: usize,
-    /// Maximum active requests of one client beside its bulk transfers. A client is a user where the host key in the head
-    /// is known, and an address otherwise. Besides, the last free worker is kept for a client that has none.
+    /// Maximum active requests of one client beside its bulk transfers. A client is a user where the head has a host key
+    /// of an account, and an address otherwise. Besides, the last free worker is kept for a client that has none.
     pub max_active_per_client: usize,
     /// Maximum active bulk transfers: by their path, or because they are longer than `max_whole_bytes`. Kept below
     /// `max_active`, so that small requests always find a worker.
