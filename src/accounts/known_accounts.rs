@@ -22,6 +22,7 @@ use crate::accounts::users_file::{Stamp, UsersFile};
 use crate::config::user_name;
 use crate::config::{Config, USERS_FILE, UserSetting};
 use crate::error::{Error, Result};
+use crate::text::counted::counted;
 use crate::text::hex::hex;
 
 /// After a file could not be read, it is tried again after so long. Only a change of the accounts file is noticed at
@@ -216,11 +217,11 @@ impl Snapshot {
         if file_fault.is_none() {
             for (name, keys) in keys_without_account(base, &accounts) {
                 notes.push(format!(
-                    "{name:?} has no account, but its folder holds the keys of {} devices: they cannot sync, and stay \
+                    "{name:?} has no account, but its folder holds the keys of {}: they cannot sync, and stay \
                      logged in. If the account is lost, put a copy of {} (or its SYNC_USERn) in place, or type \
                      `ankipi user add {name}`, after which the devices log in again. If it shall be gone, type `ankipi \
                      user remove {name}`",
-                    keys.devices.len(),
+                    counted(keys.devices.len(), "device"),
                     base.join(USERS_FILE).display()
                 ));
                 orphaned.push(keys);

@@ -20,6 +20,7 @@ use crate::messages::media::{
     BeginReply, BeginRequest, ChangeRow, ChangesRequest, FilesRequest, SANITY_FAILED, SANITY_OK,
     SanityRequest, Wrapped,
 };
+use crate::text::counted::counted;
 use crate::text::hex::hex;
 
 impl Answer {
@@ -65,7 +66,7 @@ impl App {
                 .map_err(|err| spool_error(err.into()))
         })?;
         json.write_all(b"],\"err\":\"\"}").map_err(spool_error)?;
-        Ok(Answer { json, did: format!("{rows} changes after usn {}", request.last_usn) })
+        Ok(Answer { json, did: format!("{} after usn {}", counted(rows, "change"), request.last_usn) })
     }
 
     pub(super) fn upload_changes(&self, call: &Call, body: &mut Spool) -> Result<Answer> {
@@ -84,8 +85,12 @@ impl App {
         };
         let outcome = user.media.upload(body, &room)?;
         let did = format!(
-            "{} changes in: {} files of {} bytes, {} deleted; usn {}",
-            outcome.processed, outcome.added, outcome.added_bytes, outcome.deleted, outcome.last_usn
+            "{} in: {} of {} bytes, {} deleted; usn {}",
+            counted(outcome.processed, "change"),
+            counted(outcome.added, "file"),
+            outcome.added_bytes,
+            outcome.deleted,
+            outcome.last_usn
         );
         Answer::wrapped(&user.dir, &(outcome.processed, outcome.last_usn), did)
     }
@@ -96,15 +101,19 @@ impl App {
         let ours = user.media.totals()?.files;
         let denied = user.media.count_denied()?;
         let (reply, did) = if request.files == ours {
-            (SANITY_OK, format!("{ours} files on both sides"))
+            (SANITY_OK, format!("{} on both sides", counted(ours, "file")))
         } else if (ours - denied..ours).contains(&request.files) {
             // A device without them is not asked to look again: it gets them when the server may open them.
             (
                 SANITY_OK,
-                format!("{} files there, {ours} here, of which {denied} cannot be opened", request.files),
+                format!(
+                    "{} there, {ours} here, of which {denied} cannot be opened",
+                    counted(request.files, "file")
+                ),
             )
         } else {
-            (SANITY_FAILED, format!("{ours} files here, {} there: the client will look again", request.files))
+            let here = counted(ours, "file");
+            (SANITY_FAILED, format!("{here} here, {} there: the client will look again", request.files))
         };
         Answer::wrapped(&user.dir, &reply, did)
     }
@@ -126,7 +135,7 @@ impl App {
             Ok(download) => download,
             Err(err) => return fail_reply(waiting, err),
         };
-        log.did(&format!("{} files, {} bytes out", download.files(), download.bytes()));
+        log.did(&format!("{}, {} bytes out", counted(download.files(), "file"), download.bytes()));
         let mut stream: ReplyStream = waiting.into_stream(download.bytes())?;
         download.write_to(&mut stream)?;
         log.sent(stream.finish()?);

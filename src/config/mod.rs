@@ -212,7 +212,8 @@ impl Settings {
     /// Adds the accounts of another process, which these settings do not have: those of the running server.
     pub fn add_accounts(&mut self, variables: impl Iterator<Item = (String, String)>) {
         for (key, value) in variables {
-            let is_of_accounts = user_settings::is_account(&key) || key == "PASSWORDS_HASHED";
+            let is_of_accounts = user_settings::is_account(&key)
+                || ["PASSWORDS_HASHED", "SYNC_OFFICIAL_KEYS"].contains(&key.as_str());
             if key == "CREDENTIALS_DIRECTORY" {
                 self.credentials = self.credentials.take().or(Some(value.into()));
             } else if is_of_accounts && !self.values.contains_key(&key) {

@@ -5,7 +5,7 @@ use crate::error::{Error, Result};
 use crate::files::disk_abilities::sync_open_folder;
 use crate::files::owner::{create_for_owner, give_to_owner_of};
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Write};
+use std::io::{self, Seek, SeekFrom, Write};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
@@ -101,6 +101,12 @@ impl FsyncingFile {
     /// Overwrites bytes that were written before.
     pub fn patch(&self, data: &[u8], at: u64) -> io::Result<()> {
         self.file.write_all_at(data, at)
+    }
+
+    /// Cuts the end of the file off, and goes on writing there.
+    pub fn truncate(&mut self, bytes: u64) -> io::Result<()> {
+        self.file.set_len(bytes)?;
+        self.file.seek(SeekFrom::Start(bytes)).map(drop)
     }
 
     /// Returns the file. What was written since the last sync is not synced yet.

@@ -112,7 +112,7 @@ fn read_media(zip: &Zip, dir: &Path, listed: &Listed, is_packed: bool) -> Result
         .map_err(|why| Error::bad(format!("the name {}", why.0)))?;
     let entry = zip.numbered.get(&listed.entry).ok_or_else(|| Error::bad("it is not in the package"))?;
     let (mut spool, mut sha1) = (Spool::new(dir), Sha1::new());
-    let mut contents = zip.contents(entry, is_packed)?;
+    let mut contents = zip.open_entry(entry, is_packed).map_err(|err| Error::bad(err.to_string()))?;
     let mut block = vec![0; 64 * 1024];
     loop {
         let count = contents.read(&mut block).map_err(|err| Error::bad(format!("it is damaged: {err}")))?;
@@ -319,29 +319,31 @@ impl Zip {
     }
 
     /// A reader of an entry. At its end it has checked length and checksum.
-    fn contents(&self, entry: &Entry, is_zstd: bool) -> Result<Box<dyn Read + '_>> {
-        let open = || {
-            let mut head = [0; 30];
-            self.file.read_exact_at(&mut head, entry.head_at)?;
-            if !head.starts_with(b"PK\x03\x04") {
-                return Err(damaged());
-            }
-            let at = entry.head_at + 30 + u64::from(u16_at(&head, 26)) + u64::from(u16_at(&head, 28));
-            let packed = BufReader::new(Section { file: &self.file, at, left: entry.packed_bytes });
-            let plain: Box<dyn Read> = if entry.is_deflated {
-                Box::new(Inflated { packed, inflater: Inflater::new(), out: Vec::new(), taken: 0 })
-            } else {
-                Box::new(packed)
-            };
-            let checked = Checked { inner: plain, crc: Crc32::new(), bytes: 0, entry: *entry };
-            let decoded: Box<dyn Read> = if is_zstd {
-                Box::new(Decoder::new(BufReader::new(checked), ZSTD_LARGE_WINDOW_BYTES)?)
-            } else {
-                Box::new(checked)
-            };
-            Ok(decoded)
+    fn open_entry(&self, entry: &Entry, is_zstd: bool) -> io::Result<Box<dyn Read + '_>> {
+        let mut head = [0; 30];
+        self.file.read_exact_at(&mut head, entry.head_at)?;
+        if !head.starts_with(b"PK\x03\x04") {
+            return Err(damaged());
+        }
+        let at = entry.head_at + 30 + u64::from(u16_at(&head, 26)) + u64::from(u16_at(&head, 28));
+        let packed = BufReader::new(Section { file: &self.file, at, left: entry.packed_bytes });
+        let plain: Box<dyn Read> = if entry.is_deflated {
+            Box::new(Inflated { packed, inflater: Inflater::new(), out: Vec::new(), taken: 0 })
+        } else {
+            Box::new(packed)
         };
-        open().map_err(|err| self.bad(err))
+        let checked = Checked { inner: plain, crc: Crc32::new(), bytes: 0, entry: *entry };
+        let decoded: Box<dyn Read> = if is_zstd {
+            Box::new(Decoder::new(BufReader::new(checked), ZSTD_LARGE_WINDOW_BYTES)?)
+        } else {
+            Box::new(checked)
+        };
+        Ok(decoded)
+    }
+
+    /// As `open_entry`, of an entry without which there is nothing to import.
+    fn contents(&self, entry: &Entry, is_zstd: bool) -> Result<Box<dyn Read + '_>> {
+        self.open_entry(entry, is_zstd).map_err(|err| self.bad(err))
     }
 }
 

@@ -26,23 +26,33 @@ const META: [u8; 2] = [0x08, 3];
 
 const BLOCK_BYTES: usize = 64 * 1024;
 
-/// The size of a written package.
+/// A written package.
 pub struct Packed {
-    /// Number of media files.
+    /// Number of media files in it.
     pub files: u64,
+    /// Number of media files that could not be read, and are not in it.
+    pub left_out: u64,
     /// Size of the package file.
     pub bytes: u64,
 }
 
+/// What became of a media file.
+pub enum Event<'e> {
+    /// It is in the package, as one of so many so far.
+    Packed(u64),
+    /// It could not be read, for this reason, and is left out.
+    LeftOut(&'e Path, &'e io::Error),
+}
+
 /// Writes a package to `path`, which must not exist. The file appears there when it is complete and synced. `media` is
-/// the folder of media files and may be missing; `odd` are files that it cannot hold. `progress` is called after each
-/// media file, with the number of files so far.
+/// the folder of media files and may be missing; `odd` are files that it cannot hold. `on_file` is called after each
+/// media file. Files that cannot be read are left out.
 pub fn write(
     snapshot: &Snapshot,
     media: &Path,
     odd: &[(MediaName, PathBuf)],
     path: &Path,
-    progress: &mut dyn FnMut(u64),
+    on_file: &mut dyn FnMut(Event),
 ) -> Result<Packed> {
     if path.exists() {
         return Err(Error::Broken(format!("{} exists already; choose another name", path.display())));
@@ -52,7 +62,7 @@ pub fn write(
     unfinished.push(".new");
     let unfinished = PathBuf::from(unfinished);
     let file = FsyncingFile::create(&unfinished)?;
-    let written = write_entries(snapshot, media, odd, file, folder, progress).and_then(|packed| {
+    let written = write_entries(snapshot, media, odd, file, folder, on_file).and_then(|packed| {
         fs::rename(&unfinished, path).map_err(Error::io("renaming", &unfinished))?;
         sync_folder(folder)?;
         Ok(packed)
@@ -73,7 +83,7 @@ fn write_entries(
     odd: &[(MediaName, PathBuf)],
     file: FsyncingFile,
     scratch: &Path,
-    progress: &mut dyn FnMut(u64),
+    on_file: &mut dyn FnMut(Event),
 ) -> Result<Packed> {
     let mut archive = Archive { file, at: 0, directory: Spool::new(scratch), entries: 0 };
     archive.add("meta", |sink| sink.write_all(&META).map_err(Error::Disconnected))?;
@@ -83,7 +93,7 @@ fn write_entries(
         encoder.finish().map(drop).map_err(Error::Disconnected)
     })?;
     let mut list = Spool::new(scratch);
-    let mut files = 0;
+    let (mut files, mut left_out) = (0, 0);
     let entries = match fs::read_dir(media) {
         Ok(entries) => Some(entries),
         Err(err) if err.kind() == io::ErrorKind::NotFound => None,
@@ -99,17 +109,23 @@ fn write_entries(
     });
     for found in in_folder.chain(odd.iter().cloned().map(Ok)) {
         let (name, path) = found?;
-        let file = match File::open(&path) {
-            Ok(file) if file.metadata().is_ok_and(|meta| meta.is_file() && meta.len() > 0) => file,
-            Ok(_) => continue,
-            // A sync deleted the file after the folder was read.
-            Err(err) if err.kind() == io::ErrorKind::NotFound => continue,
-            Err(err) => return Err(Error::Io("opening", path, err)),
+        let added = match open(&path) {
+            Ok(Some(file)) => add_file(&mut archive, files, file)?,
+            Ok(None) => continue,
+            Err(err) => Err(err),
         };
-        let (bytes, sha1) = add_file(&mut archive, files, file, &path)?;
-        list.write_all(&list_entry(name.as_str(), bytes, &sha1)).map_err(Error::io("writing in", scratch))?;
-        files += 1;
-        progress(files);
+        match added {
+            Ok((bytes, sha1)) => {
+                let entry = list_entry(name.as_str(), bytes, &sha1);
+                list.write_all(&entry).map_err(Error::io("writing in", scratch))?;
+                files += 1;
+                on_file(Event::Packed(files));
+            }
+            Err(err) => {
+                left_out += 1;
+                on_file(Event::LeftOut(&path, &err));
+            }
+        }
     }
     archive.add("media", |sink| {
         let mut encoder = Encoder::packing(sink);
@@ -118,27 +134,53 @@ fn write_entries(
         encoder.finish().map(drop).map_err(Error::Disconnected)
     })?;
     let bytes = archive.finish(scratch)?;
-    Ok(Packed { files, bytes })
+    Ok(Packed { files, left_out, bytes })
 }
 
-/// Adds a media file; returns its length and SHA-1 for the list.
-fn add_file(archive: &mut Archive, number: u64, mut file: File, path: &Path) -> Result<(u64, [u8; 20])> {
+/// Opens a media file. None if there is nothing to pack: clients treat an empty file as missing.
+fn open(path: &Path) -> io::Result<Option<File>> {
+    match fs::metadata(path) {
+        Ok(meta) if meta.is_file() && meta.len() > 0 => {}
+        Ok(_) => return Ok(None),
+        Err(err) => return not_found_as_none(err),
+    }
+    File::open(path).map(Some).or_else(not_found_as_none)
+}
+
+/// A sync may delete a file after the folder was read.
+fn not_found_as_none(err: io::Error) -> io::Result<Option<File>> {
+    if err.kind() == io::ErrorKind::NotFound { Ok(None) } else { Err(err) }
+}
+
+/// Adds a media file; returns its length and SHA-1 for the list. If the file cannot be read, the archive is as before, and the
+/// inner result is why.
+fn add_file(archive: &mut Archive, number: u64, mut file: impl Read) -> Result<io::Result<(u64, [u8; 20])>> {
     let (mut bytes, mut sha1) = (0, Sha1::new());
-    archive.add(&number.to_string(), |sink| {
+    let start = archive.at;
+    let mut unreadable = None;
+    let added = archive.add(&number.to_string(), |sink| {
         let mut encoder = Encoder::raw(sink);
         let mut block = vec![0; BLOCK_BYTES];
         loop {
-            let count = file.read(&mut block).map_err(Error::io("reading", path))?;
-            if count == 0 {
-                break;
-            }
+            let count = match file.read(&mut block) {
+                Ok(0) => break,
+                Ok(count) => count,
+                Err(err) if err.kind() == io::ErrorKind::Interrupted => continue,
+                Err(err) => {
+                    unreadable = Some(err);
+                    return Err(Error::Broken("a media file cannot be read".to_owned()));
+                }
+            };
             bytes += count as u64;
             sha1.update(&block[..count]);
             encoder.write_all(&block[..count]).map_err(Error::Disconnected)?;
         }
         encoder.finish().map(drop).map_err(Error::Disconnected)
-    })?;
-    Ok((bytes, sha1.finalize().into()))
+    });
+    match unreadable {
+        Some(err) => archive.cut_back_to(start).map(|()| Err(err)),
+        None => added.map(|()| Ok((bytes, sha1.finalize().into()))),
+    }
 }
 
 /// One entry of `MediaEntries` in protobuf: name, size, SHA-1.
@@ -197,6 +239,13 @@ impl Archive {
             .and_then(|()| self.file.patch(&[bytes.to_le_bytes(); 2].concat(), sizes_at));
         patched.map_err(Error::Disconnected)?;
         self.list(name, crc, bytes, head_at)
+    }
+
+    /// Removes an entry that was begun at this position.
+    fn cut_back_to(&mut self, at: u64) -> Result<()> {
+        self.file.truncate(at).map_err(Error::Disconnected)?;
+        self.at = at;
+        Ok(())
     }
 
     /// Adds the entry to the central directory, which `finish` writes.
@@ -293,6 +342,35 @@ impl Write for Sink<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// A disk that fails in the middle of a file.
+    struct Failing;
+
+    impl Read for Failing {
+        fn read(&mut self, _: &mut [u8]) -> io::Result<usize> {
+            Err(io::Error::from_raw_os_error(libc::EIO))
+        }
+    }
+
+    #[test]
+    fn a_file_that_ends_in_an_error_leaves_nothing_in_the_package() {
+        let dir = tempfile::tempdir().unwrap();
+        let written = |name: &str, with_failing: bool| {
+            let path = dir.path().join(name);
+            let file = FsyncingFile::create(&path).unwrap();
+            let mut archive = Archive { file, at: 0, directory: Spool::new(dir.path()), entries: 0 };
+            add_file(&mut archive, 0, &b"first"[..]).unwrap().unwrap();
+            if with_failing {
+                let half = [7; 300_000].as_slice().chain(Failing);
+                let err = add_file(&mut archive, 1, half).unwrap().unwrap_err();
+                assert_eq!(err.raw_os_error(), Some(libc::EIO));
+            }
+            add_file(&mut archive, 1, &b"second"[..]).unwrap().unwrap();
+            archive.finish(dir.path()).unwrap();
+            fs::read(path).unwrap()
+        };
+        assert!(written("with", true) == written("without", false));
+    }
 
     #[test]
     fn sizes_and_places_over_4_gib_have_64_bits_in_the_directory() {

@@ -16,6 +16,7 @@ use crate::media::lost_files::{self, Fault};
 use crate::media::name::{BadName, MediaName};
 use crate::media::{file_sha1, is_damage, pending, put_index_aside, recover, remove_staged};
 use crate::os::clock;
+use crate::text::counted::counted;
 
 /// How many names are held at a time.
 const NAMES_AT_ONCE: u32 = 500;
@@ -71,8 +72,8 @@ pub fn check(dir: &Path, depth: Depth, listener: &mut dyn Listener) -> Result<u6
     let pending: Vec<MediaName> = pending(dir)?.into_iter().map(|one| one.name).collect();
     if !pending.is_empty() {
         listener.note(format!(
-            "an upload of {} media files was interrupted; the next start of the server finishes it",
-            pending.len()
+            "an upload of {} was interrupted; the next start of the server finishes it",
+            counted(pending.len(), "media file")
         ));
     }
     let mut check = Check {
@@ -132,7 +133,7 @@ impl Check<'_> {
             self.listener.note(format!("{forgotten}; a device that has it sends it again"));
         }
         if more > 0 {
-            self.listener.note(format!("and {more} more files are awaited from the devices"));
+            self.listener.note(format!("and {} to come from the devices", counted(more, "more file")));
         }
         Ok(())
     }
@@ -199,8 +200,16 @@ impl Check<'_> {
         };
         for entry in entries {
             let entry = entry.map_err(Error::io("reading", &folder))?;
-            let meta = entry.metadata().map_err(Error::io("reading", &folder))?;
             let shown = entry.file_name().to_string_lossy().into_owned();
+            let meta = match entry.metadata() {
+                Ok(meta) => meta,
+                // A sync deleted the file after the folder was read.
+                Err(err) if err.kind() == std::io::ErrorKind::NotFound => continue,
+                Err(err) => {
+                    self.listener.note(format!("{shown:?} cannot be looked at: {err}; it is left alone"));
+                    continue;
+                }
+            };
             let name = entry.file_name().into_string().map_err(|_| BadName("is not UTF-8"));
             match name.and_then(MediaName::parse) {
                 _ if !meta.is_file() => {
@@ -256,16 +265,19 @@ impl Check<'_> {
             // The repairs so far are not in the table yet.
             fix.store_totals()?;
         }
-        let (stored, counted) = (self.db.totals()?, self.db.counted_totals()?);
-        if stored == counted {
+        let (stored, held) = (self.db.totals()?, self.db.counted_totals()?);
+        if stored == held {
             return Ok(());
         }
         let what = format!(
-            "the index counts {} files and usn {}, and holds {} files and usn {}",
-            stored.files, stored.last_usn, counted.files, counted.last_usn
+            "the index counts {} and usn {}, and holds {} and usn {}",
+            counted(stored.files, "file"),
+            stored.last_usn,
+            counted(held.files, "file"),
+            held.last_usn
         );
         self.repair(what, "counted anew", |fix| {
-            fix.recount(counted);
+            fix.recount(held);
             Ok(())
         })
     }

@@ -12,6 +12,7 @@ use crate::media::file_paths::FilePaths;
 use crate::media::index::{MediaDb, Record};
 use crate::media::name::MediaName;
 use crate::media::{MediaStore, State, lost_files};
+use crate::text::counted::counted;
 
 /// How many of the files are tried at a time.
 const TRIED_AT_ONCE: u32 = 1000;
@@ -90,7 +91,8 @@ impl MediaStore {
             }
         }
         recording.commit()?;
-        log::info!("{}: {} media files can be opened again", self.dir.display(), allowed.len());
+        let files = counted(allowed.len(), "media file");
+        log::info!("{}: {files} can be opened again", self.dir.display());
         Ok(())
     }
 
@@ -103,7 +105,7 @@ impl MediaStore {
         let text = text.unwrap_or_else(|| format!("{} may not be read by the server", path.display()));
         let others = match names.len() - 1 {
             0 => String::new(),
-            others => format!(" and {others} others"),
+            others => format!(" and {}", counted(others, "other")),
         };
         log::error!("media file {:?}{others} cannot be sent to devices that lack it: {text}", first.as_str());
     }

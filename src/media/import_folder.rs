@@ -4,16 +4,16 @@
 //! find that they have them already.
 
 use std::fs::{self, File};
-use std::io;
+use std::io::{self, Read, Write};
 use std::path::Path;
 
 use crate::error::{Error, Result};
-use crate::files::{FsyncingFile, create_folder};
+use crate::files::{FsyncingFile, create_folder, remove_if_there};
 use crate::limits_and_timeouts::MEDIA_FILE_BYTES;
 use crate::media::file_paths::FilePaths;
 use crate::media::index::MediaDb;
 use crate::media::name::MediaName;
-use crate::media::{FOLDER, STAGED_PREFIX, Totals, file_sha1};
+use crate::media::{BLOCK_BYTES, FOLDER, STAGED_PREFIX, Totals, file_sha1};
 
 /// The result of an import.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -22,6 +22,8 @@ pub struct ImportedMedia {
     pub files: u64,
     /// Files left out, because no client accepts their name or length.
     pub unusable: u64,
+    /// Files left out, because they cannot be read.
+    pub unreadable: u64,
 }
 
 /// Copies the files of `from`, which may be missing, into a user's folder that has no media yet.
@@ -40,7 +42,13 @@ pub fn import(dir: &Path, from: &Path, last_usn: i32) -> Result<ImportedMedia> {
     };
     for entry in entries.into_iter().flatten() {
         let entry = entry.map_err(Error::io("reading", from))?;
-        let meta = entry.metadata().map_err(Error::io("looking at", &entry.path()))?;
+        let meta = match entry.metadata() {
+            Ok(meta) => meta,
+            Err(err) => {
+                taken.leave_out(&entry.path(), &err);
+                continue;
+            }
+        };
         // Clients treat an empty file as missing.
         if !meta.is_file() || meta.len() == 0 {
             continue;
@@ -51,7 +59,10 @@ pub fn import(dir: &Path, from: &Path, last_usn: i32) -> Result<ImportedMedia> {
             taken.unusable += 1;
             continue;
         };
-        copy_file(&entry.path(), &staged)?;
+        if let Err(err) = copy_file(&entry.path(), &staged)? {
+            taken.leave_out(&entry.path(), &err);
+            continue;
+        }
         let is_taken = paths.ignores_case() && fs::symlink_metadata(name.path_in(&folder)).is_ok();
         paths.put(&staged, &name, is_taken)?;
         if let Some(record) = file_sha1(&paths.path_of(&name))? {
@@ -64,10 +75,28 @@ pub fn import(dir: &Path, from: &Path, last_usn: i32) -> Result<ImportedMedia> {
     Ok(taken)
 }
 
-fn copy_file(from: &Path, to: &Path) -> Result<()> {
-    let mut source = File::open(from).map_err(Error::io("opening", from))?;
+impl ImportedMedia {
+    fn leave_out(&mut self, path: &Path, err: &io::Error) {
+        log::error!("{} is left out: it cannot be read: {err}", path.display());
+        self.unreadable += 1;
+    }
+}
+
+/// Copies a file. The inner result says whether it can be read.
+fn copy_file(from: &Path, to: &Path) -> Result<io::Result<()>> {
+    let mut source = match File::open(from) {
+        Ok(source) => source,
+        Err(err) => return Ok(Err(err)),
+    };
     let mut copy = FsyncingFile::create(to)?;
-    io::copy(&mut source, &mut copy)
-        .and_then(|_| copy.into_file().sync_all())
-        .map_err(Error::io("copying to", to))
+    let mut block = vec![0; BLOCK_BYTES];
+    loop {
+        match source.read(&mut block) {
+            Ok(0) => break,
+            Ok(count) => copy.write_all(&block[..count]).map_err(Error::io("copying to", to))?,
+            Err(err) if err.kind() == io::ErrorKind::Interrupted => {}
+            Err(err) => return remove_if_there(to).map(|()| Err(err)),
+        }
+    }
+    copy.into_file().sync_all().map_err(Error::io("copying to", to)).map(Ok)
 }

@@ -236,7 +236,7 @@ impl MediaStore {
         recording.commit()?;
         log::warn!(
             "{}: the index of the media is older than what a device knows (usn {ours} here, {client_usn} there). Was \
-             the folder put back from a copy? The devices are asked for all {files} files again, so that nothing newer \
+             the folder put back from a copy? The devices are asked for all files ({files}) again, so that nothing newer \
              is lost",
             self.dir.display()
         );

@@ -60,6 +60,7 @@ use crate::error::{Error, Result};
 use crate::files;
 use crate::files::damaged::{DAMAGED_FOLDER, put_aside, put_folders_aside};
 use crate::files::sqlite_files::{FileState, Remembered};
+use crate::text::counted::counted;
 use crate::text::hex::unhex;
 use file_paths::FilePaths;
 use index::{Change, MediaDb, Record};
@@ -451,8 +452,9 @@ fn recover(dir: &Path, paths: &FilePaths) -> Result<()> {
     paths.sync()?;
     if recorded + gone.len() > 0 {
         log::warn!(
-            "{}: finished a media upload that was interrupted: {recorded} files recorded, {} removed",
+            "{}: finished a media upload that was interrupted: {} recorded, {} removed",
             dir.display(),
+            counted(recorded, "file"),
             gone.len()
         );
     }

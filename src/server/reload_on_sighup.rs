@@ -9,6 +9,7 @@ use crate::api::App;
 use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::server::workers::WORKER_STACK_BYTES;
+use crate::text::counted::counted;
 
 /// The settings that take effect without a restart, together with SYNC_USERn.
 const RELOADED: [&str; 3] = ["PASSWORDS_HASHED", "SYNC_OFFICIAL_KEYS", "SYNC_LOG"];
@@ -26,7 +27,7 @@ pub(super) fn start_reloading(
             match reload().and_then(|config| Ok((app.reload_accounts(&config)?, config))) {
                 Ok((accounts, config)) => {
                     log::set_max_level(config.log_level);
-                    log::info!("reloaded the log level and {accounts} accounts");
+                    log::info!("reloaded the log level and {}", counted(accounts, "account"));
                     without_effect(&running, &config).iter().for_each(|line| log::warn!("{line}"));
                 }
                 Err(err) => log::error!("reload failed, keeping the old settings: {err}"),

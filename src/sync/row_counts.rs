@@ -1,5 +1,7 @@
 //! How many rows of each kind a chunk has, for the log.
 
+use crate::text::counted::counted;
+
 /// Counts for the log.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct RowCounts {
@@ -13,7 +15,9 @@ pub struct RowCounts {
 
 impl std::fmt::Display for RowCounts {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{} notes, {} cards, {} reviews", self.notes, self.cards, self.revlog)
+        let [notes, cards, reviews] = [(self.notes, "note"), (self.cards, "card"), (self.revlog, "review")]
+            .map(|(n, noun)| counted(n, noun));
+        write!(f, "{notes}, {cards}, {reviews}")
     }
 }
 

@@ -118,7 +118,7 @@ def test_ankisyncd_is_taken_over_with_passwords_and_media(old, empty, tmp_path, 
         sync_media(phone)
         assert held(desk) == held(phone) and len(held(desk)) == 31
         # Only the new file travelled.
-        assert server.log().count("downloadFiles") == 1 and "1 files" in server.log().split("downloadFiles")[1], server.log()
+        assert server.log().count("downloadFiles") == 1 and "1 file," in server.log().split("downloadFiles")[1], server.log()
         server.power_cut()
         phone.sync()
         assert "no user" not in done(server, "device", "list", "anna")

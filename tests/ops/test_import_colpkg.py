@@ -9,7 +9,7 @@ import zipfile
 import pytest
 
 from account import NOT_SYNCED
-from commands import done, refused
+from commands import done, refused, run
 from device import FULL_SYNC
 from rows import assert_same, rows
 from test_media import held, put, sync_media
@@ -149,3 +149,17 @@ def test_what_is_damaged_is_refused_or_named_and_nothing_is_lost(desk, server, n
     with sqlite3.connect(server.base / "anna/collection.anki2") as db:
         assert db.execute("select count() from notes").fetchone() == (200,)
     assert os.listdir(server.base / "anna/backups") == ["import-00001.anki2"]
+
+
+def test_a_file_whose_place_in_the_package_is_damaged_is_named_and_the_others_are_taken(desk, server, tmp_path):
+    package = tmp_path / "all.colpkg"
+    export(desk, package, legacy=False)
+    with zipfile.ZipFile(package) as whole:
+        at = whole.getinfo("7").header_offset
+    spoiled = bytearray(package.read_bytes())
+    spoiled[at:at + 4] = b"????"
+    package.write_bytes(spoiled)
+    server.stop()
+    ended = run(server, "import", str(package), "anna")
+    assert ended.returncode == 1 and "200 notes, 200 cards, 40 media files" in ended.stdout, ended
+    assert ended.stderr.count("left out") == 1 and "it is damaged" in ended.stderr, ended

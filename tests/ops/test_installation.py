@@ -1,5 +1,6 @@
 """Commands mean the installed server: its config file, or the data folder of the server that runs."""
 
+import hashlib
 import re
 import subprocess
 
@@ -7,6 +8,7 @@ import pytest
 from anki.errors import SyncError
 
 from server import command, phc
+from wire import request
 
 
 def ankipi(*args, **env):
@@ -94,6 +96,19 @@ def test_devices_of_a_plain_setting_are_known_to_share_a_key(new_server, new_acc
     assert revoked.returncode == 1 and "nothing was changed" in revoked.stderr, revoked
 
 
+def test_the_official_key_of_an_account_is_said_to_go_on_working(new_server, new_account):
+    server = new_server("anna:" + phc("secret"), PASSWORDS_HASHED="1", SYNC_OFFICIAL_KEYS="yes")
+    account = new_account(server, "anna", "secret")
+    account.two_devices()
+    key = hashlib.sha1(f"anna:{server.env['SYNC_USER1'].partition(':')[2]}".encode()).hexdigest()
+    base = ["--base", str(server.base)]
+    assert "the key of Anki's own server" in ankipi("device", "list", "anna", *base).stdout
+    revoked = ankipi("device", "revoke", "anna", "--all", *base)
+    assert revoked.stdout == "all devices of anna (2) have to log in again\n", revoked
+    assert revoked.returncode == 1 and "goes on working" in revoked.stderr and "ankipi hash-password" in revoked.stderr, revoked
+    assert request(account, "meta", {"v": 11, "cv": "anki,26.9.3,linux"}, key).status == 200
+
+
 def test_devices_are_listed_with_time_and_address_of_their_last_use(new_server, new_account):
     server = new_server("anna:" + phc("secret"), PASSWORDS_HASHED="1")
     desk, phone = new_account(server, "anna", "secret").two_devices()
@@ -113,6 +128,6 @@ def test_devices_are_listed_with_time_and_address_of_their_last_use(new_server, 
     desk.sync()
     listed = ankipi("device", "list", *base).stdout
     assert listed.count("192.0.2.7") == 1 and listed.count("127.0.0.1") == 1, listed
-    assert ankipi("device", "revoke", "anna", "--all", *base).stdout.startswith("all 2 devices of anna")
+    assert ankipi("device", "revoke", "anna", "--all", *base).stdout.startswith("all devices of anna (2)")
     with pytest.raises(SyncError):
         phone.try_sync()

@@ -137,7 +137,7 @@ def test_hangup_reads_log_level_and_accounts_anew(tmp_path, new_server, new_acco
         config.write_text("SYNC_USER1=nonsense\n")
         hang_up(server, "reload failed, keeping the old settings: SYNC_USER1 must read name:password")
         config.write_text("SYNC_USER2=bob:geheim\n")
-        hang_up(server, "reloaded the log level and 1 accounts")
+        hang_up(server, "reloaded the log level and 1 account")
         with pytest.raises(Exception):
             anna.devices[0].sync()
     finally:

@@ -17,7 +17,7 @@ def test_it_tells_of_server_disk_users_and_devices(new_server, new_account):
     assert re.search(rf"^server   running for \d+ s, [\d.]+ MB of memory, [\d.]+ MB at most, process {server.process.pid}$", said, re.M), said
     assert re.search(rf"^data     {server.base}, \d+ .B free$", said, re.M), said
     anna, bob = said.split("\nanna\n")[1].split("\nbob\n")
-    assert "3 notes, 3 cards" in anna and "media        1 files, 1.2 KB" in anna, anna
+    assert "3 notes, 3 cards" in anna and "media        1 file, 1.2 KB" in anna, anna
     assert anna.count("device       last sync 20") == 2 and "26.09.3" in anna, anna
     assert "collection   none yet" in bob, bob
     assert max(map(len, said.splitlines())) < 140

@@ -6,6 +6,7 @@ import pwd
 import shutil
 import subprocess
 import tempfile
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from anki.errors import BackendError
 
 from commands import run
 from server import Server, command, phc
+from test_import import Old
 from test_media import folder, put, sync_media
 
 pytestmark = pytest.mark.skipif(os.getuid() != 0, reason="only root can act as another user")
@@ -126,6 +128,59 @@ def test_media_of_another_owner_keep_no_card_and_are_not_forgotten(synced, what,
         sync_media(device)
     assert (folder(fresh) / "one.jpg").read_bytes() == b"1"
     assert not (server.base / "anna/damaged").exists()
+
+
+def as_nobody(server, *words: str) -> subprocess.CompletedProcess:
+    command_line = [*server.command_line(), *words, "--base", str(server.base)]
+    return subprocess.run(command_line, env=server.env, capture_output=True, text=True, timeout=60)
+
+
+def test_a_package_lacks_only_what_cannot_be_read_and_says_so(synced):
+    server, account, desk, phone = synced
+    base, to = server.base, server.base.parent / "stick"
+    put(desk, "two.jpg", b"2")
+    server.start()
+    sync_media(desk)
+    to.mkdir(mode=0o777)
+    give(to, NOBODY.pw_uid)
+    older = to / "anna-20010101T000000Z.colpkg"
+    older.write_text("the last one with all media")
+    give(base / "anna/media/one.jpg", 0, 0o600)
+    for words in (["export", "anna", str(to / "new.colpkg")], ["backup", "make", "anna", "--keep", "1", "--to", str(to)]):
+        said = as_nobody(server, *words)
+        assert said.returncode == 1 and "lacks 1 media file" in said.stderr, said
+        assert f"left out {base}/anna/media/one.jpg: Permission denied" in said.stderr, said
+        typed = remedy(said.stderr, base)
+    packages = sorted(to.glob("*.colpkg"))
+    assert older in packages and len(packages) == 3, packages
+    for package in packages[1:]:
+        with zipfile.ZipFile(package) as zipped:
+            assert zipped.testzip() is None and zipped.namelist() == ["meta", "collection.anki21b", "0", "media"], package
+    give(base / "anna/media", 0, 0o600)
+    (base / "anna/media").chmod(0o700)
+    said = as_nobody(server, "export", "anna", str(to / "none.colpkg"))
+    assert said.returncode == 1 and remedy(said.stderr, base) == typed and not list(to.glob("none*")), said
+    subprocess.run(typed, shell=True, check=True)
+    packages[1].unlink()  # it may have the name of this second
+    done = as_nobody(server, "backup", "make", "anna", "--keep", "1", "--to", str(to))
+    assert done.returncode == 0 and "with 2 media files" in done.stdout and not older.exists(), done
+
+
+def test_an_import_lacks_only_what_cannot_be_read_and_says_so(synced):
+    server, account, desk, phone = synced
+    put(desk, "two.jpg", b"2")
+    root = server.base.parent
+    old = Old(root / "ankisyncd")
+    old.add("carl", "secret", server.base / "anna/collection.anki2", folder(desk), last_usn=2)
+    for path in [old.root, *old.root.rglob("*")]:
+        path.chmod(0o755 if path.is_dir() else 0o644)
+    (old.root / "collections/carl/collection.media/one.jpg").chmod(0o600)
+    said = as_nobody(server, "import", str(old.root))
+    assert said.returncode == 1 and "1 media file (1 left out)" in said.stdout, said
+    assert "collection.media/one.jpg is left out: it cannot be read: Permission denied" in said.stderr, said
+    assert [path.name for path in (server.base / "carl/media").iterdir()] == ["two.jpg"]
+    checked = as_nobody(server, "check", "carl", "--deep")
+    assert checked.stdout == "carl: in order\n", checked
 
 
 def test_a_folder_that_is_root_s_is_named_at_the_start(synced):

@@ -552,7 +552,7 @@ fn a_hangup_takes_accounts_and_what_their_passwords_are_together() {
     log_in(&server, "test", "old").ok();
     let hashed = format!("SYNC_USER1='test:{phc}'\nPASSWORDS_HASHED=1\n");
     fs::write(&config, &hashed).unwrap();
-    server.hang_up("reloaded the log level and 1 accounts");
+    server.hang_up("reloaded the log level and 1 account");
     log_in(&server, "test", phc).refused(403);
     log_in(&server, "test", "old").refused(403);
     log_in(&server, "test", "secret").ok();

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use crate::cli::command::{Command, FAILED, Invocation, say};
+use crate::cli::commands::packing::pack;
 use crate::cli::commands::user_folders::{
     folder_of, lock_if_unused, open_for_short_read, open_to_copy, selected_users, size,
 };
@@ -16,11 +17,10 @@ use crate::collection::full::restore::{is_waiting, leave_for_server, restore};
 use crate::collection::{Collection, FILE_NAME};
 use crate::config::Flags;
 use crate::error::{Error, Result};
+use crate::files;
 use crate::files::FsyncingFile;
-use crate::import_export::write_colpkg;
-use crate::media::file_paths::FilePaths;
 use crate::os::clock;
-use crate::{files, media};
+use crate::text::counted::counted;
 
 /// How many copies `ankipi backup make` keeps by default.
 const DEFAULT_KEEP: usize = 7;
@@ -59,6 +59,9 @@ Options:
               import` read
   --keep N    keep the newest N copies of each user that this command has made
               in that place, at least 1 (7)
+
+Media files that cannot be read are named and left out of a package. Then no
+older package is deleted, and the command ends with 1.
 
 Example, in a line of cron:
   0 4 * * *   ankipi backup make --base /var/lib/ankipi --to /mnt/stick
@@ -199,7 +202,7 @@ fn make(mut invocation: Invocation) -> Result<ExitCode> {
             Ok(what) => say(&format!("{name}: {what}\n")),
             Err(err) => {
                 failed = true;
-                eprintln!("ankipi: {name}: no backup: {err}");
+                eprintln!("ankipi: {name}: no complete backup: {err}");
             }
         }
     }
@@ -214,7 +217,7 @@ fn make_one(base: &Path, name: &str, to: Option<&Path>, keep: usize) -> Result<S
     let snapshot = open_to_copy(&dir, lock.is_some(), &mut progress)?;
     progress.show_at_once(&format!("{name}: copying the collection"));
     if let Some(to) = to {
-        return pack(&snapshot, &dir, name, to, keep, &mut progress);
+        return pack_into(to, &snapshot, base, name, keep, &mut progress);
     }
     let unfinished = backups::unfinished_path(&dir, &format!("made-{}", std::process::id()))?;
     let copied = || {
@@ -235,27 +238,30 @@ fn make_one(base: &Path, name: &str, to: Option<&Path>, keep: usize) -> Result<S
 }
 
 /// Writes a package into the folder `to`, and deletes all but the newest `keep` of the user there.
-fn pack(
-    snapshot: &Snapshot,
-    dir: &Path,
-    name: &str,
+fn pack_into(
     to: &Path,
+    snapshot: &Snapshot,
+    base: &Path,
+    name: &str,
     keep: usize,
     progress: &mut Progress,
 ) -> Result<String> {
     let stamp = clock::stamp(clock::now_secs()).replace(['-', ':'], "");
     let path = to.join(format!("{name}-{stamp}.colpkg"));
-    let odd = FilePaths::new(dir).odd_files()?;
-    let packed = write_colpkg::write(snapshot, &dir.join(media::FOLDER), &odd, &path, &mut |files| {
-        progress.show(&format!("{name}: {files} media files packed"));
-    });
-    progress.clear();
-    let packed = packed?;
+    let packed = pack(snapshot, base, name, &path, progress)?;
+    let what =
+        format!("{}, {} with {}", path.display(), size(packed.bytes), counted(packed.files, "media file"));
+    if packed.left_out > 0 {
+        return Err(Error::Broken(format!(
+            "{what} lacks {} that could not be read; no older package was deleted",
+            counted(packed.left_out, "media file")
+        )));
+    }
     let mut older = packages_of(name, to)?;
     older.retain(|other| *other != path);
     older.truncate((older.len() + 1).saturating_sub(keep));
     older.iter().try_for_each(|path| files::remove_if_there(path))?;
-    Ok(format!("{}, {} with {} media files", path.display(), size(packed.bytes), packed.files))
+    Ok(what)
 }
 
 /// The packages of a user that `pack` made, oldest first.

@@ -14,6 +14,7 @@ use crate::config::user_name::check_folder_name;
 use crate::error::{Error, Result};
 use crate::files;
 use crate::os::clock;
+use crate::text::counted::counted;
 
 /// `ankipi device list`
 pub static LIST: Command = Command {
@@ -39,7 +40,8 @@ Makes the keys of these devices worthless, also on a running server, at once:
 they have to log in again. `ankipi device list` tells the numbers. A device that
 knows the password can get a new key: see `ankipi user passwd`. Devices of plain
 SYNC_USERn accounts share one key, made of the password: they can only be logged
-out by another password in the settings. Then this ends with 1.
+out by another password in the settings. So can the key of Anki's own server,
+where SYNC_OFFICIAL_KEYS accepts it. Then this says so, and ends with 1.
 
 Options:
   --all     all devices of the user
@@ -57,6 +59,8 @@ fn list(mut invocation: Invocation) -> Result<ExitCode> {
     must_exist(&base)?;
     let (users, _) = users_file::read(&base)?;
     let shared = with_shared_key(&settings)?;
+    let mut official = with_official_key(&settings)?;
+    official.retain(|name| user.as_ref().is_none_or(|user| user == name));
     let names = match user {
         Some(name) if shared.contains(&name) => {
             say(&format!("{}\n", shared_key(&name)));
@@ -80,11 +84,17 @@ fn list(mut invocation: Invocation) -> Result<ExitCode> {
         }
     }
     let outcome = ExitCode::from(if failed == 0 { 0 } else { FAILED });
+    let say_unlisted = || {
+        let shared = shared.iter().map(|name| shared_key(name));
+        shared
+            .chain(official.iter().map(|name| official_key(name)))
+            .for_each(|line| say(&format!("{line}\n")));
+    };
     if rows.is_empty() {
         if failed == 0 && shared.is_empty() {
             say("No device is logged in.\n");
         }
-        shared.iter().for_each(|name| say(&format!("{}\n", shared_key(name))));
+        say_unlisted();
         return Ok(outcome);
     }
     let width = rows.iter().map(|(name, _)| name.chars().count()).max().unwrap_or(0).max(4);
@@ -97,7 +107,7 @@ fn list(mut invocation: Invocation) -> Result<ExitCode> {
         };
         say(&format!("{name:<width$}  {}  {first}  {when:<16}  {from:<15}  {client}\n", device.id()));
     }
-    shared.iter().for_each(|name| say(&format!("{}\n", shared_key(name))));
+    say_unlisted();
     Ok(outcome)
 }
 
@@ -111,6 +121,7 @@ fn revoke(mut invocation: Invocation) -> Result<ExitCode> {
     let settings = invocation.settings_with_accounts_of_server()?;
     let base = settings.base()?;
     must_exist(&base)?;
+    let official = with_official_key(&settings)?;
     if with_shared_key(&settings)?.contains(&name) {
         return Err(Error::Broken(format!(
             "nothing was changed. {}. To log them out, change that password and restart the server",
@@ -137,10 +148,19 @@ fn revoke(mut invocation: Invocation) -> Result<ExitCode> {
             }
         }
         users_file::touch(&base)?;
-        say(&match before {
-            Ok(count) => format!("all {count} devices of {name} have to log in again\n"),
+        let outcome = match before {
+            Ok(count) => format!("all devices of {name} ({count}) have to log in again\n"),
             Err(_) => format!("all devices of {name} have to log in again\n"),
-        });
+        };
+        say(&outcome);
+        if official.contains(&name) {
+            eprintln!(
+                "ankipi: {}: it goes on working. To log out who has it, make another hash of a new password with `ankipi \
+                 hash-password`, put it in the setting, and restart the server",
+                official_key(&name)
+            );
+            return Ok(ExitCode::from(FAILED));
+        }
         return Ok(ExitCode::SUCCESS);
     }
     let mut keys = keys(&base, &users, &name)?;
@@ -156,7 +176,7 @@ fn revoke(mut invocation: Invocation) -> Result<ExitCode> {
     let gone = before - keys.devices.len();
     keys.write(&folder)?;
     users_file::touch(&base)?;
-    say(&format!("{gone} of {before} devices of {name} have to log in again\n"));
+    say(&format!("{gone} of {} of {name} must log in again\n", counted(before, "device")));
     Ok(ExitCode::SUCCESS)
 }
 
@@ -165,6 +185,20 @@ fn with_shared_key(settings: &Settings) -> Result<Vec<String>> {
     let config = settings.config()?;
     let plain = if config.passwords_hashed { Vec::new() } else { config.users };
     Ok(plain.into_iter().map(|user| user.name).collect())
+}
+
+/// The accounts for which the key of Anki's own server is accepted, too. It is made of the name and the hash.
+fn with_official_key(settings: &Settings) -> Result<Vec<String>> {
+    let config = settings.config()?;
+    let accept = config.passwords_hashed && config.official_keys;
+    Ok(if accept { config.users.into_iter().map(|user| user.name).collect() } else { Vec::new() })
+}
+
+fn official_key(name: &str) -> String {
+    format!(
+        "with SYNC_OFFICIAL_KEYS, {name:?} also has the key of Anki's own server, which is made of the hash of the password and \
+         is not listed"
+    )
 }
 
 fn shared_key(name: &str) -> String {

@@ -3,14 +3,13 @@
 use std::path::Path;
 use std::process::ExitCode;
 
-use crate::cli::command::{Command, Invocation, say};
+use crate::cli::command::{Command, FAILED, Invocation, say};
+use crate::cli::commands::packing::pack;
 use crate::cli::commands::user_folders::{folder_of, lock_if_unused, open_to_copy, size};
 use crate::cli::progress::Progress;
 use crate::collection::FILE_NAME;
 use crate::error::{Error, Result};
-use crate::import_export::write_colpkg;
-use crate::media;
-use crate::media::file_paths::FilePaths;
+use crate::text::counted::counted;
 
 /// `ankipi export`
 pub static EXPORT: Command = Command {
@@ -20,7 +19,8 @@ pub static EXPORT: Command = Command {
     help: "\
 Writes everything of a user into one file, which Anki imports (File > Import) in
 place of its whole collection: a backup to take away. The server may run; if a
-device syncs, the export waits until it is done.
+device syncs, the export waits until it is done. Media files that cannot be read
+are named and left out; then the command ends with 1.
 
 Example:
   ankipi export anna /media/stick/anna.colpkg
@@ -43,13 +43,16 @@ fn run(mut invocation: Invocation) -> Result<ExitCode> {
     let lock = lock_if_unused(&base)?;
     let mut progress = Progress::start();
     let snapshot = open_to_copy(&dir, lock.is_some(), &mut progress)?;
-    let odd = FilePaths::new(&dir).odd_files()?;
     progress.show_at_once("packing the collection");
-    let packed = write_colpkg::write(&snapshot, &dir.join(media::FOLDER), &odd, file, &mut |files| {
-        progress.show(&format!("{files} media files packed"));
-    });
-    progress.clear();
-    let packed = packed?;
-    say(&format!("{}: {} with {} media files\n", file.display(), size(packed.bytes), packed.files));
-    Ok(ExitCode::SUCCESS)
+    let packed = pack(&snapshot, &base, name, file, &mut progress)?;
+    let files = counted(packed.files, "media file");
+    say(&format!("{}: {} with {files}\n", file.display(), size(packed.bytes)));
+    if packed.left_out == 0 {
+        return Ok(ExitCode::SUCCESS);
+    }
+    eprintln!(
+        "ankipi: the package lacks {}, because they could not be read",
+        counted(packed.left_out, "media file")
+    );
+    Ok(ExitCode::from(FAILED))
 }

@@ -12,6 +12,7 @@ use crate::error::{Error, Result};
 use crate::files::data_folder;
 use crate::import_export::from_other_servers::{Source, User, import, recognise, users};
 use crate::import_export::read_colpkg;
+use crate::text::counted::counted;
 use crate::{files, logging};
 
 /// `ankipi import`
@@ -24,7 +25,8 @@ FOLDER is the one of ankisyncd or anki-sync-server-rs, with auth.db and
 collections/ in it. Its collections, media and accounts are copied into the data
 folder. Stop both servers first. Devices log in again, with the passwords that
 they had, and go on with a normal sync. The folder of Anki's own server needs no
-import: point ankipi to it (SYNC_BASE).
+import: point ankipi to it (SYNC_BASE). Media files that cannot be read are
+named and left out; then the command ends with 1.
 
 FILE.colpkg is what Anki exports (File > Export, with media) or `ankipi export`
 writes. Its collection takes the place of that of USER, which is kept as a
@@ -61,10 +63,13 @@ fn run(mut invocation: Invocation) -> Result<ExitCode> {
     }
     data_folder::init(&config.base)?;
     let _lock = files::lock_data_folder(&config.base)?;
-    let (mut taken, mut failed) = (0, 0);
+    let (mut taken, mut failed, mut is_whole) = (0, 0, true);
     for user in users(source)? {
         match take(&user, &config.base, config.max_row_bytes) {
-            Ok(()) => taken += 1,
+            Ok(unreadable) => {
+                taken += 1;
+                is_whole &= unreadable == 0;
+            }
             Err(err) => {
                 failed += 1;
                 eprintln!("ankipi: {} is left out: {err}", user.name);
@@ -74,7 +79,7 @@ fn run(mut invocation: Invocation) -> Result<ExitCode> {
     if taken + failed == 0 {
         return Err(Error::Broken(format!("no user in {} has a collection", source.display())));
     }
-    Ok(ExitCode::from(if failed == 0 { 0 } else { FAILED }))
+    Ok(ExitCode::from(if failed == 0 && is_whole { 0 } else { FAILED }))
 }
 
 fn take_package(package: &Path, name: &str, config: &Config) -> Result<ExitCode> {
@@ -104,11 +109,16 @@ fn take_package(package: &Path, name: &str, config: &Config) -> Result<ExitCode>
     } else {
         format!("no account has this name yet: `ankipi user add {name}`")
     };
-    say(&format!("{name}: {notes} notes, {cards} cards, {} media files; {next}\n", imported.files));
+    say(&format!("{name}: {}; {next}\n", contents((notes, cards), imported.files)));
     Ok(ExitCode::from(if imported.left_out.is_empty() { 0 } else { FAILED }))
 }
 
-fn take(user: &User, base: &Path, max_row_bytes: u64) -> Result<()> {
+fn contents((notes, cards): (u64, u64), media: u64) -> String {
+    [counted(notes, "note"), counted(cards, "card"), counted(media, "media file")].join(", ")
+}
+
+/// Returns how many media files could not be read.
+fn take(user: &User, base: &Path, max_row_bytes: u64) -> Result<u64> {
     check_user_name(&user.name)?;
     let add_account = || match &user.hash {
         Some(hash) => users_file::change(base, |users| {
@@ -121,7 +131,7 @@ fn take(user: &User, base: &Path, max_row_bytes: u64) -> Result<()> {
     };
     let (media, has_account) = import(user, base, max_row_bytes, add_account)?;
     let (notes, cards) = Collection::open_to_read(&base.join(&user.name).join(FILE_NAME))?.counts()?;
-    let unusable = match media.unusable {
+    let left_out = match media.unusable + media.unreadable {
         0 => String::new(),
         count => format!(" ({count} left out)"),
     };
@@ -130,9 +140,6 @@ fn take(user: &User, base: &Path, max_row_bytes: u64) -> Result<()> {
         (false, Some(_)) => "keeps the account that there was".to_owned(),
         (false, None) => format!("has no password yet: `ankipi user add {}`", user.name),
     };
-    say(&format!(
-        "{}: {notes} notes, {cards} cards, {} media files{unusable}; {account}\n",
-        user.name, media.files
-    ));
-    Ok(())
+    say(&format!("{}: {}{left_out}; {account}\n", user.name, contents((notes, cards), media.files)));
+    Ok(media.unreadable)
 }

@@ -10,6 +10,7 @@ mod hash_password;
 mod healthcheck;
 mod import;
 mod init;
+mod packing;
 mod serve;
 mod status;
 mod user;

@@ -27,6 +27,7 @@ use crate::media::denied_files::first_denied;
 use crate::media::index::MediaDb;
 use crate::os::clock;
 use crate::sync::users::usable_folder;
+use crate::text::counted::counted;
 use crate::{files, os};
 
 /// `ankipi status`
@@ -302,10 +303,14 @@ impl StoredUser {
             None => "none yet".to_owned(),
             Some(StoredCollection { notes, cards, bytes, changed }) => {
                 let changed = clock::moment(*changed);
-                format!("{notes} notes, {cards} cards, {}, last change {changed}", size(*bytes))
+                let (notes, cards) = (counted(notes, "note"), counted(cards, "card"));
+                format!("{notes}, {cards}, {}, last change {changed}", size(*bytes))
             }
         });
-        let media = self.media.as_ref().map(|media| format!("{} files, {}", media.files, size(media.bytes)));
+        let media = self
+            .media
+            .as_ref()
+            .map(|media| format!("{}, {}", counted(media.files, "file"), size(media.bytes)));
         let backups = self.backups.as_ref().map(|kept| format!("{}, {}", kept.files, size(kept.bytes)));
         let mut lines = vec![("collection", collection), ("media", media), ("backups", backups)];
         lines.extend(self.denied_media.iter().map(|text| ("media", Ok(text.clone()))));
