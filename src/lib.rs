@@ -94,7 +94,7 @@
 //! - In `compression::zstd_decoder`: around the buffers of decoders that are kept. In `http::client_link`: around the connections of
 //!   forwarded requests, and one around the speed of each connection. In `http::keep_client_waiting`: around the list of waiting clients, and one around each reply to
 //!   them.
-//! - In `api::quota_and_free_space`: around the spare bytes of users, and around the number of reserved bytes.
+//! - In `api::quota_and_free_space`: around the spare bytes of users. In `files::free_space`: around the number of reserved bytes.
 //! - In `limits_and_timeouts::at_most`: around counts of permits. A permit is held while a large row is read, or a large body
 //!   that is here whole is unpacked; who waits for one may hold a user's lock, and who holds one waits for no other lock.
 //!

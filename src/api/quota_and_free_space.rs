@@ -7,14 +7,14 @@ use std::collections::HashMap;
 use std::fs;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, PoisonError};
 
 use crate::api::routes::Method;
 use crate::collection;
 use crate::config::Config;
 use crate::error::{Error, Result};
+use crate::files::free_space::{self, Reserved};
 use crate::limits_and_timeouts::{STORAGE_SPARE_BYTES, STORAGE_SPARE_REQUEST_BYTES, STORAGE_STEP_BYTES};
-use crate::os;
 use crate::os::clock;
 use crate::os::clock::Day;
 use crate::sync::session::User;
@@ -120,30 +120,13 @@ impl<'s> StorageLimits<'s> {
 
     /// Refuses to write `bytes` bytes, of which `written` are already on the disk, if too little stays free.
     pub fn check_free(&self, bytes: u64, written: u64) -> Result<()> {
-        let free = os::free_bytes(&self.dir).map_err(Error::io("asking for the free space at", &self.dir))?;
-        if free.saturating_add(written) < bytes.saturating_add(self.min_free) {
-            Err(Error::DiskFull(format!(
-                "only {free} bytes are free at {}, and SYNC_MIN_FREE_MEGS keeps {} of them",
-                self.dir.display(),
-                self.min_free
-            )))
-        } else {
-            Ok(())
-        }
+        free_space::check(&self.dir, self.min_free, bytes, written)
     }
 
     /// As `check_free`, with room for what other requests may still write. The bytes are kept for this one until the result is
     /// dropped.
     pub fn reserve(&self, bytes: u64, written: u64) -> Result<Reserved> {
-        let reserved = Reserved(bytes.saturating_sub(written));
-        let others = {
-            let mut all = all_reserved();
-            let others = *all;
-            *all = others.saturating_add(reserved.0);
-            others
-        };
-        self.check_free(bytes.saturating_add(others), written)?;
-        Ok(reserved)
+        free_space::reserve(&self.dir, self.min_free, bytes, written)
     }
 
     /// Checks a body of this length, all of which has arrived. A small one may go beyond the limits, for as long as there
@@ -186,23 +169,6 @@ impl<'s> StorageLimits<'s> {
             Some(quota) if media.saturating_add(quota.collection) > quota.bytes => Err(quota.exceeded()),
             _ => Ok(()),
         }
-    }
-}
-
-/// Bytes that requests may write because they have asked, all together.
-static RESERVED: Mutex<u64> = Mutex::new(0);
-
-fn all_reserved() -> MutexGuard<'static, u64> {
-    RESERVED.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// Bytes that a request may write. Given back when it is dropped.
-pub struct Reserved(u64);
-
-impl Drop for Reserved {
-    fn drop(&mut self) {
-        let mut all = all_reserved();
-        *all = all.saturating_sub(self.0);
     }
 }
 
@@ -268,10 +234,12 @@ pub fn error_of(other: impl FnOnce(io::Error) -> Error) -> impl FnOnce(io::Error
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::os;
 
     /// Each has checked the free space before it writes, and none has written yet.
     #[test]
     fn bodies_that_arrive_together_leave_the_reserve_free() {
+        let _turn = free_space::turn_of_test();
         let dir = std::env::temp_dir();
         // Other programs may use or free tens of megabytes meanwhile.
         let min_free = os::free_bytes(&dir).unwrap().saturating_sub(100 << 20);

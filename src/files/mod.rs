@@ -1,4 +1,4 @@
-//! Files on the owner's disk: the data folder, durable writes (fsync, rename), locks between processes, owners, spools.
+//! Files on the owner's disk: the data folder, durable writes (fsync, rename), free space, locks between processes, owners, spools.
 //!
 //! Not here: what is in the files. Imports `os`, `text`, `error`, and the name of the users file from `config`.
 
@@ -7,6 +7,7 @@ pub mod damaged;
 pub mod data_folder;
 pub mod disk_abilities;
 pub mod durable;
+pub mod free_space;
 mod held_folder;
 pub mod locks;
 pub mod owner;

@@ -8,7 +8,7 @@
 //! A collection that has not changed since its last copy is not copied again.
 
 use std::fs::{self, File};
-use std::io::Write;
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 use std::thread;
@@ -22,6 +22,7 @@ use crate::collection::{Collection, Stamps};
 use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::files::FsyncingFile;
+use crate::files::free_space::{self, Reserved};
 use crate::files::sqlite_files::has_side_files;
 use crate::os::clock::Day;
 use crate::os::{self, clock};
@@ -58,12 +59,32 @@ impl Policy {
 pub enum Source {
     /// The copy shares the blocks of the collection already, and has only to be synced.
     Shared(File),
-    /// A snapshot of the collection is written to the copy.
-    Snapshot(WriteSnapshot),
+    /// A snapshot of the collection is written to the copy, for which there is room.
+    Snapshot(WriteSnapshot, Reserved),
 }
 
-/// Writes a snapshot to a file, and returns its length in bytes.
-pub type WriteSnapshot = Box<dyn FnOnce(&mut FsyncingFile) -> Result<u64> + Send>;
+/// Writes a snapshot.
+pub type WriteSnapshot = Box<dyn FnOnce(&mut dyn Write) -> Result<()> + Send>;
+
+/// The file of a copy, whose bytes are reserved until they are written.
+struct ReservedFile {
+    file: FsyncingFile,
+    written: u64,
+    room: Reserved,
+}
+
+impl Write for ReservedFile {
+    fn write(&mut self, data: &[u8]) -> io::Result<usize> {
+        let count = self.file.write(data)?;
+        self.room.give_back(count as u64);
+        self.written += count as u64;
+        Ok(count)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.file.flush()
+    }
+}
 
 /// Whether no daily copy was made today, and the collection has changed since the last one. `open` opens it for reading.
 pub fn is_due(dir: &Path, open: impl FnOnce() -> Result<Collection>) -> Result<bool> {
@@ -113,17 +134,21 @@ impl DailyCopy {
         None
     }
 
-    /// Errors if a copy of so many bytes would leave no room for a full upload and what is to be kept free.
-    pub fn check_room(&self, bytes: u64) -> Result<()> {
-        let free = os::free_bytes(&self.dir).map_err(Error::io("asking for the free space at", &self.dir))?;
-        let needed = bytes.saturating_mul(2).saturating_add(self.policy.min_free_bytes);
-        if free >= needed {
-            return Ok(());
-        }
-        Err(Error::DiskFull(format!(
-            "{free} bytes are free; it takes {bytes}, and leaves as much for an upload and SYNC_MIN_FREE_MEGS free. \
-             SYNC_BACKUP_DAYS=0 switches daily copies off"
-        )))
+    /// Reserves the room of a copy of so many bytes. Errors if it would leave none for a full upload and what is to be kept
+    /// free.
+    pub fn reserve_room(&self, bytes: u64) -> Result<Reserved> {
+        let with_upload = bytes.saturating_mul(2);
+        let mut room = match free_space::reserve(&self.dir, self.policy.min_free_bytes, with_upload, 0) {
+            Err(Error::DiskFull(text)) => {
+                return Err(Error::DiskFull(format!(
+                    "{text}; it takes {bytes} bytes, and leaves as much for an upload. SYNC_BACKUP_DAYS=0 switches daily \
+                     copies off"
+                )));
+            }
+            reserved => reserved?,
+        };
+        room.give_back(bytes);
+        Ok(room)
     }
 
     /// Starts a thread that makes the copy. Its errors are logged.
@@ -149,17 +174,16 @@ impl DailyCopy {
                 copy.sync_all().map_err(Error::io("syncing", unfinished))?;
                 0
             }
-            Source::Snapshot(write) => {
-                let mut copy = FsyncingFile::create(unfinished)?;
-                let bytes = write(&mut copy).map_err(|err| match err {
+            Source::Snapshot(write, room) => {
+                let file = FsyncingFile::create(unfinished)?;
+                let mut copy = ReservedFile { file, written: 0, room };
+                write(&mut copy).map_err(|err| match err {
                     // Writers report every error as a closed connection. Here it is an error of the file.
                     Error::Disconnected(err) => Error::Io("writing", unfinished.to_owned(), err),
                     other => other,
                 })?;
-                copy.flush()
-                    .and_then(|()| copy.into_file().sync_all())
-                    .map_err(Error::io("syncing", unfinished))?;
-                bytes
+                copy.file.into_file().sync_all().map_err(Error::io("syncing", unfinished))?;
+                copy.written
             }
         };
         let stored = backups::store(&self.dir, unfinished, Kind::Daily)?;
@@ -189,4 +213,35 @@ fn has_changed(collection: &Collection, then: Stamps) -> Result<bool> {
         }
     }
     Ok(false)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MEG: u64 = 1 << 20;
+
+    /// An upload beside the copy would otherwise find the same space free.
+    #[test]
+    fn a_copy_and_uploads_at_the_same_time_leave_the_reserve_free() {
+        let _turn = free_space::turn_of_test();
+        let dir = std::env::temp_dir();
+        // Other programs may use or free tens of megabytes meanwhile.
+        let min_free_bytes = os::free_bytes(&dir).unwrap().saturating_sub(400 * MEG);
+        let policy = Policy { days: 7, weeks: 0, min_free_bytes };
+        let copy =
+            DailyCopy { dir: dir.clone(), user_name: "anna".to_owned(), policy, unfinished: dir.clone() };
+        let upload = |megs| free_space::reserve(&dir, min_free_bytes, megs * MEG, 0);
+        let uploading = upload(300).unwrap();
+        let refused = copy.reserve_room(100 * MEG).err().expect("no copy").to_string();
+        assert!(
+            refused.contains("SYNC_MIN_FREE_MEGS keeps") && refused.contains("SYNC_BACKUP_DAYS=0"),
+            "{refused}"
+        );
+        drop(uploading);
+        let mut room = copy.reserve_room(100 * MEG).unwrap();
+        assert!(upload(400).is_err());
+        room.give_back(100 * MEG);
+        upload(200).unwrap();
+    }
 }

@@ -500,9 +500,9 @@ impl User {
         let source = match shared {
             Some(file) => Source::Shared(file),
             None => {
-                copy.check_room(bytes)?;
+                let room = copy.reserve_room(bytes)?;
                 let snapshot = self.begin_read(state)?;
-                Source::Snapshot(Box::new(move |file| snapshot.send(file).map(|()| snapshot.bytes())))
+                Source::Snapshot(Box::new(move |mut file| snapshot.send(&mut file)), room)
             }
         };
         copy.start(source)
