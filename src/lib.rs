@@ -40,23 +40,24 @@
 //! backups (`collection::full::backups`). A full download sends a snapshot (`collection::full::download`) while other
 //! devices sync.
 //!
-//! A sync writes to a WAL: its commit waits for one or two flushes of the disk. The connection stays open for some seconds
-//! (`sync::kept_connection`), so that the next sync finds its statements prepared; then, or before a download, or at the
-//! stop, the WAL is checkpointed and removed, and the collection is one file again. While a download reads the file, a
-//! snapshot (`sync::session::State::keeper`) keeps the WAL out of it. A sync whose first chunk of rows is full begins
-//! anew with a rollback journal (`sync::session::Session::prepare_for_rows`), because what it adds is then written once.
-//! What `meta` and `begin` answer is remembered while the file does not change (`files::sqlite_files::Remembered`), and so is
-//! the number of its rows (`collection::row_totals`).
+//! A sync writes to a WAL: its commit waits for one or two flushes of the disk. The connection stays open for some
+//! seconds (`sync::between_syncs`), so that the next sync finds its statements prepared; then, or before a download, or
+//! at the stop, the WAL is checkpointed and removed, and the collection is one file again. While a download reads the
+//! file, a snapshot (`sync::user::State::keeper`) keeps the WAL out of it. A sync whose first chunk of rows is full
+//! begins anew with a rollback journal (`sync::session::Session::prepare_for_rows`), because what it adds is then
+//! written once. What `meta` and `begin` answer is remembered while the file does not change
+//! (`files::sqlite_files::Remembered`), and so is the number of its rows (`collection::row_totals`).
 //!
 //! Clients of protocols 8 to 10 keep their collection in schema 11. Their uploads are upgraded to schema 18
-//! (`collection::schema::upgrade`). They download a temporary copy that was downgraded (`collection::schema::downgrade`).
+//! (`collection::schema::upgrade`). They download a temporary copy that was downgraded
+//! (`collection::schema::downgrade`).
 //!
-//! Media come as zips. A zip is spooled, and each file is unpacked to a temporary file. These are made durable with the list
-//! of their renames, then renamed into the folder and recorded in one transaction; the header of `media` says what a crash
-//! leaves at each step. Downloads of media are zips streamed from the files.
+//! Media come as zips. A zip is spooled, and each file is unpacked to a temporary file. These are made durable with the
+//! list of their renames, then renamed into the folder and recorded in one transaction; the header of `media` says what
+//! a crash leaves at each step. Downloads of media are zips streamed from the files.
 //!
-//! `ankipi check` (`cli::commands::check`) looks at all of it from outside. `import_export` writes packages for Anki and
-//! takes over the folders of other servers.
+//! `ankipi check` (`cli::commands::check`) looks at all of it from outside. `import_export` writes packages for Anki
+//! and takes over the folders of other servers.
 //!
 //! # Which folder imports which
 //!
@@ -76,44 +77,46 @@
 //! - Nothing whose size a client chooses is held whole in memory: one row, one notetype, one deck at a time, of at most
 //!   MAX_SYNC_ROW_MEGS. Media files pass through in blocks.
 //! - Nothing is acknowledged before it is on disk. Every rename is of a synced file and is followed by a sync of the
-//!   folder, or (media) is done again from a durable list. A kill at any line leaves the state before or after a request; `collection::full::replace::clean_up` and
-//!   `media::MediaStore::open` clean up at the next start.
+//!   folder, or (media) is done again from a durable list. A kill at any line leaves the state before or after a
+//!   request; `collection::full::replace::clean_up` and `media::MediaStore::open` clean up at the next start.
 //! - No file is opened for writing through a symbolic link inside the data folder (`files::refuse_link`).
 //! - A key is checked before a body is read, and again when it has arrived (`api::App::confirm`).
 //! - An error is a situation (`error::Error`), becomes a status in one place, and is logged once, in `api`.
 //!
 //! # Locks
 //!
-//! - One per user around the collection (`sync::session::User`), another around the media (`media::MediaStore`), so that
+//! - One per user around the collection (`sync::user::User`), another around the media (`media::MediaStore`), so that
 //!   both sync at the same time.
-//! - One around the map of users (`sync::users::Users`), held for a look-up, and one per user around the folder, held while
-//!   it is prepared.
-//! - In `accounts`: around the snapshot of all accounts, held to look at it or to replace it; around making a new one; around
-//!   the counts of failed logins; around password hashing.
+//! - One around the map of users (`sync::users::Users`), held for a look-up, and one per user around the folder, held
+//!   while it is prepared.
+//! - In `accounts`: around the snapshot of all accounts, held to look at it or to replace it; around making a new one;
+//!   around the counts of failed logins; around password hashing.
 //! - In `os::allocator`: around freed buffers, of which nobody waits for it.
-//! - In `compression::zstd_decoder`: around the buffers of decoders that are kept. In `http::client_link`: around the connections of
-//!   forwarded requests, and one around the speed of each connection. In `http::keep_client_waiting`: around the list of waiting clients, and one around each reply to
-//!   them.
-//! - In `api::quota_and_free_space`: around the spare bytes of users. In `files::free_space`: around the number of reserved bytes.
-//! - In `limits_and_timeouts::at_most`: around counts of permits. A permit is held while a large row is read, or a large body
-//!   that is here whole is unpacked; who waits for one may hold a user's lock, and who holds one waits for no other lock.
+//! - In `compression::zstd_decoder`: around the buffers of decoders that are kept. In `http::client_link`: around the
+//!   connections of forwarded requests, and one around the speed of each connection. In `http::keep_client_waiting`:
+//!   around the list of waiting clients, and one around each reply to them.
+//! - In `api::quota_and_free_space`: around the spare bytes of users. In `files::free_space`: around the number of
+//!   reserved bytes.
+//! - In `limits_and_timeouts::at_most`: around counts of permits. A permit is held while a large row is read, or a
+//!   large body that is here whole is unpacked; who waits for one may hold a user's lock, and who holds one waits for
+//!   no other lock.
 //!
-//! No code takes a second lock while it holds one of these, with three exceptions: a permit for a large row, preparing a user's
-//! folder (which takes the user's locks, and those of `accounts` if the folder is missing), and making a new snapshot of the
-//! accounts.
+//! No code takes a second lock while it holds one of these, with three exceptions: a permit for a large row, preparing
+//! a user's folder (which takes the user's locks, and those of `accounts` if the folder is missing), and making a new
+//! snapshot of the accounts.
 //!
 //! Between processes: the lock file of `accounts::users_file::lock` is held while accounts or keys change. It is taken
-//! first, briefly, and never while a password is asked for or hashed. A download opens and closes its snapshot under its
-//! user's lock and reads without it; an upload may move the file under it, which the snapshot survives. Commands that
-//! read a whole collection see the last committed state; if a device is in the middle of a sync of many rows, they wait
-//! until it is done (`cli::commands::user_folders`). While
-//! a command opens a collection it locks the folder, and the server replaces no file there (`files::lock_against_replacement`).
+//! first, briefly, and never while a password is asked for or hashed. A download opens and closes its snapshot under
+//! its user's lock and reads without it; an upload may move the file under it, which the snapshot survives. Commands
+//! that read a whole collection see the last committed state; if a device is in the middle of a sync of many rows, they
+//! wait until it is done (`cli::commands::user_folders`). While a command opens a collection it locks the folder, and
+//! the server replaces no file there (`files::lock_against_replacement`).
 //!
 //! # Why tiny_http is not on the network itself
 //!
 //! One request can abort the process, one failed accept ends its accept loop, it has no timeouts and no limits. The
-//! maintained fork fixes four of a dozen faults and changes the interface. `server::connections` lists what was measured,
-//! and what it does about each.
+//! maintained fork fixes four of a dozen faults and changes the interface. `server::connections` lists what was
+//! measured, and what it does about each.
 
 pub mod accounts;
 pub mod api;

@@ -13,7 +13,7 @@ use crate::http::response::Packing;
 use crate::logging::access_log::{AccessLog, printable};
 use crate::messages::{LoginReply, LoginRequest, MetaReply, MetaRequest};
 use crate::os::clock;
-use crate::sync::session::{HELP_WITH_DAMAGE, User};
+use crate::sync::user::{HELP_WITH_DAMAGE, User};
 
 /// What a user reads whose collection is damaged on the server.
 const DAMAGED: &str = "The collection on the server is damaged. What is on this device is not. Please tell whoever runs \

@@ -39,7 +39,7 @@ use crate::http::response::{Packing, Responder};
 use crate::http::{Request, Verb};
 use crate::logging::access_log::AccessLog;
 use crate::os::clock;
-use crate::sync::session::User;
+use crate::sync::user::User;
 use crate::sync::users::Users;
 use authentication::Call;
 use metrics::Metrics;

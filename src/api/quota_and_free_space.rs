@@ -17,7 +17,7 @@ use crate::files::free_space::{self, Reserved};
 use crate::limits_and_timeouts::{STORAGE_SPARE_BYTES, STORAGE_SPARE_REQUEST_BYTES, STORAGE_STEP_BYTES};
 use crate::os::clock;
 use crate::os::clock::Day;
-use crate::sync::session::User;
+use crate::sync::user::User;
 
 /// What each user has stored beyond a limit today, in small requests.
 #[derive(Default)]

@@ -3,7 +3,9 @@
 //! Not here: full syncs (`collection::full`), media (`media`), the JSON of the protocol (`messages`), HTTP. Imports
 //! `collection`, `media`, `messages`, `text`, `files`, `config`.
 
+mod between_syncs;
 mod daily_backup;
+mod download;
 mod graves;
 mod kept_connection;
 mod merge_objects;
@@ -14,6 +16,7 @@ mod send_objects;
 mod send_rows;
 pub mod session;
 mod start;
+pub mod user;
 pub mod users;
 mod wrong_stamps;
 

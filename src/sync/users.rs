@@ -16,7 +16,7 @@ use crate::files::HeldFolder;
 use crate::os;
 use crate::sync::daily_backup;
 use crate::sync::kept_connection::Slots;
-use crate::sync::session::{User, UserSettings};
+use crate::sync::user::{User, UserSettings};
 
 /// All users, by name. Accounts are added and removed while the server runs.
 pub struct Users {

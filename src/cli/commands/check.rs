@@ -15,7 +15,7 @@ use crate::files::access::{self, ServerUser};
 use crate::media::check as media_check;
 use crate::media::check::{Depth, Listener};
 use crate::media::denied_files::first_denied;
-use crate::sync::session::HELP_WITH_DAMAGE;
+use crate::sync::user::HELP_WITH_DAMAGE;
 use crate::{files, logging};
 
 /// Reading a larger collection takes a while on a small board.
