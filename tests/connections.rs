@@ -1392,11 +1392,8 @@ fn garbage_leaves_nothing_behind() {
     ];
     let fds = || std::fs::read_dir("/proc/self/fd").map_or(0, |list| list.count());
     let before = fds();
-    let mut seed = 42u64;
-    let mut random = |below: usize| {
-        seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        (seed >> 33) as usize % below
-    };
+    let mut rng = fastrand::Rng::with_seed(42);
+    let mut random = |below: usize| rng.usize(..below);
     for n in 0..3000 {
         let mut client = server.client();
         let mut wire: Vec<u8> =

@@ -467,29 +467,15 @@ fn respond_with(responder: Responder, err: Error) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::io::{self, Write};
-    use std::sync::Mutex;
+    use std::io::Write;
 
-    #[derive(Clone, Default)]
-    struct Wire(Arc<Mutex<Vec<u8>>>);
-
-    impl Write for Wire {
-        fn write(&mut self, data: &[u8]) -> io::Result<usize> {
-            self.0.lock().unwrap().extend_from_slice(data);
-            Ok(data.len())
-        }
-
-        fn flush(&mut self) -> io::Result<()> {
-            Ok(())
-        }
-    }
+    use crate::http::test_wire::Wire;
 
     #[test]
     fn a_reply_that_began_early_has_the_size_that_it_announced() {
         let dir = tempfile::tempdir().unwrap();
         let wire = Wire::default();
-        let responder = Responder::new(Box::new(wire.clone()), false, String::new());
-        let waiting = WaitingReply::new(responder, Packing::Zstd, EARLY_JSON_BYTES);
+        let waiting = WaitingReply::new(wire.responder(), Packing::Zstd, EARLY_JSON_BYTES);
         waiting.while_doing(
             |_| Some(b" "),
             || {
@@ -501,7 +487,7 @@ mod tests {
         let mut json = Spool::new(dir.path());
         json.write_all(b"{\"usn\":1}").unwrap();
         send(&mut json, waiting).unwrap();
-        let wire = wire.0.lock().unwrap();
+        let wire = wire.sent();
         let head = wire.windows(4).position(|at| at == b"\r\n\r\n").unwrap() + 4;
         assert!(std::str::from_utf8(&wire[..head]).unwrap().contains("anki-original-size: 65536\r\n"));
         let (mut chunks, mut frame) = (&wire[head..], Vec::new());

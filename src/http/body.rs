@@ -428,12 +428,8 @@ mod tests {
 
     #[test]
     fn caps_are_errors_that_name_the_variable() {
-        let mut state = 1u32;
-        let mut noise = || {
-            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-            (state >> 24) as u8
-        };
-        let noise: Vec<u8> = (0..3000).map(|_| noise()).collect();
+        let mut noise = [0; 3000];
+        fastrand::Rng::with_seed(1).fill(&mut noise);
         for wire in [packed(&noise), packed(&[b'x'; 5001])] {
             let err = received(&wire).unwrap_err();
             assert!(err.status() == 413 && err.to_string().contains("THE_LIMIT"), "{err}");

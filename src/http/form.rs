@@ -528,11 +528,8 @@ mod tests {
             &[("data", b"\r\n--Anki\r\n"), ("c", b"1"), ("k", b"key")],
             "--Anki-sync-boundary--\r\n",
         );
-        let mut state = 1u32;
-        let mut below = |bound: usize| {
-            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-            (state >> 8) as usize % bound
-        };
+        let mut random = fastrand::Rng::with_seed(1);
+        let mut below = |bound: usize| random.usize(..bound);
         let mut read = 0;
         for _ in 0..20_000 {
             let mut spoilt = whole.clone();

@@ -197,19 +197,7 @@ fn watch() {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[derive(Clone, Default)]
-    struct Wire(Arc<Mutex<Vec<u8>>>);
-
-    impl Write for Wire {
-        fn write(&mut self, data: &[u8]) -> io::Result<usize> {
-            lock(&self.0).write(data)
-        }
-
-        fn flush(&mut self) -> io::Result<()> {
-            Ok(())
-        }
-    }
+    use crate::http::test_wire::Wire;
 
     fn wait_until(is_so: impl Fn() -> bool) {
         let began = Instant::now();
@@ -222,16 +210,12 @@ mod tests {
     /// A reply of "text" to a client who waits until keep-alive bytes came this many times; what it saw.
     fn replied(times: usize) -> String {
         let wire = Wire::default();
-        let waiting = WaitingReply::new(
-            Responder::new(Box::new(wire.clone()), false, String::new()),
-            Packing::Plain,
-            0,
-        );
+        let waiting = WaitingReply::new(wire.responder(), Packing::Plain, 0);
         waiting.while_doing(|_| Some(b" "), || wait_until(|| waiting.sent_bytes() >= times));
         let mut stream = waiting.into_stream(4).unwrap();
         stream.write_all(b"text").unwrap();
         stream.finish().unwrap();
-        String::from_utf8(lock(&wire.0).clone()).unwrap()
+        wire.text()
     }
 
     #[test]
@@ -259,15 +243,11 @@ mod tests {
     #[test]
     fn no_sign_follows_once_the_work_is_done() {
         let wire = Wire::default();
-        let waiting = WaitingReply::new(
-            Responder::new(Box::new(wire.clone()), false, String::new()),
-            Packing::Plain,
-            0,
-        );
+        let waiting = WaitingReply::new(wire.responder(), Packing::Plain, 0);
         waiting.while_doing(|_| Some(b" "), || ());
         // Bytes that the thread was about to send.
         lock(&waiting.0).send(b" ");
-        assert_eq!((waiting.sent_bytes(), &lock(&wire.0)[..]), (0, &b""[..]));
+        assert_eq!((waiting.sent_bytes(), wire.text()), (0, String::new()));
     }
 
     #[test]

@@ -10,6 +10,8 @@ pub mod form;
 pub mod keep_client_waiting;
 pub mod request_head;
 pub mod response;
+#[cfg(test)]
+pub mod test_wire;
 
 use std::io::Read;
 

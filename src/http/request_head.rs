@@ -825,12 +825,11 @@ mod tests {
             "chunked",
             "\0",
         ];
-        let mut seed = 1u32;
+        let mut random = fastrand::Rng::with_seed(1);
         for _ in 0..20_000 {
             let mut head = String::new();
             for _ in 0..12 {
-                seed = seed.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-                head.push_str(pieces[(seed >> 16) as usize % pieces.len()]);
+                head.push_str(pieces[random.usize(..pieces.len())]);
             }
             let _ = Scan::default().advance(head.as_bytes(), 64, 4);
             let _ = parse(&head);

@@ -273,29 +273,14 @@ fn reason(status: u16) -> &'static str {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::{Arc, Mutex};
-
     use super::*;
-
-    #[derive(Clone, Default)]
-    struct Sent(Arc<Mutex<Vec<u8>>>);
-
-    impl Write for Sent {
-        fn write(&mut self, data: &[u8]) -> io::Result<usize> {
-            self.0.lock().unwrap().write(data)
-        }
-
-        fn flush(&mut self) -> io::Result<()> {
-            Ok(())
-        }
-    }
+    use crate::http::test_wire::Wire;
 
     /// What is sent by `work`, on a connection that is kept or not.
     fn sent(is_kept: bool, work: impl FnOnce(Responder)) -> String {
-        let out = Sent::default();
-        work(Responder::new(Box::new(out.clone()), false, String::new()).on_kept_connection(is_kept));
-        let sent = out.0.lock().unwrap().clone();
-        String::from_utf8(sent).unwrap()
+        let wire = Wire::default();
+        work(wire.responder().on_kept_connection(is_kept));
+        wire.text()
     }
 
     #[test]

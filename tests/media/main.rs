@@ -33,19 +33,15 @@ fn a_large_file_is_written_once_wherever_it_stands_in_its_zip() {
         let line = io.lines().find_map(|line| line.strip_prefix("wchar: ")).unwrap();
         line.parse::<u64>().unwrap()
     };
-    let noise = |seed: u32, bytes: usize| -> Vec<u8> {
-        let mut state = seed;
-        let mut next = || {
-            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-            (state >> 24) as u8
-        };
-        (0..bytes).map(|_| next()).collect()
+    let noise = |seed: u64, bytes: usize| -> Vec<u8> {
+        let mut random = fastrand::Rng::with_seed(seed);
+        std::iter::repeat_with(|| random.u8(..)).take(bytes).collect()
     };
     let mut expected = std::collections::BTreeMap::new();
     for (round, position) in [0, 2, 4].into_iter().enumerate() {
         let sizes = |n: usize| if n == position { 5_000_000 } else { 40_000 };
         let files: Vec<(String, Vec<u8>)> =
-            (0..5).map(|n| (format!("{round}-{n}"), noise(n as u32 + 1, sizes(n)))).collect();
+            (0..5).map(|n| (format!("{round}-{n}"), noise(n as u64 + 1, sizes(n)))).collect();
         let changes: Vec<_> = files.iter().map(|(name, data)| (name.as_str(), Some(&data[..]))).collect();
         let before = written();
         client.upload(&changes);

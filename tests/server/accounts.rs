@@ -10,7 +10,7 @@ use std::time::Instant;
 use ankipi::text::hex::hex;
 use sha1::{Digest, Sha1};
 
-use crate::client::{Device, Framed, Reply, Wire, pack, post, sync_header};
+use crate::client::{Device, Framed, Reply, Wire, noise, pack, post, sync_header};
 use crate::form::{Generation, OldDevice, form, gzip, request as form_request};
 use crate::harness::{
     EVENT_TIMEOUT, OTHER_KEY, TestServer, add_user, ankipi, collection, done, open, rows, said,
@@ -151,13 +151,7 @@ fn what_arrives_whole_only_after_its_key_was_lost_changes_nothing() {
         Device::new(server.address, key).request("upload", Framed::Chunked(&pack(&collection(long))))
     };
     // More than a spool keeps in memory, and it does not compress.
-    let mut state = 1_u32;
-    let noise: Vec<u8> = std::iter::repeat_with(|| {
-        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-        (state >> 24) as u8
-    })
-    .take(4_000_000)
-    .collect();
+    let noise = noise(4_000_000);
     let media = |key: &str| {
         let body = pack(&zip_of(&[("noise", Some(&noise)), ("more", Some(b"more"))]));
         post("/msync/uploadChanges", &sync_header(key, "s"), Framed::Chunked(&body))

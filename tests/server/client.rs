@@ -65,6 +65,13 @@ pub fn sync_header(key: &str, skey: &str) -> String {
     format!("anki-sync: {{\"v\":11,\"k\":\"{key}\",\"c\":\"26.09.3,29bb700b,linux\",\"s\":\"{skey}\"}}\r\n")
 }
 
+/// Bytes that do not pack, the same in each run.
+pub fn noise(bytes: usize) -> Vec<u8> {
+    let mut noise = vec![0; bytes];
+    fastrand::Rng::with_seed(1).fill(&mut noise);
+    noise
+}
+
 /// Packs a body as clients do.
 pub fn pack(plain: &[u8]) -> Vec<u8> {
     zstd::encode_all(plain, 3).unwrap()

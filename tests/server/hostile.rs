@@ -2,7 +2,7 @@
 
 use std::io::Write;
 
-use crate::client::{Device, Framed, LARGE, METHODS, STEPS, Wire, chunk, pack};
+use crate::client::{Device, Framed, LARGE, METHODS, STEPS, Wire, chunk, noise, pack};
 use crate::harness::{KEY, OTHER_KEY, TestServer, collection};
 
 const MIB: usize = 1 << 20;
@@ -126,12 +126,7 @@ fn whatever_is_zstd_is_taken_within_the_memory_of_one_client() {
         device.send_raw("meta", Framed::Chunked(body)).ok();
     }
     // An upload in which the encoder used its large window.
-    let mut noise = Vec::new();
-    let mut state = 1u64;
-    while noise.len() < 9 << 20 {
-        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
-        noise.extend_from_slice(&state.to_be_bytes()[..4]);
-    }
+    let noise = noise(9 << 20);
     let reply = device.send_raw("upload", Framed::Chunked(&encode(27, &[&noise[..], &noise].concat())));
     let text = String::from_utf8(reply.unpacked()).unwrap();
     assert!(text.contains("a window of 128 MiB") && text.starts_with("Our server refused"), "{text}");
@@ -202,16 +197,6 @@ fn bodies_that_do_not_decode_are_400() {
     assert!(growth < 4 * 1024, "{growth} KiB");
     assert_eq!(server.files(), before);
     server.assert_syncs();
-}
-
-/// Bytes that do not pack.
-fn noise(bytes: usize) -> Vec<u8> {
-    let mut state = 1u32;
-    let mut next = || {
-        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-        (state >> 24) as u8
-    };
-    (0..bytes).map(|_| next()).collect()
 }
 
 #[test]

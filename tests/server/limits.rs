@@ -1,19 +1,9 @@
 //! Quotas, free disk space, and the networks that may sync.
 
-use crate::client::{Framed, Reply, Wire, pack, post, sync_header};
+use crate::client::{Framed, Reply, Wire, noise, pack, post, sync_header};
 use crate::form::{Generation, OldDevice, form, form_header, open_form, request};
 use crate::harness::{KEY, TestServer, collection};
 use crate::zip::{Entry, write_zip};
-
-/// Pseudo-random bytes, which no encoder makes smaller.
-fn noise(len: usize) -> Vec<u8> {
-    let mut state = 1u32;
-    let mut next = || {
-        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-        (state >> 24) as u8
-    };
-    (0..len).map(|_| next()).collect()
-}
 
 #[test]
 fn an_upload_over_the_quota_is_refused_from_its_declared_size_before_it_is_sent() {
