@@ -24,6 +24,9 @@ use crate::media::name::MediaName;
 /// `PackageMetadata` with version 3: zstd, media list as protobuf.
 const META: [u8; 2] = [0x08, 3];
 
+/// The file of a package that is not complete has this behind its name.
+pub const UNFINISHED_SUFFIX: &str = ".new";
+
 const BLOCK_BYTES: usize = 64 * 1024;
 
 /// A written package.
@@ -59,9 +62,15 @@ pub fn write(
     }
     let folder = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let mut unfinished = path.as_os_str().to_owned();
-    unfinished.push(".new");
+    unfinished.push(UNFINISHED_SUFFIX);
     let unfinished = PathBuf::from(unfinished);
-    let file = FsyncingFile::create(&unfinished)?;
+    let file = FsyncingFile::create(&unfinished).map_err(|err| match err {
+        Error::Io(_, _, ref cause) if cause.kind() == io::ErrorKind::AlreadyExists => Error::Broken(format!(
+            "{} exists already: another command writes it, or was interrupted. If none is running, delete it",
+            unfinished.display()
+        )),
+        err => err,
+    })?;
     let written = write_entries(snapshot, media, odd, file, folder, on_file).and_then(|packed| {
         fs::rename(&unfinished, path).map_err(Error::io("renaming", &unfinished))?;
         sync_folder(folder)?;
@@ -139,7 +148,10 @@ fn write_entries(
 
 /// Opens a media file. None if there is nothing to pack: clients treat an empty file as missing.
 fn open(path: &Path) -> io::Result<Option<File>> {
-    match fs::metadata(path) {
+    match fs::symlink_metadata(path) {
+        Ok(meta) if meta.is_symlink() => {
+            return Err(io::Error::other("it is a link, and may lead out of the data folder"));
+        }
         Ok(meta) if meta.is_file() && meta.len() > 0 => {}
         Ok(_) => return Ok(None),
         Err(err) => return not_found_as_none(err),

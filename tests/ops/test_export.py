@@ -1,11 +1,13 @@
 """`ankipi export`: a package that the real client imports in place of what it has."""
 
+import os
 import random
 import subprocess
+import time
 
 import pytest
 
-from commands import done, refused
+from commands import done, refused, run
 from device import Device
 from rows import assert_same, rows
 from account import NOT_SYNCED
@@ -76,3 +78,28 @@ def test_a_full_disk_ends_it_without_a_trace(filled, tmp_path):
     ended = subprocess.run(["bash", "-c", f"trap '' XFSZ; {script}"], env=server.env, capture_output=True, text=True)
     assert ended.returncode == 1 and "anna.colpkg" in ended.stderr and "connection" not in ended.stderr, ended.stderr
     assert not list(tmp_path.glob("anna*"))
+
+
+def test_what_a_link_leads_to_is_in_no_package(filled, tmp_path):
+    server, _ = filled
+    (tmp_path / "secret").write_text("of the owner alone")
+    (server.base / "anna/media/link.jpg").symlink_to(tmp_path / "secret")
+    os.mkfifo(server.base / "anna/media/pipe.jpg")
+    ended = run(server, "export", "anna", str(tmp_path / "anna.colpkg"))
+    assert ended.returncode == 1 and "41 media files" in ended.stdout and "lacks 1 media file" in ended.stderr, ended
+    assert "media/link.jpg: it is a link" in ended.stderr and b"of the owner alone" not in (tmp_path / "anna.colpkg").read_bytes()
+
+
+def test_what_an_interrupted_command_left_is_named_or_deleted(filled, tmp_path):
+    server, _ = filled
+    (tmp_path / "anna.colpkg.new").write_text("half")
+    assert "anna.colpkg.new exists already: another command writes it, or was" in refused(server, "export", "anna", str(tmp_path / "anna.colpkg"))
+    to = tmp_path / "stick"
+    to.mkdir()
+    old, young, other = (to / f"{name}.colpkg.new" for name in ("anna-20240101T000000Z", "anna-20240101T000001Z", "anna-notes"))
+    for path in (old, young, other):
+        path.write_text("half")
+    for path in (old, other):
+        os.utime(path, (1, time.time() - 13 * 3600))
+    done(server, "backup", "make", "--to", str(to))
+    assert sorted(path.name for path in to.glob("*.new")) == [young.name, other.name]

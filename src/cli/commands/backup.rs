@@ -4,6 +4,7 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::Duration;
 
 use crate::cli::command::{Command, FAILED, Invocation, say};
 use crate::cli::commands::packing::pack;
@@ -19,11 +20,15 @@ use crate::config::Flags;
 use crate::error::{Error, Result};
 use crate::files;
 use crate::files::FsyncingFile;
+use crate::import_export::write_colpkg::UNFINISHED_SUFFIX;
 use crate::os::clock;
 use crate::text::counted::counted;
 
 /// How many copies `ankipi backup make` keeps by default.
 const DEFAULT_KEEP: usize = 7;
+
+/// A package that is not complete and was not written to for so long belongs to a command that was interrupted.
+const INTERRUPTED_AFTER: Duration = Duration::from_secs(12 * 60 * 60);
 
 /// `ankipi backup list`
 pub static LIST: Command = Command {
@@ -257,18 +262,25 @@ fn pack_into(
             counted(packed.left_out, "media file")
         )));
     }
-    let mut older = packages_of(name, to)?;
+    for unfinished in packages_of(name, to, UNFINISHED_SUFFIX)? {
+        let age =
+            fs::metadata(&unfinished).and_then(|meta| meta.modified()).ok().and_then(|at| at.elapsed().ok());
+        if age.is_some_and(|age| age > INTERRUPTED_AFTER) {
+            files::remove_if_there(&unfinished)?;
+        }
+    }
+    let mut older = packages_of(name, to, "")?;
     older.retain(|other| *other != path);
     older.truncate((older.len() + 1).saturating_sub(keep));
     older.iter().try_for_each(|path| files::remove_if_there(path))?;
     Ok(what)
 }
 
-/// The packages of a user that `pack` made, oldest first.
-fn packages_of(name: &str, folder: &Path) -> Result<Vec<PathBuf>> {
+/// The packages of a user that this command made, oldest first, with this behind their names.
+fn packages_of(name: &str, folder: &Path, suffix: &str) -> Result<Vec<PathBuf>> {
     let is_ours = |path: &PathBuf| {
-        let stamp =
-            path.file_name()?.to_str()?.strip_prefix(name)?.strip_prefix('-')?.strip_suffix("Z.colpkg")?;
+        let stamp = path.file_name()?.to_str()?.strip_prefix(name)?.strip_prefix('-')?;
+        let stamp = stamp.strip_suffix(suffix)?.strip_suffix("Z.colpkg")?;
         let (date, time) = stamp.split_once('T')?;
         let digits =
             |text: &str, count| text.len() == count && text.bytes().all(|byte| byte.is_ascii_digit());
