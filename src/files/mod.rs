@@ -17,8 +17,8 @@ pub mod temporary;
 
 pub use disk_abilities::{has_shared_memory, synchronous};
 pub use durable::{
-    FsyncingFile, create_folder, remove_folder, remove_if_there, replace_file, replace_file_unsynced,
-    sync_folder,
+    FsyncingFile, create_folder, overwrite_file, overwrite_or_remove, remove_folder, remove_if_there,
+    replace_file, replace_file_unsynced, sync_folder,
 };
 pub use held_folder::{HeldFolder, id_of, is_there};
 pub use locks::{

@@ -18,9 +18,14 @@ use crate::media::lost_files;
 use crate::media::name::{MediaName, checked_name, folded};
 use crate::media::zip;
 use crate::media::zip::{Entry, META, ZipReader};
-use crate::media::{Intent, MediaStore, PENDING, Sha1Sum, State};
+use crate::media::{Intent, MediaStore, NO_INTENTS, PENDING, Sha1Sum, State};
 use crate::os::WholeFileSystem;
 use crate::text::hex::hex;
+
+/// So few changes are flushed file by file on a file system without a journal. One flush of the whole disk would take one or
+/// two waits less, and would write much more: all blocks of the disk's own tables that changed, and the shared memory of
+/// the index.
+const FEW_FILES: usize = 2;
 
 /// Asks whether an upload may be stored: free disk space, and the user's quota.
 pub struct Room<'r> {
@@ -103,7 +108,8 @@ impl MediaStore {
         self.check_room(&pairs, body, room)?;
         let processed = pairs.len();
         // Opened before anything is written, so that it reports all write errors.
-        let disk = WholeFileSystem::of(&self.dir);
+        let disk =
+            WholeFileSystem::of(&self.dir).filter(|disk| disk.keeps_order() || pairs.len() > FEW_FILES);
         let mut staged: Vec<Staged> = Vec::with_capacity(processed);
         for (name, entry) in pairs {
             let change = match entry {
@@ -239,7 +245,7 @@ impl MediaStore {
                 files::replace_file_unsynced(&self.dir, PENDING, &intents)?;
                 disk.sync().map_err(Error::io("syncing the file system of", &self.dir))?;
             }
-            None => files::replace_file(&self.dir, PENDING, &intents)?,
+            None => files::overwrite_file(&self.dir, PENDING, &intents)?,
         }
         for Effective { name, change, is_taken, .. } in changes {
             match change {
@@ -258,7 +264,10 @@ impl MediaStore {
             }
             self.paths.sync()?;
         }
-        files::remove_if_there(&self.dir.join(PENDING))?;
+        match disk {
+            Some(_) => files::remove_if_there(&self.dir.join(PENDING))?,
+            None => files::overwrite_or_remove(&self.dir, PENDING, NO_INTENTS)?,
+        }
         Ok(outcome)
     }
 }

@@ -4,7 +4,8 @@
    - DISK_LOG: each of them is appended to this file when it is done, with its data (trace.rs reads it).
    - DISK_CONTROL: a file of 32-bit numbers that the test changes while the server runs: what is to happen, after how many
      operations, with which errno, and how often it did.
-   - The disk calls itself XFS, whatever it is: then media rely on the order of renames, as on the disks of most boards.
+   - The disk calls itself DISK_KIND (the number of statfs(2)), or XFS, whatever it is. With XFS media rely on the order of
+     renames, as on the disks of most boards; with FAT nothing is relied on.
    - Of a reply, little is on its way: a download stays open whose client does not read, without being large.
    What SQLite maps into memory (-shm) and the lock file are left out: nothing in them is meant to last. */
 
@@ -35,6 +36,7 @@ static const char *base;
 static size_t base_length;
 static int log_fd = -1;
 static struct control *control;
+static unsigned long kind_of_disk = 0x58465342;
 
 #define REAL(type, name, ...)                              \
     static type (*real)(__VA_ARGS__);                      \
@@ -62,6 +64,9 @@ __attribute__((constructor)) static void begin(void)
     const char *path = getenv("DISK_LOG");
     if (path)
         log_fd = real_open(path, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC);
+    path = getenv("DISK_KIND");
+    if (path)
+        kind_of_disk = strtoul(path, NULL, 0);
     path = getenv("DISK_CONTROL");
     if (path) {
         int fd = real_open(path, O_RDWR | O_CLOEXEC);
@@ -237,7 +242,7 @@ int fstatfs(int fd, struct statfs *found)
     REAL(int, fstatfs, int, struct statfs *);
     int done = real(fd, found);
     if (!done && is_below_fd(fd))
-        found->f_type = 0x58465342;
+        found->f_type = kind_of_disk;
     return done;
 }
 

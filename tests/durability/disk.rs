@@ -24,29 +24,39 @@ pub enum Fault {
 pub const EIO: i32 = 5;
 pub const ENOSPC: i32 = 28;
 
+/// What a disk calls itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FileSystem {
+    /// The order of renames is kept, and one flush is for all files.
+    Xfs,
+    /// Nothing of this can be relied on.
+    Fat,
+}
+
 /// The disk of one server.
 pub struct Disk {
     dir: TempDir,
     control: File,
     is_recorded: bool,
+    kind: FileSystem,
 }
 
 impl Disk {
     pub fn new() -> Disk {
-        Disk::make(false)
+        Disk::make(false, FileSystem::Xfs)
     }
 
     /// One of which every change is kept, for `log_path`.
-    pub fn recorded() -> Disk {
-        Disk::make(true)
+    pub fn recorded(kind: FileSystem) -> Disk {
+        Disk::make(true, kind)
     }
 
-    fn make(is_recorded: bool) -> Disk {
+    fn make(is_recorded: bool, kind: FileSystem) -> Disk {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("control");
         fs::write(&path, [0; 16]).unwrap();
         let control = File::options().read(true).write(true).open(&path).unwrap();
-        Disk { dir, control, is_recorded }
+        Disk { dir, control, is_recorded, kind }
     }
 
     /// Starts a server whose data folder is on this disk.
@@ -62,7 +72,10 @@ impl Disk {
         if self.is_recorded {
             vars.push(("DISK_LOG", &log));
         }
-        let vars: Vec<_> = vars.iter().map(|(key, path)| (*key, path.to_str().unwrap())).collect();
+        let mut vars: Vec<_> = vars.iter().map(|(key, path)| (*key, path.to_str().unwrap())).collect();
+        if self.kind == FileSystem::Fat {
+            vars.push(("DISK_KIND", "0x4d44"));
+        }
         TestServer::try_on(base.clone(), &vars)
     }
 
