@@ -40,7 +40,7 @@ pub const ADDRESSES: Kind<Vec<Address>> = Kind {
 pub const OPTIONAL_SECONDS: Kind<Option<Duration>> = Kind {
     parse: |text| match text {
         "" => Some(None),
-        text => (SECONDS.parse)(text).filter(|time| !time.is_zero()).map(Some),
+        text => (SECONDS.parse)(text).map(Some),
     },
     expected: "a number of seconds above 0",
 };
@@ -49,8 +49,13 @@ pub const OPTIONAL_SECONDS: Kind<Option<Duration>> = Kind {
 pub const PORT: Kind<u16> = Kind { parse: |text| text.parse().ok(), expected: "a number up to 65535" };
 
 /// A URL path. Slashes at both ends are dropped.
-pub const URL_PATH: Kind<String> =
-    Kind { parse: |text| Some(text.trim_matches('/').to_owned()), expected: "a path such as /anki" };
+pub const URL_PATH: Kind<String> = Kind {
+    parse: |text| {
+        let may_be_in_a_path = |byte: u8| byte.is_ascii_graphic() && !b"?#\"<>\\^`{|}".contains(&byte);
+        text.bytes().all(may_be_in_a_path).then(|| text.trim_matches('/').to_owned())
+    },
+    expected: "a path as in a URL, such as /anki",
+};
 
 /// Origins of web pages.
 pub const ORIGINS: Kind<Origins> =
@@ -94,8 +99,11 @@ fn megs(text: &str) -> Option<u64> {
 /// A duration.
 pub const SECONDS: Kind<Duration> = Kind {
     // A longer one would overflow the clock.
-    parse: |text| text.parse::<u32>().ok().map(|secs| Duration::from_secs(secs.into())),
-    expected: "a number of seconds",
+    parse: |text| {
+        let secs = text.parse::<u32>().ok().filter(|secs| *secs > 0);
+        secs.map(|secs| Duration::from_secs(secs.into()))
+    },
+    expected: "a number of seconds above 0",
 };
 
 /// A count.

@@ -131,3 +131,32 @@ def test_devices_are_listed_with_time_and_address_of_their_last_use(new_server, 
     assert ankipi("device", "revoke", "anna", "--all", *base).stdout.startswith("all devices of anna (2)")
     with pytest.raises(SyncError):
         phone.try_sync()
+
+
+def test_what_config_prints_is_a_config_file_for_shells_too(tmp_path):
+    settings = {"SYNC_BASE": str(tmp_path / "it's here"), "SYNC_ALLOW": "127.0.0.0/8 10.0.0.0/8", "SYNC_CORS_ORIGINS": "https://a.example, https://b.example",
+                "SYNC_SESSION_SECS": "7"}
+    printed = ankipi("config", **settings)
+    assert printed.returncode == 0, printed
+    file = tmp_path / "ankipi.conf"
+    file.write_text(printed.stdout)
+    sourced = subprocess.run(["sh", "-c", f". {file}; export SYNC_BASE SYNC_ALLOW SYNC_CORS_ORIGINS; env -0"], capture_output=True, text=True, check=True)
+    assert settings.items() - {("SYNC_SESSION_SECS", "7")} <= {tuple(line.split("=", 1)) for line in sourced.stdout.split("\0") if line}
+    values = {line for line in printed.stdout.splitlines() if not line.startswith("#")}
+    assert values == {line for line in ankipi("config", "--config", str(file)).stdout.splitlines() if not line.startswith("#")}
+
+
+@pytest.mark.parametrize("setting", ["SYNC_SESSION_SECS=0", "SYNC_BASE_PATH=a b", "SYNC_BASE_PATH=/ü", "SYNC_BASE_PATH=/a?b"])
+def test_settings_that_would_refuse_every_sync_are_refused(setting):
+    said = ankipi("config", SYNC_BASE="/nowhere", **dict([setting.split("=")]))
+    assert said.returncode == 1 and setting in said.stderr, said
+
+
+def test_an_account_in_the_file_that_a_setting_beats_is_not_said_to_log_in(new_server):
+    server = new_server("anna:" + phc("secret"), PASSWORDS_HASHED="1")
+    base = ["--base", str(server.base)]
+    for words in (["user", "add", "anna"], ["user", "passwd", "anna"]):
+        said = ankipi(*words, *base)
+        assert said.returncode == 0 and "has no effect while a SYNC_USERn names anna" in said.stdout, said
+        assert "can log in" not in said.stdout and "log in again" not in said.stdout, said
+    assert "bob can log in now" in ankipi("user", "add", "bob", *base).stdout

@@ -276,7 +276,8 @@ def test_the_openwrt_script_hands_its_settings_over(tmp_path):
     assert f"restarts with {tmp_path}/it's here" in started.stdout
     # The program reads what the script wrote, and names the option that is no setting.
     shown = subprocess.run([*command(official=False), "config", "--config", conf], env={}, capture_output=True, text=True)
-    assert re.search(rf"SYNC_BASE\W+{tmp_path}/it's here", shown.stdout) and re.search(r"SYNC_PORT\W+8090", shown.stdout), shown.stdout
+    folder = shlex.quote(f"{tmp_path}/it's here").replace("""'"'"'""", r"'\''")
+    assert f"SYNC_BASE={folder}\n" in shown.stdout and "SYNC_PORT=8090\n" in shown.stdout, shown.stdout
     assert "did you mean SYNC_PORT?" in shown.stdout + shown.stderr
 
 

@@ -23,13 +23,22 @@ unit or init script sets itself are not seen here.
     run,
 };
 
+/// A value with the quotes that a config file needs, which shells read, too.
+fn as_in_file(value: &str) -> String {
+    if value.contains(|c: char| c.is_whitespace() || "'\"\\$`#;&|<>()".contains(c)) {
+        format!("'{}'", value.replace('\'', "'\\''"))
+    } else {
+        value.to_owned()
+    }
+}
+
 fn run(mut invocation: Invocation) -> Result<ExitCode> {
     invocation.words(0, 0)?;
     let settings = invocation.server_settings(Flags::new())?;
     for (key, value, origin) in settings.listing() {
         match origin {
-            Origin::Default => say(&format!("#{key}={value}\n")),
-            origin => say(&format!("# {origin}\n{key}={value}\n")),
+            Origin::Default => say(&format!("#{key}={}\n", as_in_file(&value))),
+            origin => say(&format!("# {origin}\n{key}={}\n", as_in_file(&value))),
         }
     }
     let faults = settings.faults();

@@ -1,7 +1,7 @@
 //! `ankipi user`: the accounts in the accounts file.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 
@@ -94,7 +94,7 @@ fn add(invocation: Invocation) -> Result<ExitCode> {
         }
         None => Ok(()),
     };
-    let (name, hash, base) = account(invocation, is_new)?;
+    let Typed { name, hash, base, is_of_settings } = account(invocation, is_new)?;
     users_file::change(&base, |users| {
         // Another process may have been faster.
         is_new(users, &name)?;
@@ -108,7 +108,12 @@ fn add(invocation: Invocation) -> Result<ExitCode> {
         // Created here, so that the folder has the owner of the data folder, whoever runs this.
         files::create_folder(&base.join(&name))
     })?;
-    say(&format!("{name} can log in now; the account is in {}\n", base.join(USERS_FILE).display()));
+    let file = base.join(USERS_FILE);
+    if is_of_settings {
+        say(&format!("the account is in {}, but {}\n", file.display(), has_no_effect(&name)));
+    } else {
+        say(&format!("{name} can log in now; the account is in {}\n", file.display()));
+    }
     if !files::is_in_use(&base) {
         say(&format!(
             "No server runs on {} yet. Start the service of the package, or type: ankipi --base {}\n",
@@ -133,7 +138,7 @@ fn passwd(invocation: Invocation) -> Result<ExitCode> {
         Some(_) => Ok(()),
         None => Err(unknown(name)),
     };
-    let (name, hash, base) = account(invocation, is_there)?;
+    let Typed { name, hash, base, is_of_settings } = account(invocation, is_there)?;
     users_file::change(&base, |users| {
         // It may have been removed while the password was typed.
         is_there(users, &name)?;
@@ -141,15 +146,33 @@ fn passwd(invocation: Invocation) -> Result<ExitCode> {
         users.set(&name, hash);
         Ok(())
     })?;
-    say(&format!("{name} has a new password; all devices have to log in again\n"));
+    if is_of_settings {
+        say(&format!(
+            "{name} has a new password in {}, but {}\n",
+            base.join(USERS_FILE).display(),
+            has_no_effect(&name)
+        ));
+    } else {
+        say(&format!("{name} has a new password; all devices have to log in again\n"));
+    }
     Ok(ExitCode::SUCCESS)
 }
 
+fn has_no_effect(name: &str) -> String {
+    format!("has no effect while a SYNC_USERn names {name}, too: the password there is used")
+}
+
+/// An account as the command line names it.
+struct Typed {
+    name: String,
+    hash: Hash,
+    base: PathBuf,
+    /// Whether a SYNC_USERn of these settings or of the running server has that name. It beats the file.
+    is_of_settings: bool,
+}
+
 /// The named account and its new hash. `check` runs before the password is asked for.
-fn account(
-    mut invocation: Invocation,
-    check: impl FnOnce(&UsersFile, &str) -> Result<()>,
-) -> Result<(String, crate::accounts::password::Hash, std::path::PathBuf)> {
+fn account(mut invocation: Invocation, check: impl FnOnce(&UsersFile, &str) -> Result<()>) -> Result<Typed> {
     let hashing = Hashing::take(&mut invocation)?;
     let mut words = invocation.words(1, usize::MAX)?;
     if words.len() > 1 {
@@ -169,7 +192,9 @@ fn account(
     }
     check(&users_file::read(&base)?.0, &name)?;
     let hash = hashing.new_hash(settings.credentials())?;
-    Ok((name, hash, base))
+    let config = invocation.settings_with_accounts_of_server().and_then(|settings| settings.config());
+    let is_of_settings = config.is_ok_and(|config| config.users.iter().any(|user| user.name == name));
+    Ok(Typed { name, hash, base, is_of_settings })
 }
 
 fn remove(mut invocation: Invocation) -> Result<ExitCode> {
