@@ -1,59 +1,36 @@
-//! A slow link: a proxy on the loopback interface that passes replies on at so many bytes a second.
+//! A slow link: the loopback interface of a network namespace, with the packets of Ethernet and a bottleneck.
+//!
+//! A proxy would acknowledge what a slow client has not got yet.
 
-use std::io::{self, Read, Write};
-use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
-use std::thread;
-use std::time::{Duration, Instant};
+use std::os::unix::process::CommandExt;
+use std::process::Command;
 
 use crate::Result;
 
-/// Bytes that pass at once.
-const PIECE_BYTES: usize = 16 * 1024;
+/// Set inside the namespace.
+const INSIDE: &str = "ANKIPI_BENCH_LINK";
 
-/// What is behind by more than this is not made up for.
-const MOST_LATE: Duration = Duration::from_millis(50);
+/// The most that passes at once: a packet before the kernel splits it.
+const LEAST_BURST_BYTES: f64 = 70_000.0;
 
-/// Starts a proxy before `server`; returns its address. Requests pass at once. It ends with the process.
-pub fn slow(server: SocketAddr, megabytes_per_sec: f64) -> Result<SocketAddr> {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
-    let address = listener.local_addr()?;
-    thread::spawn(move || {
-        for client in listener.incoming().flatten() {
-            // A server that has ended refuses; so does the proxy.
-            if let Ok(upstream) = TcpStream::connect(server) {
-                let _ = join(client, upstream, megabytes_per_sec * 1e6);
-            }
-        }
-    });
-    Ok(address)
-}
-
-fn join(client: TcpStream, server: TcpStream, bytes_per_sec: f64) -> io::Result<()> {
-    client.set_nodelay(true)?;
-    server.set_nodelay(true)?;
-    let (requests, up) = (client.try_clone()?, server.try_clone()?);
-    thread::spawn(move || pass(requests, up, f64::INFINITY));
-    thread::spawn(move || pass(server, client, bytes_per_sec));
-    Ok(())
-}
-
-/// Passes bytes until either side ends.
-fn pass(mut from: TcpStream, mut to: TcpStream, bytes_per_sec: f64) {
-    let mut piece = vec![0; PIECE_BYTES];
-    let (mut since, mut passed) = (Instant::now(), 0.0);
-    while let Ok(count @ 1..) = from.read(&mut piece) {
-        if to.write_all(&piece[..count]).is_err() {
-            break;
-        }
-        passed += count as f64;
-        let due = Duration::from_secs_f64(passed / bytes_per_sec);
-        let took = since.elapsed();
-        if due > took {
-            thread::sleep(due - took);
-        } else if took - due > MOST_LATE {
-            (since, passed) = (Instant::now(), 0.0);
-        }
+/// Runs this program again behind the link, unless it is there. Needs root, and `unshare`, `ip` and `tc` (util-linux, iproute2).
+pub fn enter(megabytes_per_sec: f64) -> Result<()> {
+    if std::env::var_os(INSIDE).is_some() {
+        return Ok(());
     }
-    let _ = to.shutdown(Shutdown::Write);
-    let _ = from.shutdown(Shutdown::Read);
+    let bytes_per_sec = megabytes_per_sec * 1e6;
+    // The kernel lets bytes pass a few hundred times a second.
+    let burst = LEAST_BURST_BYTES.max(bytes_per_sec / 200.0);
+    let script = format!(
+        "ip link set lo up mtu 1500 && tc qdisc add dev lo root tbf rate {:.0}bit burst {burst:.0} latency 50ms && \
+         exec \"$0\" \"$@\"",
+        bytes_per_sec * 8.0
+    );
+    let failed = Command::new("unshare")
+        .args(["--net", "sh", "-c", &script])
+        .arg(std::env::current_exe()?)
+        .args(std::env::args_os().skip(1))
+        .env(INSIDE, "1")
+        .exec();
+    Err(format!("--link needs root and the programs unshare, ip and tc: {failed}").into())
 }

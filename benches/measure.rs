@@ -154,11 +154,6 @@ impl Server {
         Client::new(self.address, &format!("user{user}"), "secret")
     }
 
-    /// Clients use another address from now on, which leads to this server.
-    pub fn reach_through(&mut self, address: SocketAddr) {
-        self.address = address;
-    }
-
     /// Where it listens.
     pub fn address(&self) -> SocketAddr {
         self.address

@@ -41,7 +41,7 @@ cargo bench --bench sync -- [options], or on a board ankipi-bench [options]
   --notes N        notes of the collection (75000 make 300 MB, 20000 make 80)
   --data DIR       where collections and the servers' folders go
                    (otherwise ankipi-bench-data here; with cargo target/bench-data)
-  --link MBPS      clients behind a link that takes replies at so many MB a second
+  --link MBPS      all bytes pass a link of so many MB a second (as root); 118 is a LAN
   --fsyncs         run each job once more and count the server's fsyncs
                    (needs strace)
   --fsync-ms N     each fsync takes N ms longer, as on a slow card, and is
@@ -173,8 +173,6 @@ struct Bench {
     count_fsyncs: bool,
     /// How much longer each fsync of the server takes, ms.
     fsync_ms: Option<u32>,
-    /// Clients get replies at so many MB a second.
-    link: Option<f64>,
 }
 
 /// No-change syncs of one job; one alone is too short for the clock.
@@ -213,12 +211,7 @@ impl Bench {
     }
 
     fn start_with_accounts(&self, base: &TempDir, accounts: usize) -> Result<Server> {
-        let mut server =
-            Server::start(&self.server, base.path(), accounts, self.count_fsyncs, self.fsync_ms)?;
-        if let Some(megabytes_per_sec) = self.link {
-            server.reach_through(link::slow(server.address(), megabytes_per_sec)?);
-        }
-        Ok(server)
+        Server::start(&self.server, base.path(), accounts, self.count_fsyncs, self.fsync_ms)
     }
 
     fn idle(&self) -> Result<Usage> {
@@ -741,7 +734,9 @@ fn run() -> Result<()> {
     let fsync_ms: Option<u32> = args.opt_value_from_str("--fsync-ms")?;
     let server: Option<String> = args.opt_value_from_str("--server")?;
     let data: Option<PathBuf> = args.opt_value_from_str("--data")?;
-    let link: Option<f64> = args.opt_value_from_str("--link")?;
+    if let Some(megabytes_per_sec) = args.opt_value_from_str("--link")? {
+        link::enter(megabytes_per_sec)?;
+    }
     if let Some(notes) = args.opt_value_from_str("--notes")? {
         (sizes.notes, sizes.everyday_notes) = (notes, notes);
     }
@@ -759,7 +754,7 @@ fn run() -> Result<()> {
     let counts = generate::check(&collection.path)?;
     let server = server.map_or_else(ankipi, Ok)?;
     let file_bytes = std::fs::metadata(&collection.path)?.len();
-    let mut bench = Bench { server, sizes, cache, collection, counts, count_fsyncs: false, fsync_ms, link };
+    let mut bench = Bench { server, sizes, cache, collection, counts, count_fsyncs: false, fsync_ms };
     if !as_json {
         println!("{}; a collection of {} notes, {file_bytes} bytes", bench.server, bench.sizes.notes);
     }

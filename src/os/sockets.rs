@@ -50,26 +50,18 @@ pub fn reset_on_close(socket: &TcpStream) {
 pub struct TcpProgress {
     /// Bytes that the peer has acknowledged since the connection began.
     pub acknowledged: u64,
-    /// Bytes that it has not acknowledged yet.
-    pub queued: u64,
-    /// Those of them that were not sent yet: the peer or the network does not take them.
-    pub unsent: u64,
+    /// Microseconds in which there were others that it had not acknowledged yet, in steps of a few thousand.
+    pub busy_micros: u64,
 }
 
-/// Asks the kernel; `None` if it does not tell (before Linux 4.6).
+/// Asks the kernel; `None` if it does not tell (before Linux 4.10).
 pub fn tcp_progress(socket: &TcpStream) -> Option<TcpProgress> {
-    /// `struct tcp_info` up to `tcpi_notsent_bytes`; the kernel only ever appends fields.
+    /// `struct tcp_info` up to `tcpi_busy_time`; the kernel only ever appends fields.
     const ACKNOWLEDGED: usize = 120;
-    const UNSENT: usize = 144;
-    const END: usize = UNSENT + 4;
+    const BUSY: usize = 168;
+    const END: usize = BUSY + 8;
     #[repr(align(8))]
     struct Info([u8; END]);
-    // First, so that bytes which are acknowledged meanwhile count twice and not never.
-    let mut queued: libc::c_int = 0;
-    // SAFETY: the request writes one int, the pointer is to a live one, and the socket is borrowed, hence open.
-    if unsafe { libc::ioctl(socket.as_raw_fd(), libc::TIOCOUTQ, &raw mut queued) } != 0 {
-        return None;
-    }
     let mut info = Info([0; END]);
     let mut length = END as libc::socklen_t;
     // SAFETY: the pointer and the length describe one live buffer, and the socket is borrowed, hence open.
@@ -85,7 +77,6 @@ pub fn tcp_progress(socket: &TcpStream) -> Option<TcpProgress> {
     if outcome != 0 || (length as usize) < END {
         return None;
     }
-    let acknowledged = info.0[ACKNOWLEDGED..].first_chunk().map(|bytes| u64::from_ne_bytes(*bytes))?;
-    let unsent = info.0[UNSENT..].first_chunk().map(|bytes| u32::from_ne_bytes(*bytes))?;
-    Some(TcpProgress { acknowledged, queued: u64::try_from(queued).ok()?, unsent: unsent.into() })
+    let number = |at: usize| info.0[at..].first_chunk().map(|bytes| u64::from_ne_bytes(*bytes));
+    Some(TcpProgress { acknowledged: number(ACKNOWLEDGED)?, busy_micros: number(BUSY)? })
 }

@@ -31,8 +31,14 @@ const BLOCK_BYTES: usize = 64 * 1024;
 /// A reply of up to this size fits into one packet, with its head.
 const PACKET_BYTES: usize = 1024;
 
+/// A reply of up to this size is compressed also where the link is fast: fewer packets are lost.
+const FEW_PACKETS_BYTES: usize = 4 * 1024;
+
 /// Frame header: magic, no flags (no content size, no checksum), the window.
 const FRAME_HEADER: [u8; 6] = [0x28, 0xb5, 0x2f, 0xfd, 0x00, ((WINDOW_LOG - 10) << 3) as u8];
+
+/// Compressing a shorter block tells little of longer ones.
+const LEAST_MEASURED_BYTES: usize = 8 * 1024;
 
 /// The block types of the format.
 const RAW: usize = 0;
@@ -72,8 +78,6 @@ pub struct Encoder<W: Write> {
     /// How the block that is being filled will be sent.
     way: Way,
     wire: Vec<u8>,
-    /// Bytes of the frame that were sent.
-    written: u64,
     header_is_sent: bool,
     /// Blocks that will be sent raw, because the last ones did not become smaller.
     skips: u32,
@@ -86,10 +90,7 @@ impl<W: Write> Encoder<W> {
     /// replies as fast as it gets them, whatever the client does).
     pub fn new(out: W, link: Option<Box<dyn Link>>) -> Encoder<W> {
         let rule = match link {
-            Some(link) => {
-                link.with_speed(&mut LinkSpeed::begin_reply);
-                Rule::ByLink(link)
-            }
+            Some(link) => Rule::ByLink(link),
             None => Rule::Always(Way::Packed(Level::Fast)),
         };
         Encoder::with_rule(out, rule)
@@ -112,7 +113,6 @@ impl<W: Write> Encoder<W> {
             rule,
             way: Way::Raw,
             wire: Vec::new(),
-            written: 0,
             header_is_sent: false,
             skips: 0,
             failures: 0,
@@ -124,11 +124,10 @@ impl<W: Write> Encoder<W> {
     /// Ends the frame and returns the writer. It is not flushed: the last block may still be in its buffer.
     pub fn finish(mut self) -> io::Result<W> {
         if !self.header_is_sent
-            && self.matcher.block().len() > PACKET_BYTES
+            && (PACKET_BYTES + 1..=FEW_PACKETS_BYTES).contains(&self.matcher.block().len())
             && !matches!(self.rule, Rule::Always(_))
             && self.way == Way::Raw
         {
-            // A reply of one block costs little, and fewer packets are lost.
             self.way = Way::Packed(Level::Fast);
         }
         self.make_block(true);
@@ -140,7 +139,6 @@ impl<W: Write> Encoder<W> {
         self.make_block(false);
         self.out.write_all(&self.wire)?;
         self.out.flush()?;
-        self.written += self.wire.len() as u64;
         self.choose();
         Ok(())
     }
@@ -158,7 +156,7 @@ impl<W: Write> Encoder<W> {
                 Some(progress) => {
                     let mut way = Way::Raw;
                     link.with_speed(&mut |speed| {
-                        way = speed.choose(progress, self.written, Instant::now(), BLOCK_BYTES);
+                        way = speed.choose(progress, BLOCK_BYTES);
                     });
                     way
                 }
@@ -201,7 +199,7 @@ impl<W: Write> Encoder<W> {
         block::write(&self.matcher.literals, &self.matcher.sequences, &mut self.wire);
         let packed = self.wire.len() - at;
         if let Rule::ByLink(link) = &self.rule
-            && size >= BLOCK_BYTES / 2
+            && size >= LEAST_MEASURED_BYTES
         {
             link.with_speed(&mut |speed| speed.compressed(level, started.elapsed(), size, packed));
         }

@@ -126,25 +126,24 @@ fn a_flush_sends_what_there_is() {
 #[derive(Default)]
 struct Simulated {
     bytes_per_sec: u64,
-    /// Bytes that the network takes without delay.
-    buffer: u64,
     written: u64,
     now: Duration,
     waiting: f64,
+    busy: Duration,
 }
 
 impl Simulated {
     fn pass(&mut self, time: Duration) {
         self.now += time;
+        self.busy += time.min(Duration::from_secs_f64(self.waiting / self.bytes_per_sec as f64));
         self.waiting = (self.waiting - self.bytes_per_sec as f64 * time.as_secs_f64()).max(0.0);
     }
 
     fn progress(&self) -> TcpProgress {
-        let waiting = self.waiting as u64;
+        let step = 4000;
         TcpProgress {
-            acknowledged: self.written - waiting,
-            queued: waiting,
-            unsent: waiting.saturating_sub(self.buffer),
+            acknowledged: self.written - self.waiting as u64,
+            busy_micros: self.busy.as_micros() as u64 / step * step,
         }
     }
 
@@ -163,12 +162,12 @@ impl Simulated {
 /// MB a second and `Strong` 15.
 fn simulate(bytes_per_sec: u64, blocks: u32) -> (u64, Duration, u32) {
     const BLOCK: u64 = BLOCK_BYTES as u64;
-    let mut link = Simulated { bytes_per_sec, buffer: 60_000, ..Simulated::default() };
-    let (mut speed, epoch) = (LinkSpeed::default(), Instant::now());
+    let mut link = Simulated { bytes_per_sec, ..Simulated::default() };
+    let mut speed = LinkSpeed::default();
     let mut packed = 0;
     for _ in 0..blocks {
         link.pass(Duration::from_micros(150));
-        let way = speed.choose(link.progress(), link.written, epoch + link.now, BLOCK_BYTES);
+        let way = speed.choose(link.progress(), BLOCK_BYTES);
         let (work, bytes) = match way {
             Way::Raw => (Duration::ZERO, BLOCK),
             Way::Packed(Level::Fast) => (Duration::from_micros(650), BLOCK / 3),
@@ -208,6 +207,25 @@ fn at_every_speed_a_reply_ends_about_as_early_as_the_best_way() {
     }
 }
 
+/// Also where all bytes of a reply fit into buffers on the way, so that none wait in the server, and long after the last one.
+#[test]
+fn short_replies_with_pauses_show_the_speed_of_the_link() {
+    for (megabytes, is_packed) in [(2, true), (8, true), (500, false)] {
+        let mut link = Simulated { bytes_per_sec: megabytes * 1_000_000, ..Simulated::default() };
+        let mut speed = LinkSpeed::default();
+        speed.compressed(Level::Fast, Duration::from_micros(650), BLOCK_BYTES, BLOCK_BYTES / 3);
+        let mut packed = 0;
+        for _ in 0..200 {
+            let way = speed.choose(link.progress(), 13_000);
+            link.write(if way == Way::Raw { 13_000 } else { 4_300 });
+            packed += u32::from(way != Way::Raw);
+            link.pass(Duration::from_millis(30));
+        }
+        assert_eq!(packed > 100, is_packed, "{megabytes} MB/s: {packed} of 200");
+        assert!(!is_packed || packed == 200, "{megabytes} MB/s: {packed} of 200");
+    }
+}
+
 #[test]
 fn a_fast_link_gets_raw_blocks() {
     let (_, _, packed) = simulate(2_000_000_000, 1000);
@@ -230,8 +248,8 @@ impl Link for Known {
 #[test]
 fn a_small_reply_is_packed_where_that_saves_a_packet() {
     let speed = Arc::new(Mutex::new(LinkSpeed::default()));
-    let fast = TcpProgress { acknowledged: 1 << 30, queued: 0, unsent: 0 };
-    for (bytes, is_packed) in [(700, false), (4000, true), (50_000, true)] {
+    let fast = TcpProgress { acknowledged: 1 << 30, ..TcpProgress::default() };
+    for (bytes, is_packed) in [(700, false), (4000, true), (13_000, false), (50_000, false)] {
         let data = &rows(5000)[..bytes];
         let mut encoder = Encoder::new(Vec::new(), Some(Box::new(Known(fast, speed.clone()))));
         encoder.way = Way::Raw;
