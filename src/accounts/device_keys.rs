@@ -95,13 +95,13 @@ pub struct Keys {
 
 impl Keys {
     /// Reads the keys issued under the password with this tag; all keys if no tag is given. An error if there is a file
-    /// that cannot be read at all.
+    /// that cannot be read at all, or if the folder is none: its keys are unknown then.
     pub fn read(folder: &Path, tag: Option<&str>) -> Result<Keys> {
+        files::refuse_link(folder)?;
         let path = folder.join(KEYS_FILE);
         let contents = match fs::read(&path) {
             Ok(contents) => contents,
-            // A file in place of the folder is reported when the folder is opened.
-            Err(err) if matches!(err.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
+            Err(err) if err.kind() == io::ErrorKind::NotFound => {
                 return Ok(Keys::none(tag.unwrap_or_default()));
             }
             Err(err) if err.kind() == io::ErrorKind::IsADirectory => return Ok(Keys::of_junk(&path, tag)),

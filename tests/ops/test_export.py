@@ -103,3 +103,19 @@ def test_what_an_interrupted_command_left_is_named_or_deleted(filled, tmp_path):
         os.utime(path, (1, time.time() - 13 * 3600))
     done(server, "backup", "make", "--to", str(to))
     assert sorted(path.name for path in to.glob("*.new")) == [young.name, other.name]
+
+
+@pytest.mark.parametrize("name", ["", "media", "media.db", "collection.anki2"])
+def test_what_the_server_does_not_follow_is_not_in_order_and_in_no_package(filled, tmp_path, name):
+    server, _ = filled
+    server.stop()
+    place = server.base / "anna" / name
+    place.rename(tmp_path / "elsewhere")
+    place.symlink_to(tmp_path / "elsewhere")
+    checked = run(server, "check", "anna")
+    assert checked.returncode == 1 and f"{place} is a symbolic link" in checked.stdout and "damaged" not in checked.stdout, checked
+    if name not in ("", "media.db"):
+        assert f"{place} is a symbolic link" in refused(server, "export", "anna", str(tmp_path / "anna.colpkg"))
+    place.unlink()
+    (tmp_path / "elsewhere").rename(place)
+    assert "anna: in order" in done(server, "check", "anna")

@@ -1,6 +1,7 @@
 //! Users and devices that come and go while the server runs, and who guesses passwords.
 
 use std::fs;
+use std::io;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;
 use std::sync::Arc;
@@ -497,6 +498,29 @@ fn a_folder_that_cannot_be_used_concerns_its_user_only() {
     fs::remove_file(server.base.path().join("other")).unwrap();
     Device::new(server.address, OTHER_KEY).meta();
     assert_eq!(fs::read_dir(elsewhere.path()).unwrap().count(), 0);
+}
+
+#[test]
+fn a_folder_that_is_none_logs_no_device_out() {
+    let mut server = TestServer::start();
+    add_user(server.base.path(), "anna", "word");
+    let key = device(&server, "anna", "word").key;
+    let (folder, aside) = (server.base.path().join("anna"), server.base.path().join("aside"));
+    fs::rename(&folder, &aside).unwrap();
+    type Put<'p> = &'p dyn Fn() -> io::Result<()>;
+    let puts: [Put; 2] = [&|| fs::write(&folder, "a file"), &|| symlink("/nowhere", &folder)];
+    for put in puts {
+        put().unwrap();
+        server = server.kill_and_restart();
+        server.wait_for_log("the account \"anna\" is closed: ");
+        let status = Device::new(server.address, &key).call("meta", r#"{"v":11,"cv":"x"}"#).status;
+        assert_eq!(status, 503);
+        server.assert_syncs();
+        fs::remove_file(&folder).unwrap();
+    }
+    fs::rename(&aside, &folder).unwrap();
+    let server = server.kill_and_restart();
+    Device::new(server.address, &key).meta();
 }
 
 #[test]

@@ -12,9 +12,11 @@ use crate::collection::Collection;
 use crate::config::USERS_FILE;
 use crate::error::{Error, Result};
 use crate::files::access::{self, ServerUser};
+use crate::media;
 use crate::media::check as media_check;
 use crate::media::check::{Depth, Listener};
 use crate::media::denied_files::first_denied;
+use crate::media::index::FILE_NAME as INDEX_NAME;
 use crate::sync::user::HELP_WITH_DAMAGE;
 use crate::{files, logging};
 
@@ -93,7 +95,13 @@ fn check_user(base: &Path, name: &str, depth: Depth, server: &ServerUser) -> Res
     let is_readable =
         denied.is_none() || access::denied_to(&ServerUser::this_process(), base, name).is_none();
     let mut of_media = 0;
-    if is_readable {
+    // What the server does not follow is not looked at. It is not damaged.
+    let mut paths = vec![dir.clone()];
+    paths.extend([collection::FILE_NAME, media::FOLDER, INDEX_NAME].map(|name| dir.join(name)));
+    let links: Vec<_> = paths.iter().filter_map(|path| files::refuse_link(path).err()).collect();
+    unrepaired += links.len() as u64;
+    links.iter().for_each(|link| report.problem(link.to_string()));
+    if is_readable && links.is_empty() {
         unrepaired += check_collection(&dir, beside_server, depth.deep, &mut report);
         of_media = media_check::check(&dir, depth, &mut report)?;
         unrepaired += of_media;

@@ -23,6 +23,7 @@ pub fn pack(
     progress: &mut Progress,
 ) -> Result<Packed> {
     let dir = base.join(name);
+    files::refuse_link(&dir.join(media::FOLDER))?;
     let odd = FilePaths::new(&dir).odd_files()?;
     let server = ServerUser::of(base, files::holder(base));
     let mut remedy = None;
