@@ -154,3 +154,20 @@ def test_a_backup_of_nothing_or_to_nowhere_says_so(new_server, tmp_path):
     missing = tmp_path / "stick"
     said = refused(server, "backup", "make", "--to", str(missing))
     assert f"there is no folder {missing}" in said and "mount its disk" in said and not missing.exists(), said
+
+
+@pytest.mark.parametrize("later", ["restore", "import"])
+def test_the_last_restore_or_import_counts_also_if_the_server_had_not_taken_the_one_before(replaced, tmp_path, later):
+    server, account, desk, phone = replaced
+    package = tmp_path / "anna.colpkg"
+    done(server, "export", "anna", str(package))
+    done(server, "backup", "make")
+    made = next(line.split()[1] for line in done(server, "backup", "list").splitlines() if "ankipi backup make" in line)
+    assert "the server takes it" in done(server, "restore", "anna", "1")
+    server.stop()
+    done(server, *(["restore", "anna", made] if later == "restore" else ["import", str(package), "anna"]))
+    assert "a restored one is taken" not in done(server, "backup", "list")
+    server.start()
+    assert phone.try_sync() == FULL_SYNC
+    phone.download()
+    assert phone.fronts() == ["second", "third"]

@@ -27,6 +27,7 @@ pub fn restore(dir: &Path, backup: &Path, keep: usize, max_row_bytes: u64, kind:
     replace::clean_up(dir)?;
     let copy = temporary_path(dir);
     copy_with_new_stamps(dir, backup, &copy, max_row_bytes)?;
+    withdraw_waiting(dir)?;
     // Keeps the replaced collection even if backups are turned off, so that the restore can be undone.
     replace::replace(dir, &copy, keep.max(1), kind)?;
     give_tree_to_owner(dir, dir)
@@ -55,6 +56,11 @@ pub fn is_waiting(dir: &Path) -> bool {
     replace::restored_path(dir).exists()
 }
 
+/// Deletes a waiting copy, before a later restore or import: the next start of the server would put it in the place of that.
+fn withdraw_waiting(dir: &Path) -> Result<()> {
+    remove_if_there(&replace::restored_path(dir))
+}
+
 /// Puts the waiting copy in place. Call only while no connection of this process is open.
 pub fn put_waiting_in_place(dir: &Path, keep: usize) -> Result<()> {
     log::info!("{}: a backup was restored; every device will be asked for a full sync", dir.display());
@@ -71,6 +77,7 @@ pub fn check_and_stamp(dir: &Path, from: &Path, copy: &Path, max_row_bytes: u64)
 pub fn put_imported(dir: &Path, copy: &Path, keep: usize) -> Result<()> {
     replace::recover(dir)?;
     Collection::recover_journal(&dir.join(FILE_NAME));
+    withdraw_waiting(dir)?;
     replace::replace(dir, copy, keep.max(1), Kind::Imported)?;
     give_tree_to_owner(dir, dir)
 }
