@@ -232,8 +232,9 @@ impl MediaDb {
 
     /// The last usn and the totals.
     pub fn totals(&self) -> Result<Totals> {
-        let select = "SELECT last_usn, total_bytes, total_nonempty_files FROM meta";
-        Ok(self.db.query_row(select, [], Totals::of_row)?)
+        let mut select =
+            self.db.prepare_cached("SELECT last_usn, total_bytes, total_nonempty_files FROM meta")?;
+        Ok(select.query_row([], Totals::of_row)?)
     }
 
     /// The record of a file, if there is one.
@@ -536,10 +537,10 @@ impl Recording<'_> {
     /// Writes the totals to the table, so that this connection reads them.
     pub fn store_totals(&self) -> Result<()> {
         let Totals { last_usn, bytes, files } = self.totals;
-        self.transaction.execute(
-            "UPDATE meta SET last_usn = ?1, total_bytes = ?2, total_nonempty_files = ?3",
-            params![last_usn, bytes, files],
-        )?;
+        let mut update = self
+            .transaction
+            .prepare_cached("UPDATE meta SET last_usn = ?1, total_bytes = ?2, total_nonempty_files = ?3")?;
+        update.execute(params![last_usn, bytes, files])?;
         Ok(())
     }
 
