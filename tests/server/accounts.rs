@@ -14,7 +14,7 @@ use sha1::{Digest, Sha1};
 use crate::client::{Device, Framed, Reply, Wire, noise, pack, post, sync_header};
 use crate::form::{Generation, OldDevice, form, gzip, request as form_request};
 use crate::harness::{
-    EVENT_TIMEOUT, OTHER_KEY, TestServer, add_user, ankipi, collection, done, open, rows, said,
+    EVENT_TIMEOUT, OTHER_KEY, TestServer, add_user, ankipi, collection, done, open_beside_server, rows, said,
 };
 use crate::zip::zip_of;
 
@@ -187,7 +187,7 @@ fn what_arrives_whole_only_after_its_key_was_lost_changes_nothing() {
             if deletes_all {
                 assert!(!base.join("anna").exists(), "{what}: the folder came back");
             } else {
-                let kept = open(&base.join("anna/collection.anki2"));
+                let kept = open_beside_server(&base.join("anna/collection.anki2"));
                 assert_eq!(rows(&kept, "SELECT crt FROM col"), ["7"], "{what}, {how:?}");
                 assert_eq!(fs::read_dir(base.join("anna/media")).unwrap().count(), 0, "{what}, {how:?}");
                 // The next one begins with a new account.

@@ -188,7 +188,7 @@ impl TestServer {
 
     /// Runs SQL on the committed state of `test`'s collection and returns each row as its values joined by `|`.
     pub fn rows(&self, sql: &str) -> Vec<String> {
-        rows(&open(&self.file("collection.anki2")), sql)
+        rows(&open_beside_server(&self.file("collection.anki2")), sql)
     }
 
     /// A whole sync without changes, which must succeed whatever came before.
@@ -295,6 +295,22 @@ pub fn open(path: &Path) -> Connection {
     db
 }
 
+/// Opens the collection of a running server for reading. An emulated server may have the other byte order, in which it keeps
+/// the index of a WAL in `-shm`: SQLite cannot read that here. Then this opens a copy, whose index SQLite makes anew.
+pub fn open_beside_server(path: &Path) -> Connection {
+    // The index begins with the version of its format.
+    let foreign = 3_007_000_u32.swap_bytes().to_ne_bytes();
+    if fs::read(path.with_extension("anki2-shm")).is_ok_and(|index| index.starts_with(&foreign)) {
+        let copy = copy_with_wal(path);
+        let db = open(&copy.path().join("collection.anki2"));
+        // The files of the copy stay open and go with the connection.
+        db.query_row("SELECT 1 FROM col", [], |_| Ok(())).unwrap();
+        db
+    } else {
+        open(path)
+    }
+}
+
 /// Opens a downloaded collection as a client does.
 pub fn open_bytes(file: &[u8]) -> Connection {
     let dir = tempfile::tempdir().unwrap();
@@ -362,13 +378,8 @@ fn gather(dir: &Path, files: &mut BTreeMap<PathBuf, u64>) {
 
 /// What a collection holds with what is committed in its WAL, as one file, without what tells its journal mode.
 fn committed(path: &Path) -> Vec<u8> {
-    let copy = tempfile::tempdir().unwrap();
+    let copy = copy_with_wal(path);
     let name = path.file_name().unwrap();
-    fs::copy(path, copy.path().join(name)).unwrap();
-    let wal = path.with_extension("anki2-wal");
-    if wal.exists() {
-        fs::copy(wal, copy.path().join("collection.anki2-wal")).unwrap();
-    }
     let mut file = fs::read(copy.path().join(name)).unwrap();
     if file.starts_with(b"SQLite format 3\0") && copy.path().join("collection.anki2-wal").exists() {
         open(&copy.path().join(name)).pragma_update(None, "journal_mode", "DELETE").unwrap();
@@ -381,6 +392,17 @@ fn committed(path: &Path) -> Vec<u8> {
         }
     }
     file
+}
+
+/// A copy of a collection and of its WAL. The WAL comes first: a checkpoint may move it into the file meanwhile.
+fn copy_with_wal(path: &Path) -> TempDir {
+    let copy = tempfile::tempdir().unwrap();
+    let wal = path.with_extension("anki2-wal");
+    if wal.exists() {
+        fs::copy(wal, copy.path().join("collection.anki2-wal")).unwrap();
+    }
+    fs::copy(path, copy.path().join(path.file_name().unwrap())).unwrap();
+    copy
 }
 
 /// The lines of a process's standard error, as they come.

@@ -6,7 +6,7 @@ use std::collections::{BTreeSet, VecDeque};
 use std::fs;
 
 use crate::client::{Device, Framed, Reply, Wire, pack};
-use crate::harness::{TestServer, add_user, collection, done, open, open_bytes, rows};
+use crate::harness::{TestServer, add_user, collection, done, open_beside_server, open_bytes, rows};
 
 /// Histories of whole requests.
 const SEEDS: u64 = 40;
@@ -306,7 +306,7 @@ fn a_user_who_is_removed_at_any_moment_has_what_was_acknowledged_or_nothing_wher
         } else if deletes_data {
             assert!(!base.join("anna").exists(), "history {seed} of {jobs:?}: the folder came back");
         } else {
-            let file = open(&base.join("anna/collection.anki2"));
+            let file = open_beside_server(&base.join("anna/collection.anki2"));
             let held: State =
                 rows(&file, "SELECT tag FROM tags WHERE tag LIKE 'mark%'").into_iter().collect();
             assert_eq!(held, state, "history {seed} of {jobs:?}");
