@@ -10,6 +10,7 @@ use crate::messages::Source;
 use crate::messages::chunk;
 use crate::messages::chunk::{CARD_INTS, Card, Note, Revlog, RowSink};
 use crate::sync::row_counts::RowCounts;
+use crate::text::counted::counted;
 use crate::text::note;
 use rusqlite::{CachedStatement, Connection, OptionalExtension, params};
 use std::collections::HashMap;
@@ -200,8 +201,10 @@ impl RowSink for Merge<'_, '_> {
         let shape = self.shape(row.notetype_id)?;
         let prepared = note::prepare(&row.fields, shape.fields, shape.sort_field).map_err(|wrong| {
             Error::Refused(format!(
-                "note {} has {} fields, its notetype {}",
-                row.id, wrong.found, wrong.expected
+                "note {} has {}, its notetype {}",
+                row.id,
+                counted(wrong.found, "field"),
+                wrong.expected
             ))
         })?;
         let put = match incoming(self.our_note.get()?, row.id, row.modified, self.client_usn)? {

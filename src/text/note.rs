@@ -9,6 +9,7 @@ use std::fmt;
 use memchr::memchr_iter;
 use sha1::{Digest, Sha1};
 
+use crate::text::counted::counted;
 use crate::text::{entities, markup, media_tags, tag};
 
 /// Separates the fields of a note.
@@ -91,7 +92,7 @@ pub struct WrongFieldCount {
 
 impl fmt::Display for WrongFieldCount {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "note has {} fields, its notetype {}", self.found, self.expected)
+        write!(f, "note has {}, its notetype {}", counted(self.found, "field"), self.expected)
     }
 }
 

@@ -230,7 +230,7 @@ fn an_operation_that_fails_ends_the_session() {
     three_fields.as_array_mut().unwrap().push(basic["flds"][0].clone());
     let cases = [
         (row(8, 12345, "a\u{1f}b"), "unknown notetype 12345"),
-        (row(8, BASIC, "a"), "note 8 has 1 fields, its notetype 2"),
+        (row(8, BASIC, "a"), "note 8 has 1 field, its notetype 2"),
         (row(8, BASIC, "a\u{1f}b\u{1f}c"), "note 8 has 3 fields, its notetype 2"),
         (changes("models", json!([with(&basic, "flds", three_fields)])), "another number of fields"),
         (changes("models", json!([with(&basic, "tmpls", json!([]))])), "notetype"),

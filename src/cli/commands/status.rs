@@ -45,7 +45,8 @@ is awaited to send again, the devices with the day of their last sync, and why
 an account is closed, if a file of it is damaged or cannot be used.
 Devices of plain SYNC_USERn accounts share one key and are not told apart.
 
-  --json  the same for programs; sizes in bytes, times in seconds since 1970
+  --json  the same for programs; sizes in bytes, times in seconds since 1970,
+          days as 2026-11-29
 
 Ends with 0 if a server runs, and with 1 if none does.
 ",
