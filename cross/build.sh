@@ -128,16 +128,9 @@ prepare_target() {
     local rust="-Clink-self-contained=no -Zlocation-detail=none" order=cross/build/order.ld
     # No panic passes through SQLite, so nobody would read its tables for unwinding: 55 KB.
     local c="-fno-asynchronous-unwind-tables -fno-unwind-tables"
-    case $1 in
-        # Boards and thin clients with little room. zig makes -Os of -Oz, with which SQLite is 100 KB larger. The other targets
-        # stay with that: with -Oz their everyday sync takes 2 to 3 % more instructions (callgrind, x86-64).
-        mips* | armv5te-* | i686-*) c+=" -fno-pic -Xclang -Oz" ;;
-    esac
-    case $1 in
-        # Never moved in memory, so that no code is needed for it. By default mips and riscv64 are dynamic, and the linker's
-        # static-pie crashes at its start.
-        mips* | riscv64gc-* | i686-*) rust+=" -Ctarget-feature=+crt-static -Crelocation-model=static" ;;
-    esac
+    # zig makes -Os of -Oz, with which SQLite is 100 KB larger. The program is never moved in memory, so no code is needed for it.
+    c+=" -fno-pic -Xclang -Oz"
+    rust+=" -Ctarget-feature=+crt-static -Crelocation-model=static"
     case $1 in
         mips*)
             # The code of this processor is half as long again as that of the others. Each of these takes off some of it,
