@@ -13,9 +13,11 @@ use crate::compression::zstd_encoder::Way;
 use crate::compression::zstd_encoder::matches::Level;
 use crate::os::TcpProgress;
 
-/// A connection fast enough for raw blocks has taken this much before: until then the buffers of the network may have
-/// taken it, and not the client.
+/// After this many bytes the speed is known: until then the buffers of the network may have taken them, and not the client.
 const PROOF_BYTES: u64 = 256 * 1024;
+
+/// A reply of one or two packets shows the delay of the network, and not its speed.
+const LEAST_BYTES: u64 = 4096;
 
 /// The kernel counts in steps of up to this time.
 const STEP_MICROS: u64 = 4000;
@@ -66,11 +68,17 @@ impl LinkSpeed {
         *measured = Measured { nanos, packed_bytes: packed_bytes as u64, raw_bytes };
     }
 
+    /// Begins a reply. What the last one added is counted now, if it tells enough.
+    pub fn begin_reply(&mut self, progress: TcpProgress) {
+        self.observe(progress);
+        self.before = progress;
+    }
+
     /// The way for the next block of `bytes`.
     pub fn choose(&mut self, progress: TcpProgress, bytes: usize) -> Way {
         self.observe(progress);
-        let per_sec = self.bytes.saturating_mul(1_000_000) / self.busy_micros.max(STEP_MICROS);
-        if per_sec == 0 || self.fast.raw_bytes == 0 {
+        let per_sec = (self.bytes.saturating_mul(1_000_000) / self.busy_micros.max(STEP_MICROS)).max(1);
+        if self.bytes < PROOF_BYTES || self.fast.raw_bytes == 0 {
             return Way::Packed(Level::Fast);
         }
         let bytes = bytes as u64;
@@ -89,7 +97,7 @@ impl LinkSpeed {
             return Way::Packed(Level::Strong);
         }
         let packed = fast_work.max(fast_send);
-        if progress.acknowledged >= PROOF_BYTES && packed.saturating_add(raw / LEAST_SAVING) >= raw {
+        if packed.saturating_add(raw / LEAST_SAVING) >= raw {
             // Compressing is tried again some time: it may have been slow for another reason.
             self.fast.nanos -= self.fast.nanos / 256;
             Way::Raw
@@ -99,9 +107,13 @@ impl LinkSpeed {
     }
 
     fn observe(&mut self, progress: TcpProgress) {
-        let before = std::mem::replace(&mut self.before, progress);
-        self.bytes += progress.acknowledged.saturating_sub(before.acknowledged);
-        self.busy_micros += progress.busy_micros.saturating_sub(before.busy_micros);
+        let bytes = progress.acknowledged.saturating_sub(self.before.acknowledged);
+        if bytes < LEAST_BYTES {
+            return;
+        }
+        self.bytes += bytes;
+        self.busy_micros += progress.busy_micros.saturating_sub(self.before.busy_micros);
+        self.before = progress;
         if self.bytes > MEMORY_BYTES {
             self.bytes /= 2;
             self.busy_micros /= 2;

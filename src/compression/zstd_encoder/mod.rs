@@ -90,7 +90,12 @@ impl<W: Write> Encoder<W> {
     /// replies as fast as it gets them, whatever the client does).
     pub fn new(out: W, link: Option<Box<dyn Link>>) -> Encoder<W> {
         let rule = match link {
-            Some(link) => Rule::ByLink(link),
+            Some(link) => {
+                if let Some(progress) = link.progress() {
+                    link.with_speed(&mut |speed| speed.begin_reply(progress));
+                }
+                Rule::ByLink(link)
+            }
             None => Rule::Always(Way::Packed(Level::Fast)),
         };
         Encoder::with_rule(out, rule)

@@ -216,6 +216,7 @@ fn short_replies_with_pauses_show_the_speed_of_the_link() {
         speed.compressed(Level::Fast, Duration::from_micros(650), BLOCK_BYTES, BLOCK_BYTES / 3);
         let mut packed = 0;
         for _ in 0..200 {
+            speed.begin_reply(link.progress());
             let way = speed.choose(link.progress(), 13_000);
             link.write(if way == Way::Raw { 13_000 } else { 4_300 });
             packed += u32::from(way != Way::Raw);
@@ -224,6 +225,32 @@ fn short_replies_with_pauses_show_the_speed_of_the_link() {
         assert_eq!(packed > 100, is_packed, "{megabytes} MB/s: {packed} of 200");
         assert!(!is_packed || packed == 200, "{megabytes} MB/s: {packed} of 200");
     }
+}
+
+/// Each of these is on its way for 30 ms, whatever the link could take.
+#[test]
+fn the_delay_of_small_replies_is_no_speed() {
+    let mut speed = LinkSpeed::default();
+    speed.compressed(Level::Fast, Duration::from_micros(650), BLOCK_BYTES, BLOCK_BYTES / 3);
+    let mut progress = TcpProgress::default();
+    for _ in 0..1000 {
+        progress = TcpProgress {
+            acknowledged: progress.acknowledged + 500,
+            busy_micros: progress.busy_micros + 30_000,
+        };
+        speed.begin_reply(progress);
+        assert_eq!(speed.choose(progress, BLOCK_BYTES), Way::Packed(Level::Fast));
+    }
+    // Then a long one, at 500 MB/s.
+    let mut raw = 0;
+    for _ in 0..20 {
+        raw += u32::from(speed.choose(progress, BLOCK_BYTES) == Way::Raw);
+        progress = TcpProgress {
+            acknowledged: progress.acknowledged + BLOCK_BYTES as u64,
+            busy_micros: progress.busy_micros + 130,
+        };
+    }
+    assert!(raw >= 10, "{raw} of 20 blocks");
 }
 
 #[test]
