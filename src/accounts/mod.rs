@@ -286,8 +286,8 @@ impl Accounts {
         Ok(account.name.clone())
     }
 
-    /// Whose host key this is, by the current snapshot. The key may be of a closed account, or of one that is gone from the
-    /// disk: a request with it is not authenticated. Reads nothing from the disk.
+    /// Whose host key this is, by the current snapshot; nothing is read from the disk. To count requests, not to allow them:
+    /// the account may be closed, or removed meanwhile.
     pub fn owner_of_key(&self, key: &str) -> Option<String> {
         self.current().owner(&Sha256::digest(key).into()).map(|account| account.name.clone())
     }

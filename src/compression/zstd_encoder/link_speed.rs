@@ -19,7 +19,7 @@ const PROOF_BYTES: u64 = 256 * 1024;
 /// A reply of one or two packets shows the delay of the network, and not its speed.
 const LEAST_BYTES: u64 = 4096;
 
-/// The kernel counts in steps of up to this time.
+/// The kernel counts in steps of 1 to 10 ms, and may tell a short time as none. It counts as this at least.
 const STEP_MICROS: u64 = 4000;
 
 /// After this many bytes older ones count half.

@@ -264,7 +264,8 @@ impl Conn {
             return;
         };
         if closing.left_bytes > 0 {
-            match self.link.read(scratch) {
+            let most = FIRST_BYTES.min(scratch.len());
+            match self.link.read(&mut scratch[..most]) {
                 Got::End => self.state = State::Closed,
                 Got::Nothing => (),
                 Got::Bytes(read) => closing.left_bytes = closing.left_bytes.saturating_sub(read),

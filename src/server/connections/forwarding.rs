@@ -17,7 +17,8 @@ use crate::server::connections::policy::Client;
 use crate::server::connections::queue::Place;
 
 /// A bulk transfer is queued for the backend once this much of its body has arrived, or all of it. A single read from a
-/// connection that is not active is no larger than this, which limits the memory of hundreds of them.
+/// connection whose body no worker takes is no larger than this, which limits the memory of hundreds of them, and the time
+/// that others wait for.
 pub const FIRST_BYTES: usize = 8 << 10;
 
 /// Most reads from one socket before the other sockets are served.
@@ -157,11 +158,7 @@ impl Exchange {
             if !self.wants_input(link, &shared.limits) {
                 break;
             }
-            let most = if self.is_active() && !self.body.is_done() {
-                scratch.len()
-            } else {
-                FIRST_BYTES.min(scratch.len())
-            };
+            let most = if self.forwards_body() { scratch.len() } else { FIRST_BYTES.min(scratch.len()) };
             match link.read(&mut scratch[..most]) {
                 Got::End => return Next::Gone,
                 Got::Nothing => break,
@@ -174,6 +171,12 @@ impl Exchange {
             }
         }
         Next::Stay
+    }
+
+    /// Whether the backend takes more of the body. What is thrown away instead is read in small pieces, so that those who
+    /// send it do not delay others.
+    fn forwards_body(&self) -> bool {
+        matches!(&self.stage, Stage::Active(active) if active.takes_body && !self.body.is_done())
     }
 
     /// Call when the backend's socket is ready for reading or writing.
