@@ -711,6 +711,32 @@ fn a_client_that_sends_on_after_a_refusal_waits_and_is_not_reset() {
 }
 
 #[test]
+fn what_is_sent_after_a_refusal_is_read_in_small_pieces_with_pauses() {
+    let limits = Limits { linger_bytes: 64 << 20, linger_pause: millis(60_000), ..Limits::default() };
+    let server = Server::with(limits);
+    let mut client = server.client();
+    client.stream.get_ref().set_write_timeout(Some(millis(300))).unwrap();
+    client.send("nonsense\r\n\r\n");
+    assert_eq!(client.answer().status, 400);
+    // The buffers of the kernel take some MB.
+    let sent = (0..32).take_while(|_| client.try_send(&[0; 1 << 20]).is_ok()).count();
+    assert!(sent < 32, "all of it was read at once");
+}
+
+#[test]
+fn what_was_sent_before_the_end_of_a_client_is_read_without_pauses() {
+    let pause = millis(60_000);
+    // The next connection waits for the end of this one.
+    let limits =
+        Limits { max_conns: 1, min_wait: pause, linger: pause, linger_pause: pause, ..Limits::default() };
+    let server = Server::with(limits);
+    let mut client = server.client();
+    client.send("nonsense\r\n\r\n").answer();
+    client.send([0; 40_000]).stream.get_ref().shutdown(Shutdown::Write).unwrap();
+    server.assert_alive();
+}
+
+#[test]
 fn without_a_backend_there_is_502() {
     let _alone = ALONE.read();
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();

@@ -91,6 +91,8 @@ pub struct Limits {
     pub linger: Duration,
     /// Maximum bytes that are read and thrown away from a client that still sends after its reply.
     pub linger_bytes: usize,
+    /// The pause after each 8 KB of these.
+    pub linger_pause: Duration,
     /// Connections that have been idle for less than this are not evicted, so that in a flood each can send its request.
     pub min_wait: Duration,
     /// The same for a connection of an address that has more than `max_conns_per_address`.
@@ -142,6 +144,7 @@ impl Default for Limits {
             queue_wait: Duration::from_secs(20),
             linger: Duration::from_secs(5),
             linger_bytes: 1 << 20,
+            linger_pause: Duration::from_millis(40),
             min_wait: Duration::from_millis(250),
             min_wait_in_crowd: Duration::from_millis(50),
             stop_wait: Duration::from_secs(9),

@@ -70,14 +70,23 @@ impl Idle {
 }
 
 /// Lingering close. Closing while the client still sends would reset the connection and lose a reply that the client has
-/// not read. So we shut down our direction first and read up to `linger_bytes` from the client. Then we stop reading but
-/// keep the connection open for `linger`, so that the client's writes block and do not fail. (A proxy written in Go
-/// answers 502 when its write fails, even if the reply is there.)
+/// not read. So we shut down our direction first and read up to `linger_bytes` from the client, with pauses: those who
+/// send much that nobody wants would else keep this thread busy. Then we stop reading but keep the connection open for
+/// `linger`, so that the client's writes block and do not fail. (A proxy written in Go answers 502 when its write fails,
+/// even if the reply is there.)
 struct Closing {
     /// When our direction was shut down, after everything was sent.
     shut_at: Option<Instant>,
     /// How many more bytes are read from the client.
     left_bytes: usize,
+    /// When the next of them are read.
+    reads_from: Instant,
+}
+
+impl Closing {
+    fn reads(&self, now: Instant) -> bool {
+        self.left_bytes > 0 && self.reads_from <= now
+    }
 }
 
 impl Conn {
@@ -97,11 +106,11 @@ impl Conn {
     }
 
     /// The client's socket and what to poll it for. It is always polled, so that a reset is seen at once.
-    pub fn client_events(&self, limits: &Limits) -> (RawFd, i16) {
+    pub fn client_events(&self, now: Instant) -> (RawFd, i16) {
         let reads = match &self.state {
             State::Idle(_) if self.link.is_flushed() => POLL_IN,
-            State::Exchange(exchange) => exchange.client_events(&self.link, limits),
-            State::Closing(closing) if closing.left_bytes > 0 => POLL_IN,
+            State::Exchange(exchange) => exchange.client_events(&self.link),
+            State::Closing(closing) if closing.reads(now) => POLL_IN,
             State::Idle(_) | State::Closing(_) | State::Closed => 0,
         };
         let writes = if self.link.is_flushed() { 0 } else { POLL_OUT };
@@ -132,7 +141,8 @@ impl Conn {
                 let next = exchange.on_client(&mut self.link, shared, scratch);
                 self.apply(next, shared);
             }
-            State::Closing(_) => self.drain(shared, scratch),
+            // After the client's end there is no more to come than what is here: its descriptor stays ready until that is read.
+            State::Closing(_) => self.drain(events & POLL_HUP != 0, shared, scratch),
             State::Closed => (),
         }
     }
@@ -243,7 +253,8 @@ impl Conn {
     /// Starts the close: what is in the output is still sent, then nothing more.
     fn end(&mut self, shared: &Shared) {
         self.link.input = Vec::new();
-        self.state = State::Closing(Closing { shut_at: None, left_bytes: shared.limits.linger_bytes });
+        let left_bytes = shared.limits.linger_bytes;
+        self.state = State::Closing(Closing { shut_at: None, left_bytes, reads_from: shared.now });
         self.shut_when_flushed(shared);
     }
 
@@ -258,18 +269,31 @@ impl Conn {
         }
     }
 
-    fn drain(&mut self, shared: &Shared, scratch: &mut [u8]) {
+    fn drain(&mut self, at_once: bool, shared: &Shared, scratch: &mut [u8]) {
         self.shut_when_flushed(shared);
         let State::Closing(closing) = &mut self.state else {
             return;
         };
-        if closing.left_bytes > 0 {
+        if at_once || closing.reads(shared.now) {
             let most = FIRST_BYTES.min(scratch.len());
             match self.link.read(&mut scratch[..most]) {
                 Got::End => self.state = State::Closed,
                 Got::Nothing => (),
-                Got::Bytes(read) => closing.left_bytes = closing.left_bytes.saturating_sub(read),
+                Got::Bytes(read) => {
+                    closing.left_bytes = closing.left_bytes.saturating_sub(read);
+                    closing.reads_from = shared.now + shared.limits.linger_pause;
+                }
             }
+        }
+    }
+
+    /// When the client's socket is polled for reading again, after a pause.
+    pub fn reads_again(&self, now: Instant) -> Option<Instant> {
+        match &self.state {
+            State::Closing(closing) => {
+                (closing.left_bytes > 0 && closing.reads_from > now).then_some(closing.reads_from)
+            }
+            State::Idle(_) | State::Exchange(_) | State::Closed => None,
         }
     }
 

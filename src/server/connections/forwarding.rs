@@ -52,9 +52,8 @@ enum Stage {
 struct Active {
     backend: Backend,
     reply: Reply,
-    /// Whether the backend still reads the body; otherwise its bytes are thrown away.
+    /// Whether the backend still reads the body; otherwise no more of it is read from the client.
     takes_body: bool,
-    thrown_away: usize,
     since: Instant,
 }
 
@@ -155,7 +154,7 @@ impl Exchange {
     /// Call when the client's socket is ready for reading.
     pub fn on_client(&mut self, link: &mut Link, shared: &mut Shared, scratch: &mut [u8]) -> Next {
         for _ in 0..READS_PER_TURN {
-            if !self.wants_input(link, &shared.limits) {
+            if !self.wants_input(link) {
                 break;
             }
             let most = if self.forwards_body() { scratch.len() } else { FIRST_BYTES.min(scratch.len()) };
@@ -173,8 +172,7 @@ impl Exchange {
         Next::Stay
     }
 
-    /// Whether the backend takes more of the body. What is thrown away instead is read in small pieces, so that those who
-    /// send it do not delay others.
+    /// Whether the backend takes more of the body.
     fn forwards_body(&self) -> bool {
         matches!(&self.stage, Stage::Active(active) if active.takes_body && !self.body.is_done())
     }
@@ -252,7 +250,6 @@ impl Exchange {
             backend: Backend::new(stream, upload),
             reply: Reply::new(),
             takes_body: true,
-            thrown_away: 0,
             since: shared.now,
         });
         self.advance(shared);
@@ -269,21 +266,20 @@ impl Exchange {
     }
 
     /// What to poll the client's socket for.
-    pub fn client_events(&self, link: &Link, limits: &Limits) -> i16 {
-        if self.wants_input(link, limits) { POLL_IN } else { 0 }
+    pub fn client_events(&self, link: &Link) -> i16 {
+        if self.wants_input(link) { POLL_IN } else { 0 }
     }
 
     /// Whether to read from the client. Body bytes are read only as fast as they are forwarded. After the body one more
     /// read is allowed: it gets a pipelined request, or notices that the client closed.
-    fn wants_input(&self, link: &Link, limits: &Limits) -> bool {
+    fn wants_input(&self, link: &Link) -> bool {
         if self.body.is_done() {
             return link.input.is_empty();
         }
         match &self.stage {
             Stage::Gathering { .. } => true,
             Stage::Waiting { .. } => false,
-            Stage::Active(active) if active.takes_body => active.backend.upload.pending().is_empty(),
-            Stage::Active(active) => active.thrown_away < limits.linger_bytes,
+            Stage::Active(active) => active.takes_body && active.backend.upload.pending().is_empty(),
         }
     }
 
@@ -299,11 +295,7 @@ impl Exchange {
     }
 
     fn update_pace(&mut self, link: &Link, shared: &Shared) {
-        let wanted = match &self.stage {
-            Stage::Active(active) => active.takes_body,
-            Stage::Gathering { .. } | Stage::Waiting { .. } => true,
-        };
-        let waits = wanted && !self.body.is_done() && self.wants_input(link, &shared.limits);
+        let waits = !self.body.is_done() && self.wants_input(link);
         self.pace.set_waiting(waits, shared.now);
     }
 
@@ -425,8 +417,7 @@ impl Stage {
     fn push(&mut self, part: &[u8]) {
         match self {
             Stage::Gathering { upload } | Stage::Waiting { upload, .. } => upload.push(part),
-            Stage::Active(active) if active.takes_body => active.backend.upload.push(part),
-            Stage::Active(active) => active.thrown_away += part.len(),
+            Stage::Active(active) => active.backend.upload.push(part),
         }
     }
 }
@@ -437,8 +428,8 @@ impl Active {
         self.takes_body && self.backend.upload.pending().is_empty()
     }
 
-    /// Writes to the backend. If the backend has stopped reading, the rest of the body is thrown away: the backend
-    /// replies without it.
+    /// Writes to the backend. If the backend has stopped reading, the rest of the body stays with the client: the backend
+    /// has replied, or is about to.
     fn send(&mut self, ended: bool) {
         if self.takes_body && self.backend.send(ended).is_err() {
             self.takes_body = false;

@@ -187,7 +187,7 @@ impl PollLoop {
             }
         }
         for (at, conn) in self.conns.iter().enumerate() {
-            let (fd, events) = conn.client_events(&self.shared.limits);
+            let (fd, events) = conn.client_events(self.shared.now);
             add(fd, events, Source::Client(at));
             if let Some((fd, events)) = conn.backend_events(&self.shared.limits) {
                 add(fd, events, Source::Backend(at));
@@ -202,7 +202,8 @@ impl PollLoop {
     fn timeout_ms(&self) -> i32 {
         let Shared { now, .. } = self.shared;
         let accept = self.accepts_from().max(self.paused_until).filter(|from| *from > now);
-        let conns = self.conns.iter().filter_map(|conn| conn.deadline(&self.shared));
+        let conns =
+            self.conns.iter().flat_map(|conn| [conn.deadline(&self.shared), conn.reads_again(now)]).flatten();
         // While a request is overdue, a transfer that becomes too slow is found soon.
         let overdue =
             self.exchanges().filter_map(|(_, exchange)| exchange.overdue_from(&self.shared.limits)).min();
