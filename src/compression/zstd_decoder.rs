@@ -122,7 +122,9 @@ impl<R: BufRead> Decoder<R> {
     fn decode_block(&mut self) -> io::Result<()> {
         match &mut self.free_blocks {
             Some(0) if self.turn.is_none() => self.turn = Some(UNPACKING.take()),
-            Some(0) | None => {}
+            // Whoever waits for a core goes first.
+            Some(0) => std::thread::yield_now(),
+            None => {}
             Some(blocks) => *blocks -= 1,
         }
         let decoded = self.decoder.decode_blocks(&mut self.source, BlockDecodingStrategy::UptoBlocks(1));
