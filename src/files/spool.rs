@@ -50,7 +50,8 @@ impl Spool {
 
     /// An empty spool that overflows into the file at `path`, which can be kept, so that it need not be written twice. Once
     /// more than the usual amount is in memory, `starts_at` gets it. It returns the offset of the byte with which the file
-    /// must begin, or `None` to keep collecting in memory, up to `MEDIA_ZIP_MEMORY_BYTES` while few others do.
+    /// must begin, or `None` to keep collecting in memory, up to `MEDIA_ZIP_MEMORY_BYTES` while few others do. While others do,
+    /// nothing stays in memory.
     pub fn with_file(path: PathBuf, starts_at: fn(&[u8]) -> Option<usize>) -> Spool {
         Spool::at(Place::Named { path, starts_at, is_kept: Cell::new(false), permit: None })
     }
@@ -174,8 +175,11 @@ impl Place {
             return Some(start.min(memory.len()));
         }
         *permit = permit.take().or_else(|| IN_MEMORY.try_take());
-        let fits = permit.is_some() && memory.len() + more <= MEDIA_ZIP_MEMORY_BYTES;
-        (!fits).then_some(memory.len())
+        match permit {
+            Some(_) if memory.len() + more <= MEDIA_ZIP_MEMORY_BYTES => None,
+            Some(_) => Some(memory.len()),
+            None => Some(0),
+        }
     }
 }
 
@@ -291,13 +295,13 @@ mod tests {
         // Other tests of this process hold no permit for long.
         let spool = loop {
             let spool = fill(&path, 7);
-            if spool.file() != Some((&*path, MEMORY_BYTES as u64)) {
+            if spool.file() != Some((&*path, 0)) {
                 break spool;
             }
         };
         assert_eq!(spool.file(), Some((&*path, MEDIA_ZIP_MEMORY_BYTES as u64)));
         // While it has so much in memory, no other may.
-        assert_eq!(fill(&other, 2).file(), Some((&*other, MEMORY_BYTES as u64)));
+        assert_eq!(fill(&other, 2).file(), Some((&*other, 0)));
     }
 
     #[test]
