@@ -17,6 +17,14 @@ use crate::client::{self, Client, Head, Traffic};
 /// Accounts `user1` to `user4`, which a server has unless more are asked for.
 pub const USERS: usize = 4;
 
+/// The password of all accounts.
+const PASSWORD: &str = "secret";
+
+/// What stands for it where there are more than `USERS`: a hash, for which nobody knows a password. Anki's server hashes
+/// plain ones at its start, each for about a second.
+const HASH: &str =
+    "$pbkdf2-sha256$i=100000,l=32$c2FsdHNhbHRzYWx0c2FsdA$AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA";
+
 /// How often RssAnon is read.
 const SAMPLE_EVERY: Duration = Duration::from_millis(10);
 
@@ -30,6 +38,8 @@ const TICKS_PER_SECOND: f64 = 100.0;
 pub struct Server {
     child: Child,
     address: SocketAddr,
+    /// The password of each account, or its hash: the key of an account is made of it.
+    secret: &'static str,
     log: Arc<Mutex<VecDeque<String>>>,
     count_fsyncs: bool,
     /// Where strace writes each fsync, if it makes them slow.
@@ -73,7 +83,7 @@ impl Usage {
 impl Server {
     /// Starts `command` (a path, or a command with arguments) on the folder `base` and waits until it answers. With
     /// `count_fsyncs` jobs are slow, and their fsyncs are counted. With `fsync_ms` they are counted, and each takes so
-    /// much longer. It has so many accounts.
+    /// much longer. It has so many accounts. Where these are more than `USERS`, nobody can log in; clients have keys.
     pub fn start(
         command: &str,
         base: &Path,
@@ -97,8 +107,12 @@ impl Server {
         }
         let mut run = Command::new(words.first().ok_or("--server is empty")?);
         run.args(&words[1..]);
+        let secret = if accounts > USERS { HASH } else { PASSWORD };
+        if secret == HASH {
+            run.env("PASSWORDS_HASHED", "1").env("SYNC_OFFICIAL_KEYS", "yes");
+        }
         for n in 1..=accounts {
-            run.env(format!("SYNC_USER{n}"), format!("user{n}:secret"));
+            run.env(format!("SYNC_USER{n}"), format!("user{n}:{secret}"));
         }
         let mut child = run
             .env("SYNC_BASE", base)
@@ -120,14 +134,14 @@ impl Server {
             thread::spawn(move || keep_last_lines(BufReader::new(stderr), &log));
         }
         let mut server =
-            Server { child, address: (Ipv4Addr::LOCALHOST, port).into(), log, count_fsyncs, slowed };
+            Server { child, address: (Ipv4Addr::LOCALHOST, port).into(), secret, log, count_fsyncs, slowed };
         server.wait_until_it_answers()?;
         Ok(server)
     }
 
     fn wait_until_it_answers(&mut self) -> Result<()> {
         let deadline = Instant::now() + Duration::from_secs(120);
-        // Anki's hashes the password of each account first. Ours listens before it has prepared its folders, which must
+        // Anki's hashes the passwords first. Ours listens before it has prepared its folders, which must
         // not count as part of the job.
         while !self.answers() {
             if let Some(status) = self.child.try_wait()? {
@@ -151,7 +165,7 @@ impl Server {
 
     /// A client of the account with this number.
     pub fn client(&self, user: usize) -> Client {
-        Client::new(self.address, &format!("user{user}"), "secret")
+        Client::new(self.address, &format!("user{user}"), self.secret)
     }
 
     /// Where it listens.

@@ -47,7 +47,7 @@ use quota_and_free_space::{LimitedWriter, SpareStorage, StorageLimits};
 use routes::{Method, Page, Route};
 
 pub use pages::lan_address;
-pub use routes::{is_bulk, is_login};
+pub use routes::{is_bulk, is_login, sync_step};
 
 /// The supported protocol versions (sync-protocol.md 1).
 pub const SYNC_VERSIONS: std::ops::RangeInclusive<u64> = 8..=11;

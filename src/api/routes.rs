@@ -3,7 +3,7 @@
 use crate::config::Config;
 use crate::http::body::BodyLimits;
 use crate::limits_and_timeouts::{
-    BESIDE_LARGEST_FILE_BYTES, SMALL_BODY_BYTES, ZSTD_LARGE_WINDOW_BYTES, ZSTD_WINDOW_BYTES,
+    BESIDE_LARGEST_FILE_BYTES, SMALL_BODY_BYTES, SyncStep, ZSTD_LARGE_WINDOW_BYTES, ZSTD_WINDOW_BYTES,
 };
 
 /// What a request asks for.
@@ -183,6 +183,15 @@ pub fn is_bulk(path: &str) -> bool {
 /// Whether a path is for a login. The server limits concurrent logins.
 pub fn is_login(path: &str) -> bool {
     last_segment(path) == "hostKey"
+}
+
+/// What a request with this path is to a normal sync.
+pub fn sync_step(path: &str) -> Option<SyncStep> {
+    let last = last_segment(path);
+    match METHODS.iter().find(|(name, _)| *name == last)?.1 {
+        Method::Start => Some(SyncStep::First),
+        method => method.needs_session().then_some(SyncStep::Later),
+    }
 }
 
 fn last_segment(path: &str) -> &str {

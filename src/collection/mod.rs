@@ -355,6 +355,14 @@ impl Collection {
         self.forget_totals_of_others()
     }
 
+    /// Frees what SQLite can read or prepare again: unchanged pages, and statements.
+    pub fn release_caches(&self) {
+        self.db.flush_prepared_statement_cache();
+        if let Err(err) = self.db.release_memory() {
+            log::debug!("keeping pages in memory: {err}");
+        }
+    }
+
     /// The size of the database with what the open transaction has added, in bytes.
     pub fn bytes(&self) -> Result<u64> {
         let pragma = |name| self.db.pragma_query_value(None, name, |row| row.get::<_, i64>(0));

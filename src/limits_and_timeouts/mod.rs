@@ -114,6 +114,15 @@ pub enum Weight {
     Bulk,
 }
 
+/// What a request is to the sync of its user.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SyncStep {
+    /// Its first step: `start`. After it, the server holds the sync in memory.
+    First,
+    /// A later one.
+    Later,
+}
+
 /// Threads that answer requests, at most half of them bulk transfers.
 pub const WORKERS: usize = 6;
 

@@ -23,7 +23,7 @@ use crate::error::{Error, Result};
 use crate::files;
 use crate::files::data_folder;
 use crate::http::request_head::Fields;
-use crate::limits_and_timeouts::{Limits, Weight};
+use crate::limits_and_timeouts::{Limits, SyncStep, Weight};
 use crate::os;
 use crate::os::Signal;
 use connections::{Client, Policy, PollLoop};
@@ -120,6 +120,10 @@ impl Policy for AppPolicy {
             path if api::is_login(path) => Weight::Login,
             _ => Weight::Light,
         }
+    }
+
+    fn sync_step(&self, path: &str) -> Option<SyncStep> {
+        api::sync_step(path)
     }
 
     fn client(&self, peer: IpAddr, fields: &Fields) -> Client {

@@ -18,7 +18,7 @@ impl User {
     /// Keeps the connection of a session that has ended, or notes that there may be a WAL to checkpoint.
     pub(super) fn keep(&self, state: &mut State, collection: Result<Collection>) {
         let kept = collection
-            .and_then(|collection| Kept::new(collection, &self.collection_path(), &self.settings.slots));
+            .and_then(|collection| Kept::new(collection, &self.collection_path(), &self.settings.kept_slots));
         state.kept = kept.unwrap_or_else(|err| {
             log::debug!("{}: closing the connection of a sync: {err}", self.name);
             None

@@ -13,27 +13,36 @@ use crate::error::Result;
 use crate::files::sqlite_files::FileTimes;
 
 /// How many users may have a connection without a sync. Each has pages and statements in memory, some 300 KB.
-const MAX_KEPT: usize = 4;
+pub const MAX_KEPT: usize = 6;
 
-/// The connections that are kept, of all users.
-#[derive(Clone, Default)]
-pub struct Slots(Arc<AtomicUsize>);
+/// Slots for what takes memory, of all users.
+#[derive(Clone)]
+pub struct Slots {
+    most: usize,
+    taken: Arc<AtomicUsize>,
+}
 
 impl Slots {
-    fn take(&self) -> Option<Slot> {
-        let taken = self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |taken| {
-            (taken < MAX_KEPT).then_some(taken + 1)
+    /// So many.
+    pub fn new(most: usize) -> Slots {
+        Slots { most, taken: Arc::default() }
+    }
+
+    /// Takes one, if one is free.
+    pub fn take(&self) -> Option<Slot> {
+        let taken = self.taken.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |taken| {
+            (taken < self.most).then_some(taken + 1)
         });
         taken.ok().map(|_| Slot(self.clone()))
     }
 }
 
 /// One of the slots, until this is dropped.
-struct Slot(Slots);
+pub struct Slot(Slots);
 
 impl Drop for Slot {
     fn drop(&mut self) {
-        self.0.0.fetch_sub(1, Ordering::Relaxed);
+        self.0.taken.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

@@ -40,7 +40,9 @@ pub struct UserSettings {
     /// The journal of syncs on this disk.
     pub journal: Journal,
     /// How many connections are kept after their syncs, all users together.
-    pub slots: Slots,
+    pub kept_slots: Slots,
+    /// How many open syncs keep pages and statements in memory between their steps, all users together.
+    pub session_slots: Slots,
 }
 
 /// One user: a folder and a lock.

@@ -1,8 +1,14 @@
-//! Memory does not grow with the number of requests, also if one thread allocates it and another frees it.
+//! Memory does not grow with the number of requests, also if one thread allocates it and another frees it, and little with that
+//! of open syncs.
 
+use std::fs;
+use std::sync::Arc;
 use std::thread;
 
-use crate::harness::TestServer;
+use sha1::{Digest, Sha1};
+
+use crate::client::Device;
+use crate::harness::{TestServer, collection, open_bytes, rows};
 
 /// Clients at once.
 const CLIENTS: usize = 4;
@@ -32,4 +38,56 @@ fn what_requests_take_they_give_back_however_many_come_at_once() {
     let later: Vec<u64> = (0..ROUNDS).map(|_| round()).collect();
     println!("{} requests a round: {first} KiB after the first, then {later:?}", CLIENTS * REQUESTS);
     assert!(later[ROUNDS - 1] <= first + GROWTH_KIB, "memory grows");
+}
+
+/// Users of the test of open syncs, and after how many the growth is measured.
+const USERS: usize = 24;
+const USERS_BEFORE: usize = 8;
+
+/// Allowed growth for each open sync. With all that SQLite keeps, it takes 600 KiB and more.
+const SESSION_KIB: u64 = 320;
+
+#[test]
+fn an_open_sync_takes_little_memory_while_many_are_open() {
+    // Enough rows that counting them fills the page cache.
+    let numbers = "WITH RECURSIVE n(i) AS (VALUES (1) UNION ALL SELECT i + 1 FROM n WHERE i < 6000)";
+    let file = collection(&format!(
+        "{numbers} INSERT INTO cards SELECT 1700000000000 + i, nid, did, ord, mod, 0, type, queue, due, ivl, factor, reps,
+           lapses, left, odue, odid, flags, data FROM n, (SELECT * FROM cards LIMIT 1);
+         {numbers} INSERT INTO revlog SELECT 1700000000000 + i, i, 0, 3, 1, 1, 2500, 1000, 0 FROM n"
+    ));
+    let counts = rows(
+        &open_bytes(&file),
+        "SELECT (SELECT count(*) FROM cards), (SELECT count(*) FROM notes), (SELECT count(*) FROM revlog), 0,
+           (SELECT count(*) FROM notetypes), (SELECT count(*) FROM decks), (SELECT count(*) FROM deck_config)",
+    );
+    let counts = format!(r#"{{"client":[[0,0,0],{}]}}"#, counts[0].replace('|', ","));
+    let base = Arc::new(tempfile::tempdir().unwrap());
+    let mut vars = Vec::new();
+    for n in 1..=USERS {
+        fs::create_dir(base.path().join(format!("crowd{n}"))).unwrap();
+        fs::write(base.path().join(format!("crowd{n}/collection.anki2")), &file).unwrap();
+        vars.push((format!("SYNC_USER{n}"), format!("crowd{n}:secret")));
+    }
+    let vars: Vec<_> = vars.iter().map(|(key, value)| (key.as_str(), value.as_str())).collect();
+    let server = TestServer::on(base, &vars);
+    let device = |n: usize| {
+        let digest = Sha1::digest(format!("crowd{n}:secret"));
+        Device::new(server.address, &digest.iter().map(|byte| format!("{byte:02x}")).collect::<String>())
+    };
+    let devices: Vec<Device> = (1..=USERS).map(device).collect();
+    let all_but_the_last_step = |device: &Device| {
+        device.begin();
+        device.apply_changes(r#"{"models":[],"decks":[[],[]],"tags":[]}"#).ok();
+        device.chunks();
+        device.apply_chunk(r#"{"done":true}"#).ok();
+        assert_eq!(device.call("sanityCheck2", &counts).ok()["status"], "ok");
+    };
+    devices[..USERS_BEFORE].iter().for_each(all_but_the_last_step);
+    let before = server.memory_kib("RssAnon:");
+    devices[USERS_BEFORE..].iter().for_each(all_but_the_last_step);
+    let each = (server.memory_kib("RssAnon:") - before) / (USERS - USERS_BEFORE) as u64;
+    println!("{each} KiB for each open sync");
+    assert!(each <= SESSION_KIB, "{each} KiB for each open sync");
+    devices.iter().for_each(Device::finish);
 }

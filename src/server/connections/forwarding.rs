@@ -7,7 +7,7 @@ use log::Level;
 
 use crate::http::body_framing::{Body, ChunkWriter};
 use crate::http::request_head::{ForwardedBody, Refusal, Request, complete_head};
-use crate::limits_and_timeouts::{Limits, Weight};
+use crate::limits_and_timeouts::{Limits, SyncStep, Weight};
 use crate::os::{POLL_IN, POLL_OUT};
 use crate::server::connections::Shared;
 use crate::server::connections::backend_connection::{Backend, ForwardError, Reply, RequestFacts};
@@ -66,6 +66,8 @@ pub struct Exchange {
     weight: Weight,
     /// The client that sent the request.
     client: Client,
+    /// What the request is to the client's sync.
+    step: Option<SyncStep>,
     /// How much of the body must be here before the request is queued, unless that is all of it.
     first_bytes: usize,
     /// The head for the backend; empty once it is sent.
@@ -90,6 +92,7 @@ impl Exchange {
             may_keep_backend: shared.policy.replies_tell_their_end(&request.fields),
             weight,
             client,
+            step: shared.policy.sync_step(&request.path).filter(|_| client.is_user),
             first_bytes: if is_long { FIRST_BYTES } else { limits.max_whole_bytes },
             head: request.forward,
             body: request.body,
@@ -142,7 +145,7 @@ impl Exchange {
                 }
                 self.stage = Stage::Waiting {
                     upload: std::mem::take(upload),
-                    place: shared.queue.place(self.weight, self.client.id),
+                    place: shared.queue.place(self.weight, self.client.id, self.step),
                     since: shared.now,
                 };
             }

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use crate::config::network::network_of;
 use crate::http::request_head::Fields;
-use crate::limits_and_timeouts::Weight;
+use crate::limits_and_timeouts::{SyncStep, Weight};
 
 /// The client of a request, for its share of connections and workers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -14,18 +14,20 @@ pub struct Client {
     pub address: IpAddr,
     /// The same for all requests of one client. A client is a user if the user is known, otherwise an address.
     pub id: u64,
+    /// Whether the client is a user, who has shown a key.
+    pub is_user: bool,
 }
 
 impl Client {
     /// A client of which only the address is known.
     pub fn at(address: IpAddr) -> Client {
         let address = network_of(address);
-        Client { address, id: hash_of(&address) }
+        Client { address, id: hash_of(&address), is_user: false }
     }
 
     /// A user, at this address.
     pub fn user(name: &str, address: IpAddr) -> Client {
-        Client { address: network_of(address), id: hash_of(&name) }
+        Client { address: network_of(address), id: hash_of(&name), is_user: true }
     }
 }
 
@@ -39,6 +41,11 @@ fn hash_of(what: &impl Hash) -> u64 {
 pub trait Policy: Send {
     /// What a request costs, by its path.
     fn weight(&self, path: &str) -> Weight;
+
+    /// What a request is to a sync, by its path. None if it is not a part of one.
+    fn sync_step(&self, _path: &str) -> Option<SyncStep> {
+        None
+    }
 
     /// Whose request this is, by the peer's address and the head.
     fn client(&self, peer: IpAddr, _fields: &Fields) -> Client {
