@@ -12,7 +12,7 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use ankipi::http::request_head::Fields;
-use ankipi::limits_and_timeouts::{Limits, Weight};
+use ankipi::limits_and_timeouts::{Limits, SyncStep, Weight};
 use ankipi::server::connections::{Client as Sharer, Policy, PollLoop};
 
 /// Timeout of every wait in these tests; a test that reaches it fails.
@@ -53,7 +53,18 @@ impl Policy for ByPath {
         }
     }
 
+    fn sync_step(&self, path: &str) -> Option<SyncStep> {
+        match path {
+            path if path.starts_with("/first") => Some(SyncStep::First),
+            path if path.starts_with("/later") => Some(SyncStep::Later),
+            _ => None,
+        }
+    }
+
     fn client(&self, peer: IpAddr, fields: &Fields) -> Sharer {
+        if let Some(user) = fields.values("x-user").next() {
+            return Sharer::user(user, peer);
+        }
         let told = fields.values("x-client").next().and_then(|text| text.parse().ok());
         Sharer::at(told.unwrap_or(peer))
     }
@@ -880,6 +891,40 @@ fn requests_of_different_clients_follow_each_other_on_one_backend_connection() {
     // The stop does not leave it open.
     connections.begin_stop();
     assert!(is_closed(&mut kept.unwrap()));
+}
+
+#[test]
+fn the_steps_of_a_users_sync_come_before_the_next_sync() {
+    let _alone = ALONE.read();
+    for (header, third) in [("X-User: user", "/later/1"), ("X-Client: 192.0.2.", "/first/3")] {
+        let (backend, path, _dir) = fake_backend();
+        let limits = Limits { max_active: 1, ..Limits::default() };
+        let connections = PollLoopThread::start(TcpListener::bind("127.0.0.1:0").unwrap(), path, limits);
+        let send = |client: &mut Client, path: &str, number: usize| {
+            client.send(format!("GET {path}/{number} HTTP/1.1\r\n{KEEP}{header}{number}\r\n\r\n"));
+        };
+        // Refused after all that came before was read.
+        let wait_until_read =
+            || assert_eq!(connections.client().send("nonsense\r\n\r\n").answer().status, 400);
+        let mut clients = [connections.client(), connections.client(), connections.client()];
+        send(&mut clients[0], "/first", 1);
+        let (mut stream, _) = backend.accept().unwrap();
+        let mut order = vec![read_head(&mut stream)];
+        send(&mut clients[1], "/first", 2);
+        wait_until_read();
+        send(&mut clients[2], "/first", 3);
+        wait_until_read();
+        for number in 1..4 {
+            stream.write_all(PONG.as_bytes()).unwrap();
+            order.push(read_head(&mut stream));
+            if number == 1 {
+                assert_eq!(clients[0].answer().text(), "pong");
+                send(&mut clients[0], "/later", 1);
+                wait_until_read();
+            }
+        }
+        assert!(order[2].starts_with(&format!("GET {third} ")), "{order:?}");
+    }
 }
 
 #[test]
