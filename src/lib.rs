@@ -10,7 +10,8 @@
 //! client socket
 //!   server::connections    one poll() thread owns all client sockets: checks heads, re-frames bodies, enforces limits and
 //!   |                      timeouts; passes one request at a time per connection to tiny_http over a private Unix
-//!   |                      socket (`kept_backends`: small requests of all clients share three connections)
+//!   |                      socket (`kept_backends`: small requests of all clients share three connections); lets clients
+//!   |                      take turns, and an everyday sync end before the next begins (`queue`)
 //!   server::workers        six threads take requests from tiny_http; a panic ends its request only
 //!   api                    finds the route, then checks the head: version, host key -> user, session key, size
 //!   |  accounts            passwords, host keys of devices, how often somebody may guess
@@ -45,7 +46,8 @@
 //! at the stop, the WAL is checkpointed and removed, and the collection is one file again. While a download reads the
 //! file, a snapshot (`sync::user::State::keeper`) keeps the WAL out of it. A sync whose first chunk of rows is full
 //! begins anew with a rollback journal (`sync::session::Session::prepare_for_rows`), because what it adds is then
-//! written once. What `meta` and `begin` answer is remembered while the file does not change
+//! written once. While more than four syncs are open, the others keep no unchanged pages and no statements between their
+//! steps (`sync::session::MAX_WITH_CACHES`). What `meta` and `begin` answer is remembered while the file does not change
 //! (`files::sqlite_files::Remembered`), and so is the number of its rows (`collection::row_totals`).
 //!
 //! Clients of protocols 8 to 10 keep their collection in schema 11. Their uploads are upgraded to schema 18
