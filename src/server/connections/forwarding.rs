@@ -92,7 +92,7 @@ impl Exchange {
             may_keep_backend: shared.policy.replies_tell_their_end(&request.fields),
             weight,
             client,
-            step: shared.policy.sync_step(&request.path).filter(|_| client.is_user),
+            step: if client.is_user { shared.policy.sync_step(&request.path) } else { None },
             first_bytes: if is_long { FIRST_BYTES } else { limits.max_whole_bytes },
             head: request.forward,
             body: request.body,

@@ -54,6 +54,7 @@ impl Queue {
         last.insert(client, turn);
         let place = (turn, self.arrivals);
         if step == Some(SyncStep::First) {
+            syncs.retain(|_, ((turn, _), _)| *turn + TURNS_OF_A_SYNC > *now);
             syncs.insert(client, (place, STEPS_IN_PLACE));
         }
         place
@@ -62,10 +63,8 @@ impl Queue {
     /// Notes that the request at this place was started.
     pub fn started(&mut self, weight: Weight, (turn, _): Place) {
         let turns = self.turns.entry(weight).or_default();
-        let now = turns.now.max(turn);
-        turns.now = now;
-        turns.last.retain(|_, last| *last > now);
-        turns.syncs.retain(|_, ((turn, _), _)| *turn + TURNS_OF_A_SYNC > now);
+        turns.now = turns.now.max(turn);
+        turns.last.retain(|_, last| *last > turn);
     }
 
     /// Forgets the turns of requests that have left without being started. Call when nothing waits.
@@ -159,7 +158,7 @@ mod tests {
             queue.started(Weight::Light, place);
         }
         let turns = &queue.turns[&Weight::Light];
-        assert!(turns.last.len() <= 1 && turns.syncs.len() as u64 <= TURNS_OF_A_SYNC);
+        assert!(turns.last.len() <= 1 && turns.syncs.len() as u64 <= TURNS_OF_A_SYNC + 1);
         queue.place(Weight::Light, 1, None);
         queue.clear();
         assert!(queue.turns[&Weight::Light].last.is_empty());
