@@ -21,7 +21,7 @@ pub const USERS: usize = 4;
 const PASSWORD: &str = "secret";
 
 /// What stands for it where there are more than `USERS`: a hash, for which nobody knows a password. Anki's server hashes
-/// plain ones at its start, each for about a second.
+/// plain ones at its start, 200 of them for a minute or more.
 const HASH: &str =
     "$pbkdf2-sha256$i=100000,l=32$c2FsdHNhbHRzYWx0c2FsdA$AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA";
 
