@@ -726,7 +726,8 @@ fn what_is_sent_after_a_refusal_is_read_in_small_pieces_with_pauses() {
     for (linger_pause, is_read) in [(Duration::ZERO, true), (millis(60_000), false)] {
         let server = Server::with(Limits { linger_bytes: 64 << 20, linger_pause, ..Limits::default() });
         let mut client = server.client();
-        client.stream.get_ref().set_write_timeout(Some(millis(1000))).unwrap();
+        let timeout = if is_read { EVENT_TIMEOUT } else { millis(1000) };
+        client.stream.get_ref().set_write_timeout(Some(timeout)).unwrap();
         client.send("nonsense\r\n\r\n");
         assert_eq!(client.answer().status, 400);
         // The buffers of the kernel take some MB.
