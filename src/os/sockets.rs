@@ -52,12 +52,15 @@ pub struct TcpProgress {
     pub acknowledged: u64,
     /// Microseconds in which there were others that it had not acknowledged yet, in steps of a few thousand.
     pub busy_micros: u64,
+    /// The least time from a byte to its acknowledgement lately, microseconds.
+    pub round_trip_micros: u64,
 }
 
 /// Asks the kernel; `None` if it does not tell (before Linux 4.10).
 pub fn tcp_progress(socket: &TcpStream) -> Option<TcpProgress> {
     /// `struct tcp_info` up to `tcpi_busy_time`; the kernel only ever appends fields.
     const ACKNOWLEDGED: usize = 120;
+    const MIN_ROUND_TRIP: usize = 148;
     const BUSY: usize = 168;
     const END: usize = BUSY + 8;
     #[repr(align(8))]
@@ -78,5 +81,10 @@ pub fn tcp_progress(socket: &TcpStream) -> Option<TcpProgress> {
         return None;
     }
     let number = |at: usize| info.0[at..].first_chunk().map(|bytes| u64::from_ne_bytes(*bytes));
-    Some(TcpProgress { acknowledged: number(ACKNOWLEDGED)?, busy_micros: number(BUSY)? })
+    let round_trip = info.0[MIN_ROUND_TRIP..].first_chunk().map(|bytes| u32::from_ne_bytes(*bytes))?;
+    Some(TcpProgress {
+        acknowledged: number(ACKNOWLEDGED)?,
+        busy_micros: number(BUSY)?,
+        round_trip_micros: round_trip.into(),
+    })
 }

@@ -4,8 +4,9 @@
 //! client has acknowledged, and for how long there were bytes that it had not. One divided by the other is the speed of the
 //! link, also where the server sends less than the link could take, and however long the client waits between requests.
 //!
-//! The choice is the way that brings the block to the client first. A block takes the longer of two times: to compress it,
-//! which happens while earlier ones are being sent, and to send it.
+//! The choice is the way that brings the reply to the client first. While a block is compressed, the link sends what waits for
+//! it. Where that is less than it can send in this time, it would stand still, and a raw block comes first: so a link that is
+//! faster than `Fast` gets some blocks raw and the others compressed.
 
 use std::time::Duration;
 
@@ -22,11 +23,21 @@ const LEAST_BYTES: u64 = 4096;
 /// The kernel counts in steps of 1 to 10 ms, and may tell a short time as none. It counts as this at least.
 const STEP_MICROS: u64 = 4000;
 
-/// After this many bytes older ones count half.
+/// After this many bytes, and this time, older ones count half.
 const MEMORY_BYTES: u64 = 4 << 20;
+const MEMORY_MICROS: u64 = 200_000;
 
-/// Compressing must save this part of the time of a raw block; it costs processor time.
+/// From this speed on, bytes a second, all is sent raw: on a gigabit LAN a reply is over soon, and processor time counts.
+const LAN_BYTES_PER_SEC: u64 = 105_000_000;
+
+/// Compressing must save this part of the time of raw blocks; it costs processor time.
 const LEAST_SAVING: u64 = 5;
+
+/// A reply that has this many bytes, and goes on, is a long one.
+const LONG_BYTES: u64 = 64 * 1024;
+
+/// What HTTP adds to a block: the size of the chunk and two line ends.
+const CHUNK_BYTES: u64 = 8;
 
 /// How much longer `Strong` takes than `Fast`, until it is measured.
 const STRONG_FACTOR: u64 = 8;
@@ -38,6 +49,9 @@ pub struct LinkSpeed {
     bytes: u64,
     busy_micros: u64,
     before: TcpProgress,
+    /// The count of acknowledged bytes when the reply began, and when the client will have acknowledged all of it so far.
+    begun: u64,
+    sent: u64,
     fast: Measured,
     strong: Measured,
 }
@@ -64,7 +78,7 @@ impl LinkSpeed {
             bytes => measured.nanos.saturating_mul(raw_bytes) / bytes,
         };
         // Other threads may have run in between, so a longer time counts less.
-        let nanos = if took < before { took } else { before + (took - before) / 8 };
+        let nanos = if took < before { took } else { before + (took - before).min(before) / 8 };
         *measured = Measured { nanos, packed_bytes: packed_bytes as u64, raw_bytes };
     }
 
@@ -72,6 +86,13 @@ impl LinkSpeed {
     pub fn begin_reply(&mut self, progress: TcpProgress) {
         self.observe(progress);
         self.before = progress;
+        self.begun = progress.acknowledged;
+        self.sent = self.begun;
+    }
+
+    /// Notes that a block was sent, of `bytes` with its header.
+    pub fn sent(&mut self, bytes: usize) {
+        self.sent += bytes as u64 + CHUNK_BYTES;
     }
 
     /// The way for the next block of `bytes`.
@@ -92,14 +113,29 @@ impl LinkSpeed {
             of_block(self.strong.nanos, &self.strong)
         };
         let raw = send(bytes);
-        // A fifth more, because reading the block takes time, too.
-        if strong_work.saturating_add(strong_work / 5) < fast_send {
-            return Way::Packed(Level::Strong);
+        // For so long the link has work. What is on its way is none.
+        let queue = send(self.sent.saturating_sub(progress.acknowledged))
+            .saturating_sub(progress.round_trip_micros.saturating_mul(1000));
+        if per_sec >= LAN_BYTES_PER_SEC {
+            return Way::Raw;
         }
-        let packed = fast_work.max(fast_send);
-        if packed.saturating_add(raw / LEAST_SAVING) >= raw {
+        // Even with so many blocks raw that the link never stands still, compressing would save too little.
+        if fast_work / (LEAST_SAVING - 1) > raw.saturating_sub(fast_send) {
             // Compressing is tried again some time: it may have been slow for another reason.
             self.fast.nanos -= self.fast.nanos / 256;
+            return Way::Raw;
+        }
+        // A fifth more, because reading the block takes time, too.
+        if strong_work.saturating_add(strong_work / 5) < fast_send && strong_work < queue {
+            return Way::Packed(Level::Strong);
+        }
+        let stands_still = fast_work.saturating_sub(queue);
+        // Twice, because buffers on the way may have taken short replies faster than the link is.
+        let is_later = stands_still.saturating_add(fast_send) > raw.saturating_mul(2);
+        // After some compressed blocks the reply is taken for a long one, in which the time that a raw block gives will be used.
+        let is_long = self.sent - self.begun >= LONG_BYTES;
+        if is_later || (is_long && fast_work > fast_send && stands_still > 0) {
+            self.fast.nanos -= self.fast.nanos / 16;
             Way::Raw
         } else {
             Way::Packed(Level::Fast)
@@ -114,7 +150,7 @@ impl LinkSpeed {
         self.bytes += bytes;
         self.busy_micros += progress.busy_micros.saturating_sub(self.before.busy_micros);
         self.before = progress;
-        if self.bytes > MEMORY_BYTES {
+        if self.bytes > MEMORY_BYTES && self.busy_micros > MEMORY_MICROS {
             self.bytes /= 2;
             self.busy_micros /= 2;
         }

@@ -46,6 +46,8 @@ pub struct Matcher {
     base: u32,
     /// Where the block begins in the history. What lies before is known to the decoder.
     start: usize,
+    /// Bytes at the end of the history that are in no table.
+    skipped: usize,
     /// The last place of 8 bytes.
     long: Vec<u32>,
     /// The last place of 5 bytes. `Fast` only.
@@ -110,6 +112,7 @@ impl Matcher {
             history: Vec::new(),
             base: 0,
             start: 0,
+            skipped: 0,
             long: Vec::new(),
             short: Vec::new(),
             rows: Vec::new(),
@@ -151,8 +154,13 @@ impl Matcher {
         }
     }
 
-    /// Ends the block, and forgets everything so far.
-    pub fn forget(&mut self) {
+    /// Ends a block that was not searched. Later matches may begin before it, but not in it.
+    pub fn skip_block(&mut self) {
+        self.skipped += self.block().len();
+        if self.skipped <= SLACK_BYTES && !self.long.is_empty() {
+            self.next_block();
+            return;
+        }
         self.base = self.base.wrapping_add(self.history.len() as u32);
         self.history.clear();
         self.start = 0;
@@ -162,6 +170,7 @@ impl Matcher {
     pub fn search(&mut self, level: Level, is_last: bool) {
         self.literals.clear();
         self.sequences.clear();
+        self.skipped = 0;
         if self.long.is_empty() {
             let own = (self.block().len().max(512) as u32).ilog2() + 1;
             self.long = vec![0; 1 << if is_last { own.min(LONG_LOG) } else { LONG_LOG }];

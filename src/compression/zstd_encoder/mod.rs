@@ -75,8 +75,6 @@ pub struct Encoder<W: Write> {
     out: W,
     matcher: Matcher,
     rule: Rule,
-    /// How the block that is being filled will be sent.
-    way: Way,
     wire: Vec<u8>,
     header_is_sent: bool,
     /// Blocks that will be sent raw, because the last ones did not become smaller.
@@ -112,29 +110,19 @@ impl<W: Write> Encoder<W> {
     }
 
     fn with_rule(out: W, rule: Rule) -> Encoder<W> {
-        let mut encoder = Encoder {
+        Encoder {
             out,
             matcher: Matcher::new(),
             rule,
-            way: Way::Raw,
             wire: Vec::new(),
             header_is_sent: false,
             skips: 0,
             failures: 0,
-        };
-        encoder.choose();
-        encoder
+        }
     }
 
     /// Ends the frame and returns the writer. It is not flushed: the last block may still be in its buffer.
     pub fn finish(mut self) -> io::Result<W> {
-        if !self.header_is_sent
-            && (PACKET_BYTES + 1..=FEW_PACKETS_BYTES).contains(&self.matcher.block().len())
-            && !matches!(self.rule, Rule::Always(_))
-            && self.way == Way::Raw
-        {
-            self.way = Way::Packed(Level::Fast);
-        }
         self.make_block(true);
         self.out.write_all(&self.wire)?;
         Ok(self.out)
@@ -144,34 +132,39 @@ impl<W: Write> Encoder<W> {
         self.make_block(false);
         self.out.write_all(&self.wire)?;
         self.out.flush()?;
-        self.choose();
+        if let Rule::ByLink(link) = &self.rule {
+            link.with_speed(&mut |speed| speed.sent(self.wire.len()));
+        }
         Ok(())
     }
 
-    /// Decides how the next block will be sent.
-    fn choose(&mut self) {
+    /// Decides how to send the block.
+    fn choose(&mut self, is_last: bool) -> Way {
+        let size = self.matcher.block().len();
+        if size <= PACKET_BYTES {
+            return Way::Raw;
+        }
         if self.skips > 0 {
             self.skips -= 1;
-            self.way = Way::Raw;
-            return;
+            return Way::Raw;
         }
-        self.way = match &self.rule {
-            Rule::Always(way) => *way,
-            Rule::ByLink(link) => match link.progress() {
-                Some(progress) => {
-                    let mut way = Way::Raw;
-                    link.with_speed(&mut |speed| {
-                        way = speed.choose(progress, BLOCK_BYTES);
-                    });
-                    way
+        let mut way = Way::Packed(Level::Fast);
+        match &self.rule {
+            Rule::Always(way) => return *way,
+            // Fewer packets are lost.
+            Rule::ByLink(_) if is_last && !self.header_is_sent && size <= FEW_PACKETS_BYTES => {}
+            Rule::ByLink(link) => {
+                if let Some(progress) = link.progress() {
+                    link.with_speed(&mut |speed| way = speed.choose(progress, size));
                 }
-                None => Way::Packed(Level::Fast),
-            },
-        };
+            }
+        }
+        way
     }
 
     /// Makes the next block, with the header of the frame if it is the first one, in `wire`.
     fn make_block(&mut self, is_last: bool) {
+        let way = self.choose(is_last);
         self.wire.clear();
         if !std::mem::replace(&mut self.header_is_sent, true) {
             self.wire.extend_from_slice(&FRAME_HEADER);
@@ -179,15 +172,14 @@ impl<W: Write> Encoder<W> {
         let size = self.matcher.block().len();
         let at = self.wire.len();
         self.wire.extend_from_slice(&[0; HEADER_BYTES]);
-        let way = self.way;
         let (kind, bytes) = match way {
-            Way::Packed(level) if size > PACKET_BYTES && self.pack_block(level, is_last) => {
+            Way::Packed(level) if self.pack_block(level, is_last) => {
                 self.matcher.next_block();
                 (COMPRESSED, self.wire.len() - at - HEADER_BYTES)
             }
             _ => {
                 self.wire.extend_from_slice(self.matcher.block());
-                self.matcher.forget();
+                self.matcher.skip_block();
                 (RAW, size)
             }
         };
@@ -203,11 +195,6 @@ impl<W: Write> Encoder<W> {
         self.matcher.search(level, is_last);
         block::write(&self.matcher.literals, &self.matcher.sequences, &mut self.wire);
         let packed = self.wire.len() - at;
-        if let Rule::ByLink(link) = &self.rule
-            && size >= LEAST_MEASURED_BYTES
-        {
-            link.with_speed(&mut |speed| speed.compressed(level, started.elapsed(), size, packed));
-        }
         // What saves less than a sixteenth costs time on both sides.
         if packed + size / 16 >= size {
             self.wire.truncate(at);
@@ -215,6 +202,11 @@ impl<W: Write> Encoder<W> {
             self.failures = (self.failures + 1).min(4);
             self.skips = 1 << self.failures;
             return false;
+        }
+        if let Rule::ByLink(link) = &self.rule
+            && size >= LEAST_MEASURED_BYTES
+        {
+            link.with_speed(&mut |speed| speed.compressed(level, started.elapsed(), size, packed));
         }
         self.failures = 0;
         true

@@ -144,6 +144,7 @@ impl Simulated {
         TcpProgress {
             acknowledged: self.written - self.waiting as u64,
             busy_micros: self.busy.as_micros() as u64 / step * step,
+            ..TcpProgress::default()
         }
     }
 
@@ -164,6 +165,7 @@ fn simulate(bytes_per_sec: u64, blocks: u32) -> (u64, Duration, u32) {
     const BLOCK: u64 = BLOCK_BYTES as u64;
     let mut link = Simulated { bytes_per_sec, ..Simulated::default() };
     let mut speed = LinkSpeed::default();
+    speed.begin_reply(link.progress());
     let mut packed = 0;
     for _ in 0..blocks {
         link.pass(Duration::from_micros(150));
@@ -179,6 +181,7 @@ fn simulate(bytes_per_sec: u64, blocks: u32) -> (u64, Duration, u32) {
         }
         link.pass(work);
         link.write(bytes);
+        speed.sent(bytes as usize);
     }
     let rest = Duration::from_secs_f64(link.waiting / bytes_per_sec as f64);
     (link.written, link.now + rest, packed)
@@ -237,6 +240,7 @@ fn the_delay_of_small_replies_is_no_speed() {
         progress = TcpProgress {
             acknowledged: progress.acknowledged + 500,
             busy_micros: progress.busy_micros + 30_000,
+            ..progress
         };
         speed.begin_reply(progress);
         assert_eq!(speed.choose(progress, BLOCK_BYTES), Way::Packed(Level::Fast));
@@ -248,15 +252,82 @@ fn the_delay_of_small_replies_is_no_speed() {
         progress = TcpProgress {
             acknowledged: progress.acknowledged + BLOCK_BYTES as u64,
             busy_micros: progress.busy_micros + 130,
+            ..progress
         };
     }
     assert!(raw >= 10, "{raw} of 20 blocks");
 }
 
 #[test]
-fn a_fast_link_gets_raw_blocks() {
-    let (_, _, packed) = simulate(2_000_000_000, 1000);
-    assert!(packed < 100, "{packed} of 1000 blocks");
+fn a_link_that_is_faster_than_the_encoder_is_kept_busy_by_some_raw_blocks() {
+    for megabytes in [50, 75, 95] {
+        let (_, took, packed) = simulate(megabytes * 1_000_000, 1000);
+        let all_raw = 1000.0 * BLOCK_BYTES as f64 / (megabytes as f64 * 1e6);
+        let all_packed = 1000.0 * 0.0008f64;
+        let best = all_raw.min(all_packed);
+        assert!(
+            took.as_secs_f64() < best * 0.9,
+            "{megabytes} MB/s: {took:?}, {packed} packed, not mixed {best}"
+        );
+    }
+}
+
+#[test]
+fn a_lan_gets_raw_blocks() {
+    for megabytes in [115, 2000] {
+        let (_, _, packed) = simulate(megabytes * 1_000_000, 1000);
+        assert!(packed < 100, "{megabytes} MB/s: {packed} of 1000 blocks");
+    }
+}
+
+/// An estimate for a link of so many MB a second, where `Fast` takes so many microseconds for a block and makes a third of it.
+fn estimate(megabytes: u64, fast_micros: u64) -> (LinkSpeed, TcpProgress) {
+    let mut speed = LinkSpeed::default();
+    speed.compressed(Level::Fast, Duration::from_micros(fast_micros), BLOCK_BYTES, BLOCK_BYTES / 3);
+    let acknowledged = megabytes * 1_000_000;
+    let progress = TcpProgress { acknowledged, busy_micros: 1_000_000, ..TcpProgress::default() };
+    speed.begin_reply(progress);
+    (speed, progress)
+}
+
+#[test]
+fn what_is_on_its_way_to_a_far_client_keeps_no_link_busy() {
+    let (mut speed, near) = estimate(50, 3000);
+    speed.sent(200_000);
+    assert_eq!(speed.choose(near, BLOCK_BYTES), Way::Packed(Level::Fast));
+    let far = TcpProgress { round_trip_micros: 4000, ..near };
+    assert_eq!(speed.choose(far, BLOCK_BYTES), Way::Raw);
+}
+
+#[test]
+fn compressing_hard_delays_no_block_that_the_link_waits_for() {
+    let (mut speed, progress) = estimate(1, 600);
+    assert_eq!(speed.choose(progress, BLOCK_BYTES), Way::Packed(Level::Fast));
+    speed.sent(30_000);
+    assert_eq!(speed.choose(progress, BLOCK_BYTES), Way::Packed(Level::Strong));
+}
+
+#[test]
+fn a_pause_while_a_block_was_compressed_makes_no_raw_replies() {
+    let (mut speed, progress) = estimate(80, 600);
+    speed.compressed(Level::Fast, Duration::from_millis(20), BLOCK_BYTES, BLOCK_BYTES / 3);
+    assert_eq!(speed.choose(progress, 13_000), Way::Packed(Level::Fast));
+}
+
+#[test]
+fn a_raw_block_does_not_hide_what_was_before_it() {
+    let data = rows(5000);
+    let (first, second) = (&data[..BLOCK_BYTES], &data[BLOCK_BYTES..2 * BLOCK_BYTES]);
+    let mut encoder = Encoder::packing(Vec::new());
+    encoder.write_all(first).unwrap();
+    encoder.rule = Rule::Always(Way::Raw);
+    encoder.write_all(second).unwrap();
+    encoder.rule = Rule::Always(Way::Packed(Level::Fast));
+    let before = encoder.out.len();
+    encoder.write_all(first).unwrap();
+    let again = encoder.out.len() - before;
+    decoded(&encoder.finish().unwrap(), &[first, second, first].concat());
+    assert!(again < 1000, "{again} bytes for the same again");
 }
 
 /// A link that the kernel knows, always with the same answer.
@@ -274,12 +345,12 @@ impl Link for Known {
 
 #[test]
 fn a_small_reply_is_packed_where_that_saves_a_packet() {
-    let speed = Arc::new(Mutex::new(LinkSpeed::default()));
+    let (speed, _) = estimate(500, 600);
+    let speed = Arc::new(Mutex::new(speed));
     let fast = TcpProgress { acknowledged: 1 << 30, ..TcpProgress::default() };
     for (bytes, is_packed) in [(700, false), (4000, true), (13_000, false), (50_000, false)] {
         let data = &rows(5000)[..bytes];
         let mut encoder = Encoder::new(Vec::new(), Some(Box::new(Known(fast, speed.clone()))));
-        encoder.way = Way::Raw;
         encoder.write_all(data).unwrap();
         let wire = encoder.finish().unwrap();
         decoded(&wire, data);
