@@ -1353,7 +1353,8 @@ fn waiting_costs_no_processor_time() {
     let server = Server::with(Limits { max_active: 3, ..Limits::default() });
     let mut clients: Vec<_> = (0..10).map(|_| server.client()).collect();
     // Idle, half a head, half a body; then, with the backend: it thinks, with a request pipelined behind; a body that
-    // it does not read; a reply that the client does not read; and behind those a queue, one of it with half a body.
+    // it does not read; a reply that the client does not read; and behind those a queue, one of it with half a body. At last
+    // what is sent after a refusal.
     clients[0].get("/ping");
     clients[1].send("GET /pi");
     clients[2].send(post_length("/count", 10)).send("hello");
@@ -1368,6 +1369,8 @@ fn waiting_costs_no_processor_time() {
     clients[6].send("GET /ping HTTP/1.1\r\n\r\n");
     clients[7].send(post_length("/count", 20_000)).send([0; 10_000]);
     clients[8].send("nonsense\r\n\r\n").answer();
+    clients[9].send("nonsense\r\n\r\n").answer();
+    clients[9].send([0; 500_000]);
     // Until the reply that nobody reads has filled the sockets.
     thread::sleep(millis(300));
     let name = format!("poll-{}", server.connections.addr.port());
