@@ -21,9 +21,6 @@ use crate::server::connections::queue::Place;
 /// that others wait for.
 pub const FIRST_BYTES: usize = 8 << 10;
 
-/// Most reads from one socket before the other sockets are served.
-const READS_PER_TURN: usize = 4;
-
 /// What the connection does next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Next {
@@ -156,23 +153,16 @@ impl Exchange {
 
     /// Call when the client's socket is ready for reading.
     pub fn on_client(&mut self, link: &mut Link, shared: &mut Shared, scratch: &mut [u8]) -> Next {
-        for _ in 0..READS_PER_TURN {
-            if !self.wants_input(link) {
-                break;
-            }
-            let most = if self.forwards_body() { scratch.len() } else { FIRST_BYTES.min(scratch.len()) };
-            match link.read(&mut scratch[..most]) {
-                Got::End => return Next::Gone,
-                Got::Nothing => break,
-                Got::Bytes(read) => {
-                    let next = self.take(&scratch[..read], link, shared);
-                    if next != Next::Stay || read < most {
-                        return next;
-                    }
-                }
-            }
+        // One read: then the other sockets are served.
+        if !self.wants_input(link) {
+            return Next::Stay;
         }
-        Next::Stay
+        let most = if self.forwards_body() { scratch.len() } else { FIRST_BYTES.min(scratch.len()) };
+        match link.read(&mut scratch[..most]) {
+            Got::End => Next::Gone,
+            Got::Nothing => Next::Stay,
+            Got::Bytes(read) => self.take(&scratch[..read], link, shared),
+        }
     }
 
     /// Whether the backend takes more of the body.
@@ -188,35 +178,30 @@ impl Exchange {
         let Stage::Active(active) = &mut self.stage else {
             return Next::Stay;
         };
-        for _ in 0..READS_PER_TURN {
-            if !takes_reply(self.weight, link, &shared.limits) {
-                break;
+        if !takes_reply(self.weight, link, &shared.limits) {
+            return Next::Stay;
+        }
+        let read = match active.backend.read(scratch) {
+            Got::Bytes(read) => read,
+            Got::Nothing => return Next::Stay,
+            Got::End => return self.fail(Refusal::new(502, "the backend ended early")),
+        };
+        // After an unread body the next request could not be found, so the client must open a new connection.
+        let keep_alive = self.keep_alive && received_whole && !shared.is_stopping();
+        match active.reply.feed(&scratch[..read], self.asked, keep_alive, link, shared.now) {
+            Ok(()) => (),
+            Err(ForwardError::Client) => return Next::Gone,
+            Err(ForwardError::Reply) => {
+                return self.fail(Refusal::new(502, "malformed reply of the backend"));
             }
-            let read = match active.backend.read(scratch) {
-                Got::Bytes(read) => read,
-                Got::Nothing => break,
-                Got::End => return self.fail(Refusal::new(502, "the backend ended early")),
-            };
-            // After an unread body the next request could not be found, so the client must open a new connection.
-            let keep_alive = self.keep_alive && received_whole && !shared.is_stopping();
-            match active.reply.feed(&scratch[..read], self.asked, keep_alive, link, shared.now) {
-                Ok(()) => (),
-                Err(ForwardError::Client) => return Next::Gone,
-                Err(ForwardError::Reply) => {
-                    return self.fail(Refusal::new(502, "malformed reply of the backend"));
-                }
-            }
-            // The buffer is full: from here on the worker has to wait for the client.
-            if link.unsent_bytes() >= shared.limits.max_whole_bytes {
-                self.weight = Weight::Bulk;
-            }
-            if active.reply.is_done() {
-                let keep_alive = active.reply.keeps_alive();
-                return Next::Finished { keep_alive };
-            }
-            if read < scratch.len() {
-                break;
-            }
+        }
+        // The buffer is full: from here on the worker has to wait for the client.
+        if link.unsent_bytes() >= shared.limits.max_whole_bytes {
+            self.weight = Weight::Bulk;
+        }
+        if active.reply.is_done() {
+            let keep_alive = active.reply.keeps_alive();
+            return Next::Finished { keep_alive };
         }
         Next::Stay
     }

@@ -25,8 +25,8 @@ use crate::os::{POLL_IN, PollFd};
 /// Size of one read, and of one chunk to the backend. Measured on x86-64: 16 KiB are a fifth slower, 64 KiB no faster.
 const READ_BYTES: usize = 32 << 10;
 
-/// Most connections accepted before the other sockets are served.
-const ACCEPTS_PER_TURN: usize = 64;
+/// Most connections accepted before the other sockets are served. Where connections are many, each costs a look at all of them.
+const ACCEPTS_PER_TURN: usize = 8;
 
 /// How often slow transfers are looked for while a request is overdue.
 const SLOW_CHECK: Duration = Duration::from_millis(500);
