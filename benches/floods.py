@@ -1,10 +1,10 @@
 """Floods and drips, and what they cost somebody else: one row for each, with the latency of a no-change sync of another user.
 
-    sudo chrt -r 10 tests/.venv/bin/python benches/floods.py --server PROGRAM [--syncs N] [KIND...]
+    sudo nice -n -15 tests/.venv/bin/python benches/floods.py --server PROGRAM [--syncs N] [KIND...]
 
-The server and the real client, of a user of its own, have the real-time priority of this script. Attackers are processes of
-their own with the usual one, so that a core that is short goes to server and client: the ratio shows what the flood costs in
-the server.
+The server and the real client, of a user of its own, have the priority of this script. Attackers are processes of their own with
+the usual one, so that a core that is short goes to server and client: the ratio shows what the flood costs in the server. A
+real-time priority shows more: threads of one such priority do not interrupt each other, as they do on a board.
 The data folder is an ext4 file system of 128 MiB on a loop device, so it needs root. Each flood begins after a quiet stretch,
 whose median is the quiet latency of that row.
 """
