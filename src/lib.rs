@@ -47,7 +47,7 @@
 //! file, a snapshot (`sync::user::State::keeper`) keeps the WAL out of it. A sync whose first chunk of rows is full
 //! begins anew with a rollback journal (`sync::session::Session::prepare_for_rows`), because what it adds is then
 //! written once. While more than four syncs are open, the others keep no unchanged pages and no statements between their
-//! steps (`sync::session::MAX_WITH_CACHES`). What `meta` and `begin` answer is remembered while the file does not change
+//! steps (`limits_and_timeouts::SESSIONS_WITH_CACHES`). What `meta` and `begin` answer is remembered while the file does not change
 //! (`files::sqlite_files::Remembered`), and so is the number of its rows (`collection::row_totals`).
 //!
 //! Clients of protocols 8 to 10 keep their collection in schema 11. Their uploads are upgraded to schema 18

@@ -5,6 +5,7 @@
 //! | head, header lines | `Limits::max_head_bytes`, `max_headers` | `http::request_head` |
 //! | time and pace of a client | `Limits::first_byte` ... `write_idle` | `server::connections::pace`, `forwarding` |
 //! | connections, in all and for an address | `Limits::max_conns`, `max_conns_per_address` | `server::connections` |
+//! | a turn in the queue, open syncs with their pages, kept connections | `SYNC_STEPS_IN_PLACE` ... `KEPT_CONNECTIONS` | `server::connections::queue`, `sync` |
 //! | workers, in all and for a client (a user, or an address) | `Limits::max_active` ... `max_bulk_per_client` | `server::connections::queue` |
 //! | memory of bodies and replies that wait | `Limits::max_whole_bytes`, `max_buffered_bytes` | `server::connections` |
 //! | body as sent, body unpacked | MAX_SYNC_PAYLOAD_MEGS, `SMALL_BODY_BYTES` | `http::body`, by the declared length before a byte is read |
@@ -122,6 +123,19 @@ pub enum SyncStep {
     /// A later one.
     Later,
 }
+
+/// How many later steps of a sync take the place of its first in the queue. Those of an everyday sync are 5 to 7.
+pub const SYNC_STEPS_IN_PLACE: u32 = 8;
+
+/// A place whose turn is so many turns ago is forgotten when another sync begins.
+pub const SYNC_PLACE_TURNS: u64 = 8;
+
+/// How many open syncs, of all users, keep SQLite's pages and statements from step to step: some 400 KiB each. Of other syncs
+/// 240 KiB stay, so that 50 users whose devices are all slow take no more than 16 MiB.
+pub const SESSIONS_WITH_CACHES: usize = 4;
+
+/// How many users may have a connection without a sync. Each has pages and statements in memory, some 300 KB.
+pub const KEPT_CONNECTIONS: usize = 6;
 
 /// Threads that answer requests, at most half of them bulk transfers.
 pub const WORKERS: usize = 6;

@@ -17,8 +17,7 @@ const CLOSE_AFTER: Duration = Duration::from_secs(6);
 impl User {
     /// Keeps the connection of a session that has ended, or notes that there may be a WAL to checkpoint.
     pub(super) fn keep(&self, state: &mut State, collection: Result<Collection>) {
-        let kept = collection
-            .and_then(|collection| Kept::new(collection, &self.collection_path(), &self.settings.kept_slots));
+        let kept = collection.and_then(|collection| Kept::new(collection, &self.collection_path()));
         state.kept = kept.unwrap_or_else(|err| {
             log::debug!("{}: closing the connection of a sync: {err}", self.name);
             None

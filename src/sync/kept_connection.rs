@@ -5,46 +5,15 @@
 //! time comes from another program. It is noticed before the connection is used again.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::collection::{Collection, Journal, Meta};
 use crate::error::Result;
 use crate::files::sqlite_files::FileTimes;
+use crate::limits_and_timeouts::KEPT_CONNECTIONS;
+use crate::limits_and_timeouts::at_most::{AtMost, Permit};
 
-/// How many users may have a connection without a sync. Each has pages and statements in memory, some 300 KB.
-pub const MAX_KEPT: usize = 6;
-
-/// Slots for what takes memory, of all users.
-#[derive(Clone)]
-pub struct Slots {
-    most: usize,
-    taken: Arc<AtomicUsize>,
-}
-
-impl Slots {
-    /// So many.
-    pub fn new(most: usize) -> Slots {
-        Slots { most, taken: Arc::default() }
-    }
-
-    /// Takes one, if one is free.
-    pub fn take(&self) -> Option<Slot> {
-        let taken = self.taken.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |taken| {
-            (taken < self.most).then_some(taken + 1)
-        });
-        taken.ok().map(|_| Slot(self.clone()))
-    }
-}
-
-/// One of the slots, until this is dropped.
-pub struct Slot(Slots);
-
-impl Drop for Slot {
-    fn drop(&mut self) {
-        self.0.taken.fetch_sub(1, Ordering::Relaxed);
-    }
-}
+/// Held by each connection that is kept, of all users.
+static KEPT: AtMost = AtMost::new(KEPT_CONNECTIONS);
 
 /// A connection without a transaction.
 pub struct Kept {
@@ -56,7 +25,7 @@ pub struct Kept {
     /// SQLite's number of the last commit of another program.
     data_version: i64,
     meta: Meta,
-    _slot: Slot,
+    _permit: Permit,
 }
 
 /// What another program did to the file of a connection.
@@ -69,16 +38,16 @@ pub enum OutsideChange {
 }
 
 impl Kept {
-    /// Keeps a connection to the file at `path`, if it writes to a WAL and a slot is free. Closes it otherwise.
-    pub fn new(collection: Collection, path: &Path, slots: &Slots) -> Result<Option<Kept>> {
+    /// Keeps a connection to the file at `path`, if it writes to a WAL and few others are kept. Closes it otherwise.
+    pub fn new(collection: Collection, path: &Path) -> Result<Option<Kept>> {
         if collection.journal()? != Journal::Wal {
             return Ok(None);
         }
-        let (Some(slot), Some(times)) = (slots.take(), FileTimes::of(path)) else {
+        let (Some(permit), Some(times)) = (KEPT.try_take(), FileTimes::of(path)) else {
             return Ok(None);
         };
         let (meta, data_version) = (collection.meta()?, collection.data_version()?);
-        Ok(Some(Kept { collection, path: path.to_owned(), times, data_version, meta, _slot: slot }))
+        Ok(Some(Kept { collection, path: path.to_owned(), times, data_version, meta, _permit: permit }))
     }
 
     /// What another program has done to the file since the connection was last used.

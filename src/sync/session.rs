@@ -8,17 +8,17 @@ use std::time::{Duration, Instant};
 use crate::collection::full::download::Snapshot;
 use crate::collection::{Collection, Journal, LOCK_TIMEOUT, Meta, Range, Stamps};
 use crate::error::{Error, Result};
+use crate::limits_and_timeouts::SESSIONS_WITH_CACHES;
+use crate::limits_and_timeouts::at_most::{AtMost, Permit};
 use crate::sync::daily_backup::{DailyCopy, Source};
-use crate::sync::kept_connection::{Slot, Slots};
 use crate::sync::user::{State, User};
 use crate::sync::{ChunkCursor, NotetypeShapes, daily_backup};
 
 /// Longer than the time between `meta` and `start` of one sync.
 const LONGEST_SYNC: Duration = Duration::from_secs(600);
 
-/// How many open syncs, of all users, keep SQLite's pages and statements in memory from step to step: some 400 KiB each. Of other
-/// syncs 240 KiB stay, so that 50 users whose devices are all slow take no more than 16 MiB.
-pub const MAX_WITH_CACHES: usize = 4;
+/// Held by each open sync that keeps pages and statements from step to step, of all users.
+static WITH_CACHES: AtMost = AtMost::new(SESSIONS_WITH_CACHES);
 
 /// An open sync session, from `start` to `finish`.
 pub struct Session {
@@ -38,8 +38,8 @@ pub struct Session {
     /// The steps that were applied before the first rows. None once rows have arrived, or if the steps were large.
     early: Option<Vec<(Step, String)>>,
     pub(super) last_step: Instant,
-    /// Taken by a session that keeps pages and statements between its steps.
-    slot: Option<Slot>,
+    /// To keep pages and statements between two steps.
+    caches: Option<Permit>,
 }
 
 /// A step that comes before rows.
@@ -102,11 +102,11 @@ impl Session {
         Ok(())
     }
 
-    /// Call between two steps. Unless a slot is free, releases the pages and statements that the next step can read and
+    /// Call between two steps. If many syncs are open, releases the pages and statements that the next step can read and
     /// prepare again.
-    fn release_caches_if_many(&mut self, slots: &Slots) {
-        self.slot = self.slot.take().or_else(|| slots.take());
-        if self.slot.is_none() {
+    fn release_caches_if_many(&mut self) {
+        self.caches = self.caches.take().or_else(|| WITH_CACHES.try_take());
+        if self.caches.is_none() {
             self.collection.release_caches();
         }
     }
@@ -137,7 +137,7 @@ impl User {
         let mut session = opened?;
         match first_step(&mut session) {
             Ok(outcome) => {
-                session.release_caches_if_many(&self.settings.session_slots);
+                session.release_caches_if_many();
                 state.session = Some(session);
                 Ok(outcome)
             }
@@ -234,7 +234,7 @@ impl User {
             shapes: NotetypeShapes::default(),
             early: (self.settings.journal == Journal::Wal).then(Vec::new),
             last_step: Instant::now(),
-            slot: None,
+            caches: None,
         })
     }
 
@@ -253,7 +253,7 @@ impl User {
         self.note_damage(&outcome, &mut state);
         if outcome.is_ok() {
             session.last_step = Instant::now();
-            session.release_caches_if_many(&self.settings.session_slots);
+            session.release_caches_if_many();
             state.session = Some(session);
         } else {
             self.close_after_error(&mut state, session);

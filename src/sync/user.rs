@@ -21,7 +21,7 @@ use crate::files::sqlite_files::{FileState, Remembered};
 use crate::media::MediaStore;
 use crate::os::clock::Day;
 use crate::sync::daily_backup;
-use crate::sync::kept_connection::{Kept, Slots};
+use crate::sync::kept_connection::Kept;
 use crate::sync::session::Session;
 
 /// What an owner can do about a damaged collection.
@@ -39,10 +39,6 @@ pub struct UserSettings {
     pub max_row_bytes: u64,
     /// The journal of syncs on this disk.
     pub journal: Journal,
-    /// How many connections are kept after their syncs, all users together.
-    pub kept_slots: Slots,
-    /// How many open syncs keep pages and statements in memory between their steps, all users together.
-    pub session_slots: Slots,
 }
 
 /// One user: a folder and a lock.

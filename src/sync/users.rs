@@ -15,8 +15,6 @@ use crate::files;
 use crate::files::HeldFolder;
 use crate::os;
 use crate::sync::daily_backup;
-use crate::sync::kept_connection::{MAX_KEPT, Slots};
-use crate::sync::session::MAX_WITH_CACHES;
 use crate::sync::user::{User, UserSettings};
 
 /// All users, by name. Accounts are added and removed while the server runs.
@@ -54,8 +52,6 @@ impl Users {
             daily: daily_backup::Policy::of(config),
             max_row_bytes: config.max_row_bytes,
             journal: Journal::of_disk(&config.base),
-            kept_slots: Slots::new(MAX_KEPT),
-            session_slots: Slots::new(MAX_WITH_CACHES),
         };
         Ok(Users {
             base: config.base.clone(),

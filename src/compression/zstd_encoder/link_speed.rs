@@ -49,8 +49,9 @@ pub struct LinkSpeed {
     bytes: u64,
     busy_micros: u64,
     before: TcpProgress,
-    /// The count of acknowledged bytes when the reply began, and when the client will have acknowledged all of it so far.
+    /// How many bytes were acknowledged when the reply began.
     begun: u64,
+    /// How many will be, once the client has all of the reply that was sent so far.
     sent: u64,
     fast: Measured,
     strong: Measured,
@@ -113,7 +114,7 @@ impl LinkSpeed {
             of_block(self.strong.nanos, &self.strong)
         };
         let raw = send(bytes);
-        // For so long the link has work. What is on its way is none.
+        // How long the link will be busy with what was sent. Bytes that travel to a far client do not keep it busy.
         let queue = send(self.sent.saturating_sub(progress.acknowledged))
             .saturating_sub(progress.round_trip_micros.saturating_mul(1000));
         if per_sec >= LAN_BYTES_PER_SEC {

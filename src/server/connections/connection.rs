@@ -141,7 +141,7 @@ impl Conn {
                 let next = exchange.on_client(&mut self.link, shared, scratch);
                 self.apply(next, shared);
             }
-            // After the client's end there is no more to come than what is here: its descriptor stays ready until that is read.
+            // The client has ended: poll tells that again and again until all is read, and not much is left.
             State::Closing(_) => self.drain(events & POLL_HUP != 0, shared, scratch),
             State::Closed => (),
         }

@@ -4,19 +4,12 @@
 //! request of each other waiting client, however many those have queued. (Start-time fair queueing: each request gets
 //! the number of the turn in which it is due.)
 //!
-//! The steps of one sync count as one request, as many as an everyday sync has: they take the place of its first step, ahead
-//! of syncs that came later. So where many come at once, they are finished in the order in which they came, and few are open
-//! at a time. Each open one takes memory.
+//! The later steps of a small sync take the place of its first step. So where many syncs come at once, they are finished in the
+//! order in which they came, and few are open at a time: each open one takes memory.
 
 use std::collections::HashMap;
 
-use crate::limits_and_timeouts::{SyncStep, Weight};
-
-/// How many later steps of a sync take the place of its first. Those of an everyday sync are 5 to 7.
-const STEPS_IN_PLACE: u32 = 8;
-
-/// For how many turns after the first step there is such a place.
-const TURNS_OF_A_SYNC: u64 = 8;
+use crate::limits_and_timeouts::{SYNC_PLACE_TURNS, SYNC_STEPS_IN_PLACE, SyncStep, Weight};
 
 /// A place in the queue; the lowest of a weight is next. Places of one turn are in order of arrival.
 pub type Place = (u64, u64);
@@ -54,8 +47,8 @@ impl Queue {
         last.insert(client, turn);
         let place = (turn, self.arrivals);
         if step == Some(SyncStep::First) {
-            syncs.retain(|_, ((turn, _), _)| *turn + TURNS_OF_A_SYNC > *now);
-            syncs.insert(client, (place, STEPS_IN_PLACE));
+            syncs.retain(|_, ((turn, _), _)| *turn + SYNC_PLACE_TURNS > *now);
+            syncs.insert(client, (place, SYNC_STEPS_IN_PLACE));
         }
         place
     }
@@ -143,7 +136,7 @@ mod tests {
         }
         // The rest of its sync, and its next request.
         let started: Vec<u64> =
-            (0..STEPS_IN_PLACE + 4).map(|_| start_next(&mut waiting, &mut queue)).collect();
+            (0..SYNC_STEPS_IN_PLACE + 4).map(|_| start_next(&mut waiting, &mut queue)).collect();
         assert!([2, 3, 4].iter().all(|client| started.contains(client)), "{started:?}");
         // Steps without a first one are requests like others.
         let later = queue.place(Weight::Light, 5, Some(SyncStep::Later));
@@ -158,7 +151,7 @@ mod tests {
             queue.started(Weight::Light, place);
         }
         let turns = &queue.turns[&Weight::Light];
-        assert!(turns.last.len() <= 1 && turns.syncs.len() as u64 <= TURNS_OF_A_SYNC + 1);
+        assert!(turns.last.len() <= 1 && turns.syncs.len() as u64 <= SYNC_PLACE_TURNS + 1);
         queue.place(Weight::Light, 1, None);
         queue.clear();
         assert!(queue.turns[&Weight::Light].last.is_empty());
