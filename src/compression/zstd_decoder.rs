@@ -16,6 +16,11 @@ const MAX_FRAMES: u32 = 1000;
 /// length and the checksum of those that have them.
 pub struct Decoder<R: BufRead> {
     source: R,
+    frames: Frames,
+}
+
+/// What is the same for all sources, so that the program holds it once.
+struct Frames {
     decoder: FrameDecoder,
     /// How much of a window it may keep, in bytes: a power of two.
     most: u64,
@@ -29,7 +34,8 @@ pub struct Decoder<R: BufRead> {
     turn: Option<Permit>,
     /// Decoded of this frame.
     bytes: u64,
-    frames: u32,
+    /// How many frames have begun.
+    begun: u32,
     ended: bool,
 }
 
@@ -52,12 +58,11 @@ impl<R: BufRead> Decoder<R> {
     /// bytes, a power of two.
     ///
     /// Errors, here and while reading: of the source; `FileTooLarge` if a block refers farther back than what is kept, or
-    /// `ResourceBusy` if another decoder keeps a large window; another kind if the data is not zstd.
-    pub fn new(source: R, most: u64) -> io::Result<Decoder<R>> {
+    /// `ResourceBusy` if another decoder keeps a large window; `InvalidData` if the data is not zstd.
+    pub fn new(mut source: R, most: u64) -> io::Result<Decoder<R>> {
         let mut decoder = kept().take().unwrap_or_default();
         decoder.set_max_window_size(ZSTD_LARGE_WINDOW_BYTES);
-        let mut decoder = Decoder {
-            source,
+        let mut frames = Frames {
             decoder,
             most,
             large: None,
@@ -65,61 +70,81 @@ impl<R: BufRead> Decoder<R> {
             free_blocks: None,
             turn: None,
             bytes: 0,
-            frames: 0,
+            begun: 0,
             ended: false,
         };
-        if decoder.begin_frame()? { Ok(decoder) } else { Err(io::Error::other("no zstd frame")) }
+        if frames.begin(&mut source)? {
+            Ok(Decoder { source, frames })
+        } else {
+            Err(invalid("no zstd frame"))
+        }
     }
 
     /// For a source that is here whole. If it is unpacked to much, it waits for others of which the same holds, so that
     /// few of them have a window in memory.
     pub fn in_turn(mut self) -> Decoder<R> {
-        self.free_blocks = Some(UNPACKING_FREE_BLOCKS);
+        self.frames.free_blocks = Some(UNPACKING_FREE_BLOCKS);
         self
     }
 
     /// Keeps the buffers for the next body. They are freed after that one, unless it calls `keep` too.
     pub fn keep(self) {
-        *kept() = Some(self.decoder);
+        *kept() = Some(self.frames.decoder);
+    }
+}
+
+impl<R: BufRead> Read for Decoder<R> {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        self.frames.read(&mut self.source, buf)
+    }
+}
+
+impl Frames {
+    fn read(&mut self, source: &mut dyn BufRead, buf: &mut [u8]) -> io::Result<usize> {
+        while !self.ended && !buf.is_empty() {
+            while self.decoder.can_collect() == 0 && !self.decoder.is_finished() {
+                self.decode_block(source)?;
+            }
+            let count = self.decoder.read(buf)?;
+            if count > 0 {
+                self.bytes += count as u64;
+                return Ok(count);
+            }
+            self.check_end()?;
+            self.ended = !self.begin(source)?;
+        }
+        Ok(0)
     }
 
     /// Reads the header of the next frame that is not skippable; false if there is none.
-    fn begin_frame(&mut self) -> io::Result<bool> {
-        while !self.source.fill_buf()?.is_empty() {
-            self.frames += 1;
-            if self.frames > MAX_FRAMES {
-                return Err(io::Error::other("more than 1000 zstd frames"));
+    fn begin(&mut self, source: &mut dyn BufRead) -> io::Result<bool> {
+        while !source.fill_buf()?.is_empty() {
+            self.begun += 1;
+            if self.begun > MAX_FRAMES {
+                return Err(invalid("more than 1000 zstd frames"));
             }
             let mut magic = [0; 4];
-            self.source.read_exact(&mut magic)?;
+            source.read_exact(&mut magic)?;
             if matches!(magic, [0x50..=0x5f, 0x2a, 0x4d, 0x18]) {
-                self.skip_frame()?;
+                skip_frame(source)?;
                 continue;
             }
             let mut header = magic.to_vec();
-            let Decoder { large, most, .. } = self;
-            self.cut_window = read_header(&mut self.source, &mut header, |window| {
+            let Frames { large, most, .. } = self;
+            self.cut_window = read_header(source, &mut header, |window| {
                 if window > ZSTD_WINDOW_BYTES && *most > ZSTD_WINDOW_BYTES && large.is_none() {
                     *large = LARGE_WINDOW.try_take();
                 }
                 if large.is_some() { *most } else { ZSTD_WINDOW_BYTES }
             })?;
-            self.decoder.init(&header[..]).map_err(io::Error::other)?;
+            self.decoder.init(&header[..]).map_err(|_| invalid("the header of its zstd frame is wrong"))?;
             self.bytes = 0;
             return Ok(true);
         }
         Ok(false)
     }
 
-    fn skip_frame(&mut self) -> io::Result<()> {
-        let mut length = [0; 4];
-        self.source.read_exact(&mut length)?;
-        let length = u64::from(u32::from_le_bytes(length));
-        let skipped = io::copy(&mut (&mut self.source).take(length), &mut io::sink())?;
-        if skipped == length { Ok(()) } else { Err(io::ErrorKind::UnexpectedEof.into()) }
-    }
-
-    fn decode_block(&mut self) -> io::Result<()> {
+    fn decode_block(&mut self, source: &mut dyn BufRead) -> io::Result<()> {
         match &mut self.free_blocks {
             Some(0) if self.turn.is_none() => self.turn = Some(UNPACKING.take()),
             // Whoever waits for a core goes first.
@@ -127,9 +152,15 @@ impl<R: BufRead> Decoder<R> {
             None => {}
             Some(blocks) => *blocks -= 1,
         }
-        let decoded = self.decoder.decode_blocks(&mut self.source, BlockDecodingStrategy::UptoBlocks(1));
+        let mut source = Observed { source, error: None };
+        let decoded = self.decoder.decode_blocks(&mut source, BlockDecodingStrategy::UptoBlocks(1));
+        // What ruzstd says of damaged data helps nobody, and the texts take 30 KB of the program.
+        let Err(_) = decoded else { return Ok(()) };
+        if let Some(err) = source.error {
+            return Err(err);
+        }
         let is_busy = self.large.is_none() && self.most > ZSTD_WINDOW_BYTES;
-        decoded.map(drop).map_err(|err| match self.cut_window {
+        Err(match self.cut_window {
             Some(bytes) if is_busy => io::Error::new(
                 io::ErrorKind::ResourceBusy,
                 format!("its window has {bytes} bytes, and another upload uses a large one right now"),
@@ -138,12 +169,12 @@ impl<R: BufRead> Decoder<R> {
                 io::ErrorKind::FileTooLarge,
                 format!(
                     "it was compressed with a window of {} MiB, and refers farther back than the {} MiB that this \
-                     server keeps in memory ({err})",
+                     server keeps in memory",
                     bytes.div_ceil(1 << 20),
                     self.kept_bytes() >> 20
                 ),
             ),
-            None => io::Error::other(err),
+            None => invalid("its zstd data is damaged"),
         })
     }
 
@@ -152,24 +183,55 @@ impl<R: BufRead> Decoder<R> {
         if self.large.is_some() { self.most } else { ZSTD_WINDOW_BYTES }
     }
 
-    fn check_end_of_frame(&self) -> io::Result<()> {
+    fn check_end(&self) -> io::Result<()> {
         // ruzstd does not check the declared length, as the C library does. 0 also means that none is declared.
         let declared = self.decoder.content_size();
         if declared != 0 && declared != self.bytes {
-            return Err(io::Error::other("the frame is not as long as it says"));
+            return Err(invalid("the frame is not as long as it says"));
         }
         let sent = self.decoder.get_checksum_from_data();
         if sent.is_some() && sent != self.decoder.get_calculated_checksum() {
-            return Err(io::Error::other("checksum mismatch"));
+            return Err(invalid("checksum mismatch"));
         }
         Ok(())
     }
 }
 
+/// Remembers an error of the source, of which ruzstd would make one of its own.
+struct Observed<'a> {
+    source: &'a mut dyn BufRead,
+    error: Option<io::Error>,
+}
+
+impl Read for Observed<'_> {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        self.source.read(buf).map_err(|err| {
+            let kind = err.kind();
+            // The other kind is tried again.
+            if kind != io::ErrorKind::Interrupted {
+                self.error = Some(err);
+            }
+            kind.into()
+        })
+    }
+}
+
+fn invalid(what: &'static str) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, what)
+}
+
+fn skip_frame(source: &mut dyn BufRead) -> io::Result<()> {
+    let mut length = [0; 4];
+    source.read_exact(&mut length)?;
+    let length = u64::from(u32::from_le_bytes(length));
+    let skipped = io::copy(&mut source.take(length), &mut io::sink())?;
+    if skipped == length { Ok(()) } else { Err(io::ErrorKind::UnexpectedEof.into()) }
+}
+
 /// Reads a frame header after its magic number, and appends it to `header`. `keep` tells how much of such a window is kept.
 /// If the frame declares a larger one, returns that, and `header` declares the one that is kept (RFC 8878 3.1.1.1).
 fn read_header(
-    source: &mut impl Read,
+    source: &mut dyn BufRead,
     header: &mut Vec<u8>,
     keep: impl FnOnce(u64) -> u64,
 ) -> io::Result<Option<u64>> {
@@ -208,24 +270,6 @@ fn read_header(
     header.extend([flags & !SINGLE_SEGMENT, exponent << 3]);
     header.extend_from_slice(rest);
     Ok(Some(window_bytes))
-}
-
-impl<R: BufRead> Read for Decoder<R> {
-    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
-        while !self.ended && !buf.is_empty() {
-            while self.decoder.can_collect() == 0 && !self.decoder.is_finished() {
-                self.decode_block()?;
-            }
-            let count = self.decoder.read(buf)?;
-            if count > 0 {
-                self.bytes += count as u64;
-                return Ok(count);
-            }
-            self.check_end_of_frame()?;
-            self.ended = !self.begin_frame()?;
-        }
-        Ok(0)
-    }
 }
 
 #[cfg(test)]
