@@ -278,10 +278,9 @@ impl Collection {
         db.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_TRIGGER, false)?;
         db.set_db_config(DbConfig::SQLITE_DBCONFIG_TRUSTED_SCHEMA, false)?;
         db.busy_timeout(lock_timeout)?;
-        // Saves memory: mapped pages count as memory of the process, and sorting goes to a file.
-        let pragmas = format!(
-            "PRAGMA mmap_size = 0; PRAGMA temp_store = FILE; PRAGMA cache_size = -{cache_kib}; PRAGMA foreign_keys = OFF"
-        );
+        // Sorting goes to a file, to save memory.
+        let pragmas =
+            format!("PRAGMA temp_store = FILE; PRAGMA cache_size = -{cache_kib}; PRAGMA foreign_keys = OFF");
         db.execute_batch(&pragmas)?;
         Ok(Collection { db, totals: row_totals::KnownTotals::default() })
     }

@@ -63,9 +63,9 @@ CREATE TABLE ankipi_meta AS SELECT usn FROM meta;
 DROP TABLE media;
 DROP TABLE meta;";
 
-/// The second half of the upgrade, once the new tables exist.
+/// The second half of the upgrade, once the new tables exist. `{now}` stands for the seconds since 1970.
 const UPGRADE_FILL: &str = "\
-INSERT INTO media SELECT fname, csum, size, usn, CAST(strftime('%s', 'now') AS int) FROM ankipi_media;
+INSERT INTO media SELECT fname, csum, size, usn, {now} FROM ankipi_media;
 UPDATE meta SET last_usn = max((SELECT coalesce(max(usn), 0) FROM ankipi_meta),
     (SELECT coalesce(max(usn), 0) FROM media)),
   total_bytes = (SELECT coalesce(sum(size), 0) FROM media),
@@ -74,9 +74,9 @@ DROP TABLE ankipi_media;
 DROP TABLE ankipi_meta;";
 
 /// A new index in place of a lost one must use usns that no device knows, so it starts at the minutes since 1970. Then
-/// all clients see a change, and compare counts.
+/// all clients see a change, and compare counts. `{now}` as above.
 const CONTINUE_AT_UNUSED_USN: &str = "\
-UPDATE meta SET last_usn = max(0, CAST(strftime('%s', 'now') AS int) / 60);
+UPDATE meta SET last_usn = max(0, {now} / 60);
 INSERT INTO media SELECT 'ankipi:forgot', zeroblob(20), 0, last_usn, 0 FROM meta;";
 
 /// What was forgotten and did not come back, for the owner to see. The official server leaves this table alone.
@@ -202,7 +202,7 @@ impl MediaDb {
         db.busy_timeout(Duration::from_secs(5))?;
         // The page size has no effect on a file that has pages already.
         let pragmas = format!(
-            "PRAGMA page_size = {PAGE_BYTES}; PRAGMA mmap_size = 0; PRAGMA temp_store = FILE; \
+            "PRAGMA page_size = {PAGE_BYTES}; PRAGMA temp_store = FILE; \
              PRAGMA cache_size = -{CACHE_KIB}"
         );
         db.execute_batch(&pragmas)?;
@@ -226,7 +226,8 @@ impl MediaDb {
             }
         };
         let transaction = self.db.unchecked_transaction()?;
-        steps.iter().try_for_each(|step| transaction.execute_batch(step))?;
+        let now = clock::now_secs().to_string();
+        steps.iter().try_for_each(|step| transaction.execute_batch(&step.replace("{now}", &now)))?;
         Ok(transaction.commit()?)
     }
 
