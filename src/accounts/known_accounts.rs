@@ -203,14 +203,20 @@ impl Snapshot {
         };
         let (nameless_line, mut notes) = (users.faults.first().cloned(), users.faults.clone());
         let mut accounts = BTreeMap::new();
+        let mut add = |name: &str, mut account: Account| {
+            if let Some(before) = before.and_then(|before| before.accounts.get(name)) {
+                account.remember_keys(before);
+            }
+            accounts.insert(name.to_owned(), Arc::new(account));
+        };
         for user in &settings.users {
-            accounts.insert(user.name.clone(), Account::of_setting(base, user, &settings)?);
+            add(&user.name, Account::of_setting(base, user, &settings)?);
         }
         for (name, entry) in users.accounts() {
-            if accounts.contains_key(name) {
+            if settings.users.iter().any(|user| user.name == *name) {
                 notes.push(format!("{name:?} is in SYNC_USERn and in the accounts file: SYNC_USERn is used"));
             } else {
-                accounts.insert(name.clone(), Account::hashed(base, name, entry.clone(), None));
+                add(name, Account::hashed(base, name, entry.clone(), None));
             }
         }
         let mut orphaned = Vec::new();
@@ -227,16 +233,9 @@ impl Snapshot {
                 orphaned.push(keys);
             }
         }
-        let previous = |name: &str| before.and_then(|before| before.accounts.get(name));
-        let accounts = accounts.into_iter().map(|(name, mut account)| {
-            if let Some(before) = previous(&name) {
-                account.remember_keys(before);
-            }
-            (name, Arc::new(account))
-        });
         Ok(Snapshot {
             version: before.map_or(1, |before| before.version + 1),
-            accounts: accounts.collect(),
+            accounts,
             orphaned,
             settings,
             stamp,
@@ -330,7 +329,7 @@ impl Snapshot {
 }
 
 /// The folders in the data folder that hold keys of devices, and that no account has: their names and keys.
-fn keys_without_account(base: &Path, accounts: &BTreeMap<String, Account>) -> Vec<(String, Keys)> {
+fn keys_without_account(base: &Path, accounts: &BTreeMap<String, Arc<Account>>) -> Vec<(String, Keys)> {
     let entries = fs::read_dir(base).into_iter().flatten().flatten();
     let names = entries.filter_map(|entry| entry.file_name().into_string().ok());
     let others =

@@ -33,7 +33,7 @@ struct Known {
     /// Which accounts exist, each with a tag that changes with its password.
     tags: BTreeMap<String, String>,
     /// The user of each folder, by device and inode.
-    folders: BTreeMap<(u64, u64), String>,
+    folders: Vec<((u64, u64), String)>,
 }
 
 /// One user, from the first request on.
@@ -79,7 +79,7 @@ impl Users {
                 }
                 if now.is_none() {
                     log::info!("{name:?} has no account any more");
-                    known.folders.retain(|_, of| *of != name);
+                    known.folders.retain(|(_, of)| *of != name);
                 }
                 ended.extend(known.entries.get(&name).and_then(|entry| entry.user.get()).cloned());
             }
@@ -135,15 +135,15 @@ impl Users {
     /// and `anna` are one folder.
     fn claim(&self, folder: &HeldFolder, name: &str) -> Result<()> {
         let mut known = self.lock();
-        match known.folders.get(&folder.id) {
-            Some(owner) if owner == name => Ok(()),
-            Some(owner) => Err(Error::Broken(format!(
+        match known.folders.iter().find(|(id, _)| *id == folder.id) {
+            Some((_, owner)) if owner == name => Ok(()),
+            Some((_, owner)) => Err(Error::Broken(format!(
                 "the disk takes the folders of {owner:?} and {name:?} for one, so {name:?} cannot be used: give that \
                  user another name"
             ))),
             None => {
-                known.folders.retain(|_, of| of != name);
-                known.folders.insert(folder.id, name.to_owned());
+                known.folders.retain(|(_, of)| of != name);
+                known.folders.push((folder.id, name.to_owned()));
                 Ok(())
             }
         }

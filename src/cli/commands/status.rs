@@ -3,7 +3,7 @@
 //! Everything is read from the data folder and /proc. So it works while the server is busy or stuck, and costs the
 //! server nothing.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::fmt::Write;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -203,7 +203,7 @@ fn value_or_error<T: Serialize, S: Serializer>(
 ) -> std::result::Result<S::Ok, S::Error> {
     match fact {
         Ok(value) => value.serialize(serializer),
-        Err(error) => BTreeMap::from([("error", error)]).serialize(serializer),
+        Err(error) => serializer.collect_map([("error", error)]),
     }
 }
 
