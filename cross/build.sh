@@ -123,7 +123,7 @@ prepare_tools() {
 
 # The option $1 with a space before it; nothing, if this rustc does not know it.
 flag_if_known() {
-    if "${RUSTC:-rustc}" "$1" --crate-type lib --emit metadata=/dev/null - </dev/null 2>/dev/null; then echo " $1"; fi
+    if "${RUSTC:-rustc}" "$1" --print sysroot >/dev/null 2>&1; then echo " $1"; fi
 }
 
 # Sets the flags of both compilers for target $1.
