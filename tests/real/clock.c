@@ -5,6 +5,7 @@
 #include <dlfcn.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <sys/time.h>
 #include <time.h>
 
 int clock_gettime(clockid_t clock, struct timespec *time)
@@ -21,5 +22,16 @@ int clock_gettime(clockid_t clock, struct timespec *time)
             time->tv_sec += offset;
         fclose(file);
     }
+    return outcome;
+}
+
+/* What SQLite asks. */
+int gettimeofday(struct timeval *restrict now, void *restrict zone)
+{
+    (void)zone;
+    struct timespec time;
+    int outcome = clock_gettime(CLOCK_REALTIME, &time);
+    now->tv_sec = time.tv_sec;
+    now->tv_usec = time.tv_nsec / 1000;
     return outcome;
 }

@@ -1,6 +1,7 @@
 """A server whose clock is not set, as on a board without a battery: devices are told whose clock is wrong, and nothing is stamped
 with such a time."""
 
+import sqlite3
 import subprocess
 import time
 from pathlib import Path
@@ -9,9 +10,14 @@ import pytest
 
 from device import NO_CHANGES
 from server import Server
+from shelf import ankipi
+from test_media import pair, put, settle
 from wire import request
 
 pytestmark = pytest.mark.ours
+
+# Before this year the clock is wrong, as the program knows (`os::clock`).
+MINUTES_OF_THIS_VERSION = 1_767_225_600 // 60
 
 
 class Clock:
@@ -60,7 +66,6 @@ def new_unset(tmp_path):
 
 def stored_stamps(server, user):
     """Everything that the server has stored of a user, as text."""
-    import sqlite3
     path = server.base / user / "collection.anki2"
     if not path.exists():
         return []
@@ -126,3 +131,21 @@ def test_no_time_is_too_far_ahead_for_the_server(new_unset, new_account, clock):
     clock.be_right()
     desk.add_note("one")
     desk.upload()
+
+
+def test_an_index_of_media_that_was_lost_gets_numbers_that_no_device_knows(new_unset, new_account, clock):
+    """They come from the clock. Devices that know higher ones than those of 1970 would miss changes."""
+    clock.be_right()
+    server = new_unset(clock, "anna:secret")
+    account = new_account(server, "anna", "secret")
+    desk, phone = pair(account)
+    put(desk, "picture.jpg", b"a picture")
+    settle(account, desk, phone)
+    server.stop()
+    index = server.base / "anna/media.db"
+    index.unlink()
+    clock.say(0)
+    found = ankipi(server, "check", "anna", "--fix")
+    with sqlite3.connect(index) as db:
+        [[number]] = db.execute("select last_usn from meta")
+    assert number >= MINUTES_OF_THIS_VERSION, found
