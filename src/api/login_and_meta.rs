@@ -75,7 +75,7 @@ impl App {
             return Err(Error::UnsupportedVersion(request.sync_version));
         }
         let name = call.user.as_deref().unwrap_or_default();
-        let denied = self.denied_files(Some(name));
+        let denied = self.newly_denied_files(name);
         if let Some(denied) = &denied {
             log::error!("{name:?} cannot sync: {}", denied.text);
         }

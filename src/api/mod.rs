@@ -20,8 +20,8 @@ use std::fs;
 use std::io::Read as _;
 use std::net::IpAddr;
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use crate::accounts::Accounts;
@@ -30,15 +30,16 @@ use crate::config::user_name::REMOVED_PREFIX;
 use crate::config::{Config, USERS_FILE};
 use crate::error::{Error, Result};
 use crate::files;
-use crate::files::access::{self, Concerns, Denied, ServerUser};
+use crate::files::access::{self, Concerns, Denied, ServerUser, Stamps};
 use crate::files::data_folder::DataFolder;
 use crate::files::spool;
 use crate::files::spool::Spool;
 use crate::http::keep_client_waiting::{KeepAliveBytes, WaitingReply};
 use crate::http::response::{Packing, Responder};
 use crate::http::{Request, Verb};
+use crate::limits_and_timeouts::at_most::{AtMost, Permit};
 use crate::logging::access_log::AccessLog;
-use crate::os::clock;
+use crate::os::{self, AnyCore, clock};
 use crate::sync::user::User;
 use crate::sync::users::Users;
 use authentication::Call;
@@ -62,6 +63,8 @@ pub struct App {
     /// Whether the clock was in doubt when it was last looked at.
     is_clock_unset: AtomicBool,
     spare: SpareStorage,
+    /// Users whose files the server may all use, and the stamps of the files then.
+    usable: Mutex<Vec<(String, Stamps)>>,
 }
 
 /// A reply in JSON, and a note for the log.
@@ -86,6 +89,7 @@ impl App {
             folder,
             is_clock_unset: AtomicBool::new(false),
             spare: SpareStorage::default(),
+            usable: Mutex::default(),
         };
         app.prepare_folders();
         // A killed server may have created folders without syncing their parent.
@@ -171,6 +175,7 @@ impl App {
         if let Err(err) = self.folder.check() {
             return refuse(request, err);
         }
+        let (_on_shared_core, _elsewhere) = choose_core(request.is_whole() && !method.is_long());
         let outcome = match method {
             Method::Upload => self.upload(request, log),
             Method::Download => self.download(request, log),
@@ -208,6 +213,26 @@ impl App {
                     })
                 }),
         }
+    }
+
+    /// As `denied_files` for a user of whom the last look found nothing: looks again if something has changed since, so that a
+    /// sync without changes asks for four files and not for 50.
+    fn newly_denied_files(&self, name: &str) -> Option<Denied> {
+        let now = Stamps::of(&self.config.base, name);
+        if self.usable().iter().any(|(of, stamps)| of == name && *stamps == now) {
+            return None;
+        }
+        let denied = self.denied_files(Some(name));
+        let mut usable = self.usable();
+        usable.retain(|(of, _)| of != name);
+        if denied.is_none() {
+            usable.push((name.to_owned(), now));
+        }
+        denied
+    }
+
+    fn usable(&self) -> MutexGuard<'_, Vec<(String, Stamps)>> {
+        self.usable.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The error for the log. If the server failed because it may not use a file, that says whose the file is.
@@ -323,6 +348,7 @@ impl App {
 
     /// Admits a request and spools its body.
     fn receive(&self, method: Method, request: &mut Request, log: &mut AccessLog) -> Result<(Call, Spool)> {
+        let is_whole = request.is_whole();
         let (call, mut body) = self.admit(method, request, log)?;
         let storage_limits = self.storage_limits(method, call.user.as_deref())?;
         let (spool, received) = match body.take_spool() {
@@ -337,7 +363,9 @@ impl App {
             }
         };
         log.received(received);
-        self.confirm(&call)?;
+        if !is_whole {
+            self.confirm(&call)?;
+        }
         storage_limits.as_ref().map_or(Ok(()), |limits| limits.check_whole(received.decoded))?;
         Ok((call, spool))
     }
@@ -408,6 +436,17 @@ impl App {
     }
 }
 
+/// Held by the one request that is answered on the core of the poll thread.
+static ON_SHARED_CORE: AtMost = AtMost::new(1);
+
+/// Keeps this thread on the core of the poll thread for a short step, if no other request is answered there. Otherwise lets it
+/// use any core, so that long work and requests at the same time use all of them.
+fn choose_core(is_short: bool) -> (Option<Permit>, Option<AnyCore>) {
+    let shared = if is_short { ON_SHARED_CORE.try_take() } else { None };
+    let elsewhere = shared.is_none().then(os::use_any_core);
+    (shared, elsewhere)
+}
+
 /// Finishes an interrupted `ankipi user remove --delete-data`.
 fn remove_deleted_users(base: &Path) -> Result<()> {
     for entry in fs::read_dir(base).map_err(Error::io("reading", base))? {
@@ -470,6 +509,20 @@ mod tests {
     use std::io::Write;
 
     use crate::http::test_wire::Wire;
+
+    #[test]
+    fn one_short_request_at_a_time_stays_on_the_core_of_the_poll_thread() {
+        let stays = |is_short: bool| match choose_core(is_short) {
+            (Some(permit), None) => Some(permit),
+            (None, Some(_)) => None,
+            _ => panic!("neither here nor there"),
+        };
+        assert!(stays(false).is_none());
+        let first = stays(true).unwrap();
+        assert!(stays(true).is_none());
+        drop(first);
+        assert!(stays(true).is_some());
+    }
 
     #[test]
     fn a_reply_that_began_early_has_the_size_that_it_announced() {

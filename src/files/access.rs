@@ -124,6 +124,24 @@ pub struct Denied {
     pub text: String,
 }
 
+/// Owner and mode of the files that matter most, and of the folders that hold the others: who copies files into a folder or
+/// gives all of them away changes the folder, too.
+#[derive(PartialEq, Eq)]
+pub struct Stamps([Option<(u64, i64, i64)>; 4]);
+
+impl Stamps {
+    /// As they are now, of a user's files.
+    pub fn of(base: &Path, name: &str) -> Stamps {
+        let dir = base.join(name);
+        let stamp = |path: &Path| {
+            let meta = fs::symlink_metadata(path).ok()?;
+            Some((meta.ino(), meta.ctime(), meta.ctime_nsec()))
+        };
+        let of_file = |file: &str| stamp(&dir.join(file));
+        Stamps([stamp(&dir), of_file("media"), of_file(COLLECTION_FILE), of_file(MEDIA_INDEX_FILE)])
+    }
+}
+
 /// The first file or folder of a user that the server may not use. Looks at few files, and opens none of them: closing a
 /// file that SQLite has open would release its locks.
 pub fn denied_to(who: &ServerUser, base: &Path, name: &str) -> Option<Denied> {

@@ -4,6 +4,7 @@
 
 mod allocator;
 pub mod clock;
+mod cores;
 mod disk;
 mod identity;
 mod interfaces;
@@ -15,6 +16,7 @@ mod sqlite_wal;
 mod terminal;
 
 pub use allocator::release_freed_memory;
+pub use cores::{AnyCore, share_one_core, use_any_core};
 pub use disk::{
     NO_FOLLOW, WholeFileSystem, can_be_shared_memory, check_access, check_writable, clone_file, free_bytes,
     has_no_locks, is_unsupported,

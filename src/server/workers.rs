@@ -4,6 +4,7 @@ use crate::api::App;
 use crate::error::{Error, Result};
 use crate::http::Request;
 use crate::limits_and_timeouts::WORKERS;
+use crate::os;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -17,6 +18,10 @@ pub(super) const WORKER_STACK_BYTES: usize = 512 * 1024;
 /// How long a stop waits for the workers' last requests after the connection layer has ended. With the connection layer's `stop_wait` this
 /// makes 10 seconds: init systems kill the process after that.
 const LAST_REQUEST_WAIT: Duration = Duration::from_secs(1);
+
+/// How long after a request the freed memory is kept, if nothing is open. A device without changes sends one request for its
+/// collection, and the next for its media.
+const KEEP_FREED_MEMORY: Duration = Duration::from_secs(1);
 
 /// The threads that answer requests.
 pub(super) struct Workers {
@@ -54,18 +59,29 @@ impl Workers {
     }
 }
 
-/// Answers requests until `stopping`. Between requests it rolls back sessions that timed out; without open sessions it
-/// sleeps until the next request.
+/// Answers requests until `stopping`. Between requests it rolls back sessions that timed out. Without open sessions it soon
+/// releases the freed memory that was kept for the next request, and then sleeps until there is one.
 fn work(app: &App, backend: &tiny_http::Server, stopping: &AtomicBool) {
+    let mut keeps_memory = false;
     while !stopping.load(Ordering::Relaxed) {
-        let request = match app.users().expire_sessions() {
+        let next = app.users().expire_sessions();
+        let request = match next {
             Some(wait) => backend.recv_timeout(wait),
+            None if keeps_memory => backend.recv_timeout(KEEP_FREED_MEMORY),
             None => backend.recv().map(Some),
         };
-        // No request or an error: `unblock` was called, or a session may have timed out.
-        if let Ok(Some(request)) = request {
-            // A panic ends this request and its user's session, but not the worker.
-            drop(catch_unwind(AssertUnwindSafe(|| app.answer(Request::new(request)))));
+        match request {
+            Ok(Some(request)) => {
+                keeps_memory = true;
+                // A panic ends this request and its user's session, but not the worker.
+                drop(catch_unwind(AssertUnwindSafe(|| app.answer(Request::new(request)))));
+            }
+            // `unblock` was called, or the time is over: a session may have timed out.
+            _ if next.is_none() => {
+                os::release_freed_memory();
+                keeps_memory = false;
+            }
+            _ => {}
         }
     }
 }

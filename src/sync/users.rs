@@ -13,7 +13,6 @@ use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::files;
 use crate::files::HeldFolder;
-use crate::os;
 use crate::sync::daily_backup;
 use crate::sync::user::{User, UserSettings};
 
@@ -154,11 +153,7 @@ impl Users {
     pub fn expire_sessions(&self) -> Option<Duration> {
         let users = self.all();
         let sessions = users.iter().filter_map(|user| user.expire(self.session_idle));
-        let next = sessions.chain(users.iter().filter_map(|user| user.media.close_if_idle())).min();
-        if next.is_none() {
-            os::release_freed_memory();
-        }
-        next
+        sessions.chain(users.iter().filter_map(|user| user.media.close_if_idle())).min()
     }
 
     /// Rolls back every session and closes the media stores.

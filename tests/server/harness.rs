@@ -174,6 +174,20 @@ impl TestServer {
         line.trim_matches(|c: char| !c.is_ascii_digit()).parse().unwrap()
     }
 
+    /// The names of the threads that may run on several cores.
+    pub fn threads_on_several_cores(&self) -> Vec<String> {
+        let tasks = fs::read_dir(format!("/proc/{}/task", self.child.id())).unwrap();
+        let statuses = tasks.filter_map(|task| fs::read_to_string(task.unwrap().path().join("status")).ok());
+        let field = |status: &str, name: &str| {
+            let line = status.lines().find_map(|line| line.strip_prefix(name)).unwrap();
+            line.trim_start_matches(":\t").to_owned()
+        };
+        statuses
+            .filter(|status| field(status, "Cpus_allowed_list").contains(['-', ',']))
+            .map(|status| field(&status, "Name"))
+            .collect()
+    }
+
     /// All files of the data folder: names and a hash of their contents; of a collection, with what its WAL holds.
     pub fn files(&self) -> BTreeMap<PathBuf, u64> {
         let mut files = BTreeMap::new();

@@ -1,0 +1,41 @@
+//! Short steps of a sync are answered on one core of the processor, to which no other core must be woken. What takes long uses any.
+
+use std::thread;
+use std::time::Instant;
+
+use crate::client::SlowDownload;
+use crate::harness::{EVENT_TIMEOUT, TestServer};
+use crate::readers::large;
+
+/// Waits until the threads that may run on several cores are these.
+#[track_caller]
+fn wait_until(server: &TestServer, is_expected: impl Fn(&[String]) -> bool) {
+    let deadline = Instant::now() + EVENT_TIMEOUT;
+    loop {
+        let threads = server.threads_on_several_cores();
+        if is_expected(&threads) {
+            return;
+        }
+        assert!(Instant::now() < deadline, "on several cores: {threads:?}");
+        thread::yield_now();
+    }
+}
+
+#[test]
+fn short_steps_share_a_core_and_a_download_leaves_it() {
+    if thread::available_parallelism().unwrap().get() == 1 {
+        return; // then all share it
+    }
+    let server = TestServer::holding(&large(2000, 4000), &[]);
+    let device = server.device();
+    for _ in 0..20 {
+        device.meta();
+        assert_eq!(server.threads_on_several_cores(), Vec::<String>::new());
+    }
+    let download = SlowDownload::begin(&device);
+    wait_until(&server, |threads| matches!(threads, [one] if one.starts_with("worker-")));
+    device.meta();
+    wait_until(&server, |threads| threads.len() == 1);
+    drop(download);
+    wait_until(&server, <[String]>::is_empty);
+}
