@@ -14,7 +14,6 @@ use crate::harness::{TestServer, collection, done, open, open_bytes, rows};
 use crate::sessions::{note, notes};
 
 /// A collection with this many notes `old`, each of twice so many bytes that do not compress well.
-/// A collection of so many notes, with twice so many bytes in each.
 pub fn large(notes: u32, bytes: u32) -> Vec<u8> {
     collection(&format!(
         "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < {notes})
