@@ -39,7 +39,7 @@ use crate::http::response::{Packing, Responder};
 use crate::http::{Request, Verb};
 use crate::limits_and_timeouts::at_most::{AtMost, Permit};
 use crate::logging::access_log::AccessLog;
-use crate::os::{self, AnyCore, clock};
+use crate::os::{self, clock};
 use crate::sync::user::User;
 use crate::sync::users::Users;
 use authentication::Call;
@@ -175,7 +175,7 @@ impl App {
         if let Err(err) = self.folder.check() {
             return refuse(request, err);
         }
-        let (_on_shared_core, _elsewhere) = choose_core(request.is_whole() && !method.is_long());
+        let _on_shared_core = choose_core(request.is_whole() && !method.is_long());
         let outcome = match method {
             Method::Upload => self.upload(request, log),
             Method::Download => self.download(request, log),
@@ -441,10 +441,12 @@ static ON_SHARED_CORE: AtMost = AtMost::new(1);
 
 /// Keeps this thread on the core of the poll thread for a short step, if no other request is answered there. Otherwise lets it
 /// use any core, so that long work and requests at the same time use all of them.
-fn choose_core(is_short: bool) -> (Option<Permit>, Option<AnyCore>) {
+fn choose_core(is_short: bool) -> Option<Permit> {
     let shared = if is_short { ON_SHARED_CORE.try_take() } else { None };
-    let elsewhere = shared.is_none().then(os::use_any_core);
-    (shared, elsewhere)
+    if shared.is_none() {
+        os::leave_shared_core();
+    }
+    shared
 }
 
 /// Finishes an interrupted `ankipi user remove --delete-data`.
@@ -512,16 +514,11 @@ mod tests {
 
     #[test]
     fn one_short_request_at_a_time_stays_on_the_core_of_the_poll_thread() {
-        let stays = |is_short: bool| match choose_core(is_short) {
-            (Some(permit), None) => Some(permit),
-            (None, Some(_)) => None,
-            _ => panic!("neither here nor there"),
-        };
-        assert!(stays(false).is_none());
-        let first = stays(true).unwrap();
-        assert!(stays(true).is_none());
+        assert!(choose_core(false).is_none());
+        let first = choose_core(true).unwrap();
+        assert!(choose_core(true).is_none());
         drop(first);
-        assert!(stays(true).is_some());
+        assert!(choose_core(true).is_some());
     }
 
     #[test]

@@ -14,9 +14,13 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use crate::config::user_name::SPOOL_PREFIX;
 use crate::limits_and_timeouts::at_most::{AtMost, Permit};
 use crate::limits_and_timeouts::{MEDIA_ZIP_MEMORY_BYTES, MEDIA_ZIPS_IN_MEMORY};
+use crate::os;
 
 /// How much of a body stays in memory. 250 notes of 2 KB fit; six workers with a body and a reply each take 6 MiB.
 const MEMORY_BYTES: usize = 512 * 1024;
+
+/// What is longer has many rows or a media file, and takes long.
+const SHORT_BYTES: u64 = 16 * 1024;
 
 /// Spools of media zips that have more than `MEMORY_BYTES` in memory.
 static IN_MEMORY: AtMost = AtMost::new(MEDIA_ZIPS_IN_MEMORY);
@@ -127,6 +131,9 @@ impl Spool {
 
 impl Write for Spool {
     fn write(&mut self, data: &[u8]) -> io::Result<usize> {
+        if self.len > SHORT_BYTES {
+            os::leave_shared_core();
+        }
         let written = match &mut self.overflow {
             Some(file) => file.write(data)?,
             None => match self.place.starts_at(&self.memory, data.len()) {

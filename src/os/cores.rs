@@ -5,6 +5,7 @@
 
 #![allow(unsafe_code)]
 
+use std::cell::Cell;
 use std::mem;
 use std::sync::OnceLock;
 
@@ -13,6 +14,8 @@ struct Cores {
     all: libc::cpu_set_t,
     /// One of them.
     shared: libc::cpu_set_t,
+    /// All but that one.
+    others: libc::cpu_set_t,
 }
 
 static CORES: OnceLock<Cores> = OnceLock::new();
@@ -27,8 +30,10 @@ pub fn share_one_core() {
         let is_known = libc::sched_getaffinity(0, bytes, &raw mut all) == 0 && libc::CPU_COUNT(&all) > 1;
         let Some(core) = usize::try_from(libc::sched_getcpu()).ok().filter(|_| is_known) else { return };
         libc::CPU_SET(core, &mut shared);
+        let mut others = all;
+        libc::CPU_CLR(core, &mut others);
         if keep_to(&shared) {
-            let _ = CORES.set(Cores { all, shared });
+            let _ = CORES.set(Cores { all, shared, others });
         }
     }
 }
@@ -39,17 +44,21 @@ fn keep_to(cores: &libc::cpu_set_t) -> bool {
     unsafe { libc::sched_setaffinity(0, mem::size_of::<libc::cpu_set_t>(), cores) == 0 }
 }
 
-/// While this lives, its thread runs on any core.
-pub struct AnyCore(());
-
-/// Lets this thread run on any core, for work that takes long.
-pub fn use_any_core() -> AnyCore {
-    CORES.get().map(|cores| keep_to(&cores.all));
-    AnyCore(())
+thread_local! {
+    static IS_ELSEWHERE: Cell<bool> = const { Cell::new(false) };
 }
 
-impl Drop for AnyCore {
-    fn drop(&mut self) {
+/// Moves this thread to another core, and lets it run on any from then on, for work that takes long: threads that may run
+/// only here do not wait for it.
+pub fn leave_shared_core() {
+    if !IS_ELSEWHERE.replace(true) {
+        CORES.get().map(|cores| keep_to(&cores.others) && keep_to(&cores.all));
+    }
+}
+
+/// Undoes `leave_shared_core`.
+pub fn return_to_shared_core() {
+    if IS_ELSEWHERE.replace(false) {
         CORES.get().map(|cores| keep_to(&cores.shared));
     }
 }
