@@ -22,7 +22,7 @@ use std::net::IpAddr;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::accounts::Accounts;
 use crate::accounts::known_accounts::AccountSettings;
@@ -439,14 +439,30 @@ impl App {
 /// Held by the one request that is answered on the core of the poll thread.
 static ON_SHARED_CORE: AtMost = AtMost::new(1);
 
-/// Keeps this thread on the core of the poll thread for a short step, if no other request is answered there. Otherwise lets it
-/// use any core, so that long work and requests at the same time use all of them.
+/// Until when that core is left alone, because requests came at the same time.
+static CROWDED_UNTIL: Mutex<Option<Instant>> = Mutex::new(None);
+
+/// How long it is left alone then. To move each request there and away again costs more than to share it saves.
+const CROWDED: Duration = Duration::from_secs(1);
+
+/// Keeps this thread on the core of the poll thread for a short step. If requests come at the same time, lets them use the other
+/// cores; long ones may use all.
 fn choose_core(is_short: bool) -> Option<Permit> {
-    let shared = if is_short { ON_SHARED_CORE.try_take() } else { None };
-    if shared.is_none() {
-        os::leave_shared_core();
+    if !is_short {
+        os::use_any_core();
+        return None;
     }
-    shared
+    let now = Instant::now();
+    let mut crowded_until = CROWDED_UNTIL.lock().unwrap_or_else(PoisonError::into_inner);
+    if crowded_until.is_none_or(|until| until <= now) {
+        if let Some(shared) = ON_SHARED_CORE.try_take() {
+            os::return_to_shared_core();
+            return Some(shared);
+        }
+        *crowded_until = Some(now + CROWDED);
+    }
+    os::leave_shared_core();
+    None
 }
 
 /// Finishes an interrupted `ankipi user remove --delete-data`.
@@ -518,6 +534,8 @@ mod tests {
         let first = choose_core(true).unwrap();
         assert!(choose_core(true).is_none());
         drop(first);
+        assert!(choose_core(true).is_none(), "requests came at the same time");
+        *CROWDED_UNTIL.lock().unwrap() = Some(Instant::now());
         assert!(choose_core(true).is_some());
     }
 

@@ -44,21 +44,43 @@ fn keep_to(cores: &libc::cpu_set_t) -> bool {
     unsafe { libc::sched_setaffinity(0, mem::size_of::<libc::cpu_set_t>(), cores) == 0 }
 }
 
+#[derive(Clone, Copy, PartialEq)]
+enum Place {
+    /// On the shared core alone.
+    Shared,
+    /// On all others.
+    Others,
+    /// On any core, maybe on the shared one.
+    Any,
+}
+
 thread_local! {
-    static IS_ELSEWHERE: Cell<bool> = const { Cell::new(false) };
+    static PLACE: Cell<Place> = const { Cell::new(Place::Shared) };
 }
 
-/// Moves this thread to another core, and lets it run on any from then on, for work that takes long: threads that may run
-/// only here do not wait for it.
-pub fn leave_shared_core() {
-    if !IS_ELSEWHERE.replace(true) {
-        CORES.get().map(|cores| keep_to(&cores.others) && keep_to(&cores.all));
+fn go(place: Place) {
+    if PLACE.replace(place) != place
+        && let Some(cores) = CORES.get()
+    {
+        keep_to(match place {
+            Place::Shared => &cores.shared,
+            Place::Others => &cores.others,
+            Place::Any => &cores.all,
+        });
     }
 }
 
-/// Undoes `leave_shared_core`.
+/// Keeps this thread on the shared core again.
 pub fn return_to_shared_core() {
-    if IS_ELSEWHERE.replace(false) {
-        CORES.get().map(|cores| keep_to(&cores.shared));
-    }
+    go(Place::Shared);
+}
+
+/// Keeps this thread away from the shared core, so that those that may run only there do not wait for it.
+pub fn leave_shared_core() {
+    go(Place::Others);
+}
+
+/// Lets this thread run on any core.
+pub fn use_any_core() {
+    go(Place::Any);
 }

@@ -75,7 +75,6 @@ fn work(app: &App, backend: &tiny_http::Server, stopping: &AtomicBool) {
                 keeps_memory = true;
                 // A panic ends this request and its user's session, but not the worker.
                 drop(catch_unwind(AssertUnwindSafe(|| app.answer(Request::new(request)))));
-                os::return_to_shared_core();
             }
             // `unblock` was called, or the time is over: a session may have timed out.
             _ if next.is_none() => {
