@@ -445,16 +445,12 @@ static CROWDED_UNTIL: Mutex<Option<Instant>> = Mutex::new(None);
 /// How long it is left alone then. To move each request there and away again costs more than to share it saves.
 const CROWDED: Duration = Duration::from_secs(1);
 
-/// Keeps this thread on the core of the poll thread for a short step. If requests come at the same time, lets them use the other
-/// cores; long ones may use all.
+/// Keeps this thread on the core of the poll thread for a short step, if no others come at the same time. Otherwise keeps it on
+/// the other cores.
 fn choose_core(is_short: bool) -> Option<Permit> {
-    if !is_short {
-        os::use_any_core();
-        return None;
-    }
     let now = Instant::now();
     let mut crowded_until = CROWDED_UNTIL.lock().unwrap_or_else(PoisonError::into_inner);
-    if crowded_until.is_none_or(|until| until <= now) {
+    if is_short && crowded_until.is_none_or(|until| until <= now) {
         if let Some(shared) = ON_SHARED_CORE.try_take() {
             os::return_to_shared_core();
             return Some(shared);

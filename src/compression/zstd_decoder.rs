@@ -148,7 +148,7 @@ impl Frames {
     fn decode_block(&mut self, source: &mut dyn BufRead) -> io::Result<()> {
         match &mut self.free_blocks {
             Some(0) if self.turn.is_none() => {
-                os::use_any_core();
+                os::leave_shared_core();
                 self.turn = Some(UNPACKING.take());
             }
             // Whoever waits for a core goes first.

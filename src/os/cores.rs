@@ -10,11 +10,9 @@ use std::mem;
 use std::sync::OnceLock;
 
 struct Cores {
-    /// Those that this process may use.
-    all: libc::cpu_set_t,
-    /// One of them.
+    /// The one of the short steps.
     shared: libc::cpu_set_t,
-    /// All but that one.
+    /// All others that this process may use.
     others: libc::cpu_set_t,
 }
 
@@ -33,7 +31,7 @@ pub fn share_one_core() {
         let mut others = all;
         libc::CPU_CLR(core, &mut others);
         if keep_to(&shared) {
-            let _ = CORES.set(Cores { all, shared, others });
+            let _ = CORES.set(Cores { shared, others });
         }
     }
 }
@@ -44,43 +42,20 @@ fn keep_to(cores: &libc::cpu_set_t) -> bool {
     unsafe { libc::sched_setaffinity(0, mem::size_of::<libc::cpu_set_t>(), cores) == 0 }
 }
 
-#[derive(Clone, Copy, PartialEq)]
-enum Place {
-    /// On the shared core alone.
-    Shared,
-    /// On all others.
-    Others,
-    /// On any core, maybe on the shared one.
-    Any,
-}
-
 thread_local! {
-    static PLACE: Cell<Place> = const { Cell::new(Place::Shared) };
-}
-
-fn go(place: Place) {
-    if PLACE.replace(place) != place
-        && let Some(cores) = CORES.get()
-    {
-        keep_to(match place {
-            Place::Shared => &cores.shared,
-            Place::Others => &cores.others,
-            Place::Any => &cores.all,
-        });
-    }
+    static IS_ELSEWHERE: Cell<bool> = const { Cell::new(false) };
 }
 
 /// Keeps this thread on the shared core again.
 pub fn return_to_shared_core() {
-    go(Place::Shared);
+    if IS_ELSEWHERE.replace(false) {
+        CORES.get().map(|cores| keep_to(&cores.shared));
+    }
 }
 
-/// Keeps this thread away from the shared core, so that those that may run only there do not wait for it.
+/// Keeps this thread on the other cores, so that those that may run only on the shared one do not wait for it.
 pub fn leave_shared_core() {
-    go(Place::Others);
-}
-
-/// Lets this thread run on any core.
-pub fn use_any_core() {
-    go(Place::Any);
+    if !IS_ELSEWHERE.replace(true) {
+        CORES.get().map(|cores| keep_to(&cores.others));
+    }
 }

@@ -1,4 +1,4 @@
-//! Short steps of a sync are answered on one core of the processor, to which no other core must be woken. What takes long uses any.
+//! Short steps of a sync are answered on one core of the processor, so that none must be woken. What takes long uses the others.
 
 use std::thread;
 use std::time::Instant;
@@ -7,16 +7,16 @@ use crate::client::SlowDownload;
 use crate::harness::{EVENT_TIMEOUT, TestServer};
 use crate::readers::large;
 
-/// Waits until the threads that may run on several cores are these.
+/// Waits until the threads on other cores than the main thread are these.
 #[track_caller]
 fn wait_until(server: &TestServer, is_expected: impl Fn(&[String]) -> bool) {
     let deadline = Instant::now() + EVENT_TIMEOUT;
     loop {
-        let threads = server.threads_on_several_cores();
+        let threads = server.threads_elsewhere();
         if is_expected(&threads) {
             return;
         }
-        assert!(Instant::now() < deadline, "on several cores: {threads:?}");
+        assert!(Instant::now() < deadline, "elsewhere: {threads:?}");
         thread::yield_now();
     }
 }
@@ -30,7 +30,7 @@ fn short_steps_share_a_core_and_a_download_leaves_it() {
     let device = server.device();
     for _ in 0..20 {
         device.meta();
-        assert_eq!(server.threads_on_several_cores(), Vec::<String>::new());
+        assert_eq!(server.threads_elsewhere(), Vec::<String>::new());
     }
     let download = SlowDownload::begin(&device);
     wait_until(&server, |threads| matches!(threads, [one] if one.starts_with("worker-")));
