@@ -12,8 +12,7 @@
 //!   |                      timeouts; passes one request at a time per connection to tiny_http over a private Unix
 //!   |                      socket (`kept_backends`: small requests of all clients share three connections); lets clients
 //!   |                      take turns, and an everyday sync end before the next begins (`queue`)
-//!   server::workers        six threads take requests from tiny_http; a panic ends its request only. For a short step, poll
-//!                          thread, tiny_http's and the worker share one core (`os::cores`)
+//!   server::workers        six threads take requests from tiny_http; a panic ends its request only
 //!   api                    finds the route, then checks the head: version, host key -> user, session key, size
 //!   |  accounts            passwords, host keys of devices, how often somebody may guess
 //!   http::body             socket -> limit on wire bytes -> zstd, or (clients before 2.1.57) a form with gzip in it

@@ -22,7 +22,7 @@ use std::net::IpAddr;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use crate::accounts::Accounts;
 use crate::accounts::known_accounts::AccountSettings;
@@ -37,9 +37,8 @@ use crate::files::spool::Spool;
 use crate::http::keep_client_waiting::{KeepAliveBytes, WaitingReply};
 use crate::http::response::{Packing, Responder};
 use crate::http::{Request, Verb};
-use crate::limits_and_timeouts::at_most::{AtMost, Permit};
 use crate::logging::access_log::AccessLog;
-use crate::os::{self, clock};
+use crate::os::clock;
 use crate::sync::user::User;
 use crate::sync::users::Users;
 use authentication::Call;
@@ -175,7 +174,6 @@ impl App {
         if let Err(err) = self.folder.check() {
             return refuse(request, err);
         }
-        let _on_shared_core = choose_core(request.is_whole() && !method.is_long());
         let outcome = match method {
             Method::Upload => self.upload(request, log),
             Method::Download => self.download(request, log),
@@ -436,31 +434,6 @@ impl App {
     }
 }
 
-/// Held by the one request that is answered on the core of the poll thread.
-static ON_SHARED_CORE: AtMost = AtMost::new(1);
-
-/// Until when that core is left alone, because requests came at the same time.
-static CROWDED_UNTIL: Mutex<Option<Instant>> = Mutex::new(None);
-
-/// How long it is left alone then. To move each request there and away again costs more than to share it saves.
-const CROWDED: Duration = Duration::from_secs(1);
-
-/// Keeps this thread on the core of the poll thread for a short step, if no others come at the same time. Otherwise keeps it on
-/// the other cores.
-fn choose_core(is_short: bool) -> Option<Permit> {
-    let now = Instant::now();
-    let mut crowded_until = CROWDED_UNTIL.lock().unwrap_or_else(PoisonError::into_inner);
-    if is_short && crowded_until.is_none_or(|until| until <= now) {
-        if let Some(shared) = ON_SHARED_CORE.try_take() {
-            os::return_to_shared_core();
-            return Some(shared);
-        }
-        *crowded_until = Some(now + CROWDED);
-    }
-    os::leave_shared_core();
-    None
-}
-
 /// Finishes an interrupted `ankipi user remove --delete-data`.
 fn remove_deleted_users(base: &Path) -> Result<()> {
     for entry in fs::read_dir(base).map_err(Error::io("reading", base))? {
@@ -523,17 +496,6 @@ mod tests {
     use std::io::Write;
 
     use crate::http::test_wire::Wire;
-
-    #[test]
-    fn one_short_request_at_a_time_stays_on_the_core_of_the_poll_thread() {
-        assert!(choose_core(false).is_none());
-        let first = choose_core(true).unwrap();
-        assert!(choose_core(true).is_none());
-        drop(first);
-        assert!(choose_core(true).is_none(), "requests came at the same time");
-        *CROWDED_UNTIL.lock().unwrap() = Some(Instant::now());
-        assert!(choose_core(true).is_some());
-    }
 
     #[test]
     fn a_reply_that_began_early_has_the_size_that_it_announced() {

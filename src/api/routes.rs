@@ -70,13 +70,6 @@ pub enum Method {
     MediaSanity,
 }
 
-impl Method {
-    /// Whether it takes long also with a small body: it hashes, or its reply is large.
-    pub fn is_long(self) -> bool {
-        matches!(self, Method::HostKey | Method::Upload | Method::Download | Method::DownloadFiles)
-    }
-}
-
 const METHODS: &[(&str, Method)] = &[
     ("hostKey", Method::HostKey),
     ("meta", Method::Meta),

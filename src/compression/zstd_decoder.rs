@@ -7,7 +7,6 @@ use crate::limits_and_timeouts::at_most::{AtMost, Permit};
 use crate::limits_and_timeouts::{
     UNPACKING_AT_ONCE, UNPACKING_FREE_BLOCKS, ZSTD_LARGE_WINDOW_BYTES, ZSTD_WINDOW_BYTES,
 };
-use crate::os;
 use ruzstd::decoding::{BlockDecodingStrategy, FrameDecoder};
 
 /// Maximum frames of one body. Parallel encoders make one for each few MiB.
@@ -147,10 +146,7 @@ impl Frames {
 
     fn decode_block(&mut self, source: &mut dyn BufRead) -> io::Result<()> {
         match &mut self.free_blocks {
-            Some(0) if self.turn.is_none() => {
-                os::leave_shared_core();
-                self.turn = Some(UNPACKING.take());
-            }
+            Some(0) if self.turn.is_none() => self.turn = Some(UNPACKING.take()),
             // Whoever waits for a core goes first.
             Some(0) => std::thread::yield_now(),
             None => {}

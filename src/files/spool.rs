@@ -14,13 +14,9 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use crate::config::user_name::SPOOL_PREFIX;
 use crate::limits_and_timeouts::at_most::{AtMost, Permit};
 use crate::limits_and_timeouts::{MEDIA_ZIP_MEMORY_BYTES, MEDIA_ZIPS_IN_MEMORY};
-use crate::os;
 
 /// How much of a body stays in memory. 250 notes of 2 KB fit; six workers with a body and a reply each take 6 MiB.
 const MEMORY_BYTES: usize = 512 * 1024;
-
-/// Longer JSON has many rows, which take long.
-const SHORT_JSON_BYTES: u64 = 4096;
 
 /// Spools of media zips that have more than `MEMORY_BYTES` in memory.
 static IN_MEMORY: AtMost = AtMost::new(MEDIA_ZIPS_IN_MEMORY);
@@ -131,9 +127,6 @@ impl Spool {
 
 impl Write for Spool {
     fn write(&mut self, data: &[u8]) -> io::Result<usize> {
-        if self.len > SHORT_JSON_BYTES && matches!(self.place, Place::Nameless(_)) {
-            os::leave_shared_core();
-        }
         let written = match &mut self.overflow {
             Some(file) => file.write(data)?,
             None => match self.place.starts_at(&self.memory, data.len()) {

@@ -4,7 +4,6 @@
 
 mod allocator;
 pub mod clock;
-mod cores;
 mod disk;
 mod identity;
 mod interfaces;
@@ -16,7 +15,6 @@ mod sqlite_wal;
 mod terminal;
 
 pub use allocator::release_freed_memory;
-pub use cores::{leave_shared_core, return_to_shared_core, share_one_core};
 pub use disk::{
     NO_FOLLOW, WholeFileSystem, can_be_shared_memory, check_access, check_writable, clone_file, free_bytes,
     has_no_locks, is_unsupported,

@@ -51,7 +51,6 @@ pub fn run(config: Config, reload: impl Fn() -> Result<Config> + Send + 'static)
     os::clock::remember_start();
     let Listeners { sockets, names, made } = Listeners::open(&config)?;
     let app = Arc::new(App::open(config.clone(), folder)?);
-    os::share_one_core(); // before the first thread
     let (backend, socket) = private_listener(&config.base)?;
     let backend = tiny_http::Server::from_listener(backend, None)
         .map_err(|err| Error::Broken(format!("starting tiny_http: {err}")))?;

@@ -155,7 +155,6 @@ impl DailyCopy {
     pub fn start(self, source: Source) -> Result<()> {
         let work = move || {
             os::lower_priority();
-            os::leave_shared_core();
             if let Err(err) = self.make(source) {
                 let _ = fs::remove_file(&self.unfinished);
                 log::error!("{}: no daily copy of the collection: {err}", self.user_name);

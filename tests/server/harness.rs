@@ -174,22 +174,6 @@ impl TestServer {
         line.trim_matches(|c: char| !c.is_ascii_digit()).parse().unwrap()
     }
 
-    /// The names of the threads that are kept on other cores than the main thread.
-    pub fn threads_elsewhere(&self) -> Vec<String> {
-        let tasks = format!("/proc/{}/task", self.child.id());
-        let field = |status: &str, name: &str| {
-            let line = status.lines().find_map(|line| line.strip_prefix(name)).unwrap();
-            line.trim_start_matches(":\t").to_owned()
-        };
-        let main = fs::read_to_string(format!("{tasks}/{}/status", self.child.id())).unwrap();
-        let cores = field(&main, "Cpus_allowed_list");
-        let statuses = fs::read_dir(tasks).unwrap();
-        let statuses =
-            statuses.filter_map(|task| fs::read_to_string(task.unwrap().path().join("status")).ok());
-        let elsewhere = statuses.filter(|status| field(status, "Cpus_allowed_list") != cores);
-        elsewhere.map(|status| field(&status, "Name")).collect()
-    }
-
     /// All files of the data folder: names and a hash of their contents; of a collection, with what its WAL holds.
     pub fn files(&self) -> BTreeMap<PathBuf, u64> {
         let mut files = BTreeMap::new();

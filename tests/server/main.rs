@@ -11,7 +11,6 @@ mod accounts; // users and devices that come and go while the server runs; guess
 mod accounts_model; // random histories of accounts against a simple model
 mod auth; // every endpoint with every kind of key
 mod commands; // what the commands say, and with what they end
-mod cores; // on which cores of the processor requests are answered
 mod hostile; // bad input at every endpoint: the right status, a log line, flat memory, untouched files
 mod http; // paths, verbs, framing, pages
 mod legacy; // forms, and what else clients before 2.1.57 send

@@ -14,7 +14,7 @@ use crate::harness::{TestServer, collection, done, open, open_bytes, rows};
 use crate::sessions::{note, notes};
 
 /// A collection with this many notes `old`, each of twice so many bytes that do not compress well.
-pub fn large(notes: u32, bytes: u32) -> Vec<u8> {
+fn large(notes: u32, bytes: u32) -> Vec<u8> {
     collection(&format!(
         "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < {notes})
          INSERT INTO notes SELECT i, 'g' || i, 1795428020052, 1, 0, '', 'old ' || char(31) || hex(randomblob({bytes})),

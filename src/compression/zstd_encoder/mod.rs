@@ -136,7 +136,6 @@ impl<W: Write> Encoder<W> {
             link.with_speed(&mut |speed| speed.sent(self.wire.len()));
         }
         // A long reply keeps a core busy: whoever waits for one goes first.
-        crate::os::leave_shared_core();
         std::thread::yield_now();
         Ok(())
     }
