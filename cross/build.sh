@@ -12,7 +12,7 @@ set -euo pipefail
 repo=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 tools=${CROSS_TOOLS:-$repo/cross/.tools}
 out=${CROSS_TARGET:-$repo/target/cross}
-# Routers have little flash.
+# No program may be larger: routers have little flash.
 max_bytes=3145728
 # Pinned: a linker is part of what is tested. zig 0.17.1 replaces the malloc of musl by one of its own, which
 # does not use memory again that one thread took and another freed: 45 MB in half an hour of syncs.
@@ -136,8 +136,8 @@ prepare_target() {
     # zig makes -Os of -Oz, with which SQLite is 100 KB larger. The program is never moved in memory, so no code is needed for it.
     c+=" -fno-pic -Xclang -Oz"
     rust+=" -Ctarget-feature=+crt-static -Crelocation-model=static"
-    # A panic in a destructor, where nothing of ours or of the libraries panics, ends the server and not its request alone.
-    # So no code is needed for what comes after it: 60 KB.
+    # No destructor of ours or of the libraries panics in a state that occurs (tiny_http's have two `unwrap`). If one did, the
+    # server would end, and not one request. The code to go on after it has 60 KB.
     rust+=$(flag_if_known -Zpanic-in-drop=abort)
     case $1 in
         mips*)

@@ -361,6 +361,7 @@ impl App {
             }
         };
         log.received(received);
+        // A body that was here whole has taken no time.
         if !is_whole {
             self.confirm(&call)?;
         }

@@ -152,7 +152,7 @@ impl Frames {
             None => {}
             Some(blocks) => *blocks -= 1,
         }
-        let mut source = Observed { source, error: None };
+        let mut source = KeepError { source, error: None };
         let decoded = self.decoder.decode_blocks(&mut source, BlockDecodingStrategy::UptoBlocks(1));
         // What ruzstd says of damaged data helps nobody, and the texts take 30 KB of the program.
         let Err(_) = decoded else { return Ok(()) };
@@ -198,12 +198,12 @@ impl Frames {
 }
 
 /// Remembers an error of the source, of which ruzstd would make one of its own.
-struct Observed<'a> {
+struct KeepError<'a> {
     source: &'a mut dyn BufRead,
     error: Option<io::Error>,
 }
 
-impl Read for Observed<'_> {
+impl Read for KeepError<'_> {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
         self.source.read(buf).map_err(|err| {
             let kind = err.kind();
@@ -355,6 +355,36 @@ mod tests {
         assert_eq!(usual.unwrap_err().kind(), io::ErrorKind::FileTooLarge);
         // A frame that is its own window, as encoders make it if they know the length.
         assert!(decoded(&zstd::bulk::compress(&repeated, 19).unwrap()).unwrap() == repeated);
+    }
+
+    /// Ends with an error of a disk.
+    struct Failing<'a>(&'a [u8]);
+
+    impl Read for Failing<'_> {
+        fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+            if self.0.is_empty() { Err(io::Error::from_raw_os_error(5)) } else { self.0.read(buf) }
+        }
+    }
+
+    #[test]
+    fn an_error_of_the_source_is_told_as_it_is_and_damage_as_damage() {
+        let data = noise(300_000);
+        let wire = encoded(20, &data);
+        let read = |source: &mut dyn Read| {
+            let mut plain = Vec::new();
+            let mut decoder = Decoder::new(io::BufReader::new(source), ZSTD_WINDOW_BYTES)?;
+            decoder.read_to_end(&mut plain)
+        };
+        for cut in [2, 5, 1000, 200_000] {
+            let err = read(&mut Failing(&wire[..cut])).unwrap_err();
+            assert_eq!(err.raw_os_error(), Some(5), "{cut}: {err}");
+        }
+        // The type of the first block, of which 3 is none.
+        let mut damaged = wire.clone();
+        let header =
+            if damaged[4] >> 6 == 0 { 6 } else { 4 + 2 + [1, 2, 4, 8][usize::from(damaged[4] >> 6)] };
+        damaged[header] |= 6;
+        assert_eq!(read(&mut &damaged[..]).unwrap_err().kind(), io::ErrorKind::InvalidData);
     }
 
     #[test]

@@ -124,8 +124,8 @@ pub struct Denied {
     pub text: String,
 }
 
-/// Owner and mode of the files that matter most, and of the folders that hold the others: who copies files into a folder or
-/// gives all of them away changes the folder, too.
+/// When the files that matter most were last changed, their owner and mode included, and the folders that hold the others: who
+/// copies files into a folder, or gives a whole folder to another user, changes the folder too.
 #[derive(PartialEq, Eq)]
 pub struct Stamps([Option<(u64, i64, i64)>; 4]);
 
@@ -267,6 +267,34 @@ fn quoted(path: &Path) -> String {
 mod tests {
     use super::*;
     use std::os::unix::fs::PermissionsExt;
+
+    #[test]
+    fn stamps_change_with_the_mode_of_each_file_and_with_what_a_folder_holds() {
+        let base = tempfile::tempdir().unwrap();
+        let dir = base.path().join("anna");
+        fs::create_dir_all(dir.join("media")).unwrap();
+        fs::write(dir.join("collection.anki2"), "").unwrap();
+        fs::write(dir.join("media.db"), "").unwrap();
+        let stamps = || Stamps::of(base.path(), "anna");
+        let mut before = stamps();
+        assert!(stamps() == before);
+        let mut expect_change = |what: &str, change: &dyn Fn()| {
+            // The kernel's clock for files has steps of some milliseconds.
+            std::thread::sleep(std::time::Duration::from_millis(20));
+            change();
+            assert!(stamps() != before, "{what}");
+            before = stamps();
+        };
+        for name in [".", "media", "collection.anki2", "media.db"] {
+            let path = dir.join(name);
+            expect_change(name, &|| {
+                fs::set_permissions(&path, fs::Permissions::from_mode(0o700)).unwrap();
+            });
+        }
+        expect_change("keys", &|| fs::write(dir.join("keys"), "").unwrap());
+        expect_change("a.jpg", &|| fs::write(dir.join("media/a.jpg"), "").unwrap());
+        expect_change("gone", &|| fs::remove_file(dir.join("media.db")).unwrap());
+    }
 
     #[test]
     fn the_first_file_that_the_server_may_not_use_is_named_with_the_remedy() {

@@ -4,14 +4,8 @@ use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
 /// So many permits.
 pub struct AtMost {
-    counts: Mutex<Counts>,
+    free: Mutex<usize>,
     freed: Condvar,
-}
-
-struct Counts {
-    free: usize,
-    /// Threads that wait for a permit. To wake one is a system call.
-    waiting: usize,
 }
 
 /// A permit; given back when it is dropped.
@@ -20,40 +14,33 @@ pub struct Permit(&'static AtMost);
 impl AtMost {
     /// With `count` permits.
     pub const fn new(count: usize) -> AtMost {
-        AtMost { counts: Mutex::new(Counts { free: count, waiting: 0 }), freed: Condvar::new() }
+        AtMost { free: Mutex::new(count), freed: Condvar::new() }
     }
 
-    fn counts(&self) -> MutexGuard<'_, Counts> {
-        self.counts.lock().unwrap_or_else(PoisonError::into_inner)
+    fn free(&self) -> MutexGuard<'_, usize> {
+        self.free.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// A permit, if one is free.
     pub fn try_take(&'static self) -> Option<Permit> {
-        let mut counts = self.counts();
-        counts.free = counts.free.checked_sub(1)?;
+        let mut free = self.free();
+        *free = free.checked_sub(1)?;
         Some(Permit(self))
     }
 
     /// A permit, once one is free.
     pub fn take(&'static self) -> Permit {
-        let mut counts = self.counts();
-        while counts.free == 0 {
-            counts.waiting += 1;
-            counts = self.freed.wait(counts).unwrap_or_else(PoisonError::into_inner);
-            counts.waiting -= 1;
-        }
-        counts.free -= 1;
+        let free = self.free();
+        let mut free = self.freed.wait_while(free, |free| *free == 0).unwrap_or_else(PoisonError::into_inner);
+        *free -= 1;
         Permit(self)
     }
 }
 
 impl Drop for Permit {
     fn drop(&mut self) {
-        let mut counts = self.0.counts();
-        counts.free += 1;
-        if counts.waiting > 0 {
-            self.0.freed.notify_one();
-        }
+        *self.0.free() += 1;
+        self.0.freed.notify_one();
     }
 }
 
