@@ -18,6 +18,7 @@ cd "$repo"
 measuring=(
     zips_that_no_client_sends_change_nothing
     bombs_go_off_in_flat_memory
+    windows_of_many_small_bodies_stay_within_the_memory_of_the_server
     bodies_that_do_not_decode_are_400
     bodies_over_the_limit_are_413_and_the_log_names_the_variable
     wrong_shapes_are_400_and_the_session_survives_them
@@ -26,6 +27,7 @@ measuring=(
     a_note_of_many_megabytes_is_refused_without_being_read
     a_note_of_many_megabytes_that_is_in_place_stops_its_sync_alone
     what_requests_take_they_give_back_however_many_come_at_once
+    an_open_sync_takes_little_memory_while_many_are_open
     whatever_is_zstd_is_taken_within_the_memory_of_one_client
     # What happens while a password is hashed, of which an emulator needs many times as long.
     a_login_brings_back_neither_an_account_nor_a_password_of_before

@@ -53,7 +53,13 @@ impl Server {
         self.child.wait().unwrap();
     }
 
+    /// VmHWM. Under an emulator it would be that of the emulator, so this panics there.
     pub fn peak_kib(&self) -> u64 {
+        let program = fs::read_link(format!("/proc/{}/exe", self.child.id())).unwrap();
+        assert!(
+            !program.to_string_lossy().contains("qemu"),
+            "add this test to `measuring` of cross/check.sh"
+        );
         let status = fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
         let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
         line.trim().trim_end_matches(" kB").parse().unwrap()

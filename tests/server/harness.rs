@@ -167,8 +167,13 @@ impl TestServer {
         self.log.take(wanted)
     }
 
-    /// A figure of the process in KiB, such as VmHWM.
+    /// A figure of the process in KiB, such as VmHWM. Under an emulator it would be that of the emulator, so this panics there.
     pub fn memory_kib(&self, figure: &str) -> u64 {
+        let program = fs::read_link(format!("/proc/{}/exe", self.child.id())).unwrap();
+        assert!(
+            !program.to_string_lossy().contains("qemu"),
+            "add this test to `measuring` of cross/check.sh"
+        );
         let status = fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
         let line = status.lines().find_map(|line| line.strip_prefix(figure)).unwrap();
         line.trim_matches(|c: char| !c.is_ascii_digit()).parse().unwrap()
