@@ -354,6 +354,11 @@ impl Collection {
         self.forget_totals_of_others()
     }
 
+    /// Changes the size of the page cache.
+    pub fn set_page_cache(&self, kib: u32) -> Result<()> {
+        Ok(self.db.execute_batch(&format!("PRAGMA cache_size = -{kib}"))?)
+    }
+
     /// Frees what SQLite can read or prepare again: unchanged pages, and statements.
     pub fn release_caches(&self) {
         self.db.flush_prepared_statement_cache();

@@ -12,14 +12,11 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use crate::config::user_name::SPOOL_PREFIX;
-use crate::limits_and_timeouts::at_most::{AtMost, Permit};
-use crate::limits_and_timeouts::{MEDIA_ZIP_MEMORY_BYTES, MEDIA_ZIPS_IN_MEMORY};
+use crate::limits_and_timeouts::at_most::Permit;
+use crate::limits_and_timeouts::{MEDIA_ZIP_MEMORY_BYTES, SPARE_MEMORY};
 
 /// How much of a body stays in memory. 250 notes of 2 KB fit; six workers with a body and a reply each take 6 MiB.
 const MEMORY_BYTES: usize = 512 * 1024;
-
-/// Spools of media zips that have more than `MEMORY_BYTES` in memory.
-static IN_MEMORY: AtMost = AtMost::new(MEDIA_ZIPS_IN_MEMORY);
 
 /// A body that is written first, then read.
 pub struct Spool {
@@ -50,8 +47,8 @@ impl Spool {
 
     /// An empty spool that overflows into the file at `path`, which can be kept, so that it need not be written twice. Once
     /// more than the usual amount is in memory, `starts_at` gets it. It returns the offset of the byte with which the file
-    /// must begin, or `None` to keep collecting in memory, up to `MEDIA_ZIP_MEMORY_BYTES` while few others do. While others do,
-    /// nothing stays in memory.
+    /// must begin, or `None` to keep collecting in memory, up to `MEDIA_ZIP_MEMORY_BYTES` while `SPARE_MEMORY` is free.
+    /// Otherwise nothing stays in memory.
     pub fn with_file(path: PathBuf, starts_at: fn(&[u8]) -> Option<usize>) -> Spool {
         Spool::at(Place::Named { path, starts_at, is_kept: Cell::new(false), permit: None })
     }
@@ -174,7 +171,7 @@ impl Place {
         if let Some(start) = starts_at(memory) {
             return Some(start.min(memory.len()));
         }
-        *permit = permit.take().or_else(|| IN_MEMORY.try_take());
+        *permit = permit.take().or_else(|| SPARE_MEMORY.try_take());
         match permit {
             Some(_) if memory.len() + more <= MEDIA_ZIP_MEMORY_BYTES => None,
             Some(_) => Some(memory.len()),

@@ -11,7 +11,7 @@
 //! | body as sent, body unpacked | MAX_SYNC_PAYLOAD_MEGS, `SMALL_BODY_BYTES` | `http::body`, by the declared length before a byte is read |
 //! | memory of decoders | `ZSTD_*` | `compression::zstd_decoder` |
 //! | small bodies that are unpacked to much at once | `UNPACKING_*` | `compression::zstd_decoder` |
-//! | media zips in memory | `MEDIA_ZIP_MEMORY_BYTES`, `MEDIA_ZIPS_IN_MEMORY` | `files::spool` |
+//! | a media zip or many pages in memory | `MEDIA_ZIP_MEMORY_BYTES`, `MANY_ROWS_CACHE_KIB`, `SPARE_MEMORY` | `files::spool`, `sync::session` |
 //! | a row, a notetype, a deck | MAX_SYNC_ROW_MEGS, `LARGE_ELEMENT_BYTES` | `messages`, `sync` |
 //! | parts and texts of a form | `FORM_*` | `http::form` |
 //! | entries of a media zip, unpacked | `MEDIA_*` | `media::zip`, `media::upload` |
@@ -26,9 +26,11 @@
 //!
 //! Imports nothing but the standard library.
 
+pub mod at_most;
+
 use std::time::Duration;
 
-pub mod at_most;
+use at_most::AtMost;
 
 /// The limits of connections and requests. The defaults fit a board with 64 MB of RAM and the timeouts of the known
 /// clients.
@@ -301,8 +303,13 @@ pub const LARGE_ELEMENT_BYTES: u64 = 1024 * 1024;
 /// spooled to disk.
 pub const MEDIA_ZIP_MEMORY_BYTES: usize = 3 * 1024 * 1024;
 
-/// How many zips may have so much in memory. Of others, what is beyond the usual size of a spool goes to the disk.
-pub const MEDIA_ZIPS_IN_MEMORY: usize = 1;
+/// Page cache of a sync with many rows, in KiB, where it has `SPARE_MEMORY`: most of the index that 200 000 reviews are
+/// spread over.
+pub const MANY_ROWS_CACHE_KIB: u32 = 3 * 1024;
+
+/// Memory for one at a time of what works with less, too: a media zip of `MEDIA_ZIP_MEMORY_BYTES` (what is beyond the usual size of
+/// other spools goes to the disk), or the pages of a sync with many rows.
+pub static SPARE_MEMORY: AtMost = AtMost::new(1);
 
 /// A request of up to this size is stored also when the user is over the quota, or the disk below its reserve: reviews, and
 /// the deletions that bring a user below the quota again. All of a user in a day must stay below `STORAGE_SPARE_BYTES`.

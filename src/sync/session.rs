@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 use crate::collection::full::download::Snapshot;
 use crate::collection::{Collection, Journal, LOCK_TIMEOUT, Meta, Range, Stamps};
 use crate::error::{Error, Result};
-use crate::limits_and_timeouts::SESSIONS_WITH_CACHES;
 use crate::limits_and_timeouts::at_most::{AtMost, Permit};
+use crate::limits_and_timeouts::{MANY_ROWS_CACHE_KIB, SESSIONS_WITH_CACHES, SPARE_MEMORY};
 use crate::sync::daily_backup::{DailyCopy, Source};
 use crate::sync::user::{State, User};
 use crate::sync::{ChunkCursor, NotetypeShapes, daily_backup};
@@ -40,6 +40,8 @@ pub struct Session {
     pub(super) last_step: Instant,
     /// To keep pages and statements between two steps.
     caches: Option<Permit>,
+    /// For more pages than usual.
+    many_pages: Option<Permit>,
 }
 
 /// A step that comes before rows.
@@ -75,11 +77,28 @@ impl Session {
         }
     }
 
-    /// Call before rows are applied. If the first chunk is full, the session begins anew with a rollback journal: added
-    /// pages are then written once, with a WAL twice.
+    /// Call before rows are applied. If the first chunk is full, the session begins anew with a rollback journal (added
+    /// pages are then written once, with a WAL twice), and gets a larger page cache if memory is free for that.
     pub fn prepare_for_rows(&mut self, rows: usize, max_row_bytes: u64) -> Result<()> {
-        let early = self.early.take().filter(|_| rows >= MANY_ROWS);
-        let Some(early) = early else { return Ok(()) };
+        let early = self.early.take();
+        if rows < MANY_ROWS {
+            return Ok(());
+        }
+        if let Some(early) = early {
+            self.begin_anew(early, max_row_bytes)?;
+        }
+        // A connection with a rollback journal is closed at the end of the session, and its page cache with it.
+        if self.many_pages.is_none() && self.collection.journal()? == Journal::Rollback {
+            self.many_pages = SPARE_MEMORY.try_take();
+            if self.many_pages.is_some() {
+                self.collection.set_page_cache(MANY_ROWS_CACHE_KIB)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Begins the transaction again with a rollback journal, with the steps that were applied.
+    fn begin_anew(&mut self, early: Vec<(Step, String)>, max_row_bytes: u64) -> Result<()> {
         let collection = &self.collection;
         collection.roll_back()?;
         collection.use_rollback_journal()?;
@@ -235,6 +254,7 @@ impl User {
             early: (self.settings.journal == Journal::Wal).then(Vec::new),
             last_step: Instant::now(),
             caches: None,
+            many_pages: None,
         })
     }
 

@@ -179,6 +179,12 @@ impl TestServer {
         line.trim_matches(|c: char| !c.is_ascii_digit()).parse().unwrap()
     }
 
+    /// How many bytes the process has written so far, to files and sockets.
+    pub fn bytes_written(&self) -> u64 {
+        let io = fs::read_to_string(format!("/proc/{}/io", self.child.id())).unwrap();
+        io.lines().find_map(|line| line.strip_prefix("wchar: ")).unwrap().parse().unwrap()
+    }
+
     /// All files of the data folder: names and a hash of their contents; of a collection, with what its WAL holds.
     pub fn files(&self) -> BTreeMap<PathBuf, u64> {
         let mut files = BTreeMap::new();

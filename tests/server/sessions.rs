@@ -7,7 +7,7 @@ use std::thread;
 use serde_json::{Value, json};
 
 use crate::client::{Device, Framed, STEPS, SlowDownload, Wire, pack};
-use crate::harness::{TestServer, collection, open, rows, run_to_end};
+use crate::harness::{OTHER_KEY, TestServer, collection, open, rows, run_to_end};
 
 /// The notetype "Basic" of the rich collection: two fields, one template.
 pub const BASIC: i64 = 1_795_428_020_052;
@@ -369,6 +369,48 @@ fn a_download_is_one_state_while_another_device_syncs() {
     let fresh = server.device().download();
     fs::write(dir.path().join("d.anki2"), fresh).unwrap();
     assert_eq!(rows(&open(&dir.path().join("d.anki2")), "SELECT usn FROM col"), ["2"]);
+    server.assert_syncs();
+}
+
+/// Reviews are spread over the index of their cards, which is larger than the usual page cache here.
+#[test]
+fn one_sync_of_many_reviews_at_a_time_has_memory_for_their_pages() {
+    let server = TestServer::holding(
+        &collection(
+            "WITH RECURSIVE n(i) AS (VALUES (1) UNION ALL SELECT i + 1 FROM n WHERE i < 100000)
+             INSERT INTO revlog SELECT 1600000000000 + i, 1700000000000 + i * 7919 % 100000, 0, 3, 1, 1, 2500, 1000, 0 FROM n",
+        ),
+        &[],
+    );
+    let (device, other) = (server.device(), Device::new(server.address, OTHER_KEY));
+    assert_eq!(other.upload(&collection("")), "OK");
+    let mut next = 1_700_000_000_000_i64;
+    let mut pages_written = || {
+        device.begin();
+        let before = server.bytes_written();
+        for _ in 0..20 {
+            let reviews: Vec<_> = (next..next + 250)
+                .map(|id| [id, 1_700_000_000_000 + id * 6101 % 100_000, -1, 3, 1, 1, 2500, 1000, 0])
+                .collect();
+            next += 250;
+            device.apply_chunk(&json!({ "revlog": reviews }).to_string()).ok();
+        }
+        device.finish();
+        (server.bytes_written() - before) / 4096
+    };
+    let alone = pages_written();
+    other.begin();
+    let many: Vec<_> = (1..=250).map(|id| note(id, 9, "front\u{1f}")).collect();
+    other.apply_chunk(&notes(&many)).ok();
+    let beside_another = pages_written();
+    other.finish();
+    let after_it = pages_written();
+    println!("pages written: {alone} alone, {beside_another} beside another such sync, {after_it} after it");
+    // Each page of the index is written twice: as it was, to the journal, and as it is.
+    assert!(alone < 2000 && after_it < 2000, "{alone}, {after_it}");
+    assert!(beside_another > 3000, "both had that memory: {beside_another}");
+    let arrived = format!("SELECT count(*) FROM revlog WHERE id BETWEEN 1700000000000 AND {}", next - 1);
+    assert_eq!(server.rows(&arrived), ["15000"]);
     server.assert_syncs();
 }
 
