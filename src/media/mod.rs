@@ -735,6 +735,21 @@ mod tests {
         assert_eq!(healed(dir.path()).len(), 3);
     }
 
+    /// A card that rots between the check of the files and the reply.
+    #[test]
+    fn a_reply_ends_before_its_directory_if_a_file_reads_differently_each_time() {
+        let (dir, store) = store();
+        let download = || store.download(vec!["a".to_owned(), "b".to_owned()]).unwrap();
+        let mut whole = Vec::new();
+        download().write_to(&mut whole).unwrap();
+        let checked = download();
+        fs::write(dir.path().join(FOLDER).join("a"), "2").unwrap();
+        let mut cut = Vec::new();
+        assert_eq!(checked.write_to(&mut cut).unwrap_err().status(), 409);
+        let directory = |zip: &[u8]| zip.windows(4).any(|bytes| bytes == b"PK\x01\x02");
+        assert!(directory(&whole) && !directory(&cut));
+    }
+
     #[test]
     fn the_last_change_of_a_name_in_a_zip_wins() {
         let (dir, store) = store();

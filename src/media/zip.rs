@@ -349,13 +349,13 @@ impl<'w, W: Write> ZipWriter<'w, W> {
         ZipWriter { out, at: 0, directory: Vec::new(), entries: 0 }
     }
 
-    /// Adds an entry of `bytes` bytes, which `contents` writes. Errors of `contents` are returned.
+    /// Adds an entry of `bytes` bytes, which `contents` writes. Returns their CRC-32, and errors of `contents`.
     pub fn add(
         &mut self,
         name: &str,
         bytes: u64,
         contents: impl FnOnce(&mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()>,
-    ) -> Result<()> {
+    ) -> Result<u32> {
         let head_at = self.small(self.at)?;
         let bytes = self.small(bytes)?;
         let mut head = LOCAL_MAGIC.to_le_bytes().to_vec();
@@ -372,10 +372,9 @@ impl<'w, W: Write> ZipWriter<'w, W> {
         if self.at - start != u64::from(bytes) {
             return Err(Error::Broken("an entry of a zip came out with another length".to_owned()));
         }
+        let crc = crc.finalize();
         let mut sizes = Vec::with_capacity(12);
-        [crc.finalize(), bytes, bytes]
-            .iter()
-            .for_each(|number| sizes.extend_from_slice(&number.to_le_bytes()));
+        [crc, bytes, bytes].iter().for_each(|number| sizes.extend_from_slice(&number.to_le_bytes()));
         self.write(&DESCRIPTOR_MAGIC.to_le_bytes())?;
         self.write(&sizes)?;
         let directory = &mut self.directory;
@@ -388,7 +387,7 @@ impl<'w, W: Write> ZipWriter<'w, W> {
         directory.extend_from_slice(&head_at.to_le_bytes());
         directory.extend_from_slice(name.as_bytes());
         self.entries += 1;
-        Ok(())
+        Ok(crc)
     }
 
     /// Writes the directory. Returns the length of the zip.
