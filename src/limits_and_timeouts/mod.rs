@@ -303,9 +303,9 @@ pub const LARGE_ELEMENT_BYTES: u64 = 1024 * 1024;
 /// spooled to disk.
 pub const MEDIA_ZIP_MEMORY_BYTES: usize = 3 * 1024 * 1024;
 
-/// Page cache of a sync with many rows, in KiB, where it has `SPARE_MEMORY`: most of the index that 200 000 reviews are
+/// Page cache of a sync with many rows, in KiB, where it has `SPARE_MEMORY`: half of the index that 200 000 reviews are
 /// spread over.
-pub const MANY_ROWS_CACHE_KIB: u32 = 3 * 1024;
+pub const MANY_ROWS_CACHE_KIB: u32 = 2560;
 
 /// Memory for one at a time of what works with less, too: a media zip of `MEDIA_ZIP_MEMORY_BYTES` (what is beyond the usual size of
 /// other spools goes to the disk), or the pages of a sync with many rows.

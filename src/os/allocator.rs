@@ -1,6 +1,6 @@
 //! The allocator of the program: that of the C library, which keeps some freed buffers for the next request.
 //!
-//! musl takes each buffer of more than some KB from the kernel as pages of its own, and returns them when the buffer is
+//! musl takes most buffers of more than half a KB from the kernel as pages of their own, and returns them when the buffer is
 //! freed. A request needs about ten such buffers, one after the other: that were 12 `mmap`, 12 `munmap` and 30 page faults,
 //! a fifth of the processor time of a sync of many rows (benches/README.md).
 
@@ -9,11 +9,11 @@
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::Mutex;
 
-/// Sizes of buffers that are kept. Smaller ones are no trouble for musl; larger ones are worth the system calls.
-const KEPT_SIZES: std::ops::RangeInclusive<usize> = 4096..=131_072;
+/// Sizes of buffers that are kept. musl has smaller ones ready; larger ones are worth the system calls.
+const KEPT_SIZES: std::ops::RangeInclusive<usize> = 512..=131_072;
 
 /// How many freed buffers are kept at most.
-const MAX_BUFFERS: usize = 16;
+const MAX_BUFFERS: usize = 24;
 
 /// How many bytes of freed buffers are kept at most.
 const MAX_BYTES: usize = 384 * 1024;
@@ -121,7 +121,7 @@ unsafe impl GlobalAlloc for Allocator {
             return unsafe { System.alloc(layout) };
         }
         let kept = rounded(layout);
-        // SAFETY: the size is at least 4096.
+        // SAFETY: the size is at least 512.
         take(kept).unwrap_or_else(|| unsafe { System.alloc(kept) })
     }
 
@@ -138,7 +138,7 @@ unsafe impl GlobalAlloc for Allocator {
                 unsafe { buffer.write_bytes(0, kept.size()) };
                 buffer
             }
-            // SAFETY: the size is at least 4096.
+            // SAFETY: the size is at least 512.
             None => unsafe { System.alloc_zeroed(kept) },
         }
     }
@@ -183,13 +183,12 @@ mod tests {
     #[test]
     fn buffers_of_about_one_size_replace_each_other() {
         let layout = |size, align| Layout::from_size_align(size, align).unwrap();
-        for (size, kept) in
-            [(4096, 4096), (4097, 4608), (33_000, 36_864), (65_536, 65_536), (131_072, 131_072)]
+        for (size, kept) in [(512, 512), (4097, 4608), (33_000, 36_864), (65_536, 65_536), (131_072, 131_072)]
         {
             assert!(is_kept(layout(size, 1)));
             assert_eq!(rounded(layout(size, 1)), layout(kept, USUAL_ALIGN), "{size}");
         }
-        for (size, align) in [(4095, 1), (131_073, 1), (8192, 64)] {
+        for (size, align) in [(511, 1), (131_073, 1), (8192, 64)] {
             assert!(!is_kept(layout(size, align)), "{size} {align}");
         }
     }
