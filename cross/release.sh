@@ -47,9 +47,10 @@ make_sources() {
     git archive --prefix="$name/" HEAD | gzip -9n >"$folder/$name-source.tar.gz"
 }
 
-# The recipes with the sum of the sources in them, so that they stand beside these.
+# The recipes with the sum of the sources in them, so that they stand beside these, and with the address of the forge that makes the
+# release.
 make_recipes() {
-    local work name sum
+    local work name sum address=${GITHUB_REPOSITORY:+$GITHUB_SERVER_URL/$GITHUB_REPOSITORY}
     name=ankipi-$(version)
     sum=$(sha256sum "$folder/$name-source.tar.gz" | cut -d' ' -f1)
     work=$(mktemp -d)
@@ -59,6 +60,8 @@ make_recipes() {
     sed -i "s/^pkgver=.*/pkgver=$(version)/; s/^sha256sums=.*/sha256sums=($sum)/" "$work/$name-recipes/arch/PKGBUILD"
     sed -i "s/^pkgver=.*/pkgver=$(version)/" "$work/$name-recipes/alpine/APKBUILD"
     sed -i "s/^PKG_VERSION:=.*/PKG_VERSION:=$(version)/; s/^PKG_HASH:=.*/PKG_HASH:=$sum/" "$work/$name-recipes/feed/Makefile"
+    [[ ! $address ]] || sed -i "s|^url=.*|url=\"$address\"|; /^# No address is public/d" \
+        "$work/$name-recipes"/{arch/PKGBUILD,alpine/APKBUILD}
     sed -i "s/^version: .*/version: \"$(version)\"/" "$work/$name-recipes/home-assistant/config.yaml"
     chmod -R u=rwX,go=rX "$work"
     pack "$work" "$name-recipes" >"$folder/$name-recipes.tar.gz"
