@@ -303,12 +303,12 @@ pub const LARGE_ELEMENT_BYTES: u64 = 1024 * 1024;
 /// spooled to disk.
 pub const MEDIA_ZIP_MEMORY_BYTES: usize = 3 * 1024 * 1024;
 
-/// Page cache of a sync with many rows, in KiB, where it has `SPARE_MEMORY`: half of the index that 200 000 reviews are
-/// spread over.
+/// Page cache of a sync with many rows, in KiB, if it holds `SPARE_MEMORY`: half of the index that 200 000 reviews are
+/// spread over. Tests that need pages on the disk before the commit change more than this.
 pub const MANY_ROWS_CACHE_KIB: u32 = 2560;
 
-/// Memory for one at a time of what works with less, too: a media zip of `MEDIA_ZIP_MEMORY_BYTES` (what is beyond the usual size of
-/// other spools goes to the disk), or the pages of a sync with many rows.
+/// Memory that one of these holds at a time: a media zip of `MEDIA_ZIP_MEMORY_BYTES`, or a sync with many rows. Without it, a zip
+/// goes to the disk, and a sync reads and writes pages again.
 pub static SPARE_MEMORY: AtMost = AtMost::new(1);
 
 /// A request of up to this size is stored also when the user is over the quota, or the disk below its reserve: reviews, and

@@ -13,6 +13,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::path::Path;
 
+use ankipi::limits_and_timeouts::MANY_ROWS_CACHE_KIB;
 use serde_json::{Value, json};
 
 use crate::client::{Device, Reply, SlowDownload};
@@ -30,6 +31,9 @@ impl Dice {
 }
 
 const BASIC: i64 = 1_795_428_020_052;
+
+/// What a sync changes that puts pages on the disk before its commit: more than the largest page cache of the server.
+const BEYOND_CACHE_BYTES: usize = MANY_ROWS_CACHE_KIB as usize * 1024 * 9 / 8;
 
 /// Reviews that an upload has if there is a reader, of numbers that do not compress: more than the buffers between
 /// server and client hold.
@@ -292,11 +296,11 @@ impl History {
         }
     }
 
-    /// What an add-on does: the same 600 notes each time, 1.8 MB.
+    /// What an add-on does: the same 600 notes each time.
     fn rewrite(&mut self, side: usize) {
         self.stamp += 1;
         for id in 1..=600 {
-            let fields = format!("{}{}\u{1f}b", "y".repeat(3000), self.stamp);
+            let fields = format!("{}{}\u{1f}b", "y".repeat(BEYOND_CACHE_BYTES / 600), self.stamp);
             self.sides[side].change(id, (self.stamp, fields));
         }
     }
@@ -349,8 +353,8 @@ impl History {
         let meta = side.json("/sync/meta", r#"{"v":11,"cv":"anki,26.09.3 (29bb700b),linux"}"#)?;
         if meta["scm"] == side.schema {
             side.begin()?;
-            let never: Vec<Value> =
-                (1..400).map(|id| row(id, &(i64::MAX, "never ".repeat(1000) + "\u{1f}"))).collect();
+            let never = "never ".repeat(BEYOND_CACHE_BYTES / 400 / 6) + "\u{1f}";
+            let never: Vec<Value> = (1..=400).map(|id| row(id, &(i64::MAX, never.clone()))).collect();
             side.json("/sync/applyChunk", &json!({"chunk": {"done": true, "notes": never}}).to_string())?;
         }
         Ok(())

@@ -17,6 +17,9 @@ mod client;
 #[path = "../server/harness.rs"]
 #[allow(dead_code, reason = "shared with tests/server, which needs more of it")]
 mod harness;
+#[path = "../server/process_figures.rs"]
+#[allow(dead_code, reason = "shared with tests/server, which needs it")]
+mod process_figures;
 #[path = "../media/zip.rs"]
 #[allow(dead_code, reason = "shared with tests/media, which needs more of it")]
 mod zip;

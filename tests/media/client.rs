@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 use sha1::{Digest, Sha1};
 
 use crate::binary::binary;
+use crate::process_figures::memory_kib;
 use crate::zip::{read_zip, zip_of};
 
 pub struct Server {
@@ -53,16 +54,9 @@ impl Server {
         self.child.wait().unwrap();
     }
 
-    /// VmHWM. Under an emulator it would be that of the emulator, so this panics there.
+    /// The most memory that the server ever had, in KiB; not under an emulator.
     pub fn peak_kib(&self) -> u64 {
-        let program = fs::read_link(format!("/proc/{}/exe", self.child.id())).unwrap();
-        assert!(
-            !program.to_string_lossy().contains("qemu"),
-            "add this test to `measuring` of cross/check.sh"
-        );
-        let status = fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
-        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
-        line.trim().trim_end_matches(" kB").parse().unwrap()
+        memory_kib(self.child.id(), "VmHWM:")
     }
 
     pub fn client(&self) -> Client {

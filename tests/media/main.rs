@@ -5,6 +5,8 @@ mod binary;
 mod client;
 mod crash;
 mod hostile;
+#[path = "../server/process_figures.rs"]
+mod process_figures;
 mod zip;
 
 use std::fs;
@@ -13,6 +15,7 @@ use std::process::Command;
 
 use binary::binary;
 use client::{Server, folder, sha1_hex};
+use process_figures::bytes_written;
 use serde_json::json;
 use zip::{Entry, write_zip};
 
@@ -28,11 +31,7 @@ fn a_large_file_is_written_once_wherever_it_stands_in_its_zip() {
     let base = tempfile::tempdir().unwrap();
     let server = Server::start(base.path());
     let client = server.client();
-    let written = || {
-        let io = fs::read_to_string(format!("/proc/{}/io", server.child.id())).unwrap();
-        let line = io.lines().find_map(|line| line.strip_prefix("wchar: ")).unwrap();
-        line.parse::<u64>().unwrap()
-    };
+    let written = || bytes_written(server.child.id());
     let noise = |seed: u64, bytes: usize| -> Vec<u8> {
         let mut random = fastrand::Rng::with_seed(seed);
         std::iter::repeat_with(|| random.u8(..)).take(bytes).collect()

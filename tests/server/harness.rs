@@ -17,6 +17,7 @@ use tempfile::TempDir;
 
 use crate::binary::binary;
 use crate::client::Device;
+use crate::process_figures;
 
 /// Longer than anything should take, even under an emulator. A test that waits this long has failed.
 pub const EVENT_TIMEOUT: Duration = Duration::from_secs(30);
@@ -167,22 +168,14 @@ impl TestServer {
         self.log.take(wanted)
     }
 
-    /// A figure of the process in KiB, such as VmHWM. Under an emulator it would be that of the emulator, so this panics there.
+    /// A figure of the process in KiB, such as VmHWM; not under an emulator.
     pub fn memory_kib(&self, figure: &str) -> u64 {
-        let program = fs::read_link(format!("/proc/{}/exe", self.child.id())).unwrap();
-        assert!(
-            !program.to_string_lossy().contains("qemu"),
-            "add this test to `measuring` of cross/check.sh"
-        );
-        let status = fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
-        let line = status.lines().find_map(|line| line.strip_prefix(figure)).unwrap();
-        line.trim_matches(|c: char| !c.is_ascii_digit()).parse().unwrap()
+        process_figures::memory_kib(self.child.id(), figure)
     }
 
     /// How many bytes the process has written so far, to files and sockets.
     pub fn bytes_written(&self) -> u64 {
-        let io = fs::read_to_string(format!("/proc/{}/io", self.child.id())).unwrap();
-        io.lines().find_map(|line| line.strip_prefix("wchar: ")).unwrap().parse().unwrap()
+        process_figures::bytes_written(self.child.id())
     }
 
     /// All files of the data folder: names and a hash of their contents; of a collection, with what its WAL holds.

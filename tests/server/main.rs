@@ -6,6 +6,7 @@ mod binary; // which server that is
 mod client; // a client of protocol 11 that does as it is told
 mod form; // and one of the protocols before
 mod harness; // the server as a child process: its log, its memory, its files
+mod process_figures; // its memory and what it writes, as the kernel counts them
 
 mod accounts; // users and devices that come and go while the server runs; guessing
 mod accounts_model; // random histories of accounts against a simple model

@@ -4,6 +4,7 @@ use std::fs;
 use std::net::{SocketAddr, TcpListener};
 use std::thread;
 
+use ankipi::limits_and_timeouts::MANY_ROWS_CACHE_KIB;
 use serde_json::{Value, json};
 
 use crate::client::{Device, Framed, STEPS, SlowDownload, Wire, pack};
@@ -419,8 +420,13 @@ fn nothing_of_an_open_session_survives_a_kill() {
     let server = server();
     let device = server.device();
     device.begin();
-    let many: Vec<_> = (1..=250).map(|id| note(id, 9, &format!("{}\u{1f}", "x".repeat(9000)))).collect();
+    let file_bytes = || server.file("collection.anki2").metadata().unwrap().len();
+    let before = file_bytes();
+    // More than the page cache holds.
+    let long = "x".repeat(MANY_ROWS_CACHE_KIB as usize * 1024 * 3 / 2 / 250) + "\u{1f}";
+    let many: Vec<_> = (1..=250).map(|id| note(id, 9, &long)).collect();
     device.apply_chunk(&notes(&many)).ok();
+    assert!(file_bytes() > before, "nothing was written before the commit");
     let server = server.kill_and_restart();
     let device = Device { address: server.address, ..device };
     device.call("finish", "{}").refused(409);
