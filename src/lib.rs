@@ -46,8 +46,8 @@
 //! at the stop, the WAL is checkpointed and removed, and the collection is one file again. While a download reads the
 //! file, a snapshot (`sync::user::State::keeper`) keeps the WAL out of it. A sync whose first chunk of rows is full
 //! begins anew with a rollback journal (`sync::session::Session::prepare_for_rows`), because what it adds is then
-//! written once. While more than four syncs are open, the others keep no unchanged pages and no statements between their
-//! steps (`limits_and_timeouts::SESSIONS_WITH_CACHES`). What `meta` and `begin` answer is remembered while the file does not change
+//! written once; one such sync at a time also has a larger page cache (`limits_and_timeouts::SPARE_MEMORY`). While more
+//! than four syncs are open, the others keep no unchanged pages and no statements between their steps (`limits_and_timeouts::SESSIONS_WITH_CACHES`). What `meta` and `begin` answer is remembered while the file does not change
 //! (`files::sqlite_files::Remembered`), and so is the number of its rows (`collection::row_totals`).
 //!
 //! Clients of protocols 8 to 10 keep their collection in schema 11. Their uploads are upgraded to schema 18

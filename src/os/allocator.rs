@@ -1,7 +1,7 @@
 //! The allocator of the program: that of the C library, which keeps some freed buffers for the next request.
 //!
 //! musl takes most buffers of more than half a KB from the kernel as pages of their own, and returns them when the buffer is
-//! freed. A request needs about ten such buffers, one after the other: that were 12 `mmap`, 12 `munmap` and 30 page faults,
+//! freed. A request needs about ten such buffers, one after the other: these were 12 `mmap`, 12 `munmap` and 30 page faults,
 //! a fifth of the processor time of a sync of many rows (benches/README.md).
 
 #![allow(unsafe_code)]

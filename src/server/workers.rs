@@ -62,7 +62,8 @@ impl Workers {
 /// Answers requests until `stopping`. Between requests it rolls back sessions that timed out. Without open sessions it soon
 /// releases the freed memory that was kept for the next request, and then sleeps until there is one.
 fn work(app: &App, backend: &tiny_http::Server, stopping: &AtomicBool) {
-    let mut keeps_memory = true; // that of the start
+    // Memory that was freed at the start is kept, too.
+    let mut keeps_memory = true;
     while !stopping.load(Ordering::Relaxed) {
         let next = app.users().expire_sessions();
         let request = match next {

@@ -40,7 +40,7 @@ pub struct Session {
     pub(super) last_step: Instant,
     /// To keep pages and statements between two steps.
     caches: Option<Permit>,
-    /// For more pages than usual.
+    /// For a larger page cache than usual.
     many_pages: Option<Permit>,
 }
 
