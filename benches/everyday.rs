@@ -129,7 +129,7 @@ impl Bench {
         let collection = generate::collection(&self.cache, CROWD_NOTES.min(self.sizes.everyday_notes))?;
         let base = self.base_of(&collection, users, |_| Ok(()))?;
         let counts = generate::counts(&generate::open(&file_of(base.path(), 1))?)?;
-        let server = self.start_with_accounts(&base, accounts)?;
+        let server = self.start_with(&base, accounts, 0)?;
         let changes = Changes { reviews: 1, notes: 0 };
         let devices = (1..=users)
             .map(|user| Device::new(server.client(user), &file_of(base.path(), user), counts, changes));

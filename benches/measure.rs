@@ -84,10 +84,12 @@ impl Server {
     /// Starts `command` (a path, or a command with arguments) on the folder `base` and waits until it answers. With
     /// `count_fsyncs` jobs are slow, and their fsyncs are counted. With `fsync_ms` they are counted, and each takes so
     /// much longer. It has so many accounts. Where these are more than `USERS`, nobody can log in; clients have keys.
+    /// `backup_days` is how many daily copies it keeps; Anki's server makes none.
     pub fn start(
         command: &str,
         base: &Path,
         accounts: usize,
+        backup_days: u32,
         count_fsyncs: bool,
         fsync_ms: Option<u32>,
     ) -> Result<Server> {
@@ -118,8 +120,7 @@ impl Server {
             .env("SYNC_BASE", base)
             .env("SYNC_HOST", "127.0.0.1")
             .env("SYNC_PORT", port.to_string())
-            // Copies are made beside the first sync of the day; Anki's server makes none.
-            .env("SYNC_BACKUP_DAYS", "0")
+            .env("SYNC_BACKUP_DAYS", backup_days.to_string())
             // Both servers take the large collection then.
             .env("MAX_SYNC_PAYLOAD_MEGS", "1000")
             .stdin(Stdio::null())

@@ -207,11 +207,11 @@ impl Bench {
     }
 
     fn start(&self, base: &TempDir) -> Result<Server> {
-        self.start_with_accounts(base, USERS)
+        self.start_with(base, USERS, 0)
     }
 
-    fn start_with_accounts(&self, base: &TempDir, accounts: usize) -> Result<Server> {
-        Server::start(&self.server, base.path(), accounts, self.count_fsyncs, self.fsync_ms)
+    fn start_with(&self, base: &TempDir, accounts: usize, backup_days: u32) -> Result<Server> {
+        Server::start(&self.server, base.path(), accounts, backup_days, self.count_fsyncs, self.fsync_ms)
     }
 
     fn idle(&self) -> Result<Usage> {
@@ -393,7 +393,7 @@ impl Bench {
             revlog: Some(Box::new(reviews.map(|n| generate::review_json(n, cards, generate::USN)))),
             ..Rows::default()
         };
-        let server = self.start(&base)?;
+        let server = self.start_with(&base, USERS, 1)?;
         let mut client = server.client(1);
         let backups = file_of(base.path(), 1).with_file_name("backups");
         let mut copy = None;
