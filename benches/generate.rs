@@ -4,6 +4,7 @@
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use ankipi::collection::FILE_NAME;
 use ankipi::collection::full::download::Snapshot;
@@ -19,6 +20,7 @@ const VERSION: u32 = 2;
 
 /// Stamps of the collection, ms and s.
 const CREATED_SECS: i64 = 1_600_000_000;
+const SECS_PER_DAY: i64 = 86_400;
 const MODIFIED_MILLIS: i64 = 1_750_000_000_000;
 const SCHEMA_MILLIS: i64 = 1_700_000_000_000;
 
@@ -312,6 +314,9 @@ pub fn config_json(db: &Connection) -> Result<String> {
     while let Some(row) = rows.next()? {
         config.insert(row.get(0)?, serde_json::from_slice(&row.get::<_, Vec<u8>>(1)?)?);
     }
+    // A client does this once a day. Otherwise the server does, and looks at each card for that.
+    let now = i64::try_from(SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs())?;
+    config.insert("lastUnburied".to_owned(), ((now - CREATED_SECS) / SECS_PER_DAY).into());
     Ok(serde_json::Value::from(config).to_string())
 }
 
