@@ -21,10 +21,11 @@ pub fn enter(megabytes_per_sec: f64) -> Result<()> {
         return Ok(());
     }
     let bytes_per_sec = megabytes_per_sec * 1e6;
-    // What is in the way of no speed that is measured: bytes of a millisecond.
+    // The bytes of a millisecond: enough for the kernel to keep to the speed.
     let burst = LEAST_BURST_BYTES.max(bytes_per_sec / 1000.0);
     let script = format!(
-        "ip link set lo up mtu 1500 gso_max_size {PACKET_BYTES} gro_max_size {PACKET_BYTES} && tc qdisc add dev lo root tbf rate {:.0}bit burst {burst:.0} latency 50ms && \
+        "ip link set lo up mtu 1500 gso_max_size {PACKET_BYTES} gro_max_size {PACKET_BYTES} && \
+         tc qdisc add dev lo root tbf rate {:.0}bit burst {burst:.0} latency 50ms && \
          exec \"$0\" \"$@\"",
         bytes_per_sec * 8.0
     );
