@@ -77,7 +77,7 @@ def section(name):
     if name.startswith("_R"):
         name = re.sub(r"Cs[0-9A-Za-z]{6,13}_", "C*_", name)
         name = re.sub(r"(?<=[A-Za-z_0-9])B[0-9A-Za-z]{0,3}_", "B*_", name)
-    name = re.sub(r"\.llvm\.\d+$", "*", name)
+    name = re.sub(r"\.(llvm\.)?\d+$", "*", name)
     # The crate that asked for a generic function: the first of several in one build, another one in the next.
     name = re.sub(r"EC\*_\d+\w+$", "EC*", name)
     return ".text*." + re.sub(r"\*+", "*", name)
