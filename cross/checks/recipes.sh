@@ -4,7 +4,7 @@
 # makepkg reads the PKGBUILD, hadolint the Dockerfiles, actionlint the workflow. The package functions of Arch and Alpine run on the
 # sources with an empty program, and what they install is compared with a list. Nothing is compiled: makepkg and abuild would do
 # that for the machine that they run on. namcap, abuild and OpenWrt's build system are in no package of Debian or PyPI. As root on
-# Debian it installs makepkg.
+# Debian it installs makepkg and pacman.
 set -euo pipefail
 repo=$(cd "$(dirname "$0")/../.." && pwd)
 # shellcheck source=cross/shared/say.sh
@@ -13,6 +13,7 @@ source "$repo/cross/shared/say.sh"
 source "$repo/cross/shared/emulate.sh"
 tools=${CROSS_TOOLS:-$repo/cross/.tools}/lint
 need makepkg makepkg
+need pacman pacman-package-manager # makepkg looks for it first of all
 cd "$repo/cross/packages"
 
 # A virtual environment knows its path: a script in it is called by python and not by its own name. Pinned, so that a new rule breaks no old commit. Both wheels hold the program itself.
