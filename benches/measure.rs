@@ -158,10 +158,8 @@ impl Server {
 
     fn answers(&self) -> bool {
         client::connect(self.address).is_ok_and(|mut connection| {
-            let sent = write!(
-                connection.get_mut(),
-                "GET /health HTTP/1.1\r\nhost: bench\r\nconnection: close\r\n\r\n"
-            );
+            let sent =
+                write!(connection.get_mut(), "GET / HTTP/1.1\r\nhost: bench\r\nconnection: close\r\n\r\n");
             sent.is_ok() && Head::read(&mut connection).is_ok()
         })
     }

@@ -38,7 +38,7 @@ mkdir "$scratch/data"
 SYNC_BASE=$scratch/data SYNC_HOST=127.0.0.1 SYNC_PORT=0 SYNC_USER1=a:a SYNC_USER2=b:b SYNC_USER3=c:c SYNC_USER4=d:d \
     bash -c "$(callgrind "$scratch/idle.%p")" 2>"$scratch/log" &
 until address=$(grep -o 'http://[0-9.:]*' "$scratch/log"); do sleep 0.2; done
-python3 -c "import urllib.request as u; u.urlopen('$address/health')"
+python3 -c "import urllib.request as u; [u.urlopen('$address' + path) for path in ('/health', '/')]"
 sleep 1
 kill -INT $!
 wait
