@@ -27,6 +27,7 @@ measuring=(
     a_note_of_many_megabytes_is_refused_without_being_read
     a_note_of_many_megabytes_that_is_in_place_stops_its_sync_alone
     what_requests_take_they_give_back_however_many_come_at_once
+    an_idle_program_for_boards_keeps_its_budget
     an_open_sync_takes_little_memory_while_many_are_open
     whatever_is_zstd_is_taken_within_the_memory_of_one_client
     # What happens while a password is hashed, of which an emulator needs many times as long.

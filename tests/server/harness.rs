@@ -173,6 +173,11 @@ impl TestServer {
         process_figures::memory_kib(self.child.id(), figure)
     }
 
+    /// Whether the program loads libraries, as one does that is not linked statically.
+    pub fn loads_libraries(&self) -> bool {
+        fs::read_to_string(format!("/proc/{}/maps", self.child.id())).unwrap().contains(".so")
+    }
+
     /// How many bytes the process has written so far, to files and sockets.
     pub fn bytes_written(&self) -> u64 {
         process_figures::bytes_written(self.child.id())

@@ -2,6 +2,8 @@
 //! of open syncs.
 
 use std::fs;
+use std::io::{Read, Write};
+use std::net::TcpStream;
 use std::sync::Arc;
 use std::thread;
 
@@ -38,6 +40,25 @@ fn what_requests_take_they_give_back_however_many_come_at_once() {
     let later: Vec<u64> = (0..ROUNDS).map(|_| round()).collect();
     println!("{} requests a round: {first} KiB after the first, then {later:?}", CLIENTS * REQUESTS);
     assert!(later[ROUNDS - 1] <= first + GROWTH_KIB, "memory grows");
+}
+
+/// Most memory of an idle server, with the pages of its program. It was 1900 when nine functions of its start lay apart from those
+/// that `cross/build/order.ld` puts side by side.
+const IDLE_KIB: u64 = 1536;
+
+#[test]
+fn an_idle_program_for_boards_keeps_its_budget() {
+    let server = TestServer::start();
+    if server.loads_libraries() {
+        println!("SKIPPED: the program is not static, so the pages of libraries count");
+        return;
+    }
+    let mut page = TcpStream::connect(server.address).unwrap();
+    page.write_all(b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").unwrap();
+    page.read_to_end(&mut Vec::new()).unwrap();
+    let most = server.memory_kib("VmHWM:");
+    println!("{most} KiB");
+    assert!(most <= IDLE_KIB, "{most} KiB idle: make cross/build/order.ld anew by cross/build/order.sh");
 }
 
 /// Users of the test of open syncs, and after how many the growth is measured.
