@@ -16,10 +16,7 @@ pub mod sqlite_files;
 pub mod temporary;
 
 pub use disk_abilities::{has_shared_memory, synchronous};
-pub use durable::{
-    FsyncingFile, create_folder, overwrite_file, overwrite_or_remove, remove_folder, remove_if_there,
-    replace_file, replace_file_unsynced, sync_folder,
-};
+pub use durable::{FsyncingFile, create_folder, remove_folder, remove_if_there, replace_file, sync_folder};
 pub use held_folder::{HeldFolder, id_of, is_there};
 pub use locks::{
     holder, is_in_use, leave_notice, lock_against_replacement, lock_data_folder, lock_for_replacement,

@@ -1,28 +1,44 @@
 //! Files that are deleted when the value that names them is dropped.
 
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::files::remove_if_there;
 
 /// The path of a file that may exist. Dropping this deletes the file; a file that was renamed is not touched.
 #[derive(Debug)]
-pub struct TemporaryFile(PathBuf);
+pub struct TemporaryFile {
+    path: PathBuf,
+    is_kept: AtomicBool,
+}
 
 impl TemporaryFile {
     /// Takes over a path. The file need not exist yet.
     pub fn at(path: PathBuf) -> TemporaryFile {
-        TemporaryFile(path)
+        TemporaryFile { path, is_kept: AtomicBool::new(false) }
     }
 
     /// The path.
     pub fn path(&self) -> &Path {
-        &self.0
+        &self.path
+    }
+
+    /// The name in its folder, if that is UTF-8.
+    pub fn name(&self) -> Option<&str> {
+        self.path.file_name()?.to_str()
+    }
+
+    /// Leaves the file where it is.
+    pub fn keep(&self) {
+        self.is_kept.store(true, Ordering::Relaxed);
     }
 }
 
 impl Drop for TemporaryFile {
     fn drop(&mut self) {
-        if let Err(err) = remove_if_there(&self.0) {
+        if !self.is_kept.load(Ordering::Relaxed)
+            && let Err(err) = remove_if_there(&self.path)
+        {
             log::warn!("{err}");
         }
     }

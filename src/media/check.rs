@@ -11,10 +11,10 @@ use crate::error::{Error, Result};
 use crate::files::damaged::put_aside;
 use crate::limits_and_timeouts::MEDIA_FILE_BYTES;
 use crate::media::file_paths::FilePaths;
-use crate::media::index::{FILE_NAME, MediaDb, Recording};
+use crate::media::index::{FILE_NAME, MediaDb, Record, Recording};
 use crate::media::lost_files::{self, Fault};
 use crate::media::name::{BadName, MediaName};
-use crate::media::{file_sha1, is_damage, pending, put_index_aside, recover, remove_staged};
+use crate::media::{file_sha1, is_damage, pending, put_index_aside, remove_staged};
 use crate::os::clock;
 use crate::text::counted::counted;
 
@@ -65,11 +65,11 @@ pub fn check(dir: &Path, depth: Depth, listener: &mut dyn Listener) -> Result<u6
     }
     let paths = FilePaths::new(dir);
     if depth.fix {
-        recover(dir, &paths)?;
+        pending::finish(dir, &paths)?;
         remove_staged(dir, &[])?;
     }
     let db = if depth.fix { MediaDb::open(dir)? } else { MediaDb::open_to_read(dir)? };
-    let pending: Vec<MediaName> = pending(dir)?.into_iter().map(|one| one.name).collect();
+    let pending = pending::unfinished(dir, &paths, &db)?;
     if !pending.is_empty() {
         listener.note(format!(
             "an upload of {} was interrupted; the next start of the server finishes it",
@@ -160,18 +160,31 @@ impl Check<'_> {
         }
     }
 
+    fn fault(&self, name: &MediaName, record: &Record) -> Result<Option<Fault>> {
+        if self.deep {
+            lost_files::fault(&self.paths, name, record)
+        } else {
+            lost_files::fault_at_a_glance(&self.paths, name, record)
+        }
+    }
+
     fn record(&mut self, name: &MediaName) -> Result<()> {
         let Some(record) = self.db.record(name)? else {
             return Ok(());
         };
-        let fault = if self.deep {
-            lost_files::fault(&self.paths, name, &record)?
-        } else {
-            lost_files::fault_at_a_glance(&self.paths, name, &record)?
-        };
-        let Some(fault) = fault else {
+        let Some(mut fault) = self.fault(name, &record)? else {
             return Ok(());
         };
+        if self.fix.is_none() {
+            // The server may just be putting the file in place: then it is listed, or there by now.
+            if pending::unfinished(&self.dir, &self.paths, self.db)?.contains(name) {
+                return Ok(());
+            }
+            match self.fault(name, &record)? {
+                Some(still) => fault = still,
+                None => return Ok(()),
+            }
+        }
         let what = format!("{:?} {fault}", name.as_str());
         if matches!(fault, Fault::Denied) {
             self.unrepaired += 1;

@@ -3,8 +3,10 @@
 //!
 //! Size 0 marks a deleted file; its checksum stays. `meta` holds the last usn and the totals. Rows are removed only when
 //! a file was lost or damaged (`lost_files`). A table of our own lists those files until a device has sent them again.
-//! Another one lists files that the server may not open; their rows stay.
+//! Another one lists files that the server may not open; their rows stay. A third one lists changes that are being put in
+//! place.
 
+use std::cell::Cell;
 use std::fs;
 use std::io::ErrorKind;
 use std::path::Path;
@@ -92,6 +94,10 @@ CREATE TABLE IF NOT EXISTS ankipi_forgotten (
 /// Files that the server may not open because of their owner or mode. They are not listed to clients until it may.
 const DENIED: &str = "CREATE TABLE IF NOT EXISTS ankipi_denied (fname text NOT NULL PRIMARY KEY)";
 
+/// Changes whose files may not be in their place after a crash (`pending`). `staged` is the temporary file that becomes the
+/// file; null for a deletion, and where the file was there already.
+const PENDING: &str = "CREATE TABLE IF NOT EXISTS ankipi_pending (fname text NOT NULL, staged text)";
+
 /// The name whose deletion makes clients compare counts. No client can have a file of this name, as all strip the colon.
 const IMPOSSIBLE_NAME: &str = "ankipi:forgot";
 
@@ -101,6 +107,10 @@ const REASON_OLD_COPY: &str = "may be newer on a device than in this folder";
 /// An open index.
 pub struct MediaDb {
     pub(super) db: Connection,
+    /// The value of `PRAGMA synchronous` with which a commit is durable.
+    durable: &'static str,
+    /// Its value now.
+    synchronous: Cell<&'static str>,
 }
 
 /// The record of a file.
@@ -150,19 +160,18 @@ impl MediaDb {
                 | OpenFlags::SQLITE_OPEN_CREATE
                 | OpenFlags::SQLITE_OPEN_NO_MUTEX,
         )?;
-        let db = MediaDb::prepare(db)?;
-        // A commit is durable when it returns, and costs one fsync with a WAL. A WAL needs shared memory. On a disk
-        // without it, a file in WAL mode can be read only with an exclusive lock.
+        let mut db = MediaDb::prepare(db)?;
+        // With a WAL, a durable commit costs one fsync. A WAL needs shared memory. On a disk without it, a file in WAL mode
+        // can be read only with an exclusive lock.
         let journal = if files::has_shared_memory(dir) {
-            "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL".to_owned()
+            "PRAGMA journal_mode = WAL"
         } else {
-            format!(
-                "PRAGMA locking_mode = EXCLUSIVE; PRAGMA journal_mode = DELETE; PRAGMA locking_mode = NORMAL;
-                 PRAGMA synchronous = {}",
-                files::synchronous()
-            )
+            db.durable = files::synchronous();
+            "PRAGMA locking_mode = EXCLUSIVE; PRAGMA journal_mode = DELETE; PRAGMA locking_mode = NORMAL"
         };
-        db.db.execute_batch(&journal)?;
+        db.db.execute_batch(journal)?;
+        db.db.execute_batch(&format!("PRAGMA synchronous = {}", db.durable))?;
+        db.synchronous.set(db.durable);
         db.upgrade(has_entries(&dir.join(FOLDER)))?;
         Ok(db)
     }
@@ -177,7 +186,7 @@ impl MediaDb {
         let path = dir.join(FILE_NAME);
         files::refuse_link(&path)?;
         if MediaDb::is_missing(dir) {
-            let db = MediaDb { db: Connection::open_in_memory()? };
+            let db = MediaDb::of(Connection::open_in_memory()?);
             db.upgrade(false)?;
             return Ok(db);
         }
@@ -206,7 +215,11 @@ impl MediaDb {
              PRAGMA cache_size = -{CACHE_KIB}"
         );
         db.execute_batch(&pragmas)?;
-        Ok(MediaDb { db })
+        Ok(MediaDb::of(db))
+    }
+
+    fn of(db: Connection) -> MediaDb {
+        MediaDb { db, durable: "FULL", synchronous: Cell::new("FULL") }
     }
 
     fn version(&self) -> Result<i64> {
@@ -380,8 +393,46 @@ impl MediaDb {
         Ok(())
     }
 
+    /// The list of changes that are being put in place: names, and temporary files.
+    pub fn pending(&self) -> Result<Vec<(String, Option<String>)>> {
+        if !self.has_pending()? {
+            return Ok(Vec::new());
+        }
+        let mut select = self.db.prepare("SELECT fname, staged FROM ankipi_pending ORDER BY rowid")?;
+        let rows = select.query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?;
+        Ok(rows.collect::<rusqlite::Result<_>>()?)
+    }
+
+    /// The number of the last row of that list; 0 if there is none.
+    pub fn last_pending(&self) -> Result<i64> {
+        if !self.has_pending()? {
+            return Ok(0);
+        }
+        let last = "SELECT coalesce(max(rowid), 0) FROM ankipi_pending";
+        Ok(self.db.query_row(last, [], |row| row.get(0))?)
+    }
+
+    fn has_pending(&self) -> Result<bool> {
+        Ok(self.db.table_exists(None, "ankipi_pending")?)
+    }
+
     /// Begins the transaction that records changes of files.
     pub fn begin(&self) -> Result<Recording<'_>> {
+        self.begin_with(self.durable)
+    }
+
+    /// As `begin`, on an index with a WAL. The commit is durable after the next flush of the whole file system: until then a
+    /// power cut may undo it.
+    pub fn begin_unsynced(&self) -> Result<Recording<'_>> {
+        self.begin_with("NORMAL")
+    }
+
+    fn begin_with(&self, synchronous: &'static str) -> Result<Recording<'_>> {
+        // Only when it changes: a statement costs more than the comparison.
+        if self.synchronous.get() != synchronous {
+            self.db.execute_batch(&format!("PRAGMA synchronous = {synchronous}"))?;
+            self.synchronous.set(synchronous);
+        }
         Ok(Recording {
             transaction: self.db.unchecked_transaction()?,
             totals: self.totals()?,
@@ -508,6 +559,36 @@ impl Recording<'_> {
         Ok(())
     }
 
+    /// Adds changes to the list of those that are being put in place. Removes rows up to number `done`. Returns the number of the
+    /// last row.
+    pub fn list_pending<'c>(
+        &mut self,
+        done: i64,
+        changes: impl Iterator<Item = (&'c str, Option<&'c str>)>,
+    ) -> Result<i64> {
+        if !self.db.has_pending()? {
+            self.transaction.execute_batch(PENDING)?;
+        }
+        if done > 0 {
+            self.transaction
+                .prepare_cached("DELETE FROM ankipi_pending WHERE rowid <= ?1")?
+                .execute([done])?;
+        }
+        let mut insert = self.transaction.prepare_cached("INSERT INTO ankipi_pending VALUES (?1, ?2)")?;
+        for (name, staged) in changes {
+            insert.execute(params![name, staged])?;
+        }
+        Ok(self.transaction.last_insert_rowid())
+    }
+
+    /// Empties that list.
+    pub fn clear_pending(&mut self) -> Result<()> {
+        if self.db.has_pending()? {
+            self.transaction.execute("DELETE FROM ankipi_pending", [])?;
+        }
+        Ok(())
+    }
+
     /// Stops waiting for files that were forgotten before this moment, in seconds since 1970.
     pub fn stop_waiting_for_older_than(&mut self, secs: i64) -> Result<()> {
         if self.has_forgotten {
@@ -545,7 +626,7 @@ impl Recording<'_> {
         Ok(())
     }
 
-    /// Commits, durably. Returns the last usn.
+    /// Commits; durably, but for `begin_unsynced`. Returns the last usn.
     pub fn commit(mut self) -> Result<i32> {
         if self.forgets {
             self.make_clients_count()?;

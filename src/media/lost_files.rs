@@ -18,6 +18,7 @@ use std::fmt;
 use std::fs::{self, File};
 use std::io::{self, ErrorKind};
 use std::os::unix::fs::FileExt;
+use std::path::Path;
 
 use crc32fast::Hasher as Crc32;
 use sha1::{Digest, Sha1};
@@ -26,7 +27,7 @@ use crate::error::{Error, Result};
 use crate::files::damaged::{is_about_name, put_aside};
 use crate::limits_and_timeouts::{MEDIA_FILES, MEDIA_REPLY_BYTES};
 use crate::media::file_paths::FilePaths;
-use crate::media::index::Record;
+use crate::media::index::{Record, Recording};
 use crate::media::name::MediaName;
 use crate::media::{BLOCK_BYTES, MediaStore, State};
 
@@ -137,6 +138,25 @@ pub fn fault(paths: &FilePaths, name: &MediaName, record: &Record) -> Result<Opt
     Ok(open(paths, name, record)?.and_then(|file| read_through(&file, record)).err())
 }
 
+/// Forgets the record of a lost file in a user's folder, and puts aside what is left of it.
+pub fn forget_file(
+    dir: &Path,
+    paths: &FilePaths,
+    recording: &mut Recording<'_>,
+    name: &MediaName,
+    fault: &Fault,
+) -> Result<()> {
+    log::warn!(
+        "{}: media file {:?} {fault}; it is asked back from the devices that have it",
+        dir.display(),
+        name.as_str()
+    );
+    if !matches!(fault, Fault::Missing) {
+        put_aside(dir, &paths.path_of(name), name.as_str());
+    }
+    recording.forget(name, &fault.to_string())
+}
+
 impl MediaStore {
     /// Forgets records whose files are lost, and puts aside what is left of them. Files that the server may not open are
     /// only noted.
@@ -159,15 +179,7 @@ impl MediaStore {
                     denied.push(name);
                 }
             } else if let Some(fault) = fault {
-                log::warn!(
-                    "{}: media file {:?} {fault}; it is asked back from the devices that have it",
-                    self.dir.display(),
-                    name.as_str()
-                );
-                if !matches!(fault, Fault::Missing) {
-                    put_aside(&self.dir, &self.paths.path_of(name), name.as_str());
-                }
-                recording.forget(name, &fault.to_string())?;
+                forget_file(&self.dir, &self.paths, &mut recording, name, &fault)?;
             }
         }
         recording.commit()?;

@@ -16,27 +16,20 @@
 //!
 //! 1. Without the lock (`upload`): each entry is written to a temporary file beside `media/`. Contents that the index has
 //!    already are only read.
-//! 2. Under the lock: the journal `media.pending` is written. It holds each name with its intended checksum and its
-//!    temporary file.
-//! 3. Both are made durable: by one flush of the whole disk, where that can be relied on (`os::WholeFileSystem`), and
-//!    otherwise one file after the other; so, too, one or two files on a file system without a journal. From here on a crash
-//!    loses nothing that is new.
-//! 4. The files are renamed into `media/`. Without a flush in step 3, and on a file system without a journal (ext2), the
-//!    folder is synced.
-//! 5. One transaction records all changes under consecutive usns, durably.
-//! 6. Deleted files are removed. This comes after their records, so that no record is ever without its file.
-//! 7. `media.pending` is removed. Without a flush in step 3 it is overwritten by an empty list, and the next upload overwrites
-//!    that: a file that is made anew for each upload costs more blocks of the disk than a picture's record. It is removed
-//!    when the index is closed.
+//! 2. Under the lock: one transaction records all changes under consecutive usns, and lists each name with its temporary
+//!    file (`pending`).
+//! 3. The temporary files and the transaction are made durable: by one flush of the whole disk, where that can be relied on
+//!    (`os::WholeFileSystem`), and otherwise file by file, at the same time where they are few. From here on nothing of it is
+//!    lost.
+//! 4. The files are renamed into `media/`, and deleted files are removed. A power cut may undo that. It is done again then,
+//!    from the list, to which later uploads add; what is certainly on the disk is taken off it.
 //!
-//! With a flush in step 3 the client waits for two: that one, and that of the commit. Renames that a power cut undoes are
-//! then done again, from `media.pending`: it and the temporary files leave the same folder, and file systems with a journal
-//! keep the order of what was done (`WholeFileSystem::keeps_order`). So where `media.pending` is gone, the renames are there.
+//! So the client waits for one flush, or for some that the disk makes together. A power cut in step 3 may leave the
+//! transaction without the contents of a file. A name that had no record then has none again. Where a file would take the
+//! place of another one, all files are made durable before the transaction.
 //!
-//! The next start, or the next use after an error, processes `media.pending` (`recover`). A temporary file with the intended
-//! contents is renamed. A file with the intended contents is recorded, because its upload had arrived completely. A file
-//! whose record is deleted is removed. All three look at the current state, so repeating them is harmless, and so is an
-//! old `media.pending`. A client that got no response sends its changes again. Those that are already applied cost nothing.
+//! The next start, or the next use after an error, works off the list (`pending::finish`). A client that got no response
+//! sends its changes again. Those that are already applied cost nothing.
 
 pub mod check;
 pub mod denied_files;
@@ -46,6 +39,9 @@ pub mod import_folder;
 pub mod index;
 pub mod lost_files;
 pub mod name;
+mod pending;
+#[cfg(test)]
+mod test_store;
 pub mod upload;
 pub mod zip;
 
@@ -56,18 +52,14 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use serde::{Deserialize, Serialize};
 use sha1::{Digest, Sha1};
 
 use crate::error::{Error, Result};
 use crate::files;
 use crate::files::damaged::{DAMAGED_FOLDER, put_aside, put_folders_aside};
 use crate::files::sqlite_files::{FileState, Remembered};
-use crate::text::counted::counted;
-use crate::text::hex::unhex;
 use file_paths::FilePaths;
 use index::{Change, MediaDb, Record};
-use name::MediaName;
 
 /// SHA-1 of a file's contents.
 pub type Sha1Sum = [u8; 20];
@@ -77,12 +69,6 @@ pub const FOLDER: &str = "media";
 
 /// Files are read and written in blocks of this size.
 const BLOCK_BYTES: usize = 32 * 1024;
-
-/// The journal of changes that are being put in place.
-const PENDING: &str = "media.pending";
-
-/// What it holds when nothing is being put in place. It is kept like this between uploads on some disks.
-const NO_INTENTS: &[u8] = b"[]";
 
 /// Prefix of the temporary files of uploads.
 const STAGED_PREFIX: &str = "media.new-";
@@ -115,30 +101,21 @@ struct State {
     last_used: Instant,
     /// Changes may be half applied.
     needs_recovery: bool,
+    /// The list of changes that were put in place.
+    listed: Listed,
     /// Whether the index may list files that are denied to the server.
     may_have_denied: bool,
     /// The counts, as they were last read while the index was closed.
     totals: Option<Remembered<Totals>>,
 }
 
-/// An intended change of a file, as stored in `media.pending`.
-#[derive(Serialize, Deserialize)]
-struct Intent {
-    name: String,
-    /// Hexadecimal; None if the file is to be deleted.
-    sha1: Option<String>,
-    /// The name of the temporary file that becomes it. Earlier releases did not write it.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    staged: Option<String>,
-}
-
-/// An intended change, as it is read from `media.pending`.
-struct Intended {
-    name: MediaName,
-    /// None if the file is to be deleted; zeros, which no file has, if the text is no checksum.
-    sha1: Option<Sha1Sum>,
-    /// The temporary file that becomes it.
-    staged: Option<PathBuf>,
+/// Rows of the list of changes in the index (`pending`), by their numbers.
+#[derive(Clone, Copy, Default)]
+struct Listed {
+    /// The last one.
+    last: i64,
+    /// Up to this one, renames and deletions are durable.
+    durable: i64,
 }
 
 impl MediaStore {
@@ -152,6 +129,7 @@ impl MediaStore {
             writer: None,
             last_used: Instant::now(),
             needs_recovery: true,
+            listed: Listed::default(),
             may_have_denied: true,
             totals: None,
         };
@@ -185,7 +163,10 @@ impl MediaStore {
     /// Removes temporary files: before recovering, which may need their room, those that it does not need; then all. No
     /// upload may be under way.
     fn recover_and_tidy(&self) -> Result<()> {
-        remove_staged(&self.dir, &pending(&self.dir)?)?;
+        // If the list cannot be read, recovering reports it.
+        if let Ok(needed) = pending::temporary_files(&self.dir) {
+            remove_staged(&self.dir, &needed)?;
+        }
         drop(self.lock()?);
         remove_staged(&self.dir, &[])
     }
@@ -231,15 +212,16 @@ impl MediaStore {
         self.close_index(&mut self.state.lock().unwrap_or_else(PoisonError::into_inner));
     }
 
+    /// Empties the list of changes before, as all are in place, unless some may be half applied.
     fn close_index(&self, state: &mut State) {
-        let was_open = state.writer.take().is_some();
-        // With changes that may be half applied, it is needed.
-        if was_open
+        if let Some(db) = &state.writer
             && !state.needs_recovery
-            && let Err(err) = files::remove_if_there(&self.dir.join(PENDING))
+            && state.listed.last > 0
+            && let Err(err) = self.paths.sync().and_then(|()| pending::clear(db))
         {
-            log::warn!("{err}");
+            log::warn!("{}: the list of changes stays in the index of the media: {err}", self.dir.display());
         }
+        state.writer = None;
     }
 
     /// Locks the state. Recovers first if that is needed.
@@ -255,7 +237,9 @@ impl MediaStore {
         ready_folder(&self.dir)?;
         if state.needs_recovery {
             files::refuse_link(&self.paths.folder())?;
-            self.if_damaged(recover(&self.dir, &self.paths), &mut state)?;
+            // It may hold what could not be made durable, and is opened anew afterwards.
+            state.writer = None;
+            self.if_damaged(pending::finish(&self.dir, &self.paths), &mut state)?;
             state.needs_recovery = false;
         }
         state.last_used = Instant::now();
@@ -335,7 +319,11 @@ impl State {
     fn writer(&mut self, dir: &Path) -> Result<&MediaDb> {
         match &mut self.writer {
             Some(db) => Ok(db),
-            none => Ok(none.insert(MediaDb::open(dir)?)),
+            none => {
+                let db = MediaDb::open(dir)?;
+                self.listed = Listed { last: db.last_pending()?, durable: 0 };
+                Ok(none.insert(db))
+            }
         }
     }
 }
@@ -351,12 +339,11 @@ fn ready_folder(dir: &Path) -> Result<()> {
 }
 
 /// Removes the temporary files of unfinished uploads, except those of `needed`.
-fn remove_staged(dir: &Path, needed: &[Intended]) -> Result<()> {
+fn remove_staged(dir: &Path, needed: &[PathBuf]) -> Result<()> {
     for entry in fs::read_dir(dir).map_err(Error::io("reading", dir))? {
         let entry = entry.map_err(Error::io("reading", dir))?;
         let path = entry.path();
-        let is_needed = needed.iter().any(|intended| intended.staged.as_ref() == Some(&path));
-        if !is_needed && entry.file_name().to_string_lossy().starts_with(STAGED_PREFIX) {
+        if !needed.contains(&path) && entry.file_name().to_string_lossy().starts_with(STAGED_PREFIX) {
             files::remove_if_there(&path)?;
         }
     }
@@ -392,117 +379,6 @@ fn put_index_aside(dir: &Path) {
     }
 }
 
-/// The intended changes of an interrupted upload.
-fn pending(dir: &Path) -> Result<Vec<Intended>> {
-    let path = dir.join(PENDING);
-    let json = match fs::read(&path) {
-        Ok(json) => json,
-        Err(err) if err.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
-        Err(err) if err.kind() == std::io::ErrorKind::IsADirectory => {
-            put_aside(dir, &path, PENDING);
-            return Ok(Vec::new());
-        }
-        Err(err) => return Err(Error::Io("reading", path, err)),
-    };
-    // A power cut before the flush can leave this. Nothing was put in place yet.
-    if json.is_empty() {
-        return Ok(Vec::new());
-    }
-    let intents: Vec<Intent> = serde_json::from_slice(&json).unwrap_or_else(|err| {
-        log::warn!(
-            "{}: ignored, as it is not whole. If the power was not cut during an upload, the disk may be failing: {err}",
-            path.display()
-        );
-        Vec::new()
-    });
-    Ok(intents
-        .into_iter()
-        .filter_map(|intent| {
-            // The journal may be damaged: no other file may be taken for a temporary one.
-            let is_staged = |name: &String| name.starts_with(STAGED_PREFIX) && !name.contains('/');
-            Some(Intended {
-                name: MediaName::parse(intent.name).ok()?,
-                sha1: intent.sha1.as_deref().map(|text| unhex(text).unwrap_or_default()),
-                staged: intent.staged.filter(is_staged).map(|name| dir.join(name)),
-            })
-        })
-        .collect())
-}
-
-/// Finishes an interrupted upload, so that records and files agree.
-fn recover(dir: &Path, paths: &FilePaths) -> Result<()> {
-    let pending = pending(dir)?;
-    if pending.is_empty() {
-        return files::remove_if_there(&dir.join(PENDING));
-    }
-    let db = MediaDb::open(dir)?;
-    let mut recording = db.begin()?;
-    let mut gone = Vec::new();
-    let mut recorded = 0;
-    for Intended { name, sha1, staged } in &pending {
-        let live = db.record(name)?.filter(Record::is_live);
-        if let (Some(sha1), Some(staged)) = (sha1, staged)
-            && durable_staged_file(staged)?.is_some_and(|found| found.sha1 == *sha1)
-        {
-            // Also of a live record: the rename of its file may be what was lost.
-            let is_taken = paths.ignores_case() && db.has_twin(name)?;
-            paths.put(staged, name, is_taken)?;
-        }
-        let path = paths.path_of(name);
-        match sha1 {
-            Some(sha1) => {
-                if let Some(found) = readable_file(&path)?.filter(|found| found.sha1 == *sha1)
-                    && live.as_ref() != Some(&found)
-                {
-                    recording.put(name, &found)?;
-                    recorded += 1;
-                }
-            }
-            None if live.is_none() && is_file(&path) => gone.push(path),
-            None => {}
-        }
-    }
-    // The renames of the upload may not be durable yet.
-    paths.sync()?;
-    match recorded {
-        0 => drop(recording),
-        _ => drop(recording.commit()?),
-    }
-    gone.iter().try_for_each(|path| files::remove_if_there(path))?;
-    paths.sync()?;
-    if recorded + gone.len() > 0 {
-        log::warn!(
-            "{}: finished a media upload that was interrupted: {} recorded, {} removed",
-            dir.display(),
-            counted(recorded, "file"),
-            gone.len()
-        );
-    }
-    files::remove_if_there(&dir.join(PENDING))
-}
-
-/// A temporary file as it is now, made durable: the flush of its upload may have failed, or not have begun. None if there
-/// is none, or if it cannot be read: its client sends it again.
-fn durable_staged_file(path: &Path) -> Result<Option<Record>> {
-    match readable_file(path)? {
-        Some(found) => upload::sync_file(path).map(|()| Some(found)),
-        None => Ok(None),
-    }
-}
-
-/// A record of this file as it is now. None if there is none, if the disk cannot read it, or if the server may not.
-fn readable_file(path: &Path) -> Result<Option<Record>> {
-    match file_sha1(path) {
-        Err(Error::Io(_, _, err))
-            if [libc::EIO, libc::EACCES, libc::EPERM].map(Some).contains(&err.raw_os_error()) =>
-        {
-            log::warn!("{}: {err}; its device sends the file again", path.display());
-            Ok(None)
-        }
-        other => other,
-    }
-}
-
 fn is_file(path: &Path) -> bool {
     fs::symlink_metadata(path).is_ok_and(|meta| meta.is_file())
 }
@@ -528,134 +404,9 @@ fn file_sha1(path: &Path) -> Result<Option<Record>> {
 
 #[cfg(test)]
 mod tests {
+    use super::test_store::{healed, row, store, zip_of};
     use super::*;
-    use crate::files::spool::Spool;
     use crate::media::upload::Room;
-    use crate::text::hex::hex;
-
-    /// A zip as a client sends it. No contents mean a deletion.
-    fn zip_of(dir: &Path, changes: &[(&str, Option<&str>)]) -> Spool {
-        let mut spool = Spool::new(dir);
-        let mut zip = zip::ZipWriter::new(&mut spool);
-        let mut meta = Vec::new();
-        for (name, contents) in changes {
-            meta.push((name, contents.map(|_| *name)));
-            if let Some(contents) = contents {
-                zip.add(name, contents.len() as u64, |sink| sink(contents.as_bytes())).unwrap();
-            }
-        }
-        let meta = serde_json::to_vec(&meta).unwrap();
-        zip.add(zip::META, meta.len() as u64, |sink| sink(&meta)).unwrap();
-        zip.finish().unwrap();
-        spool
-    }
-
-    fn sum(contents: &str) -> Sha1Sum {
-        Sha1::digest(contents).into()
-    }
-
-    /// A store that holds `a` and `b`, with "1" in them.
-    fn store() -> (tempfile::TempDir, MediaStore) {
-        let dir = tempfile::tempdir().unwrap();
-        let store = MediaStore::open(dir.path());
-        store.upload(&zip_of(dir.path(), &[("a", Some("1")), ("b", Some("1"))]), &Room::UNLIMITED).unwrap();
-        (dir, store)
-    }
-
-    fn interrupt(dir: &Path, intents: &[(&str, Option<&str>)]) {
-        let intents: Vec<_> = intents
-            .iter()
-            .map(|(name, contents)| Intent {
-                name: (*name).to_owned(),
-                sha1: contents.map(|contents| hex(&sum(contents))),
-                staged: None,
-            })
-            .collect();
-        let mut list = serde_json::to_vec(&intents).unwrap();
-        // Some disks get it in a file that was longer.
-        list.resize(list.len().next_multiple_of(4096), b' ');
-        fs::write(dir.join(PENDING), list).unwrap();
-    }
-
-    /// The state after the next start: each name with its usn and contents.
-    fn healed(dir: &Path) -> Vec<(String, i32, Option<Sha1Sum>)> {
-        let store = MediaStore::open(dir);
-        assert!(!dir.join(PENDING).exists());
-        let mut rows = Vec::new();
-        store
-            .changes_after(0, |change| {
-                let on_disk = file_sha1(&dir.join(FOLDER).join(&change.name)).unwrap();
-                assert_eq!(on_disk.map(|found| found.sha1), change.sha1, "{}", change.name);
-                rows.push((change.name, change.usn, change.sha1));
-                Ok(())
-            })
-            .unwrap();
-        assert_eq!(store.totals().unwrap(), MediaDb::open_to_read(dir).unwrap().counted_totals().unwrap());
-        rows
-    }
-
-    fn row(name: &str, usn: i32, contents: Option<&str>) -> (String, i32, Option<Sha1Sum>) {
-        (name.to_owned(), usn, contents.map(sum))
-    }
-
-    #[test]
-    fn an_interruption_before_the_renames_leaves_everything_as_it_was() {
-        let (dir, store) = store();
-        drop(store);
-        interrupt(dir.path(), &[("a", Some("2")), ("b", None), ("c", Some("3"))]);
-        fs::write(dir.path().join("media.new-0"), "2").unwrap();
-        assert_eq!(healed(dir.path()), [row("a", 1, Some("1")), row("b", 2, Some("1"))]);
-        assert!(!dir.path().join("media.new-0").exists());
-    }
-
-    /// What a power cut leaves that undoes the renames, before or after the record was made.
-    #[test]
-    fn renames_that_are_lost_are_done_again() {
-        for is_recorded in [false, true] {
-            let (dir, store) = store();
-            if is_recorded {
-                let zip = zip_of(dir.path(), &[("a", Some("2")), ("c", Some("3"))]);
-                store.upload(&zip, &Room::UNLIMITED).unwrap();
-                fs::write(dir.path().join(FOLDER).join("a"), "1").unwrap();
-                fs::remove_file(dir.path().join(FOLDER).join("c")).unwrap();
-            }
-            drop(store);
-            let staged = [("a", "2", "media.new-7"), ("c", "3", "media.new-8"), ("d", "4", "../media.new-9")];
-            let intents = staged.map(|(name, contents, staged)| Intent {
-                name: name.to_owned(),
-                sha1: Some(hex(&sum(contents))),
-                staged: Some(staged.to_owned()),
-            });
-            fs::write(dir.path().join(PENDING), serde_json::to_vec(&intents).unwrap()).unwrap();
-            fs::write(dir.path().join("media.new-7"), "2").unwrap();
-            fs::write(dir.path().join("media.new-8"), "3").unwrap();
-            let expected = [row("b", 2, Some("1")), row("a", 3, Some("2")), row("c", 4, Some("3"))];
-            assert_eq!(healed(dir.path()), expected);
-        }
-    }
-
-    /// On a disk that ignores case, a file whose rename is lost must not go where its twin is.
-    #[test]
-    fn a_rename_that_is_lost_spares_the_twin() {
-        let dir = tempfile::tempdir().unwrap();
-        fs::create_dir(dir.path().join(FOLDER.to_ascii_uppercase())).unwrap();
-        let store = MediaStore::open(dir.path());
-        let zip = zip_of(dir.path(), &[("A", Some("1")), ("a", Some("2"))]);
-        store.upload(&zip, &Room::UNLIMITED).unwrap();
-        let odd = store.paths.path_of(&MediaName::parse("a".to_owned()).unwrap());
-        assert!(!odd.starts_with(dir.path().join(FOLDER)));
-        drop(store);
-        fs::rename(&odd, dir.path().join("media.new-1")).unwrap();
-        let intent = Intent {
-            name: "a".to_owned(),
-            sha1: Some(hex(&sum("2"))),
-            staged: Some("media.new-1".to_owned()),
-        };
-        fs::write(dir.path().join(PENDING), serde_json::to_vec(&[intent]).unwrap()).unwrap();
-        drop(MediaStore::open(dir.path()));
-        assert_eq!(fs::read(odd).unwrap(), b"2");
-        assert_eq!(fs::read(dir.path().join(FOLDER).join("A")).unwrap(), b"1");
-    }
 
     /// A start that could not recover leaves temporary files, whose names uploads must not take.
     #[test]
@@ -669,57 +420,6 @@ mod tests {
         assert_eq!(last_usn, 3);
     }
 
-    /// Recovering may need the room that temporary files of another upload take.
-    #[test]
-    fn what_recovering_does_not_need_is_removed_before_it_may_fail() {
-        let (dir, store) = store();
-        drop(store);
-        interrupt(dir.path(), &[("c", Some("3"))]);
-        fs::write(dir.path().join("media.new-5"), "of another upload").unwrap();
-        // An index that cannot be opened, nor put aside.
-        fs::write(dir.path().join(DAMAGED_FOLDER), "").unwrap();
-        let index = dir.path().join(index::FILE_NAME);
-        fs::remove_file(&index).unwrap();
-        fs::create_dir(&index).unwrap();
-        drop(MediaStore::open(dir.path()));
-        assert!(dir.path().join(PENDING).exists());
-        assert!(!dir.path().join("media.new-5").exists());
-    }
-
-    #[test]
-    fn an_interruption_between_the_renames_and_the_record_ends_with_what_had_come() {
-        let (dir, store) = store();
-        drop(store);
-        interrupt(dir.path(), &[("a", Some("2")), ("b", None), ("c", Some("3")), ("d", Some("4"))]);
-        for (name, contents) in [("a", "2"), ("c", "3")] {
-            fs::write(dir.path().join(FOLDER).join(name), contents).unwrap();
-        }
-        let expected = [row("b", 2, Some("1")), row("a", 3, Some("2")), row("c", 4, Some("3"))];
-        assert_eq!(healed(dir.path()), expected);
-    }
-
-    #[test]
-    fn an_interruption_before_deleted_files_are_removed_removes_them() {
-        let (dir, store) = store();
-        store.upload(&zip_of(dir.path(), &[("b", None)]), &Room::UNLIMITED).unwrap();
-        drop(store);
-        interrupt(dir.path(), &[("b", None)]);
-        fs::write(dir.path().join(FOLDER).join("b"), "1").unwrap();
-        assert_eq!(healed(dir.path()), [row("a", 1, Some("1")), row("b", 3, None)]);
-        assert!(!dir.path().join(FOLDER).join("b").exists());
-    }
-
-    #[test]
-    fn intents_of_long_ago_and_damaged_ones_do_no_harm() {
-        let (dir, store) = store();
-        drop(store);
-        interrupt(dir.path(), &[("a", Some("0")), ("b", Some("1")), ("../c", Some("1"))]);
-        let expected = [row("a", 1, Some("1")), row("b", 2, Some("1"))];
-        assert_eq!(healed(dir.path()), expected);
-        fs::write(dir.path().join(PENDING), "[{\"na").unwrap();
-        assert_eq!(healed(dir.path()), expected);
-    }
-
     #[test]
     fn a_failure_in_the_middle_heals_without_a_restart() {
         let (dir, store) = store();
@@ -729,7 +429,7 @@ mod tests {
         let zip = zip_of(dir.path(), &[("a", Some("2")), ("c", Some("3"))]);
         assert_eq!(store.upload(&zip, &Room::UNLIMITED).unwrap_err().status(), 500);
         fs::remove_dir(dir.path().join(FOLDER).join("c")).unwrap();
-        assert_eq!(store.totals().unwrap().last_usn, 3, "the first was there, and is recorded");
+        assert_eq!(store.totals().unwrap().last_usn, 4, "both had come, and are in place now");
         assert_eq!(store.upload(&zip, &Room::UNLIMITED).unwrap().last_usn, 4);
         drop(store);
         assert_eq!(healed(dir.path()).len(), 3);
@@ -764,11 +464,12 @@ mod tests {
     fn the_index_is_folded_when_it_is_closed_and_reading_leaves_no_trace() {
         let (dir, store) = store();
         let wal = dir.path().join("media.db-wal");
+        let list = || MediaDb::open_to_read(dir.path()).unwrap().pending().unwrap().len();
         assert!(wal.exists() && store.close_if_idle().is_some());
-        assert!(pending(dir.path()).unwrap().is_empty());
+        assert_eq!(list(), 2);
         store.close();
-        assert!(!dir.path().join(PENDING).exists());
-        assert!(store.close_if_idle().is_none());
+        assert!(store.close_if_idle().is_none() && !wal.exists());
+        assert_eq!(list(), 0);
         assert_eq!(store.totals().unwrap(), Totals { last_usn: 2, bytes: 2, files: 2 });
         assert!(!wal.exists());
     }

@@ -1,9 +1,10 @@
-//! A zip of changes from a client. Each file is first written to a temporary file. Then all of them are moved into the
-//! folder and recorded in the index. The header of `media` explains the order of these steps.
+//! A zip of changes from a client. Each file is first written to a temporary file. Then all of them are recorded in the index
+//! and moved into the folder. The header of `media` explains the order of these steps.
 
 use std::fs::File;
-use std::io::{self, Write};
-use std::path::{Path, PathBuf};
+use std::io::Write;
+use std::path::Path;
+use std::thread::{self, Scope, ScopedJoinHandle};
 
 use sha1::{Digest, Sha1};
 
@@ -13,19 +14,25 @@ use crate::files::FsyncingFile;
 use crate::files::spool::Spool;
 use crate::files::temporary::TemporaryFile;
 use crate::limits_and_timeouts::MEDIA_FILES;
-use crate::media::index::{MediaDb, Record};
+use crate::media::file_paths::FilePaths;
+use crate::media::index::{MediaDb, Record, Recording};
 use crate::media::lost_files;
 use crate::media::name::{MediaName, checked_name, folded};
 use crate::media::zip;
 use crate::media::zip::{Entry, META, ZipReader};
-use crate::media::{Intent, MediaStore, NO_INTENTS, PENDING, Sha1Sum, State};
+use crate::media::{Listed, MediaStore, Sha1Sum, State};
 use crate::os::WholeFileSystem;
-use crate::text::hex::hex;
 
-/// So few changes are flushed file by file on a file system without a journal. One flush of the whole disk would take one or
-/// two waits less, and would write much more: all blocks of the disk's own tables that changed, and the shared memory of
-/// the index.
+/// So few changes are flushed file by file on a file system without a journal. One flush of the whole disk would write much
+/// more: all blocks of the disk's own tables that changed, and the shared memory of the index.
 const FEW_FILES: usize = 2;
+
+/// So many changes are listed, where the disk is not flushed as a whole, before their renames are flushed. Each is looked at
+/// after a crash.
+const MOST_LISTED: i64 = 50;
+
+/// Stack of a thread that does nothing but flush.
+const FLUSHER_STACK_BYTES: usize = 64 * 1024;
 
 /// Asks whether an upload may be stored: free disk space, and the user's quota.
 pub struct Room<'r> {
@@ -94,6 +101,12 @@ struct StagedFile {
     unsynced: Option<File>,
 }
 
+impl StagedFile {
+    fn sync(&self) -> Result<()> {
+        self.unsynced.as_ref().map_or(Ok(()), File::sync_all).map_err(Error::io("syncing", self.file.path()))
+    }
+}
+
 impl MediaStore {
     /// A spool for a zip of changes. A large stored file is spooled to the temporary file that is renamed later, so
     /// that it is written once.
@@ -107,9 +120,10 @@ impl MediaStore {
         let pairs = read_meta(&zip)?;
         self.check_room(&pairs, body, room)?;
         let processed = pairs.len();
-        // Opened before anything is written, so that it reports all write errors.
-        let disk =
-            WholeFileSystem::of(&self.dir).filter(|disk| disk.keeps_order() || pairs.len() > FEW_FILES);
+        let is_small = processed <= FEW_FILES;
+        // Opened before anything is written, so that it reports all write errors. It replaces the sync of a WAL only.
+        let disk = WholeFileSystem::of(&self.dir)
+            .filter(|disk| (disk.has_journal() || !is_small) && files::has_shared_memory(&self.dir));
         let mut staged: Vec<Staged> = Vec::with_capacity(processed);
         for (name, entry) in pairs {
             let change = match entry {
@@ -120,7 +134,11 @@ impl MediaStore {
             staged.retain(|other| other.name != name);
             staged.push(Staged { name, change });
         }
-        sync(&staged, body, disk.as_ref()).map_err(|(path, err)| Error::Io("syncing", path, err))?;
+        sync_file_of_spool(&staged, body)?;
+        if disk.is_none() && !is_small {
+            // So many do not wait for the disk under the lock.
+            sync_files(&staged)?;
+        }
         let outcome = self.put_in_place(&staged, room, disk.as_ref())?;
         Ok(Outcome { processed, ..outcome })
     }
@@ -204,7 +222,9 @@ impl MediaStore {
         let db = state.writer(&self.dir)?;
         let mut changes = Vec::with_capacity(staged.len());
         for Staged { name, change } in staged {
-            let live = db.record(name)?.filter(Record::is_live);
+            let known = db.record(name)?;
+            let is_known = known.is_some();
+            let live = known.filter(Record::is_live);
             match change {
                 Change::Same(record) if live.as_ref() == Some(record) => {}
                 Change::Same(_) if live.is_some() => {
@@ -216,7 +236,7 @@ impl MediaStore {
                         && self.paths.ignores_case()
                         && (db.has_twin(name)?
                             || changes.iter().any(|other: &Effective| other.is_twin_of(name)));
-                    changes.push(Effective { name, change, live, is_taken });
+                    changes.push(Effective { name, change, is_known, live, is_taken });
                 }
             }
         }
@@ -239,37 +259,98 @@ impl MediaStore {
         changes: &[Effective],
         disk: Option<&WholeFileSystem>,
     ) -> Result<Outcome> {
-        let intents = intents(changes)?;
-        match disk {
-            Some(disk) => {
-                files::replace_file_unsynced(&self.dir, PENDING, &intents)?;
-                disk.sync().map_err(Error::io("syncing the file system of", &self.dir))?;
-            }
-            None => files::overwrite_file(&self.dir, PENDING, &intents)?,
-        }
+        state.writer(&self.dir)?;
+        let listed = state.listed;
+        let flush = Flush {
+            disk,
+            dir: &self.dir,
+            paths: &self.paths,
+            changes,
+            renames: listed.last - listed.durable >= MOST_LISTED,
+        };
+        let (outcome, last) = flush.with(state.writer(&self.dir)?, listed.durable)?;
+        // The rows up to `listed.durable` are gone.
+        let durable = if disk.is_some() || flush.renames { listed.last } else { 0 };
+        state.listed = Listed { last, durable };
         for Effective { name, change, is_taken, .. } in changes {
             match change {
                 Change::Put(_, StagedFile { file, .. }) => self.paths.put(file.path(), name, *is_taken)?,
-                Change::Same(_) if disk.is_none() => sync_file(&self.paths.path_of(name))?,
-                Change::Same(_) | Change::Delete => {}
+                Change::Delete => files::remove_if_there(&self.paths.path_of(name))?,
+                Change::Same(_) => {}
             }
-        }
-        if disk.is_none_or(|disk| !disk.keeps_order()) {
-            self.paths.sync()?;
-        }
-        let outcome = record(state.writer(&self.dir)?, changes)?;
-        if outcome.deleted > 0 {
-            for Effective { name, .. } in changes.iter().filter(|one| matches!(one.change, Change::Delete)) {
-                files::remove_if_there(&self.paths.path_of(name))?;
-            }
-            self.paths.sync()?;
-        }
-        match disk {
-            Some(_) => files::remove_if_there(&self.dir.join(PENDING))?,
-            None => files::overwrite_or_remove(&self.dir, PENDING, NO_INTENTS)?,
         }
         Ok(outcome)
     }
+}
+
+/// Makes changes durable: their files, and the transaction that records and lists them.
+struct Flush<'f> {
+    disk: Option<&'f WholeFileSystem>,
+    dir: &'f Path,
+    paths: &'f FilePaths,
+    changes: &'f [Effective<'f>],
+    /// Whether the renames of earlier uploads are to be flushed, too. A flush of the whole disk always does that.
+    renames: bool,
+}
+
+impl Flush<'_> {
+    /// Commits. Rows up to number `done` are removed from the list. Returns the number of its last row, too.
+    fn with(&self, db: &MediaDb, done: i64) -> Result<(Outcome, i64)> {
+        // Of what is flushed at the same time, a power cut may leave the record without the file.
+        let files_first =
+            self.changes.iter().any(|one| one.is_known && matches!(one.change, Change::Put(..)));
+        if let Some(disk) = self.disk {
+            let flush = || disk.sync().map_err(Error::io("syncing the file system of", self.dir));
+            if files_first {
+                flush()?;
+                return record(db.begin()?, self.changes, done);
+            }
+            let recorded = record(db.begin_unsynced()?, self.changes, done)?;
+            return flush().map(|()| recorded);
+        }
+        let files = || self.changes.iter().try_for_each(|one| one.sync(self.paths));
+        let folder = || files::sync_folder(self.dir);
+        let renames = || self.paths.sync();
+        thread::scope(|scope| {
+            let mut flushes = Vec::new();
+            if self.changes.iter().any(|one| !matches!(one.change, Change::Delete)) {
+                flushes.extend([start(scope, &files), start(scope, &folder)]);
+            }
+            if self.renames {
+                flushes.push(start(scope, &renames));
+            }
+            let wait = |flushes: Vec<Started<'_>>| flushes.into_iter().try_for_each(Started::wait);
+            if files_first {
+                wait(flushes)?;
+                return record(db.begin()?, self.changes, done);
+            }
+            let recorded = record(db.begin()?, self.changes, done);
+            wait(flushes).and(recorded)
+        })
+    }
+}
+
+/// A flush that was started.
+enum Started<'s> {
+    Running(ScopedJoinHandle<'s, Result<()>>),
+    Ended(Result<()>),
+}
+
+impl Started<'_> {
+    fn wait(self) -> Result<()> {
+        match self {
+            Started::Running(thread) => {
+                thread.join().unwrap_or_else(|_| Err(Error::Broken("a flush panicked".to_owned())))
+            }
+            Started::Ended(flushed) => flushed,
+        }
+    }
+}
+
+/// Starts a flush on a thread of its own, if there may be another one.
+fn start<'s>(scope: &'s Scope<'s, '_>, flush: &'s (dyn Fn() -> Result<()> + Sync)) -> Started<'s> {
+    let thread = thread::Builder::new().name("flush".to_owned()).stack_size(FLUSHER_STACK_BYTES);
+    thread.spawn_scoped(scope, flush).map_or_else(|_| Started::Ended(flush()), Started::Running)
 }
 
 /// Passes the contents of an entry to `sink` and returns their SHA-1.
@@ -282,21 +363,22 @@ fn unpack(zip: &ZipReader, entry: &Entry, mut sink: impl FnMut(&[u8]) -> Result<
     Ok(sha1.finalize().into())
 }
 
-/// Syncs the temporary files, after all are written: on a file system with a journal the first fsync commits all of them. Where
-/// `disk` will do it with one flush, only the file of the spool is synced. An error comes with what was being synced.
-fn sync(
-    staged: &[Staged],
-    body: &Spool,
-    disk: Option<&WholeFileSystem>,
-) -> std::result::Result<(), (PathBuf, io::Error)> {
+/// Makes the file of the spool durable, if that is to become a media file.
+fn sync_file_of_spool(staged: &[Staged], body: &Spool) -> Result<()> {
     for Staged { change, .. } in staged {
-        if let Change::Put(record, StagedFile { file: temporary, unsynced }) = change {
-            match unsynced {
-                Some(_) if disk.is_some() => Ok(()),
-                Some(file) => file.sync_all(),
-                None => body.keep_file(record.bytes),
-            }
-            .map_err(|err| (temporary.path().to_owned(), err))?;
+        if let Change::Put(record, StagedFile { file, unsynced: None }) = change {
+            body.keep_file(record.bytes).map_err(Error::io("syncing", file.path()))?;
+        }
+    }
+    Ok(())
+}
+
+/// Makes the other temporary files durable, after all are written: on a file system with a journal the first fsync commits all
+/// of them.
+fn sync_files(staged: &[Staged]) -> Result<()> {
+    for Staged { change, .. } in staged {
+        if let Change::Put(_, staged) = change {
+            staged.sync()?;
         }
     }
     Ok(())
@@ -311,6 +393,8 @@ pub(super) fn sync_file(path: &Path) -> Result<()> {
 struct Effective<'s> {
     name: &'s MediaName,
     change: &'s Change,
+    /// Whether the name has a record, be it that of a deleted file.
+    is_known: bool,
     /// The current record, if the file exists.
     live: Option<Record>,
     /// Whether another file has this name in `media/`, as the file system ignores case.
@@ -318,12 +402,28 @@ struct Effective<'s> {
 }
 
 impl Effective<'_> {
+    fn staged(&self) -> Option<&TemporaryFile> {
+        match self.change {
+            Change::Put(_, staged) => Some(&staged.file),
+            Change::Delete | Change::Same(_) => None,
+        }
+    }
+
     fn is_twin_of(&self, name: &MediaName) -> bool {
         matches!(self.change, Change::Put(..)) && folded(self.name.as_str()) == folded(name.as_str())
     }
 }
 
 impl Effective<'_> {
+    /// Makes the contents durable.
+    fn sync(&self, paths: &FilePaths) -> Result<()> {
+        match self.change {
+            Change::Put(_, staged) => staged.sync(),
+            Change::Same(_) => sync_file(&paths.path_of(self.name)),
+            Change::Delete => Ok(()),
+        }
+    }
+
     fn added_bytes(&self) -> u64 {
         match self.change {
             Change::Put(record, _) => record.bytes,
@@ -332,28 +432,8 @@ impl Effective<'_> {
     }
 }
 
-fn intents(changes: &[Effective]) -> Result<Vec<u8>> {
-    let intents: Vec<Intent> = changes
-        .iter()
-        .map(|Effective { name, change, .. }| Intent {
-            name: name.as_str().to_owned(),
-            sha1: match change {
-                Change::Put(record, _) | Change::Same(record) => Some(hex(&record.sha1)),
-                Change::Delete => None,
-            },
-            staged: match change {
-                Change::Put(_, StagedFile { file, .. }) => {
-                    file.path().file_name().map(|name| name.to_string_lossy().into_owned())
-                }
-                Change::Same(_) | Change::Delete => None,
-            },
-        })
-        .collect();
-    serde_json::to_vec(&intents).map_err(|err| Error::Broken(format!("writing {PENDING}: {err}")))
-}
-
-fn record(db: &MediaDb, changes: &[Effective]) -> Result<Outcome> {
-    let mut recording = db.begin()?;
+/// Commits the changes and the list of them. From then on their temporary files are needed.
+fn record(mut recording: Recording<'_>, changes: &[Effective], done: i64) -> Result<(Outcome, i64)> {
     let mut outcome = Outcome::default();
     for Effective { name, change, live, .. } in changes {
         // Devices that were not told of the file, because the server could not open it, get a new usn.
@@ -372,7 +452,11 @@ fn record(db: &MediaDb, changes: &[Effective]) -> Result<Outcome> {
             }
         }
     }
-    Ok(Outcome { last_usn: recording.commit()?, ..outcome })
+    let rows = changes.iter().map(|one| (one.name.as_str(), one.staged().and_then(TemporaryFile::name)));
+    let last = recording.list_pending(done, rows)?;
+    let last_usn = recording.commit()?;
+    changes.iter().filter_map(Effective::staged).for_each(TemporaryFile::keep);
+    Ok((Outcome { last_usn, ..outcome }, last))
 }
 
 type Pairs<'z> = Vec<(MediaName, Option<&'z Entry>)>;

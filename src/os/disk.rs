@@ -93,7 +93,7 @@ pub fn free_bytes(dir: &Path) -> io::Result<u64> {
 /// A file system that makes all its files durable with one flush, and reports if one of them could not be written.
 pub struct WholeFileSystem {
     folder: File,
-    keeps_order: bool,
+    has_journal: bool,
 }
 
 impl WholeFileSystem {
@@ -112,13 +112,13 @@ impl WholeFileSystem {
         // Their types differ from system to system.
         #[allow(clippy::unnecessary_cast)]
         let kind = stat.f_type as u64 & 0xffff_ffff;
-        let keeps_order = kind != EXT || has_journal(&folder);
-        (told && KNOWN.contains(&kind)).then_some(WholeFileSystem { folder, keeps_order })
+        let has_journal = kind != EXT || has_journal(&folder);
+        (told && KNOWN.contains(&kind)).then_some(WholeFileSystem { folder, has_journal })
     }
 
-    /// Whether changes of two folders reach the disk in the order in which they were made.
-    pub fn keeps_order(&self) -> bool {
-        self.keeps_order
+    /// Whether it has a journal. Without one, a flush writes each of its own blocks that changed to its place.
+    pub fn has_journal(&self) -> bool {
+        self.has_journal
     }
 
     /// Makes everything durable that was written to the file system.
@@ -131,8 +131,8 @@ impl WholeFileSystem {
     }
 }
 
-/// Whether the ext file system of a folder has a journal. ext2, and ext4 made without one to spare a card, write their
-/// folders in any order. False also where the kernel does not tell.
+/// Whether the ext file system of a folder has a journal. ext2 has none, nor has ext4 that was made without one to spare a card.
+/// False also where the kernel does not tell.
 fn has_journal(folder: &File) -> bool {
     let journal_task = || {
         let device = folder.metadata().ok()?.dev();

@@ -511,25 +511,18 @@ fn renames_are_synced(kind: FileSystem) {
             Op::Rename { from, to } => {
                 renames += 1;
                 let inode = names.remove(from).expect("a file that is known");
-                let is_pending = to.ends_with("media.pending");
-                // What a WAL holds beyond its last commit is worth nothing. The list of renames is synced with its folder,
-                // which must have happened before the first of them.
-                assert!(
-                    !unsynced_files.contains(&inode) || to.ends_with("-wal") || is_pending,
-                    "not synced before {op:?}"
-                );
+                // What a WAL holds beyond its last commit is worth nothing.
+                assert!(!unsynced_files.contains(&inode) || to.ends_with("-wal"), "not synced before {op:?}");
                 names.insert(to.clone(), inode);
                 if from.contains("/media.new-") {
-                    let pending = names.get(&format!("{}/media.pending", parent(from)));
+                    // The next start does it again, from the list in the index and the new file.
+                    let list = names.get(&format!("{}/media.db-wal", parent(from)));
                     assert!(
-                        pending.is_some_and(|inode| !unsynced_files.contains(inode))
+                        list.is_some_and(|inode| !unsynced_files.contains(inode))
                             && !unsynced_folders.contains_key(parent(from)),
                         "the list of renames is not durable before {op:?}"
                     );
-                    if kind == FileSystem::Xfs {
-                        // The next start does it again, from the list and the new file.
-                        continue;
-                    }
+                    continue;
                 }
                 // The folder that it comes from may keep its old name as well: uploads that are not wanted are deleted.
                 unsynced_folders.insert(parent(to).to_owned(), format!("{op:?}"));
