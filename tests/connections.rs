@@ -11,6 +11,7 @@ use std::sync::{Arc, Condvar, Mutex, RwLock, RwLockReadGuard};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
+use ankipi::http::client_link::ReplyLink;
 use ankipi::http::request_head::Fields;
 use ankipi::limits_and_timeouts::{Limits, SyncStep, Weight};
 use ankipi::server::connections::{Client as Sharer, Policy, PollLoop};
@@ -1009,6 +1010,137 @@ fn more_requests_at_once_than_kept_connections_all_get_their_reply() {
         })
         .collect();
     threads.into_iter().for_each(|thread| thread.join().unwrap());
+}
+
+// ---- replies that go to the client past the poll loop ----
+
+/// The client's connection, as the head of a forwarded request names it.
+fn link_of(head: &str) -> ReplyLink {
+    let number = head.split("x-ankipi-link: ").nth(1).and_then(|rest| rest.lines().next()).unwrap();
+    ReplyLink::of(number.parse().unwrap()).unwrap()
+}
+
+/// A request of a client on a connection whose reply is offered, the backend's end of it, and the way to the client.
+fn offered(
+    connections: &PollLoopThread,
+    backend: &UnixListener,
+    kept: Option<UnixStream>,
+) -> (Client, UnixStream, ReplyLink) {
+    let mut client = connections.client();
+    client.send(format!("GET /first HTTP/1.1\r\n{KEEP}\r\n"));
+    let mut stream = kept.unwrap_or_else(|| backend.accept().unwrap().0);
+    let link = link_of(&read_head(&mut stream));
+    (client, stream, link)
+}
+
+#[test]
+fn a_small_reply_goes_to_the_client_and_both_connections_serve_the_next_request() {
+    let _alone = ALONE.read();
+    let (backend, path, _dir) = fake_backend();
+    let connections = start_before(path);
+    let (mut client, mut stream, first) = offered(&connections, &backend, None);
+    assert!(first.send_whole(PONG.as_bytes()));
+    assert_eq!(client.answer().text(), "pong");
+    for _ in 0..3 {
+        client.send(format!("GET /next HTTP/1.1\r\n{KEEP}\r\n"));
+        assert!(link_of(&read_head(&mut stream)).send_whole(PONG.as_bytes()));
+        assert_eq!(client.answer().text(), "pong");
+    }
+    // A reply by way of the backend may follow, and the reply of an old request may not.
+    client.send(format!("GET /last HTTP/1.1\r\n{KEEP}\r\n"));
+    let last = link_of(&read_head(&mut stream));
+    assert!(!first.send_whole(PONG.as_bytes()));
+    stream.write_all(PONG.as_bytes()).unwrap();
+    assert_eq!(client.answer().text(), "pong");
+    assert!(!last.send_whole(PONG.as_bytes()));
+    drop(client);
+    // Other clients get the connection to the backend as well.
+    let (mut client, _stream, link) = offered(&connections, &backend, Some(stream));
+    assert!(link.send_whole(PONG.as_bytes()));
+    assert_eq!(client.answer().text(), "pong");
+}
+
+#[test]
+fn a_request_that_waits_is_forwarded_as_soon_as_another_one_is_answered() {
+    let _alone = ALONE.read();
+    let limits = Limits { max_active: 1, ..Limits::default() };
+    for is_answered_first in [true, false] {
+        let (backend, path, _dir) = fake_backend();
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let connections = PollLoopThread::start(listener, path, limits.clone());
+        let (mut first, mut stream, link) = offered(&connections, &backend, None);
+        assert!(!is_answered_first || link.send_whole(PONG.as_bytes()));
+        let mut second = connections.client();
+        second.send(format!("GET /second HTTP/1.1\r\n{KEEP}\r\n"));
+        if !is_answered_first {
+            // The poll loop would not notice it.
+            thread::sleep(millis(200));
+            assert!(!link.send_whole(PONG.as_bytes()));
+            stream.write_all(PONG.as_bytes()).unwrap();
+        }
+        let waited = Instant::now();
+        let head = read_head(&mut stream);
+        assert!(head.starts_with("GET /second "), "{head}");
+        assert!(waited.elapsed() < millis(500), "{:?}", waited.elapsed());
+        assert_eq!(first.answer().text(), "pong");
+    }
+}
+
+#[test]
+fn pipelined_requests_are_answered_by_way_of_the_poll_loop() {
+    let _alone = ALONE.read();
+    let (backend, path, _dir) = fake_backend();
+    let connections = start_before(path);
+    let (mut client, mut stream, link) = offered(&connections, &backend, None);
+    client.send(format!("GET /second HTTP/1.1\r\n{KEEP}\r\n"));
+    thread::sleep(millis(200));
+    assert!(!link.send_whole(PONG.as_bytes()));
+    stream.write_all(PONG.as_bytes()).unwrap();
+    let waited = Instant::now();
+    assert!(read_head(&mut stream).starts_with("GET /second "));
+    assert!(waited.elapsed() < millis(500), "{:?}", waited.elapsed());
+    assert_eq!(client.answer().text(), "pong");
+}
+
+#[test]
+fn replies_that_need_another_form_go_by_way_of_the_poll_loop() {
+    let _alone = ALONE.read();
+    let (backend, path, _dir) = fake_backend();
+    let connections = start_before(path);
+    let heads = [
+        format!("HEAD / HTTP/1.1\r\n{KEEP}"),
+        format!("GET / HTTP/1.0\r\n{KEEP}"),
+        format!("GET / HTTP/1.1\r\nConnection: close\r\n{KEEP}"),
+        "GET / HTTP/1.1\r\n".to_owned(),
+        format!("GET /bulk/x HTTP/1.1\r\n{KEEP}"),
+    ];
+    for head in heads {
+        let mut client = connections.client();
+        client.send(format!("{head}\r\n"));
+        let mut stream = backend.accept().unwrap().0;
+        assert!(!link_of(&read_head(&mut stream)).send_whole(PONG.as_bytes()), "{head}");
+    }
+}
+
+#[test]
+fn a_connection_whose_reply_went_past_the_poll_loop_times_out_and_stops_like_any_other() {
+    let _alone = ALONE.read();
+    for stops in [false, true] {
+        let (backend, path, _dir) = fake_backend();
+        let limits = Limits { keep_alive: millis(300), ..Limits::default() };
+        let mut connections = PollLoopThread::start(TcpListener::bind("127.0.0.1:0").unwrap(), path, limits);
+        let (mut client, _stream, link) = offered(&connections, &backend, None);
+        assert!(link.send_whole(PONG.as_bytes()));
+        assert_eq!(client.answer().text(), "pong");
+        let since = Instant::now();
+        if stops {
+            connections.begin_stop();
+            connections.join();
+            assert!(since.elapsed() < millis(900), "{:?}", since.elapsed());
+        }
+        client.assert_closed();
+        assert!(since.elapsed() < millis(2500), "{:?}", since.elapsed());
+    }
 }
 
 #[test]

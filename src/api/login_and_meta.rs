@@ -81,26 +81,20 @@ impl App {
         }
         let is_all_denied = denied.as_ref().is_some_and(|denied| denied.concerns == Concerns::All);
         let user = if is_all_denied { None } else { Some(self.user(call)?) };
+        let (media_usn, denied_media) = user.as_ref().map_or((0, 0), |user| media_of(user, name));
         let (meta, trouble) = match user.as_ref().map(|user| user.meta()) {
             None => (None, DENIED),
             Some(Err(err)) if err.is_damage() => {
                 log::error!("{name:?}: {err}; {HELP_WITH_DAMAGE}");
                 (None, DAMAGED)
             }
-            Some(meta) => {
-                let lacks_media = denied.is_some()
-                    || user
-                        .as_ref()
-                        .is_some_and(|user| user.media.count_denied().is_ok_and(|count| count > 0));
-                (meta?, if lacks_media { DENIED_MEDIA } else { "" })
-            }
+            Some(meta) => (meta?, if denied.is_some() || denied_media > 0 { DENIED_MEDIA } else { "" }),
         };
         let unset_clock = self.clock_doubt().map(|doubt| {
             format!("The sync server cannot sync now: {doubt}. Please set it, or wait until it is set, and sync again.")
         });
         let too_old = meta.as_ref().and_then(|meta| why_too_old(meta, request.sync_version));
         let message = unset_clock.as_deref().or(too_old).unwrap_or(trouble);
-        let media_usn = user.as_ref().map_or(0, |user| media_usn(user, name));
         // The client compares this with its own clock, and reports its own clock as wrong. So a message reports an
         // unset clock of the server.
         let now = clock::now_millis();
@@ -146,14 +140,14 @@ fn why_too_old(meta: &Meta, sync_version: u64) -> Option<&'static str> {
     }
 }
 
-/// The last usn of a user's media. A damaged media store must not keep the collection from syncing, so its error is only
-/// logged. The media sync that follows returns it.
-fn media_usn(user: &User, name: &str) -> i32 {
-    user.media.totals().map_or_else(
+/// The last usn of a user's media, and how many files the server may not open. A damaged media store must not keep the
+/// collection from syncing, so its error is only logged. The media sync that follows returns it.
+fn media_of(user: &User, name: &str) -> (i32, i64) {
+    user.media.totals_and_denied().map_or_else(
         |err| {
             log::error!("{name:?}: the media cannot be used: {err}");
-            0
+            (0, 0)
         },
-        |totals| totals.last_usn,
+        |(totals, denied)| (totals.last_usn, denied),
     )
 }

@@ -98,8 +98,8 @@ impl App {
     pub(super) fn media_sanity(&self, call: &Call, body: &mut Spool) -> Result<Answer> {
         let request: SanityRequest = parse(body)?;
         let user = self.user(call)?;
-        let ours = user.media.totals()?.files;
-        let denied = user.media.count_denied()?;
+        let (totals, denied) = user.media.totals_and_denied()?;
+        let ours = totals.files;
         let (reply, did) = if request.files == ours {
             (SANITY_OK, format!("{} on both sides", counted(ours, "file")))
         } else if (ours - denied..ours).contains(&request.files) {

@@ -1,10 +1,14 @@
-//! The client's connection, as far as the encoder of a reply needs it: how fast the client takes bytes.
+//! The client's connection, as far as a reply needs it: how fast the client takes bytes, and a shorter way for small ones.
 //!
 //! The connection layer owns the socket. It announces the connection with each request that it forwards, and the number
 //! goes with the request in a header. The reply finds the connection by its number, asks the kernel about it, and holds it
 //! only while it asks: when the connection layer closes the socket, it is closed.
+//!
+//! While nothing else waits for the end of a small request, the connection layer offers that its reply goes to the client at
+//! once. So it need not be woken for it: it looks when the client sends the next request, or a second later.
 
-use std::net::TcpStream;
+use std::io::Write;
+use std::net::{Shutdown, TcpStream};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use crate::compression::zstd_encoder::Link;
@@ -21,7 +25,22 @@ const MAX_ANNOUNCED: usize = 32;
 pub struct ClientLink {
     socket: TcpStream,
     speed: Mutex<LinkSpeed>,
+    offer: Mutex<Offer>,
 }
+
+/// Whether a reply may go to the client without the connection layer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Offer {
+    /// It may not.
+    None,
+    /// That of the request with this number may.
+    Open(u64),
+    /// It did, to its end.
+    Used,
+}
+
+/// A longer reply may not be taken by the client's socket at once.
+const MAX_OFFERED_BYTES: usize = 8 << 10;
 
 /// Connections whose requests were forwarded and not yet answered.
 struct Announced {
@@ -40,7 +59,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl ClientLink {
     /// Takes the socket.
     pub fn new(socket: TcpStream) -> Arc<ClientLink> {
-        Arc::new(ClientLink { socket, speed: Mutex::default() })
+        Arc::new(ClientLink { socket, speed: Mutex::default(), offer: Mutex::new(Offer::None) })
     }
 
     /// The socket.
@@ -48,8 +67,9 @@ impl ClientLink {
         &self.socket
     }
 
-    /// Makes the connection known to the reply of one request. Returns its number for that request.
-    pub fn announce(self: &Arc<ClientLink>) -> u64 {
+    /// Makes the connection known to the reply of one request. Returns its number for that request. With `offers` the reply may
+    /// go to the client without the connection layer.
+    pub fn announce(self: &Arc<ClientLink>, offers: bool) -> u64 {
         let mut announced = lock(&ANNOUNCED);
         let Announced { last, links } = &mut *announced;
         if links.len() == MAX_ANNOUNCED {
@@ -57,29 +77,70 @@ impl ClientLink {
         }
         *last += 1;
         links.push((*last, Arc::downgrade(self)));
+        *lock(&self.offer) = if offers { Offer::Open(*last) } else { Offer::None };
         *last
+    }
+
+    /// What has become of the offer.
+    pub fn offer(&self) -> Offer {
+        *lock(&self.offer)
+    }
+
+    /// Takes the offer back, if it was not used. Returns what it was.
+    pub fn withdraw_offer(&self) -> Offer {
+        std::mem::replace(&mut *lock(&self.offer), Offer::None)
     }
 }
 
 /// A connection that a reply goes to. It may have been closed meanwhile.
-pub struct ReplyLink(Weak<ClientLink>);
+#[derive(Clone)]
+pub struct ReplyLink {
+    number: u64,
+    link: Weak<ClientLink>,
+}
 
 impl ReplyLink {
     /// The connection that was announced with this number; for one reply.
     pub fn of(number: u64) -> Option<ReplyLink> {
         let links = &mut lock(&ANNOUNCED).links;
         let at = links.iter().position(|(own, _)| *own == number)?;
-        Some(ReplyLink(links.remove(at).1))
+        let (number, link) = links.remove(at);
+        Some(ReplyLink { number, link })
+    }
+
+    /// Sends a whole reply to the client, if that was offered. Returns whether it is done: if not, nothing was sent.
+    pub fn send_whole(&self, reply: &[u8]) -> bool {
+        let Some(link) = self.link.upgrade().filter(|_| reply.len() <= MAX_OFFERED_BYTES) else {
+            return false;
+        };
+        // Held while the socket takes the bytes, which it does at once or not at all.
+        let mut offer = lock(&link.offer);
+        if *offer != Offer::Open(self.number) {
+            return false;
+        }
+        match (&link.socket).write(reply) {
+            Ok(sent) => {
+                if sent < reply.len() {
+                    // A client must not take it for whole.
+                    os::reset_on_close(&link.socket);
+                    let _ = link.socket.shutdown(Shutdown::Both);
+                }
+                *offer = Offer::Used;
+                true
+            }
+            // The connection layer waits until the socket takes it, or finds that the client is gone.
+            Err(_) => false,
+        }
     }
 }
 
 impl Link for ReplyLink {
     fn progress(&self) -> Option<TcpProgress> {
-        os::tcp_progress(&self.0.upgrade()?.socket)
+        os::tcp_progress(&self.link.upgrade()?.socket)
     }
 
     fn with_speed(&self, work: &mut dyn FnMut(&mut LinkSpeed)) {
-        if let Some(link) = self.0.upgrade() {
+        if let Some(link) = self.link.upgrade() {
             work(&mut lock(&link.speed));
         }
     }
@@ -87,7 +148,7 @@ impl Link for ReplyLink {
 
 #[cfg(test)]
 mod tests {
-    use std::io::Write;
+    use std::io::Read;
     use std::net::TcpListener;
     use std::time::Duration;
 
@@ -98,7 +159,7 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         let link = ClientLink::new(listener.accept().unwrap().0);
-        let reply = ReplyLink::of(link.announce()).unwrap();
+        let reply = ReplyLink::of(link.announce(false)).unwrap();
         let Some(before) = reply.progress() else { return }; // A kernel (or emulator) that does not tell.
         assert_eq!((before.acknowledged, before.busy_micros), (0, 0));
         link.socket().set_nonblocking(true).unwrap();
@@ -121,8 +182,31 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let _client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         let link = ClientLink::new(listener.accept().unwrap().0);
-        let first = link.announce();
+        let first = link.announce(false);
         assert!(ReplyLink::of(first).is_some());
         assert!(ReplyLink::of(first).is_none());
+    }
+    #[test]
+    fn only_the_request_that_it_was_offered_to_may_send_its_reply_and_once() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let link = ClientLink::new(listener.accept().unwrap().0);
+        let reply = |offers| ReplyLink::of(link.announce(offers)).unwrap();
+        assert!(!reply(false).send_whole(b"not offered"));
+        let old = reply(true);
+        let new = reply(true);
+        assert!(!old.send_whole(b"of the request before"));
+        assert!(!new.send_whole(&[b'x'; MAX_OFFERED_BYTES + 1]));
+        assert!(matches!(link.offer(), Offer::Open(_)));
+        assert!(new.send_whole(b"reply") && !new.send_whole(b"again"));
+        assert_eq!(link.offer(), Offer::Used);
+        let withdrawn = reply(true);
+        assert!(matches!(link.withdraw_offer(), Offer::Open(_)) && !withdrawn.send_whole(b"late"));
+        let gone = reply(true);
+        drop(link);
+        assert!(!gone.send_whole(b"nobody is there"));
+        let mut got = String::new();
+        client.read_to_string(&mut got).unwrap();
+        assert_eq!(got, "reply");
     }
 }

@@ -96,13 +96,14 @@ impl Request {
         self.inner.body_length().is_some()
     }
 
-    /// The client's connection, where the client is at its other end: what a proxy takes says nothing of its client.
+    /// The client's connection.
     fn link(&self) -> Option<ReplyLink> {
-        let link = ReplyLink::of(self.header(LINK_HEADER)?.parse().ok()?);
-        let is_of_proxy = ["x-forwarded-for", "x-real-ip", "forwarded", "via"]
-            .iter()
-            .any(|name| self.header(name).is_some());
-        link.filter(|_| !is_of_proxy)
+        ReplyLink::of(self.header(LINK_HEADER)?.parse().ok()?)
+    }
+
+    /// Whether a proxy is at the other end of the connection: what it takes says nothing of its client.
+    fn is_of_proxy(&self) -> bool {
+        ["x-forwarded-for", "x-real-ip", "forwarded", "via"].iter().any(|name| self.header(name).is_some())
     }
 
     /// The body, read from the socket. A truncated body ends in an error.
@@ -122,8 +123,9 @@ impl Request {
         let (head_only, link) = (self.verb() == Verb::Head, self.link());
         // The connection layer asks tiny_http to close the others, and drops what a client says of it.
         let is_kept = self.header("connection").is_none();
+        let speed_of = link.clone().filter(|_| !self.is_of_proxy());
         Responder::new(self.inner.into_writer(), head_only, self.reply_headers)
-            .with_link(link)
-            .on_kept_connection(is_kept)
+            .with_link(speed_of)
+            .on_kept_connection(is_kept, link)
     }
 }

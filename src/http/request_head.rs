@@ -500,6 +500,13 @@ pub fn parse_reply(
     Ok(Some(Reply { status, dechunk: is_http10 && matches!(body, Body::Chunked(_)), forward, body }))
 }
 
+/// Rewrites a reply of ours, of which all is here, as the connection layer would forward it to a client of HTTP/1.1 that may
+/// send another request.
+pub fn for_kept_client(reply: &[u8]) -> Vec<u8> {
+    let (head, body) = reply.split_at(reply_end(reply).map_or(0, |end| end - 2));
+    [head, b"Connection: keep-alive\r\n", body].concat()
+}
+
 fn parse_status(line: &[u8]) -> Result<u16, BadReply> {
     match line {
         [b'H', b'T', b'T', b'P', b'/', b'1', b'.', b'0' | b'1', b' ', code @ ..] if code.len() >= 3 => {

@@ -7,6 +7,7 @@ use std::io::{self, Write};
 use crate::compression::zstd_encoder::{Encoder, Link};
 use crate::error::{Error, Result};
 use crate::http::client_link::ReplyLink;
+use crate::http::request_head;
 
 /// The backend connection of one reply.
 struct Wire {
@@ -15,6 +16,8 @@ struct Wire {
     is_kept: bool,
     /// The reply was sent to its end.
     is_complete: bool,
+    /// The client's connection, which may take a small reply at once.
+    client: Option<ReplyLink>,
 }
 
 /// No head, and no chunk, begins so.
@@ -23,6 +26,14 @@ const BROKEN_REPLY: &[u8] = b"\r\n\r\n";
 impl Wire {
     fn send(&mut self, data: &[u8]) -> io::Result<()> {
         self.out.write_all(data).and_then(|()| self.out.flush())
+    }
+
+    /// Sends a whole reply that tells its end: to the client at once, where the connection layer has offered that.
+    fn send_whole(&mut self, reply: &[u8]) -> io::Result<()> {
+        match &self.client {
+            Some(client) if client.send_whole(&request_head::for_kept_client(reply)) => Ok(()),
+            _ => self.send(reply),
+        }
     }
 }
 
@@ -56,13 +67,14 @@ pub struct Responder {
 
 impl Responder {
     pub(crate) fn new(out: Box<dyn Write + Send>, head_only: bool, headers: String) -> Responder {
-        let out = Wire { out, is_kept: false, is_complete: false };
+        let out = Wire { out, is_kept: false, is_complete: false, client: None };
         Responder { out, head_only, headers, link: None }
     }
 
-    /// Sends it over a backend connection that is kept for the next request.
-    pub(super) fn on_kept_connection(mut self, is_kept: bool) -> Responder {
+    /// Sends it over a backend connection that is kept for the next request, or to `client` at once where that is offered.
+    pub(super) fn on_kept_connection(mut self, is_kept: bool, client: Option<ReplyLink>) -> Responder {
         self.out.is_kept = is_kept;
+        self.out.client = client;
         self
     }
 
@@ -141,7 +153,8 @@ impl Responder {
             "HTTP/1.1 200 OK\r\nContent-Type: application/octet-stream\r\n{}{size}{chunked}\r\n",
             self.headers
         );
-        let framed = FramedWriter { out: self.out, framing, pending: head.into_bytes(), bytes: 0 };
+        let pending = head.into_bytes();
+        let framed = FramedWriter { out: self.out, framing, pending, is_begun: false, bytes: 0 };
         ReplyStream(match packing {
             Packing::Zstd => {
                 let link = self.link.map(|link| Box::new(link) as Box<dyn Link>);
@@ -181,8 +194,10 @@ impl ReplyStream {
             Framing::Length { left: 0 } => {}
             Framing::Length { left } => return Err(Error::Broken(format!("a reply lacks {left} bytes"))),
         }
-        framed.flush().map_err(Error::Disconnected)?;
-        framed.out.is_complete = true;
+        let FramedWriter { out, pending, is_begun, .. } = &mut framed;
+        let sent = if *is_begun { out.send(pending) } else { out.send_whole(pending) };
+        sent.map_err(Error::Disconnected)?;
+        out.is_complete = true;
         Ok(framed.bytes)
     }
 }
@@ -220,6 +235,8 @@ struct FramedWriter {
     out: Wire,
     framing: Framing,
     pending: Vec<u8>,
+    /// A part of the reply was sent.
+    is_begun: bool,
     bytes: u64,
 }
 
@@ -248,6 +265,7 @@ impl Write for FramedWriter {
     }
 
     fn flush(&mut self) -> io::Result<()> {
+        self.is_begun = true;
         self.out.send(&self.pending)?;
         self.pending.clear();
         Ok(())
@@ -279,7 +297,7 @@ mod tests {
     /// What is sent by `work`, on a connection that is kept or not.
     fn sent(is_kept: bool, work: impl FnOnce(Responder)) -> String {
         let wire = Wire::default();
-        work(wire.responder().on_kept_connection(is_kept));
+        work(wire.responder().on_kept_connection(is_kept, None));
         wire.text()
     }
 

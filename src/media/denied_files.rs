@@ -31,18 +31,6 @@ pub fn first_denied(who: &ServerUser, base: &Path, user_name: &str) -> Option<St
 }
 
 impl MediaStore {
-    /// How many files the server may not open.
-    pub fn count_denied(&self) -> Result<i64> {
-        self.write(|state| {
-            self.list_allowed_again(state);
-            if state.may_have_denied && !MediaDb::is_missing(&self.dir) {
-                state.reader(&self.dir, MediaDb::count_denied)
-            } else {
-                Ok(0)
-            }
-        })
-    }
-
     /// Lists files to clients again that the server may open now. An error is only logged: other files are served.
     pub(super) fn list_allowed_again(&self, state: &mut State) {
         if state.may_have_denied

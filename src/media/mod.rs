@@ -173,9 +173,14 @@ impl MediaStore {
 
     /// The last usn and the totals.
     pub fn totals(&self) -> Result<Totals> {
+        self.totals_and_denied().map(|(totals, _)| totals)
+    }
+
+    /// The last usn and the totals, and how many files the server may not open.
+    pub fn totals_and_denied(&self) -> Result<(Totals, i64)> {
         self.write(|state| {
             self.list_allowed_again(state);
-            state.totals(&self.dir)
+            Ok((state.totals(&self.dir)?, state.count_denied(&self.dir)?))
         })
     }
 
@@ -309,6 +314,14 @@ impl State {
         Ok(totals)
     }
 
+    fn count_denied(&self, dir: &Path) -> Result<i64> {
+        if self.may_have_denied && !MediaDb::is_missing(dir) {
+            self.reader(dir, MediaDb::count_denied)
+        } else {
+            Ok(0)
+        }
+    }
+
     fn reader<T>(&self, dir: &Path, work: impl FnOnce(&MediaDb) -> Result<T>) -> Result<T> {
         match &self.writer {
             Some(db) => work(db),
@@ -331,9 +344,13 @@ impl State {
 /// Creates the folder of the files if it is missing. A file in its place is put aside.
 fn ready_folder(dir: &Path) -> Result<()> {
     let folder = dir.join(FOLDER);
-    if fs::symlink_metadata(&folder).is_ok_and(|meta| meta.is_file()) {
-        log::error!("{} is a file: it is put aside in {DAMAGED_FOLDER}/", folder.display());
-        put_aside(dir, &folder, FOLDER);
+    match fs::symlink_metadata(&folder) {
+        Ok(meta) if meta.is_dir() => return Ok(()),
+        Ok(meta) if meta.is_file() => {
+            log::error!("{} is a file: it is put aside in {DAMAGED_FOLDER}/", folder.display());
+            put_aside(dir, &folder, FOLDER);
+        }
+        _ => {}
     }
     files::create_folder(&folder)
 }

@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use std::os::fd::RawFd;
 use std::time::Instant;
 
+use crate::http::client_link::Offer;
 use crate::server::connections::client_socket::Socket;
 use crate::server::connections::pace::Rate;
 
@@ -155,9 +156,21 @@ impl Link {
         self.socket.end_output();
     }
 
-    /// A number for the reply of the next request, by which it finds this connection (`http::client_link`).
-    pub fn announce(&self) -> Option<u64> {
-        self.socket.announce()
+    /// A number for the reply of the next request, by which it finds this connection (`http::client_link`). With `offers` it may
+    /// go to the client at once, if nothing is in its way.
+    pub fn announce(&self, offers: bool) -> Option<u64> {
+        let is_free = self.is_flushed() && self.input.is_empty();
+        self.socket.link().map(|link| link.announce(offers && is_free))
+    }
+
+    /// What has become of that offer.
+    pub fn offer(&self) -> Offer {
+        self.socket.link().map_or(Offer::None, |link| link.offer())
+    }
+
+    /// Takes it back. Returns what it was.
+    pub fn withdraw_offer(&self) -> Offer {
+        self.socket.link().map_or(Offer::None, |link| link.withdraw_offer())
     }
 
     /// Makes the close a reset, which the client sees as an error.

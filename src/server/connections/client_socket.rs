@@ -96,11 +96,10 @@ impl Socket {
         }
     }
 
-    /// Makes the connection known to the reply of the next request, if it is one whose speed the kernel knows. Returns
-    /// its number.
-    pub fn announce(&self) -> Option<u64> {
+    /// The connection for replies (`http::client_link`), if it is one whose speed the kernel knows.
+    pub fn link(&self) -> Option<&Arc<ClientLink>> {
         match self {
-            Socket::Tcp(link) => Some(link.announce()),
+            Socket::Tcp(link) => Some(link),
             Socket::Unix(_) => None,
         }
     }

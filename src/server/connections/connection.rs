@@ -163,6 +163,20 @@ impl Conn {
         }
     }
 
+    /// Whether the reply may go, or went, to the client past this thread.
+    pub fn is_offered(&self) -> bool {
+        self.exchange().is_some_and(Exchange::is_offered)
+    }
+
+    /// Finishes the exchange if its reply went to the client past this thread. Otherwise takes the offer back if that is to be
+    /// (`withdraw`), or if the next request is here already. Returns whether it was finished.
+    pub fn look_at_offer(&mut self, withdraw: bool, shared: &mut Shared) -> bool {
+        let State::Exchange(exchange) = &mut self.state else { return false };
+        let next = exchange.look_at_offer(withdraw || !self.link.input.is_empty(), &self.link);
+        self.apply(next, shared);
+        next != Next::Stay
+    }
+
     fn read_head(&mut self, shared: &mut Shared, scratch: &mut [u8]) {
         if self.link.is_flushed() {
             let most = FIRST_BYTES.min(scratch.len());
@@ -225,6 +239,8 @@ impl Conn {
             return;
         }
         if let State::Exchange(exchange) = std::mem::replace(&mut self.state, State::Closed) {
+            // A worker may still be at it.
+            self.link.withdraw_offer();
             exchange.close(shared);
         }
         match next {

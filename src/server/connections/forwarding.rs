@@ -6,6 +6,7 @@ use std::time::Instant;
 use log::Level;
 
 use crate::http::body_framing::{Body, ChunkWriter};
+use crate::http::client_link::Offer;
 use crate::http::request_head::{ForwardedBody, Refusal, Request, complete_head};
 use crate::limits_and_timeouts::{Limits, SyncStep, Weight};
 use crate::os::{POLL_IN, POLL_OUT};
@@ -51,6 +52,10 @@ struct Active {
     reply: Reply,
     /// Whether the backend still reads the body; otherwise no more of it is read from the client.
     takes_body: bool,
+    /// Its reply may go to the client at once, past this thread.
+    is_offered: bool,
+    /// It did.
+    is_answered: bool,
     since: Instant,
 }
 
@@ -232,17 +237,43 @@ impl Exchange {
             ForwardedBody::Chunks
         };
         let mut head = std::mem::take(&mut self.head);
-        complete_head(&mut head, body, link.announce(), stream.is_kept());
+        let is_plain = self.keep_alive && !self.asked.is_head && !self.asked.is_http10;
+        let number = link.announce(stream.is_kept() && is_plain && !shared.is_stopping());
+        complete_head(&mut head, body, number, stream.is_kept());
         upload.prepend(head);
         self.stage = Stage::Active(Active {
             backend: Backend::new(stream, upload),
             reply: Reply::new(),
             takes_body: true,
+            is_offered: link.offer() != Offer::None,
+            is_answered: false,
             since: shared.now,
         });
         self.advance(shared);
         self.update_pace(link, shared);
         Next::Stay
+    }
+
+    /// Whether its reply may go, or went, to the client past this thread.
+    pub fn is_offered(&self) -> bool {
+        matches!(&self.stage, Stage::Active(active) if active.is_offered)
+    }
+
+    /// Looks whether the reply went to the client. If it did not, and `withdraw` says so, the backend gets it from now on, and
+    /// this thread is woken for it.
+    pub fn look_at_offer(&mut self, withdraw: bool, link: &Link) -> Next {
+        let Stage::Active(active) = &mut self.stage else { return Next::Stay };
+        match if withdraw { link.withdraw_offer() } else { link.offer() } {
+            _ if !active.is_offered => Next::Stay,
+            Offer::Used => {
+                active.is_answered = true;
+                Next::Finished { keep_alive: true }
+            }
+            Offer::Open(_) | Offer::None => {
+                active.is_offered = !withdraw;
+                Next::Stay
+            }
+        }
     }
 
     /// An error status if the client has no part of the reply yet, a reset otherwise.
@@ -384,7 +415,8 @@ impl Exchange {
     /// that is partly written.
     pub fn close(self, shared: &mut Shared) {
         let Stage::Active(active) = self.stage else { return };
-        if active.reply.allows_another_request() && active.is_sent() && !shared.is_stopping() {
+        let is_answered = active.is_answered || active.reply.allows_another_request();
+        if is_answered && active.is_sent() && !shared.is_stopping() {
             shared.kept_backends.give_back(active.backend.into_stream(), shared.now);
         } else {
             shared.partial_chunks.extend(active.backend.close());

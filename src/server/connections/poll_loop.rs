@@ -31,6 +31,9 @@ const ACCEPTS_PER_TURN: usize = 8;
 /// How often slow transfers are looked for while a request is overdue.
 const SLOW_CHECK: Duration = Duration::from_millis(500);
 
+/// How often it is looked whether replies went to their clients past this thread, if nothing else happens.
+const OFFER_CHECK: Duration = Duration::from_secs(1);
+
 /// How long nothing is accepted or forwarded after file descriptors ran out and no connection could be evicted.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -145,12 +148,16 @@ impl PollLoop {
                 fds.clear();
             }
             self.shared.now = Instant::now();
+            self.look_at_offers();
             self.dispatch(&fds, &sources);
             self.stop_if_idle();
             self.expire();
             self.enforce_shares();
             self.make_way();
             self.admit();
+            while self.look_at_offers() {
+                self.admit();
+            }
             self.sweep();
             if self.shared.backend_ended && !self.shared.is_stopping() {
                 self.begin_stop();
@@ -163,6 +170,18 @@ impl PollLoop {
             ));
         }
         Ok(())
+    }
+
+    /// Finishes the requests whose replies went to their clients past this thread. While a request waits for a slot, no reply
+    /// may do that, as this thread must see the slot become free. Returns whether there was one.
+    fn look_at_offers(&mut self) -> bool {
+        let withdraw =
+            self.shared.is_stopping() || self.exchanges().any(|(_, exchange)| exchange.place().is_some());
+        let PollLoop { conns, shared, .. } = self;
+        conns.iter_mut().filter(|conn| conn.is_offered()).fold(false, |any, conn| {
+            let is_finished = conn.look_at_offer(withdraw, shared);
+            any || is_finished
+        })
     }
 
     fn is_over(&self) -> bool {
@@ -210,6 +229,7 @@ impl PollLoop {
         let slow_check =
             overdue.and_then(|from| if from > now { Some(from) } else { now.checked_add(SLOW_CHECK) });
         let excess_connections = self.excess_connections().map(|(_, from)| from).min();
+        let offer = self.conns.iter().any(Conn::is_offered).then(|| now.checked_add(OFFER_CHECK)).flatten();
         let others = [
             self.shared.journal.deadline(),
             self.shared.kept_backends.deadline(),
@@ -218,6 +238,7 @@ impl PollLoop {
             accept,
             slow_check,
             excess_connections,
+            offer,
         ];
         let Some(next) = conns.chain(others.into_iter().flatten()).min() else {
             return -1;
