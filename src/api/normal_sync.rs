@@ -3,6 +3,7 @@
 //! A body with rows is parsed twice: first to check that it is well-formed, before the session is touched, then to
 //! apply it row by row. The alternative, a savepoint for each step, would write each changed page once more.
 
+use std::io::{self, Write as _};
 use std::path::Path;
 
 use serde::Serialize;
@@ -73,9 +74,12 @@ pub fn parse<T: DeserializeOwned>(body: &mut Spool) -> Result<T> {
 impl Answer {
     /// A reply with the JSON of a value.
     pub fn of(dir: &Path, value: &impl Serialize, did: String) -> Result<Answer> {
+        // Values are small, and serde writes a few bytes at a time.
         let mut json = Spool::new(dir);
-        serde_json::to_writer(&mut json, value)
-            .map_err(|err| Error::Io("spooling a reply in", dir.to_owned(), err.into()))?;
+        serde_json::to_vec(value)
+            .map_err(io::Error::from)
+            .and_then(|bytes| json.write_all(&bytes))
+            .map_err(Error::io("spooling a reply in", dir))?;
         Ok(Answer { json, did })
     }
 
