@@ -28,7 +28,8 @@
 //!   (lock released)
 //!   http::response         the spooled reply in zstd blocks, packed as the client's link makes worthwhile
 //!                          (compression::zstd_encoder); until it begins, http::keep_client_waiting
-//!                          sends keep-alive bytes so that the client does not time out
+//!                          sends keep-alive bytes so that the client does not time out; goes back through tiny_http
+//!                          and the poll thread, or, if small, to the client at once (http::client_link)
 //!   logging::access_log    one line
 //! ```
 //!
@@ -54,9 +55,9 @@
 //! (`collection::schema::upgrade`). They download a temporary copy that was downgraded
 //! (`collection::schema::downgrade`).
 //!
-//! Media come as zips. A zip is spooled, and each file is unpacked to a temporary file. These are made durable with the
-//! list of their renames, then renamed into the folder and recorded in one transaction; the header of `media` says what
-//! a crash leaves at each step. Downloads of media are zips streamed from the files.
+//! Media come as zips. A zip is spooled, and each file is unpacked to a temporary file. One transaction records and lists them;
+//! it and the files are made durable at the same time, and then the files are renamed into the folder. The header of `media`
+//! says what a crash leaves at each step. Downloads of media are zips streamed from the files.
 //!
 //! `ankipi check` (`cli::commands::check`) looks at all of it from outside. `import_export` writes packages for Anki
 //! and takes over the folders of other servers.
@@ -75,11 +76,12 @@
 //! - `collection` and `media` know no HTTP, `http` knows no SQLite, `messages` and `collection::blobs` do no I/O. Only
 //!   `http` and `server` name tiny_http. Settings are passed as arguments, never global. `unsafe` is in `os` alone.
 //! - No lock is held while a socket is read or written: bodies are spooled before, replies after. (Except the lock of
-//!   one reply, so that its keep-alive bytes and its body do not mix: `http::keep_client_waiting`.)
+//!   one reply, so that its keep-alive bytes and its body do not mix: `http::keep_client_waiting`; and that of an offer to
+//!   send a reply to the client at once, whose socket never waits: `http::client_link`.)
 //! - Nothing whose size a client chooses is held whole in memory: one row, one notetype, one deck at a time, of at most
 //!   MAX_SYNC_ROW_MEGS. Media files pass through in blocks.
 //! - Nothing is acknowledged before it is on disk. Every rename is of a synced file and is followed by a sync of the
-//!   folder, or (media) is done again from a durable list. A kill at any line leaves the state before or after a
+//!   folder, or (media) is done again from a durable list, which is kept until a later sync. A kill at any line leaves the state before or after a
 //!   request; `collection::full::replace::clean_up` and `media::MediaStore::open` clean up at the next start.
 //! - No file is opened for writing through a symbolic link inside the data folder (`files::refuse_link`).
 //! - A key is checked before a body is read, and again when it has arrived (`api::App::confirm`).
@@ -95,7 +97,8 @@
 //!   around the counts of failed logins; around password hashing.
 //! - In `os::allocator`: around freed buffers, of which nobody waits for it.
 //! - In `compression::zstd_decoder`: around the buffers of decoders that are kept. In `http::client_link`: around the
-//!   connections of forwarded requests, and one around the speed of each connection. In `http::keep_client_waiting`:
+//!   connections of forwarded requests, and for each connection one around its speed and one around what is offered to
+//!   its reply (for which the poll thread may wait as long as a socket takes bytes that it has room for). In `http::keep_client_waiting`:
 //!   around the list of waiting clients, and one around each reply to them.
 //! - In `api::quota_and_free_space`: around the spare bytes of users. In `files::free_space`: around the number of
 //!   reserved bytes.

@@ -7,10 +7,14 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Seek, SeekFrom, Write};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
+use std::thread;
 
 /// A large file is synced after each step of this size. One sync of 300 MB at the end can take longer than the clients'
 /// timeout on a slow SD card.
 const SYNC_EVERY_BYTES: u64 = 16 * 1024 * 1024;
+
+/// Stack of a thread that does nothing but flush.
+const FLUSHER_STACK_BYTES: usize = 64 * 1024;
 
 /// Creates the folder and its missing parents, durably. Only the owner can read them: the process's umask sets the mode.
 pub fn create_folder(dir: &Path) -> Result<()> {
@@ -52,6 +56,31 @@ pub fn replace_file(dir: &Path, name: &str, contents: &[u8]) -> Result<()> {
     };
     write().map_err(Error::io("replacing", &path))?;
     sync_folder(dir)
+}
+
+/// Makes something durable.
+pub type Flush<'f> = dyn Fn() -> Result<()> + Sync + 'f;
+
+/// Does the flushes at the same time, each on a thread of its own if there may be one, and `meanwhile` on this one: a disk makes
+/// several flushes that it gets at once in little more time than one. An error of `meanwhile` comes before theirs.
+pub fn flush_at_once<T>(flushes: &[&Flush<'_>], meanwhile: impl FnOnce() -> Result<T>) -> Result<T> {
+    thread::scope(|scope| {
+        let start = |flush| {
+            let thread = thread::Builder::new().name("flush".to_owned()).stack_size(FLUSHER_STACK_BYTES);
+            thread.spawn_scoped(scope, flush)
+        };
+        let started: Vec<_> = flushes.iter().map(|flush| start(*flush)).collect();
+        let done = meanwhile()?;
+        for (started, flush) in started.into_iter().zip(flushes) {
+            match started {
+                Ok(thread) => {
+                    thread.join().unwrap_or_else(|_| Err(Error::Broken("a flush panicked".to_owned())))?
+                }
+                Err(_) => flush()?,
+            }
+        }
+        Ok(done)
+    })
 }
 
 /// Deletes a file; not an error if it does not exist.
@@ -113,5 +142,27 @@ impl Write for FsyncingFile {
 
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Barrier;
+
+    use super::*;
+
+    #[test]
+    fn flushes_run_at_the_same_time_and_each_of_their_errors_is_one() {
+        let all_run = Barrier::new(3);
+        let waits = || {
+            all_run.wait();
+            Ok(())
+        };
+        let fails = || Err(Error::Broken("no disk".to_owned()));
+        let done = flush_at_once(&[&waits, &waits], || waits().map(|()| 7));
+        assert_eq!(done.unwrap(), 7);
+        assert!(flush_at_once(&[&fails, &|| Ok(())], || Ok(())).is_err());
+        assert!(flush_at_once(&[&|| Ok(()), &fails], || Ok(())).is_err());
+        assert!(flush_at_once(&[&|| Ok(())], fails).is_err());
     }
 }

@@ -16,7 +16,10 @@ pub mod sqlite_files;
 pub mod temporary;
 
 pub use disk_abilities::{has_shared_memory, synchronous};
-pub use durable::{FsyncingFile, create_folder, remove_folder, remove_if_there, replace_file, sync_folder};
+pub use durable::{
+    Flush, FsyncingFile, create_folder, flush_at_once, remove_folder, remove_if_there, replace_file,
+    sync_folder,
+};
 pub use held_folder::{HeldFolder, id_of, is_there};
 pub use locks::{
     holder, is_in_use, leave_notice, lock_against_replacement, lock_data_folder, lock_for_replacement,

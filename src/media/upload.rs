@@ -4,7 +4,6 @@
 use std::fs::File;
 use std::io::Write;
 use std::path::Path;
-use std::thread::{self, Scope, ScopedJoinHandle};
 
 use sha1::{Digest, Sha1};
 
@@ -30,9 +29,6 @@ const FEW_FILES: usize = 2;
 /// So many changes are listed, where the disk is not flushed as a whole, before their renames are flushed. Each is looked at
 /// after a crash.
 const MOST_LISTED: i64 = 50;
-
-/// Stack of a thread that does nothing but flush.
-const FLUSHER_STACK_BYTES: usize = 64 * 1024;
 
 /// Asks whether an upload may be stored: free disk space, and the user's quota.
 pub struct Room<'r> {
@@ -261,16 +257,15 @@ impl MediaStore {
     ) -> Result<Outcome> {
         state.writer(&self.dir)?;
         let listed = state.listed;
-        let flush = Flush {
-            disk,
-            dir: &self.dir,
-            paths: &self.paths,
-            changes,
-            renames: listed.last - listed.durable >= MOST_LISTED,
+        // A flush of the whole disk is one of the earlier renames, too.
+        let flushes_renames = disk.is_none() && listed.last - listed.durable >= MOST_LISTED;
+        let db = state.writer(&self.dir)?;
+        let (outcome, last) = match disk {
+            Some(disk) => self.record_and_flush_disk(db, changes, listed.durable, disk)?,
+            None => self.record_and_flush_files(db, changes, listed.durable, flushes_renames)?,
         };
-        let (outcome, last) = flush.with(state.writer(&self.dir)?, listed.durable)?;
         // The rows up to `listed.durable` are gone.
-        let durable = if disk.is_some() || flush.renames { listed.last } else { 0 };
+        let durable = if disk.is_some() || flushes_renames { listed.last } else { 0 };
         state.listed = Listed { last, durable };
         for Effective { name, change, is_taken, .. } in changes {
             match change {
@@ -281,76 +276,56 @@ impl MediaStore {
         }
         Ok(outcome)
     }
-}
 
-/// Makes changes durable: their files, and the transaction that records and lists them.
-struct Flush<'f> {
-    disk: Option<&'f WholeFileSystem>,
-    dir: &'f Path,
-    paths: &'f FilePaths,
-    changes: &'f [Effective<'f>],
-    /// Whether the renames of earlier uploads are to be flushed, too. A flush of the whole disk always does that.
-    renames: bool,
-}
-
-impl Flush<'_> {
-    /// Commits. Rows up to number `done` are removed from the list. Returns the number of its last row, too.
-    fn with(&self, db: &MediaDb, done: i64) -> Result<(Outcome, i64)> {
-        // Of what is flushed at the same time, a power cut may leave the record without the file.
-        let files_first =
-            self.changes.iter().any(|one| one.is_known && matches!(one.change, Change::Put(..)));
-        if let Some(disk) = self.disk {
-            let flush = || disk.sync().map_err(Error::io("syncing the file system of", self.dir));
-            if files_first {
-                flush()?;
-                return record(db.begin()?, self.changes, done);
-            }
-            let recorded = record(db.begin_unsynced()?, self.changes, done)?;
-            return flush().map(|()| recorded);
+    /// Records and lists the changes, removes rows up to number `done` from the list, and makes all that and the temporary
+    /// files durable. Returns the number of the last row, too.
+    fn record_and_flush_disk(
+        &self,
+        db: &MediaDb,
+        changes: &[Effective],
+        done: i64,
+        disk: &WholeFileSystem,
+    ) -> Result<(Outcome, i64)> {
+        let flush = || disk.sync().map_err(Error::io("syncing the file system of", &self.dir));
+        if replaces_a_file(changes) {
+            flush()?;
+            return record(db.begin()?, changes, done);
         }
-        let files = || self.changes.iter().try_for_each(|one| one.sync(self.paths));
-        let folder = || files::sync_folder(self.dir);
+        let recorded = record(db.begin_unsynced()?, changes, done)?;
+        flush().map(|()| recorded)
+    }
+
+    /// The same, file by file; the renames of earlier uploads as well if `flushes_renames`.
+    fn record_and_flush_files(
+        &self,
+        db: &MediaDb,
+        changes: &[Effective],
+        done: i64,
+        flushes_renames: bool,
+    ) -> Result<(Outcome, i64)> {
+        let contents = || changes.iter().try_for_each(|one| one.sync(&self.paths));
+        let names = || files::sync_folder(&self.dir);
         let renames = || self.paths.sync();
-        thread::scope(|scope| {
-            let mut flushes = Vec::new();
-            if self.changes.iter().any(|one| !matches!(one.change, Change::Delete)) {
-                flushes.extend([start(scope, &files), start(scope, &folder)]);
-            }
-            if self.renames {
-                flushes.push(start(scope, &renames));
-            }
-            let wait = |flushes: Vec<Started<'_>>| flushes.into_iter().try_for_each(Started::wait);
-            if files_first {
-                wait(flushes)?;
-                return record(db.begin()?, self.changes, done);
-            }
-            let recorded = record(db.begin()?, self.changes, done);
-            wait(flushes).and(recorded)
-        })
-    }
-}
-
-/// A flush that was started.
-enum Started<'s> {
-    Running(ScopedJoinHandle<'s, Result<()>>),
-    Ended(Result<()>),
-}
-
-impl Started<'_> {
-    fn wait(self) -> Result<()> {
-        match self {
-            Started::Running(thread) => {
-                thread.join().unwrap_or_else(|_| Err(Error::Broken("a flush panicked".to_owned())))
-            }
-            Started::Ended(flushed) => flushed,
+        let mut flushes: Vec<&files::Flush<'_>> = Vec::new();
+        if changes.iter().any(|one| !matches!(one.change, Change::Delete)) {
+            flushes.extend([&contents as &files::Flush<'_>, &names]);
         }
+        if flushes_renames {
+            flushes.push(&renames);
+        }
+        let record = || record(db.begin()?, changes, done);
+        if replaces_a_file(changes) {
+            files::flush_at_once(&flushes, || Ok(()))?;
+            return record();
+        }
+        files::flush_at_once(&flushes, record)
     }
 }
 
-/// Starts a flush on a thread of its own, if there may be another one.
-fn start<'s>(scope: &'s Scope<'s, '_>, flush: &'s (dyn Fn() -> Result<()> + Sync)) -> Started<'s> {
-    let thread = thread::Builder::new().name("flush".to_owned()).stack_size(FLUSHER_STACK_BYTES);
-    thread.spawn_scoped(scope, flush).map_or_else(|_| Started::Ended(flush()), Started::Running)
+/// Whether a change replaces a file, or brings a deleted one back. Of what is flushed at the same time, a power cut may leave
+/// the record without the contents: then the ones before would be lost.
+fn replaces_a_file(changes: &[Effective]) -> bool {
+    changes.iter().any(|one| one.is_known && matches!(one.change, Change::Put(..)))
 }
 
 /// Passes the contents of an entry to `sink` and returns their SHA-1.

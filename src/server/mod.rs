@@ -1,8 +1,8 @@
 //! Start to stop: the listeners, the connection layer, tiny_http behind it, the worker threads.
 //!
 //! Here: `listeners`, `connections` (the poll loop, limits and timeouts), `workers`, `reload_on_sighup`. Not here: what a
-//! request means (`api`). Imports `api`, `http`, `config`, `files`, `os`. Only this module and
-//! `http::keep_client_waiting` start threads. Only this module and `http` name tiny_http.
+//! request means (`api`). Imports `api`, `http`, `config`, `files`, `os`. Only this module,
+//! `http::keep_client_waiting` and `files::flush_at_once` start threads. Only this module and `http` name tiny_http.
 
 pub mod connections;
 mod listeners;
