@@ -13,6 +13,8 @@ cd "$repo"
 command -v valgrind >/dev/null || die "no valgrind; on Debian: apt-get install --no-install-recommends valgrind"
 
 target=x86_64-unknown-linux-musl
+# Where an idle server runs other functions: those for numbers of 64 bits, and another C library's.
+narrow=i686-unknown-linux-musl
 jobs=()
 for job in upload download old-upload old-download notes-up notes-down reviews-up reviews-down history-up \
     history-down pictures-up pictures-down recording-up recording-down connections; do
@@ -25,45 +27,51 @@ export CROSS_TARGET=$out
 (
     out=$scratch/build
     prepare_tools
-    prepare_target $target
-    CARGO_PROFILE_RELEASE_STRIP=false zigbuild build $target --release --bin ankipi
+    for one in $target $narrow; do
+        prepare_target "$one"
+        CARGO_PROFILE_RELEASE_STRIP=false zigbuild build "$one" --release --bin ankipi
+    done
 )
-server=$scratch/build/$target/release/ankipi
+# The program of a target.
+server() { echo "$scratch/build/$1/release/ankipi"; }
 
-# $1: what the names of the functions that run go to, then more options of callgrind.
-callgrind() { echo "exec valgrind -q --tool=callgrind --demangle=no --callgrind-out-file=$1 ${*:2} $server"; }
+# $1: what the names of the functions that run go to, $2: the target, then more options of callgrind.
+callgrind() {
+    echo "exec valgrind -q --tool=callgrind --demangle=no --callgrind-out-file=$1 ${*:3} $(server "$2")"
+}
 
-say "watching an idle server"
-mkdir "$scratch/data"
-SYNC_BASE=$scratch/data SYNC_HOST=127.0.0.1 SYNC_PORT=0 SYNC_USER1=a:a SYNC_USER2=b:b SYNC_USER3=c:c SYNC_USER4=d:d \
-    bash -c "$(callgrind "$scratch/idle.%p")" 2>"$scratch/log" &
-until address=$(grep -o 'http://[0-9.:]*' "$scratch/log"); do sleep 0.2; done
-python3 -c "import urllib.request as u; [u.urlopen('$address' + path) for path in ('/health', '/')]"
-sleep 1
-kill -INT $!
-wait
+for one in $target $narrow; do
+    say "watching an idle server for $one"
+    mkdir "$scratch/$one"
+    SYNC_BASE=$scratch/$one SYNC_HOST=127.0.0.1 SYNC_PORT=0 SYNC_USER1=a:a SYNC_USER2=b:b SYNC_USER3=c:c SYNC_USER4=d:d \
+        bash -c "$(callgrind "$scratch/idle.$one.%p" "$one")" 2>"$scratch/$one.log" &
+    until address=$(grep -o 'http://[0-9.:]*' "$scratch/$one.log"); do sleep 0.2; done
+    python3 -c "import urllib.request as u; [u.urlopen('$address' + path) for path in ('/health', '/')]"
+    sleep 1
+    kill -INT $!
+    wait
+done
 
 say "watching syncs"
 # The benchmark kills its server, so what was seen is written down every now and then.
-{ echo '#!/bin/bash'; callgrind "$scratch/sync.%p" --dump-every-bb=3000000; } >"$scratch/watched"
+{ echo '#!/bin/bash'; callgrind "$scratch/sync.%p" $target --dump-every-bb=3000000; } >"$scratch/watched"
 chmod +x "$scratch/watched"
 cargo bench --locked --bench sync -- --quick --server "$scratch/watched" "${jobs[@]}" >&2
 
-python3 - "$scratch" "$server" <<'END' >cross/build/order.ld
+python3 - "$scratch" "$(server $target)" "$(server $narrow)" $narrow <<'END' >cross/build/order.ld
 import collections, glob, re, subprocess, sys
 
-scratch, server = sys.argv[1:]
-
-address_of, names_at = {}, collections.defaultdict(set)
-for line in subprocess.check_output(["nm", "--defined-only", server], text=True).splitlines():
-    address, _, name = line.split()
-    address_of[name] = address
-    names_at[address].add(name)
+scratch, server, narrow_server, narrow = sys.argv[1:]
 
 
-def ran(pattern):
+def ran(pattern, server):
     """The functions of the program that callgrind saw; in its files a name stands where it first occurs. The C library has
     several names for some, and the section may have another one."""
+    address_of, names_at = {}, collections.defaultdict(set)
+    for line in subprocess.check_output(["nm", "--defined-only", server], text=True).splitlines():
+        address, _, name = line.split()
+        address_of[name] = address
+        names_at[address].add(name)
     names = set()
     for path in glob.glob(f"{scratch}/{pattern}"):
         found = re.findall(r"^c?fn=\(\d+\) (\S+?)(?:'\d+)?$", open(path, errors="replace").read(), re.M)
@@ -83,8 +91,9 @@ def section(name):
     return ".text*." + re.sub(r"\*+", "*", name)
 
 
-idle = sorted({section(name) for name in ran("idle.*")})
-syncs = sorted({section(name) for name in ran("sync.*")} - set(idle))
+idle = ran("idle.x86_64-*", server) | ran(f"idle.{narrow}.*", narrow_server)
+idle = sorted({section(name) for name in idle})
+syncs = sorted({section(name) for name in ran("sync.*", server)} - set(idle))
 print("/* Made by cross/build/order.sh. */")
 print("SECTIONS {\n  .text.ankipi : {")
 # The C library's, of which little is linked, and what runs before main, whose names valgrind does not tell.

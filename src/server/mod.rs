@@ -10,7 +10,9 @@ mod reload_on_sighup;
 mod workers;
 
 use std::fs;
+use std::io;
 use std::net::IpAddr;
+use std::os::unix::fs::DirBuilderExt;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -51,7 +53,7 @@ pub fn run(config: Config, reload: impl Fn() -> Result<Config> + Send + 'static)
     os::clock::remember_start();
     let Listeners { sockets, names, made } = Listeners::open(&config)?;
     let app = Arc::new(App::open(config.clone(), folder)?);
-    let (backend, socket) = private_listener(&config.base)?;
+    let (backend, socket) = PrivateSocket::bind(&config.base)?;
     let backend = tiny_http::Server::from_listener(backend, None)
         .map_err(|err| Error::Broken(format!("starting tiny_http: {err}")))?;
     let workers = Workers::start(&app, backend)?;
@@ -60,7 +62,7 @@ pub fn run(config: Config, reload: impl Fn() -> Result<Config> + Send + 'static)
     if let Err(err) = os::raise_open_files_limit(OPEN_FILES) {
         log::warn!("cannot raise the limit on open files: {err}");
     }
-    let poll_loop = PollLoop::new(sockets, socket.clone(), limits, AppPolicy(app.clone()), stop)
+    let poll_loop = PollLoop::new(sockets, socket.path.clone(), limits, AppPolicy(app.clone()), stop)
         .map_err(|err| Error::Broken(format!("starting the connection layer: {err}")))?;
     log::info!(
         "ankipi {} listens on {}, data in {}",
@@ -90,7 +92,8 @@ pub fn run(config: Config, reload: impl Fn() -> Result<Config> + Send + 'static)
         // The request still holds its user's locks. The next start rolls its work back, as after a power cut.
         log::warn!("stopping before a request has finished; the next start rolls it back");
     }
-    made.iter().chain([&socket]).try_for_each(|path| files::remove_if_there(path))?;
+    made.iter().try_for_each(|path| files::remove_if_there(path))?;
+    socket.remove()?;
     served
 }
 
@@ -143,19 +146,80 @@ impl Policy for AppPolicy {
     }
 }
 
-/// Binds a Unix socket in the data folder, which no other server uses. Falls back to the temporary folder if the file
-/// system of the data folder has no sockets (FAT on a stick) or its path is too long for one.
-fn private_listener(base: &Path) -> Result<(UnixListener, PathBuf)> {
-    let temporary = std::env::temp_dir().join(format!("ankipi-{}", std::process::id()));
-    let in_temporary = || {
-        fs::create_dir(&temporary)?;
-        let path = temporary.join(SOCKET_FILE);
-        UnixListener::bind(&path).map(|listener| (listener, path))
-    };
-    let path = base.join(SOCKET_FILE);
-    files::remove_if_there(&path)?;
-    match UnixListener::bind(&path) {
-        Ok(listener) => Ok((listener, path)),
-        Err(_) => in_temporary().map_err(Error::io("making a socket in", &temporary)),
+/// Most names that are tried for a folder. Servers that were killed have left theirs, and in a container each has the same number.
+const MOST_FOLDERS: u32 = 1000;
+
+/// The Unix socket on which tiny_http accepts the connection layer's connections.
+struct PrivateSocket {
+    path: PathBuf,
+    /// The folder that was made for it.
+    folder: Option<PathBuf>,
+}
+
+impl PrivateSocket {
+    /// Binds it in the data folder, which no other server uses. Falls back to the temporary folder if the file system of the
+    /// data folder has no sockets (FAT on a stick) or its path is too long for one.
+    fn bind(base: &Path) -> Result<(UnixListener, PrivateSocket)> {
+        let path = base.join(SOCKET_FILE);
+        files::remove_if_there(&path)?;
+        match UnixListener::bind(&path) {
+            Ok(listener) => Ok((listener, PrivateSocket { path, folder: None })),
+            Err(_) => {
+                let temporary = std::env::temp_dir();
+                PrivateSocket::bind_in(&temporary).map_err(Error::io("making a socket in", &temporary))
+            }
+        }
+    }
+
+    /// Binds it in a new folder.
+    fn bind_in(temporary: &Path) -> io::Result<(UnixListener, PrivateSocket)> {
+        let mut number = 0;
+        let folder = loop {
+            let folder = temporary.join(format!("ankipi-{}-{number}", std::process::id()));
+            match fs::DirBuilder::new().mode(0o700).create(&folder) {
+                Err(err) if err.kind() == io::ErrorKind::AlreadyExists && number < MOST_FOLDERS => {
+                    number += 1
+                }
+                made => break made.map(|()| folder)?,
+            }
+        };
+        let path = folder.join(SOCKET_FILE);
+        UnixListener::bind(&path).map(|listener| (listener, PrivateSocket { path, folder: Some(folder) }))
+    }
+
+    fn remove(&self) -> Result<()> {
+        files::remove_if_there(&self.path)?;
+        self.folder
+            .as_ref()
+            .map_or(Ok(()), |folder| fs::remove_dir(folder).map_err(Error::io("deleting", folder)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_killed_server_left_stops_no_other_and_a_stop_leaves_nothing() {
+        let temporary = tempfile::tempdir().unwrap();
+        let (_listener, killed) = PrivateSocket::bind_in(temporary.path()).unwrap();
+        let (_listener, second) = PrivateSocket::bind_in(temporary.path()).unwrap();
+        assert_ne!(killed.path, second.path);
+        second.remove().unwrap();
+        killed.remove().unwrap();
+        assert_eq!(fs::read_dir(temporary.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn a_data_folder_that_cannot_hold_a_socket_gets_one_elsewhere() {
+        let base = tempfile::tempdir().unwrap();
+        let (_listener, inside) = PrivateSocket::bind(base.path()).unwrap();
+        assert!(inside.path.starts_with(base.path()) && inside.folder.is_none());
+        let long = base.path().join("x".repeat(120));
+        fs::create_dir(&long).unwrap();
+        let (_listener, outside) = PrivateSocket::bind(&long).unwrap();
+        assert!(!outside.path.starts_with(base.path()) && outside.path.exists());
+        outside.remove().unwrap();
+        assert!(!outside.folder.unwrap().exists());
     }
 }
