@@ -77,7 +77,7 @@
 //!   `http` and `server` name tiny_http. Settings are passed as arguments, never global. `unsafe` is in `os` alone.
 //! - No lock is held while a socket is read or written: bodies are spooled before, replies after. (Except the lock of
 //!   one reply, so that its keep-alive bytes and its body do not mix: `http::keep_client_waiting`; and that of an offer to
-//!   send a reply to the client at once, whose socket never waits: `http::client_link`.)
+//!   send a reply to the client at once, into an empty socket that never blocks: `http::client_link`.)
 //! - Nothing whose size a client chooses is held whole in memory: one row, one notetype, one deck at a time, of at most
 //!   MAX_SYNC_ROW_MEGS. Media files pass through in blocks.
 //! - Nothing is acknowledged before it is on disk. Every rename is of a synced file and is followed by a sync of the
@@ -98,7 +98,7 @@
 //! - In `os::allocator`: around freed buffers, of which nobody waits for it.
 //! - In `compression::zstd_decoder`: around the buffers of decoders that are kept. In `http::client_link`: around the
 //!   connections of forwarded requests, and for each connection one around its speed and one around what is offered to
-//!   its reply (for which the poll thread may wait as long as a socket takes bytes that it has room for). In `http::keep_client_waiting`:
+//!   its reply (for which the poll thread may wait while a worker writes a small reply to an empty socket). In `http::keep_client_waiting`:
 //!   around the list of waiting clients, and one around each reply to them.
 //! - In `api::quota_and_free_space`: around the spare bytes of users. In `files::free_space`: around the number of
 //!   reserved bytes.

@@ -1039,24 +1039,24 @@ fn a_small_reply_goes_to_the_client_and_both_connections_serve_the_next_request(
     let (backend, path, _dir) = fake_backend();
     let connections = start_before(path);
     let (mut client, mut stream, first) = offered(&connections, &backend, None);
-    assert!(first.send_whole(PONG.as_bytes()));
+    assert!(first.send_whole(PONG.as_bytes(), b"", b""));
     assert_eq!(client.answer().text(), "pong");
     for _ in 0..3 {
         client.send(format!("GET /next HTTP/1.1\r\n{KEEP}\r\n"));
-        assert!(link_of(&read_head(&mut stream)).send_whole(PONG.as_bytes()));
+        assert!(link_of(&read_head(&mut stream)).send_whole(PONG.as_bytes(), b"", b""));
         assert_eq!(client.answer().text(), "pong");
     }
     // A reply by way of the backend may follow, and the reply of an old request may not.
     client.send(format!("GET /last HTTP/1.1\r\n{KEEP}\r\n"));
     let last = link_of(&read_head(&mut stream));
-    assert!(!first.send_whole(PONG.as_bytes()));
+    assert!(!first.send_whole(PONG.as_bytes(), b"", b""));
     stream.write_all(PONG.as_bytes()).unwrap();
     assert_eq!(client.answer().text(), "pong");
-    assert!(!last.send_whole(PONG.as_bytes()));
+    assert!(!last.send_whole(PONG.as_bytes(), b"", b""));
     drop(client);
     // Other clients get the connection to the backend as well.
     let (mut client, _stream, link) = offered(&connections, &backend, Some(stream));
-    assert!(link.send_whole(PONG.as_bytes()));
+    assert!(link.send_whole(PONG.as_bytes(), b"", b""));
     assert_eq!(client.answer().text(), "pong");
 }
 
@@ -1069,13 +1069,13 @@ fn a_request_that_waits_is_forwarded_as_soon_as_another_one_is_answered() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let connections = PollLoopThread::start(listener, path, limits.clone());
         let (mut first, mut stream, link) = offered(&connections, &backend, None);
-        assert!(!is_answered_first || link.send_whole(PONG.as_bytes()));
+        assert!(!is_answered_first || link.send_whole(PONG.as_bytes(), b"", b""));
         let mut second = connections.client();
         second.send(format!("GET /second HTTP/1.1\r\n{KEEP}\r\n"));
         if !is_answered_first {
             // The poll loop would not notice it.
             thread::sleep(millis(200));
-            assert!(!link.send_whole(PONG.as_bytes()));
+            assert!(!link.send_whole(PONG.as_bytes(), b"", b""));
             stream.write_all(PONG.as_bytes()).unwrap();
         }
         let waited = Instant::now();
@@ -1094,7 +1094,7 @@ fn pipelined_requests_are_answered_by_way_of_the_poll_loop() {
     let (mut client, mut stream, link) = offered(&connections, &backend, None);
     client.send(format!("GET /second HTTP/1.1\r\n{KEEP}\r\n"));
     thread::sleep(millis(200));
-    assert!(!link.send_whole(PONG.as_bytes()));
+    assert!(!link.send_whole(PONG.as_bytes(), b"", b""));
     stream.write_all(PONG.as_bytes()).unwrap();
     let waited = Instant::now();
     assert!(read_head(&mut stream).starts_with("GET /second "));
@@ -1118,7 +1118,7 @@ fn replies_that_need_another_form_go_by_way_of_the_poll_loop() {
         let mut client = connections.client();
         client.send(format!("{head}\r\n"));
         let mut stream = backend.accept().unwrap().0;
-        assert!(!link_of(&read_head(&mut stream)).send_whole(PONG.as_bytes()), "{head}");
+        assert!(!link_of(&read_head(&mut stream)).send_whole(PONG.as_bytes(), b"", b""), "{head}");
     }
 }
 
@@ -1130,7 +1130,7 @@ fn a_connection_whose_reply_went_past_the_poll_loop_times_out_and_stops_like_any
         let limits = Limits { keep_alive: millis(300), ..Limits::default() };
         let mut connections = PollLoopThread::start(TcpListener::bind("127.0.0.1:0").unwrap(), path, limits);
         let (mut client, _stream, link) = offered(&connections, &backend, None);
-        assert!(link.send_whole(PONG.as_bytes()));
+        assert!(link.send_whole(PONG.as_bytes(), b"", b""));
         assert_eq!(client.answer().text(), "pong");
         let since = Instant::now();
         if stops {

@@ -2,10 +2,11 @@
 //!
 //! The connection layer owns the socket. It announces the connection with each request that it forwards, and the number
 //! goes with the request in a header. The reply finds the connection by its number, asks the kernel about it, and holds it
-//! only while it asks: when the connection layer closes the socket, it is closed.
+//! only while it asks or sends: when the connection layer closes the socket, it is closed.
 //!
 //! While nothing else waits for the end of a small request, the connection layer offers that its reply goes to the client at
-//! once. So it need not be woken for it: it looks when the client sends the next request, or a second later.
+//! once. So it need not be woken for it: it looks when the client sends the next request, or a second later. Only a reply with
+//! status 200 does that which is sent in one piece, to a client that has taken everything before.
 
 use std::io::Write;
 use std::net::{Shutdown, TcpStream};
@@ -35,11 +36,12 @@ pub enum Offer {
     None,
     /// That of the request with this number may.
     Open(u64),
-    /// It did, to its end.
+    /// It did.
     Used,
 }
 
-/// A longer reply may not be taken by the client's socket at once.
+/// The longest reply that goes to the client like this. An empty socket takes more at once: 16 KiB, unless somebody has set
+/// that lower.
 const MAX_OFFERED_BYTES: usize = 8 << 10;
 
 /// Connections whose requests were forwarded and not yet answered.
@@ -70,15 +72,18 @@ impl ClientLink {
     /// Makes the connection known to the reply of one request. Returns its number for that request. With `offers` the reply may
     /// go to the client without the connection layer.
     pub fn announce(self: &Arc<ClientLink>, offers: bool) -> u64 {
-        let mut announced = lock(&ANNOUNCED);
-        let Announced { last, links } = &mut *announced;
-        if links.len() == MAX_ANNOUNCED {
-            links.remove(0);
-        }
-        *last += 1;
-        links.push((*last, Arc::downgrade(self)));
-        *lock(&self.offer) = if offers { Offer::Open(*last) } else { Offer::None };
-        *last
+        let number = {
+            let mut announced = lock(&ANNOUNCED);
+            let Announced { last, links } = &mut *announced;
+            if links.len() == MAX_ANNOUNCED {
+                links.remove(0);
+            }
+            *last += 1;
+            links.push((*last, Arc::downgrade(self)));
+            *last
+        };
+        *lock(&self.offer) = if offers { Offer::Open(number) } else { Offer::None };
+        number
     }
 
     /// What has become of the offer.
@@ -108,20 +113,22 @@ impl ReplyLink {
         Some(ReplyLink { number, link })
     }
 
-    /// Sends a whole reply to the client, if that was offered. Returns whether it is done: if not, nothing was sent.
-    pub fn send_whole(&self, reply: &[u8]) -> bool {
-        let Some(link) = self.link.upgrade().filter(|_| reply.len() <= MAX_OFFERED_BYTES) else {
+    /// Sends a whole reply to the client, if that was offered: `head` and `body` with `between` between them. Returns whether it is
+    /// done: if not, nothing was sent.
+    pub fn send_whole(&self, head: &[u8], between: &[u8], body: &[u8]) -> bool {
+        let bytes = head.len() + between.len() + body.len();
+        let Some(link) = self.link.upgrade().filter(|_| bytes <= MAX_OFFERED_BYTES) else {
             return false;
         };
-        // Held while the socket takes the bytes, which it does at once or not at all.
+        // Held while the socket takes the bytes, for which it has room.
         let mut offer = lock(&link.offer);
-        if *offer != Offer::Open(self.number) {
+        if *offer != Offer::Open(self.number) || !os::is_all_acknowledged(&link.socket) {
             return false;
         }
-        match (&link.socket).write(reply) {
+        match (&link.socket).write(&[head, between, body].concat()) {
             Ok(sent) => {
-                if sent < reply.len() {
-                    // A client must not take it for whole.
+                if sent < bytes {
+                    // It had not, because the kernel is out of memory. A client must not take the reply for whole.
                     os::reset_on_close(&link.socket);
                     let _ = link.socket.shutdown(Shutdown::Both);
                 }
@@ -192,21 +199,43 @@ mod tests {
         let mut client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         let link = ClientLink::new(listener.accept().unwrap().0);
         let reply = |offers| ReplyLink::of(link.announce(offers)).unwrap();
-        assert!(!reply(false).send_whole(b"not offered"));
+        let sends = |link: &ReplyLink, text: &[u8]| link.send_whole(text, b" ", b"body");
+        assert!(!sends(&reply(false), b"not offered"));
         let old = reply(true);
         let new = reply(true);
-        assert!(!old.send_whole(b"of the request before"));
-        assert!(!new.send_whole(&[b'x'; MAX_OFFERED_BYTES + 1]));
+        assert!(!sends(&old, b"of the request before"));
+        assert!(!sends(&new, &[b'x'; MAX_OFFERED_BYTES - 4]));
         assert!(matches!(link.offer(), Offer::Open(_)));
-        assert!(new.send_whole(b"reply") && !new.send_whole(b"again"));
+        assert!(sends(&new, b"head") && !sends(&new, b"again"));
         assert_eq!(link.offer(), Offer::Used);
         let withdrawn = reply(true);
-        assert!(matches!(link.withdraw_offer(), Offer::Open(_)) && !withdrawn.send_whole(b"late"));
+        assert!(matches!(link.withdraw_offer(), Offer::Open(_)) && !sends(&withdrawn, b"late"));
         let gone = reply(true);
         drop(link);
-        assert!(!gone.send_whole(b"nobody is there"));
+        assert!(!sends(&gone, b"nobody is there"));
         let mut got = String::new();
         client.read_to_string(&mut got).unwrap();
-        assert_eq!(got, "reply");
+        assert_eq!(got, "head body");
+    }
+
+    /// A client that sends one request after the other and reads no reply loses none.
+    #[test]
+    fn a_reply_is_sent_whole_or_not_at_all_while_the_client_does_not_read() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let link = ClientLink::new(listener.accept().unwrap().0);
+        link.socket().set_nonblocking(true).unwrap();
+        let reply = [b'x'; 300];
+        let mut sent = 0;
+        while sent < 1_000_000
+            && ReplyLink::of(link.announce(true)).unwrap().send_whole(&reply, &reply, &reply)
+        {
+            sent += 1;
+        }
+        assert!(sent < 1_000_000, "the kernel's buffers are larger than that");
+        drop(link);
+        let mut got = Vec::new();
+        client.read_to_end(&mut got).unwrap();
+        assert_eq!(got.len(), sent * 900);
     }
 }

@@ -453,6 +453,9 @@ pub fn reply_end(buf: &[u8]) -> Option<usize> {
     buf.windows(4).position(|window| window == b"\r\n\r\n").map(|at| at + 4)
 }
 
+/// The line that tells a client that it may send another request.
+pub const KEPT_CLIENT: &[u8] = b"Connection: keep-alive\r\n";
+
 /// Reads the backend's head and rewrites it for the client; `None` for an interim (1xx) one. A reply with neither length
 /// nor chunks is refused: if it were truncated, nobody would notice.
 pub fn parse_reply(
@@ -495,16 +498,9 @@ pub fn parse_reply(
         (true, None, true) => Body::chunked(),
         _ => return Err(BadReply),
     };
-    let connection = if keep_alive { "keep-alive" } else { "close" };
-    forward.extend_from_slice(format!("Connection: {connection}\r\n\r\n").as_bytes());
+    forward.extend_from_slice(if keep_alive { KEPT_CLIENT } else { b"Connection: close\r\n" });
+    forward.extend_from_slice(b"\r\n");
     Ok(Some(Reply { status, dechunk: is_http10 && matches!(body, Body::Chunked(_)), forward, body }))
-}
-
-/// Rewrites a reply of ours, of which all is here, as the connection layer would forward it to a client of HTTP/1.1 that may
-/// send another request.
-pub fn for_kept_client(reply: &[u8]) -> Vec<u8> {
-    let (head, body) = reply.split_at(reply_end(reply).map_or(0, |end| end - 2));
-    [head, b"Connection: keep-alive\r\n", body].concat()
 }
 
 fn parse_status(line: &[u8]) -> Result<u16, BadReply> {

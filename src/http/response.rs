@@ -30,8 +30,10 @@ impl Wire {
 
     /// Sends a whole reply that tells its end: to the client at once, where the connection layer has offered that.
     fn send_whole(&mut self, reply: &[u8]) -> io::Result<()> {
+        // As the connection layer would forward it.
+        let (head, body) = reply.split_at(request_head::reply_end(reply).map_or(0, |end| end - 2));
         match &self.client {
-            Some(client) if client.send_whole(&request_head::for_kept_client(reply)) => Ok(()),
+            Some(client) if client.send_whole(head, request_head::KEPT_CLIENT, body) => Ok(()),
             _ => self.send(reply),
         }
     }

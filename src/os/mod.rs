@@ -28,7 +28,8 @@ pub use process::{
 };
 pub use signals::{Signal, on_signals};
 pub use sockets::{
-    TcpProgress, handed_over_sockets, is_unknown_address_family, reset_on_close, tcp_progress,
+    TcpProgress, handed_over_sockets, is_all_acknowledged, is_unknown_address_family, reset_on_close,
+    tcp_progress,
 };
 pub use sqlite_wal::skip_sync_of_new_wal_header;
 pub use terminal::EchoOff;

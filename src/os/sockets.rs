@@ -45,6 +45,15 @@ pub fn reset_on_close(socket: &TcpStream) {
     }
 }
 
+/// Whether the peer of a TCP socket has acknowledged all that was written to it: then the kernel's buffer is empty. False where
+/// the kernel does not tell.
+pub fn is_all_acknowledged(socket: &TcpStream) -> bool {
+    let mut bytes: libc::c_int = 0;
+    // SAFETY: the request, which is also called SIOCOUTQ, writes one number to the live pointer.
+    let told = unsafe { libc::ioctl(socket.as_raw_fd(), libc::TIOCOUTQ, &raw mut bytes) } == 0;
+    told && bytes == 0
+}
+
 /// What the kernel knows of a TCP connection's output.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct TcpProgress {

@@ -200,6 +200,8 @@ impl Exchange {
                 return self.fail(Refusal::new(502, "malformed reply of the backend"));
             }
         }
+        // A reply that has begun here goes on here.
+        active.is_offered = false;
         // The buffer is full: from here on the worker has to wait for the client.
         if link.unsent_bytes() >= shared.limits.max_whole_bytes {
             self.weight = Weight::Bulk;

@@ -33,8 +33,8 @@
 //! - A worker never waits for the bytes of one client while another client waits for a worker: small bodies are received
 //!   whole before a worker gets them, small replies are buffered, and longer transfers have slots of their own and make
 //!   way when they are slow (`crate::limits_and_timeouts`).
-//! - While no request waits for a slot, a small reply goes from the worker to the client, and the poll thread is not woken
-//!   (`crate::http::client_link`). It finds the request ended when it next wakes, within a second.
+//! - While no request waits for a slot, most small replies of a sync go from the worker to the client, and the poll thread is
+//!   not woken (`crate::http::client_link`). It finds the request ended when it next wakes, within a second.
 //! - What one client does costs itself: `queue` lets clients take turns, `shares_and_eviction` gives each a part of the workers, the
 //!   connections and the memory.
 //! - Memory per connection is bounded: the head while it arrives, 64 KiB of a small body or 8 KiB of a large one until a

@@ -305,6 +305,7 @@ impl PollLoop {
         self.shared.stop_at = Some(stop_at.unwrap_or(self.shared.now));
         self.listeners.clear();
         self.shared.kept_backends.close_unused();
+        self.look_at_offers();
         for conn in &mut self.conns {
             conn.stop(&mut self.shared);
         }
