@@ -28,9 +28,9 @@ impl TemporaryFile {
         self.path.file_name()?.to_str()
     }
 
-    /// Leaves the file where it is.
-    pub fn keep(&self) {
-        self.is_kept.store(true, Ordering::Relaxed);
+    /// Leaves the file where it is when this is dropped, or, with false, deletes it after all.
+    pub fn keep(&self, is_kept: bool) {
+        self.is_kept.store(is_kept, Ordering::Relaxed);
     }
 }
 

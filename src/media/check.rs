@@ -4,6 +4,7 @@
 //! damaged is forgotten (`lost_files`), so that a device which has the file sends it again. A file that the index does not know is
 //! recorded as new. Neither the list of files nor that of records is ever held whole.
 
+use std::cell::Cell;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -14,7 +15,7 @@ use crate::media::file_paths::FilePaths;
 use crate::media::index::{FILE_NAME, MediaDb, Record, Recording};
 use crate::media::lost_files::{self, Fault};
 use crate::media::name::{BadName, MediaName};
-use crate::media::{file_sha1, is_damage, pending, put_index_aside, remove_staged};
+use crate::media::{STAGED_PREFIX, file_sha1, is_damage, pending, put_index_aside, remove_staged};
 use crate::os::clock;
 use crate::text::counted::counted;
 
@@ -65,7 +66,11 @@ pub fn check(dir: &Path, depth: Depth, listener: &mut dyn Listener) -> Result<u6
     }
     let paths = FilePaths::new(dir);
     if depth.fix {
-        pending::finish(dir, &paths)?;
+        let made = Cell::new(0);
+        pending::finish(dir, &paths, || {
+            made.set(made.get() + 1);
+            dir.join(format!("{STAGED_PREFIX}check-{}", made.get()))
+        })?;
         remove_staged(dir, &[])?;
     }
     let db = if depth.fix { MediaDb::open(dir)? } else { MediaDb::open_to_read(dir)? };

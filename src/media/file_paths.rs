@@ -74,6 +74,14 @@ impl FilePaths {
         name.path_in(&self.folder())
     }
 
+    /// Whether the file at `path`, which is where that of this name would be, is that of another name with a record. The file system
+    /// ignores case then.
+    pub fn is_of_twin(&self, path: &Path, name: &MediaName, db: &MediaDb) -> Result<bool> {
+        let is_plain = |name: &MediaName, path: &Path| path == name.path_in(&self.folder());
+        let is_at_plain_path = |twin: &MediaName| is_plain(twin, &self.path_of(twin));
+        Ok(self.ignores_case && is_plain(name, path) && db.has_twin_that(name, is_at_plain_path)?)
+    }
+
     /// Whether there is a file of this name and length.
     pub fn has_file(&self, name: &MediaName, bytes: u64) -> bool {
         fs::symlink_metadata(self.path_of(name)).is_ok_and(|meta| meta.is_file() && meta.len() == bytes)

@@ -295,12 +295,20 @@ impl MediaDb {
 
     /// Whether a live record of another name is the same name to a file system that ignores case.
     pub fn has_twin(&self, name: &MediaName) -> Result<bool> {
+        self.has_twin_that(name, |_| true)
+    }
+
+    /// The same, of twins that fulfil a condition.
+    pub fn has_twin_that(&self, name: &MediaName, condition: impl Fn(&MediaName) -> bool) -> Result<bool> {
         let wanted = folded(name.as_str());
         let mut select = self.db.prepare("SELECT fname FROM media WHERE size > 0")?;
         let mut rows = select.query([])?;
         while let Some(row) = rows.next()? {
             let other = row.get_ref(0)?.as_str().unwrap_or_default();
-            if other != name.as_str() && folded(other) == wanted {
+            if other != name.as_str()
+                && folded(other) == wanted
+                && MediaName::parse(other.to_owned()).is_ok_and(|other| condition(&other))
+            {
                 return Ok(true);
             }
         }

@@ -27,7 +27,7 @@ use crate::error::{Error, Result};
 use crate::files::damaged::{is_about_name, put_aside};
 use crate::limits_and_timeouts::{MEDIA_FILES, MEDIA_REPLY_BYTES};
 use crate::media::file_paths::FilePaths;
-use crate::media::index::{Record, Recording};
+use crate::media::index::{MediaDb, Record, Recording};
 use crate::media::name::MediaName;
 use crate::media::{BLOCK_BYTES, MediaStore, State};
 
@@ -142,6 +142,7 @@ pub fn fault(paths: &FilePaths, name: &MediaName, record: &Record) -> Result<Opt
 pub fn forget_file(
     dir: &Path,
     paths: &FilePaths,
+    db: &MediaDb,
     recording: &mut Recording<'_>,
     name: &MediaName,
     fault: &Fault,
@@ -151,8 +152,9 @@ pub fn forget_file(
         dir.display(),
         name.as_str()
     );
-    if !matches!(fault, Fault::Missing) {
-        put_aside(dir, &paths.path_of(name), name.as_str());
+    let path = paths.path_of(name);
+    if !matches!(fault, Fault::Missing) && !paths.is_of_twin(&path, name, db)? {
+        put_aside(dir, &path, name.as_str());
     }
     recording.forget(name, &fault.to_string())
 }
@@ -179,7 +181,7 @@ impl MediaStore {
                     denied.push(name);
                 }
             } else if let Some(fault) = fault {
-                forget_file(&self.dir, &self.paths, &mut recording, name, &fault)?;
+                forget_file(&self.dir, &self.paths, db, &mut recording, name, &fault)?;
             }
         }
         recording.commit()?;

@@ -18,13 +18,13 @@
 //!    already are only read.
 //! 2. Under the lock: one transaction records all changes under consecutive usns, and lists each name with its temporary
 //!    file (`pending`).
-//! 3. The temporary files and the transaction are made durable: by one flush of the whole disk, where that can be relied on
-//!    (`os::WholeFileSystem`), and otherwise file by file, at the same time where they are few. From here on nothing of it is
-//!    lost.
-//! 4. The files are renamed into `media/`, and deleted files are removed. A power cut may undo that. It is done again then,
-//!    from the list, to which later uploads add; what is certainly on the disk is taken off it.
+//! 3. The temporary files and the transaction are made durable: on a file system with a journal by one flush of the whole disk,
+//!    where that can be relied on (`os::WholeFileSystem`), and otherwise file by file. From here on nothing of it is lost.
+//! 4. The files are renamed into `media/`, and deleted files are removed. Without the flush in step 3, both folders are synced.
+//!    With it, a power cut may undo that. It is done again then, from the list, where it stays until a later upload has
+//!    flushed the disk.
 //!
-//! So the client waits for one flush, or for some that the disk makes together. A power cut in step 3 may leave the
+//! So the client waits for one flush, or for two times some that the disk makes at once. A power cut in step 3 may leave the
 //! transaction without the contents of a file. A name that had no record then has none again. Where a file would take the
 //! place of another one, all files are made durable before the transaction.
 //!
@@ -241,14 +241,21 @@ impl MediaStore {
         });
         ready_folder(&self.dir)?;
         if state.needs_recovery {
-            files::refuse_link(&self.paths.folder())?;
-            // It may hold what could not be made durable, and is opened anew afterwards.
-            state.writer = None;
-            self.if_damaged(pending::finish(&self.dir, &self.paths), &mut state)?;
+            let recovered = self.recover(&mut state);
+            self.if_damaged(recovered, &mut state)?;
             state.needs_recovery = false;
         }
         state.last_used = Instant::now();
         Ok(state)
+    }
+
+    /// Finishes or takes back what was interrupted.
+    fn recover(&self, state: &mut State) -> Result<()> {
+        files::refuse_link(&self.paths.folder())?;
+        // It is opened anew afterwards: what it holds may not be on the disk.
+        state.writer = None;
+        state.may_have_denied = true;
+        pending::finish(&self.dir, &self.paths, || self.next_staged_path())
     }
 
     fn read<T>(&self, work: impl FnOnce(&MediaDb) -> Result<T>) -> Result<T> {
@@ -447,6 +454,9 @@ mod tests {
         assert_eq!(store.upload(&zip, &Room::UNLIMITED).unwrap_err().status(), 500);
         fs::remove_dir(dir.path().join(FOLDER).join("c")).unwrap();
         assert_eq!(store.totals().unwrap().last_usn, 4, "both had come, and are in place now");
+        let entries = fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().file_name());
+        let is_left = |name: &std::ffi::OsString| name.to_string_lossy().starts_with(STAGED_PREFIX);
+        assert_eq!(entries.filter(is_left).count(), 0);
         assert_eq!(store.upload(&zip, &Room::UNLIMITED).unwrap().last_usn, 4);
         drop(store);
         assert_eq!(healed(dir.path()).len(), 3);

@@ -2,22 +2,27 @@
 //!
 //! It is a table in the index. A row stays until a flush of the disk that came after its rename or deletion. All that is
 //! done here looks at the current state, so that repeating it is harmless, and so is an old row.
+//!
+//! An upload that failed because the disk reported an error may have its files in the kernel's memory alone: after that error, the
+//! kernel takes them for written. So they are copied, and the copies made durable.
 
-use std::fs;
-use std::io::ErrorKind;
+use std::fs::{self, File};
+use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
 use crate::error::{Error, Result};
 use crate::files;
+use crate::files::FsyncingFile;
 use crate::files::damaged::put_aside;
+use crate::files::temporary::TemporaryFile;
 use crate::media::file_paths::FilePaths;
 use crate::media::index::{FILE_NAME, MediaDb, Record};
-use crate::media::lost_files;
+use crate::media::lost_files::{self, Fault};
 use crate::media::name::MediaName;
 use crate::media::upload::sync_file;
-use crate::media::{STAGED_PREFIX, Sha1Sum, file_sha1, is_file};
+use crate::media::{STAGED_PREFIX, Sha1Sum, file_sha1, is_damage, is_file, ready_folder};
 use crate::text::counted::counted;
 use crate::text::hex::unhex;
 
@@ -73,7 +78,7 @@ pub fn unfinished(dir: &Path, paths: &FilePaths, db: &MediaDb) -> Result<Vec<Med
     list.extend(listed_in(db, dir)?);
     let is_unfinished = |pending: &Pending| match (&pending.staged, &pending.intended) {
         (Some(staged), _) if is_file(staged) => true,
-        (_, Intended::Deleted) => is_file(&paths.path_of(&pending.name)),
+        (_, Intended::Deleted) => has_own_file(paths, &pending.name, db).unwrap_or(false),
         (_, Intended::New(_)) => true,
         _ => false,
     };
@@ -88,63 +93,80 @@ pub fn clear(db: &MediaDb) -> Result<()> {
     recording.commit().map(drop)
 }
 
-/// Finishes what was interrupted, so that records and files agree, and empties the list.
-pub fn finish(dir: &Path, paths: &FilePaths) -> Result<()> {
+/// Finishes what was interrupted, so that records and files agree, and empties the list. `temporary` gives paths for new files.
+pub fn finish(dir: &Path, paths: &FilePaths, temporary: impl Fn() -> PathBuf) -> Result<()> {
     let list = listed(dir)?;
     if list.is_empty() {
         return files::remove_if_there(&dir.join(EARLIER_LIST));
     }
+    ready_folder(dir)?;
     let db = MediaDb::open(dir)?;
+    for Pending { name, staged, intended } in &list {
+        let Some(sha1) = intended.sha1(&db, name)? else { continue };
+        let has_contents =
+            |path: &Path| Ok::<_, Error>(readable_file(path)?.is_some_and(|found| found.sha1 == sha1));
+        let is_in_place = has_own_file(paths, name, &db)? && has_contents(&paths.path_of(name))?;
+        let source = match staged {
+            // Also of a live record: the rename of its file may be what was lost.
+            Some(staged) if !is_in_place && has_contents(staged)? => staged.clone(),
+            None if is_in_place => paths.path_of(name),
+            _ => continue,
+        };
+        let copy = TemporaryFile::at(temporary());
+        copy_durably(&source, copy.path())?;
+        paths.put(copy.path(), name, paths.ignores_case() && db.has_twin(name)?)?;
+    }
     let mut recording = db.begin()?;
     let mut gone = Vec::new();
-    let (mut recorded, mut forgotten) = (0, 0);
-    for Pending { name, staged, intended } in &list {
-        if let Some(staged) = staged
-            && let Some(sha1) = intended.sha1(&db, name)?
-            && readable_file(staged)?.is_some_and(|found| found.sha1 == sha1)
-        {
-            // Its flush may have failed, or not have begun.
-            sync_file(staged)?;
-            // Also of a live record: the rename of its file may be what was lost.
-            paths.put(staged, name, paths.ignores_case() && db.has_twin(name)?)?;
-        }
-    }
+    let (mut recorded, mut other_changes) = (0, 0);
     for Pending { name, intended, .. } in &list {
-        let live = db.record(name)?.filter(Record::is_live);
-        let path = paths.path_of(name);
-        let Some(sha1) = intended.sha1(&db, name)? else {
-            if matches!(intended, Intended::Deleted) && live.is_none() && is_file(&path) {
-                gone.push(path);
-            }
-            continue;
-        };
-        match (readable_file(&path)?.filter(|found| found.sha1 == sha1), live) {
-            (Some(found), live) => {
-                sync_file(&path)?;
-                if live.as_ref() != Some(&found) {
+        let record = db.record(name)?.filter(Record::is_live);
+        let is_there = has_own_file(paths, name, &db)?;
+        match (intended, record) {
+            (Intended::Deleted, None) if is_there => gone.push(paths.path_of(name)),
+            (Intended::New(sha1), record) if is_there => {
+                if let Some(found) = readable_file(&paths.path_of(name))?.filter(|found| found.sha1 == *sha1)
+                    && record.as_ref() != Some(&found)
+                {
                     recording.put(name, &found)?;
                     recorded += 1;
                 }
             }
-            (None, Some(record)) if matches!(intended, Intended::AsRecorded) => {
-                if let Some(fault) = lost_files::fault(paths, name, &record)? {
-                    lost_files::forget_file(dir, paths, &mut recording, name, &fault)?;
-                    forgotten += 1;
+            (Intended::AsRecorded, Some(record)) => {
+                match lost_files::fault(paths, name, &record)? {
+                    None => continue,
+                    Some(Fault::Denied) => drop(recording.deny(name)?),
+                    Some(fault) => lost_files::forget_file(dir, paths, &db, &mut recording, name, &fault)?,
                 }
+                other_changes += 1;
             }
             _ => {}
         }
     }
     // Renames may not be durable yet, nor what was recorded: the process may have been killed before the flush.
     paths.sync()?;
-    if recorded + forgotten > 0 {
-        recording.commit()?;
-    } else {
-        drop(recording);
-    }
+    let committed = match recorded + other_changes {
+        0 => {
+            drop(recording);
+            Ok(())
+        }
+        _ => recording.commit().map(drop),
+    };
     sync_if_there(&dir.join(format!("{FILE_NAME}-wal")))?;
-    gone.iter().try_for_each(|path| files::remove_if_there(path))?;
-    paths.sync()?;
+    let finished = committed.and_then(|()| {
+        gone.iter().try_for_each(|path| files::remove_if_there(path))?;
+        paths.sync()?;
+        clear(&db)
+    });
+    match finished {
+        Ok(()) => {}
+        Err(err) if is_damage(&err) => return Err(err),
+        Err(err) => {
+            // A full disk, for instance. The next start reads the list again, and until then no file is sent that is not right.
+            log::warn!("{}: the list of changes stays in the index of the media: {err}", dir.display());
+            return Ok(());
+        }
+    }
     if recorded + gone.len() > 0 {
         log::warn!(
             "{}: finished a media upload that was interrupted: {} recorded, {} removed",
@@ -153,11 +175,24 @@ pub fn finish(dir: &Path, paths: &FilePaths) -> Result<()> {
             gone.len()
         );
     }
-    if let Err(err) = clear(&db) {
-        // A full disk, for instance. It is read again at the next start.
-        log::warn!("{}: the list of changes stays in the index of the media: {err}", dir.display());
-    }
+    list.iter()
+        .filter_map(|pending| pending.staged.as_ref())
+        .try_for_each(|staged| files::remove_if_there(staged))?;
     files::remove_if_there(&dir.join(EARLIER_LIST))
+}
+
+/// Whether there is a file of this name that is not the file of another one.
+fn has_own_file(paths: &FilePaths, name: &MediaName, db: &MediaDb) -> Result<bool> {
+    let path = paths.path_of(name);
+    Ok(is_file(&path) && !paths.is_of_twin(&path, name, db)?)
+}
+
+fn copy_durably(from: &Path, to: &Path) -> Result<()> {
+    let mut copy = FsyncingFile::create(to)?;
+    File::open(from)
+        .and_then(|mut source| io::copy(&mut source, &mut copy))
+        .and_then(|_| copy.into_file().sync_all())
+        .map_err(Error::io("copying", from))
 }
 
 fn sync_if_there(path: &Path) -> Result<()> {
@@ -241,6 +276,8 @@ fn readable_file(path: &Path) -> Result<Option<Record>> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::MetadataExt;
+
     use super::*;
     use crate::files::damaged::DAMAGED_FOLDER;
     use crate::media::check::{Depth, Listener, check};
@@ -296,7 +333,13 @@ mod tests {
         fs::rename(file(dir, "a"), staged("a")).unwrap();
         fs::write(file(dir, "a"), "1").unwrap();
         fs::rename(file(dir, "c"), staged("c")).unwrap();
+        let inode = |path: &Path| fs::metadata(path).unwrap().ino();
+        let unflushed = inode(&staged("c"));
+        let other_file = File::open(staged("c")).unwrap();
         assert_eq!(healed(dir), [row("b", 2, Some("1")), row("a", 3, Some("2")), row("c", 4, Some("3"))]);
+        // The disk may have refused to write that one.
+        assert_ne!(inode(&file(dir, "c")), unflushed);
+        drop(other_file);
     }
 
     /// Of what is flushed at the same time, the record may have arrived and the contents not.
@@ -381,6 +424,51 @@ mod tests {
         drop(MediaStore::open(dir));
         assert_eq!(fs::read(odd).unwrap(), b"2");
         assert_eq!(fs::read(file(dir, "A")).unwrap(), b"1");
+    }
+
+    /// On such a disk, a picture gets another case by a deletion and an upload.
+    #[test]
+    fn a_deletion_that_is_done_again_spares_the_twin() {
+        let dir = tempfile::tempdir().unwrap();
+        let dir = dir.path();
+        fs::create_dir(dir.join(FOLDER.to_ascii_uppercase())).unwrap();
+        let store = MediaStore::open(dir);
+        upload(&store, dir, &[("Cat.jpg", Some("1"))]);
+        upload(&store, dir, &[("Cat.jpg", None)]);
+        upload(&store, dir, &[("cat.jpg", Some("2"))]);
+        drop(store);
+        list(dir, &[("Cat.jpg", None)]);
+        // There it is by this name, too.
+        fs::hard_link(file(dir, "cat.jpg"), file(dir, "Cat.jpg")).unwrap();
+        let store = MediaStore::open(dir);
+        assert_eq!(fs::read(file(dir, "Cat.jpg")).unwrap(), b"2");
+        // A record of that name whose file is lost does not take it along either.
+        let name = MediaName::parse("Cat.jpg".to_owned()).unwrap();
+        let db = MediaDb::open(dir).unwrap();
+        let mut recording = db.begin().unwrap();
+        recording.put(&name, &Record { sha1: sum("3"), bytes: 1 }).unwrap();
+        recording.list_pending(0, [("Cat.jpg", None)].into_iter()).unwrap();
+        recording.commit().unwrap();
+        drop((db, store));
+        let store = MediaStore::open(dir);
+        assert_eq!(fs::read(file(dir, "Cat.jpg")).unwrap(), b"2");
+        // The deletion of what is awaited from the devices neither.
+        upload(&store, dir, &[("Cat.jpg", None)]);
+        assert_eq!(fs::read(file(dir, "Cat.jpg")).unwrap(), b"2");
+        assert_eq!(store.totals().unwrap().files, 1);
+    }
+
+    /// One that is not where a name of its case would be is no twin to spare.
+    #[test]
+    fn a_file_is_deleted_though_its_twin_is_elsewhere() {
+        let dir = tempfile::tempdir().unwrap();
+        let dir = dir.path();
+        fs::create_dir(dir.join(FOLDER.to_ascii_uppercase())).unwrap();
+        let store = MediaStore::open(dir);
+        upload(&store, dir, &[("A", Some("1")), ("a", Some("2"))]);
+        upload(&store, dir, &[("A", None)]);
+        assert!(!file(dir, "A").exists());
+        assert_eq!(store.totals().unwrap().files, 1);
     }
 
     /// Recovering may need the room that temporary files of another upload take.

@@ -26,10 +26,6 @@ use crate::os::WholeFileSystem;
 /// more: all blocks of the disk's own tables that changed, and the shared memory of the index.
 const FEW_FILES: usize = 2;
 
-/// So many changes are listed, where the disk is not flushed as a whole, before their renames are flushed. Each is looked at
-/// after a crash.
-const MOST_LISTED: i64 = 50;
-
 /// Asks whether an upload may be stored: free disk space, and the user's quota.
 pub struct Room<'r> {
     /// Whether so many bytes may be written, of which some are on the disk already.
@@ -117,9 +113,8 @@ impl MediaStore {
         self.check_room(&pairs, body, room)?;
         let processed = pairs.len();
         let is_small = processed <= FEW_FILES;
-        // Opened before anything is written, so that it reports all write errors. It replaces the sync of a WAL only.
-        let disk = WholeFileSystem::of(&self.dir)
-            .filter(|disk| (disk.has_journal() || !is_small) && files::has_shared_memory(&self.dir));
+        // Opened before anything is written, so that it reports all write errors.
+        let disk = WholeFileSystem::of(&self.dir).filter(|disk| disk.has_journal() || !is_small);
         let mut staged: Vec<Staged> = Vec::with_capacity(processed);
         for (name, entry) in pairs {
             let change = match entry {
@@ -244,9 +239,17 @@ impl MediaStore {
         let replaced = changes.iter().filter_map(|one| one.live.as_ref()).map(|record| record.bytes).sum();
         room.check_total(db.totals()?.bytes, added, replaced)?;
         state.needs_recovery = true;
-        let outcome = self.put_changes_in_place(state, &changes, disk)?;
+        let outcome = self.put_changes_in_place(state, &changes, disk);
+        if outcome.is_err() {
+            // Whether the transaction was committed, the file tells when it is opened anew.
+            if let Err(err) = self.recover(state) {
+                log::warn!("{}: the media are not in order yet: {err}", self.dir.display());
+                return outcome;
+            }
+            changes.iter().filter_map(Effective::staged).for_each(|file| file.keep(false));
+        }
         state.needs_recovery = false;
-        Ok(outcome)
+        outcome
     }
 
     fn put_changes_in_place(
@@ -256,25 +259,24 @@ impl MediaStore {
         disk: Option<&WholeFileSystem>,
     ) -> Result<Outcome> {
         state.writer(&self.dir)?;
-        let listed = state.listed;
-        // A flush of the whole disk is one of the earlier renames, too.
-        let flushes_renames = disk.is_none() && listed.last - listed.durable >= MOST_LISTED;
+        let Listed { last: before, durable } = state.listed;
         let db = state.writer(&self.dir)?;
-        let (outcome, last) = match disk {
-            Some(disk) => self.record_and_flush_disk(db, changes, listed.durable, disk)?,
-            None => self.record_and_flush_files(db, changes, listed.durable, flushes_renames)?,
-        };
-        // The rows up to `listed.durable` are gone.
-        let durable = if disk.is_some() || flushes_renames { listed.last } else { 0 };
-        state.listed = Listed { last, durable };
-        for Effective { name, change, is_taken, .. } in changes {
-            match change {
-                Change::Put(_, StagedFile { file, .. }) => self.paths.put(file.path(), name, *is_taken)?,
-                Change::Delete => files::remove_if_there(&self.paths.path_of(name))?,
-                Change::Same(_) => {}
+        match disk.filter(|disk| disk.has_journal() && files::has_shared_memory(&self.dir)) {
+            Some(disk) => {
+                let (outcome, last) = self.record_and_flush_disk(db, changes, durable, disk)?;
+                // The flush was one of the earlier renames, too.
+                state.listed = Listed { last, durable: before };
+                self.rename_all(state.writer(&self.dir)?, changes)?;
+                Ok(outcome)
+            }
+            None => {
+                let (outcome, last) = self.record_and_flush_files(db, changes, durable, disk)?;
+                self.rename_all(state.writer(&self.dir)?, changes)?;
+                self.flush_renames(changes)?;
+                state.listed = Listed { last, durable: last };
+                Ok(outcome)
             }
         }
-        Ok(outcome)
     }
 
     /// Records and lists the changes, removes rows up to number `done` from the list, and makes all that and the temporary
@@ -286,39 +288,66 @@ impl MediaStore {
         done: i64,
         disk: &WholeFileSystem,
     ) -> Result<(Outcome, i64)> {
-        let flush = || disk.sync().map_err(Error::io("syncing the file system of", &self.dir));
         if replaces_a_file(changes) {
-            flush()?;
+            self.flush_disk(disk)?;
             return record(db.begin()?, changes, done);
         }
         let recorded = record(db.begin_unsynced()?, changes, done)?;
-        flush().map(|()| recorded)
+        self.flush_disk(disk).map(|()| recorded)
     }
 
-    /// The same, file by file; the renames of earlier uploads as well if `flushes_renames`.
+    /// The same, file by file; but with `disk`, which has no journal, first all files.
     fn record_and_flush_files(
         &self,
         db: &MediaDb,
         changes: &[Effective],
         done: i64,
-        flushes_renames: bool,
+        disk: Option<&WholeFileSystem>,
     ) -> Result<(Outcome, i64)> {
         let contents = || changes.iter().try_for_each(|one| one.sync(&self.paths));
+        // The next start looks for a temporary file only if its name is durable, too.
         let names = || files::sync_folder(&self.dir);
-        let renames = || self.paths.sync();
-        let mut flushes: Vec<&files::Flush<'_>> = Vec::new();
-        if changes.iter().any(|one| !matches!(one.change, Change::Delete)) {
-            flushes.extend([&contents as &files::Flush<'_>, &names]);
-        }
-        if flushes_renames {
-            flushes.push(&renames);
-        }
         let record = || record(db.begin()?, changes, done);
-        if replaces_a_file(changes) {
-            files::flush_at_once(&flushes, || Ok(()))?;
-            return record();
+        match disk {
+            // Without a journal, what the flush wrote may still be in a cache of the drive until the next sync of a file.
+            Some(disk) => self.flush_disk(disk).and_then(|()| record()),
+            None if replaces_a_file(changes) => {
+                files::flush_at_once(&[&contents, &names], || Ok(()))?;
+                record()
+            }
+            None => files::flush_at_once(&[&contents], record),
         }
-        files::flush_at_once(&flushes, record)
+    }
+
+    fn flush_disk(&self, disk: &WholeFileSystem) -> Result<()> {
+        disk.sync().map_err(Error::io("syncing the file system of", &self.dir))
+    }
+
+    fn rename_all(&self, db: &MediaDb, changes: &[Effective]) -> Result<()> {
+        for Effective { name, change, is_taken, .. } in changes {
+            match change {
+                Change::Put(_, StagedFile { file, .. }) => self.paths.put(file.path(), name, *is_taken)?,
+                Change::Delete => {
+                    let path = self.paths.path_of(name);
+                    if !self.paths.is_of_twin(&path, name, db)? {
+                        files::remove_if_there(&path)?;
+                    }
+                }
+                Change::Same(_) => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes renames durable. On a file system without a journal the two folders of a rename are independent: if the new name of
+    /// a file were lost and its old one removed, so would be the file.
+    fn flush_renames(&self, changes: &[Effective]) -> Result<()> {
+        let old_names = || files::sync_folder(&self.dir);
+        if replaces_a_file(changes) {
+            self.paths.sync()?;
+            return old_names();
+        }
+        files::flush_at_once(&[&old_names], || self.paths.sync())
     }
 }
 
@@ -407,7 +436,7 @@ impl Effective<'_> {
     }
 }
 
-/// Commits the changes and the list of them. From then on their temporary files are needed.
+/// Commits the changes and the list of them. From then on their temporary files are kept.
 fn record(mut recording: Recording<'_>, changes: &[Effective], done: i64) -> Result<(Outcome, i64)> {
     let mut outcome = Outcome::default();
     for Effective { name, change, live, .. } in changes {
@@ -429,8 +458,9 @@ fn record(mut recording: Recording<'_>, changes: &[Effective], done: i64) -> Res
     }
     let rows = changes.iter().map(|one| (one.name.as_str(), one.staged().and_then(TemporaryFile::name)));
     let last = recording.list_pending(done, rows)?;
+    // Also if the commit fails: it may be found done after all.
+    changes.iter().filter_map(Effective::staged).for_each(|file| file.keep(true));
     let last_usn = recording.commit()?;
-    changes.iter().filter_map(Effective::staged).for_each(TemporaryFile::keep);
     Ok((Outcome { last_usn, ..outcome }, last))
 }
 

@@ -1,8 +1,8 @@
 //! Makes SQLite leave out one fsync that has no effect: that of the header of a new WAL.
 //!
 //! Before the first frames of a WAL, SQLite writes and syncs its header. That is needed where the file holds frames of
-//! an earlier WAL, which must become invalid. In a file that was just made there are none, and the sync of the commit,
-//! which comes next, covers the header as well. So the first sync after a while waits for two fsyncs (the WAL, and the
+//! an earlier WAL, which must become invalid. In a file that was just made there are none, and the sync of the commit, or of
+//! the whole file system, which comes next, covers the header as well. So the first sync after a while waits for two fsyncs (the WAL, and the
 //! folder in which it is new) in place of three.
 
 #![allow(unsafe_code)]

@@ -4,8 +4,8 @@
    - DISK_LOG: each of them is appended to this file when it is done, with its data (trace.rs reads it).
    - DISK_CONTROL: a file of 32-bit numbers that the test changes while the server runs: what is to happen, after how many
      operations, with which errno, and how often it did.
-   - The disk calls itself DISK_KIND (the number of statfs(2)), or XFS, whatever it is. With XFS media rely on the order of
-     renames, as on the disks of most boards; with FAT nothing is relied on.
+   - The disk calls itself DISK_KIND (the number of statfs(2)), or XFS, whatever it is. XFS has a journal, as the
+     disks of most boards have; with FAT nothing is relied on.
    - Of a reply, little is on its way: a download stays open whose client does not read, without being large.
    What SQLite maps into memory (-shm) and the lock file are left out: nothing in them is meant to last. */
 

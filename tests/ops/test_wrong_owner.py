@@ -130,6 +130,25 @@ def test_media_of_another_owner_keep_no_card_and_are_not_forgotten(synced, what,
     assert not (server.base / "anna/damaged").exists()
 
 
+def test_a_file_that_a_killed_server_had_just_got_is_not_forgotten_either(synced):
+    server, account, desk, phone = synced
+    server.start()
+    put(desk, "late.jpg", b"late")
+    sync_media(desk)
+    server.process.kill()
+    server.process.wait()
+    Server.running.remove(server)
+    give(server.base / "anna/media/late.jpg", 0, 0o600)
+    server.start()
+    typed = remedy(server.log(), server.base)
+    server.stop()
+    assert not (server.base / "anna/damaged").exists()
+    subprocess.run(typed, shell=True, check=True)
+    server.start()
+    sync_media(phone)
+    assert (folder(phone) / "late.jpg").read_bytes() == b"late"
+
+
 def as_nobody(server, *words: str) -> subprocess.CompletedProcess:
     command_line = [*server.command_line(), *words, "--base", str(server.base)]
     return subprocess.run(command_line, env=server.env, capture_output=True, text=True, timeout=60)
