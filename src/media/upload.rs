@@ -19,7 +19,7 @@ use crate::media::lost_files;
 use crate::media::name::{MediaName, checked_name, folded};
 use crate::media::zip;
 use crate::media::zip::{Entry, META, ZipReader};
-use crate::media::{Listed, MediaStore, Sha1Sum, State};
+use crate::media::{Listed, MediaStore, Sha1Sum, State, is_file};
 use crate::os::WholeFileSystem;
 
 /// So few changes are flushed file by file on a file system without a journal. One flush of the whole disk would write much
@@ -89,7 +89,7 @@ enum Stored {
 /// New contents on their way into the folder.
 struct StagedFile {
     file: TemporaryFile,
-    /// The file, still to be synced. None for the file of the spool.
+    /// The file, while it is still to be synced. None for the file of the spool.
     unsynced: Option<File>,
 }
 
@@ -128,7 +128,7 @@ impl MediaStore {
         sync_file_of_spool(&staged, body)?;
         if disk.is_none() && !is_small {
             // So many do not wait for the disk under the lock.
-            sync_files(&staged)?;
+            sync_files(&mut staged)?;
         }
         let outcome = self.put_in_place(&staged, room, disk.as_ref())?;
         Ok(Outcome { processed, ..outcome })
@@ -214,7 +214,7 @@ impl MediaStore {
         let mut changes = Vec::with_capacity(staged.len());
         for Staged { name, change } in staged {
             let known = db.record(name)?;
-            let is_known = known.is_some();
+            let is_known = known.is_some() || is_file(&self.paths.path_of(name));
             let live = known.filter(Record::is_live);
             match change {
                 Change::Same(record) if live.as_ref() == Some(record) => {}
@@ -379,10 +379,11 @@ fn sync_file_of_spool(staged: &[Staged], body: &Spool) -> Result<()> {
 
 /// Makes the other temporary files durable, after all are written: on a file system with a journal the first fsync commits all
 /// of them.
-fn sync_files(staged: &[Staged]) -> Result<()> {
+fn sync_files(staged: &mut [Staged]) -> Result<()> {
     for Staged { change, .. } in staged {
         if let Change::Put(_, staged) = change {
             staged.sync()?;
+            staged.unsynced = None;
         }
     }
     Ok(())
@@ -397,7 +398,7 @@ pub(super) fn sync_file(path: &Path) -> Result<()> {
 struct Effective<'s> {
     name: &'s MediaName,
     change: &'s Change,
-    /// Whether the name has a record, be it that of a deleted file.
+    /// Whether the name has a record, be it that of a deleted file, or a file without one.
     is_known: bool,
     /// The current record, if the file exists.
     live: Option<Record>,
