@@ -113,8 +113,16 @@ pub fn finish(dir: &Path, paths: &FilePaths, temporary: impl Fn() -> PathBuf) ->
             _ => continue,
         };
         let copy = TemporaryFile::at(temporary());
-        copy_durably(&source, copy.path())?;
-        paths.put(copy.path(), name, paths.ignores_case() && db.has_twin(name)?)?;
+        let placed = match copy_durably(&source, copy.path()) {
+            Err(err) if is_lack_of_room(&err) => {
+                sync_file(&source)?;
+                &source
+            }
+            copied => copied.map(|()| copy.path())?,
+        };
+        if *placed != paths.path_of(name) {
+            paths.put(placed, name, paths.ignores_case() && db.has_twin(name)?)?;
+        }
     }
     let mut recording = db.begin()?;
     let mut gone = Vec::new();
@@ -193,6 +201,11 @@ fn copy_durably(from: &Path, to: &Path) -> Result<()> {
         .and_then(|mut source| io::copy(&mut source, &mut copy))
         .and_then(|_| copy.into_file().sync_all())
         .map_err(Error::io("copying", from))
+}
+
+/// Without room for a copy, the file itself is taken: then the disk was full, which is no error that loses what it has taken.
+fn is_lack_of_room(err: &Error) -> bool {
+    matches!(err, Error::Io(_, _, err) if [libc::ENOSPC, libc::EDQUOT].map(Some).contains(&err.raw_os_error()))
 }
 
 fn sync_if_there(path: &Path) -> Result<()> {
