@@ -81,8 +81,9 @@
 //! - Nothing whose size a client chooses is held whole in memory: one row, one notetype, one deck at a time, of at most
 //!   MAX_SYNC_ROW_MEGS. Media files pass through in blocks.
 //! - Nothing is acknowledged before it is on disk. Every rename is of a synced file and is followed by a sync of the
-//!   folder, or (media) is done again from a durable list, which is kept until a later sync. A kill at any line leaves the state before or after a
-//!   request; `collection::full::replace::clean_up` and `media::MediaStore::open` clean up at the next start.
+//!   folder, or (media) is done again from a durable list, which is kept until a later sync. A kill at any line leaves the
+//!   state before or after a request; `collection::full::replace::clean_up` and `media::MediaStore::open` clean up at the
+//!   next start.
 //! - No file is opened for writing through a symbolic link inside the data folder (`files::refuse_link`).
 //! - A key is checked before a body is read, and again when it has arrived (`api::App::confirm`).
 //! - An error is a situation (`error::Error`), becomes a status in one place, and is logged once, in `api`.
@@ -98,8 +99,8 @@
 //! - In `os::allocator`: around freed buffers, of which nobody waits for it.
 //! - In `compression::zstd_decoder`: around the buffers of decoders that are kept. In `http::client_link`: around the
 //!   connections of forwarded requests, and for each connection one around its speed and one around what is offered to
-//!   its reply (for which the poll thread may wait while a worker writes a small reply to an empty socket). In `http::keep_client_waiting`:
-//!   around the list of waiting clients, and one around each reply to them.
+//!   its reply (for which the poll thread may wait while a worker writes a small reply to an empty socket). In
+//!   `http::keep_client_waiting`: around the list of waiting clients, and one around each reply to them.
 //! - In `api::quota_and_free_space`: around the spare bytes of users. In `files::free_space`: around the number of
 //!   reserved bytes.
 //! - In `limits_and_timeouts::at_most`: around counts of permits. A permit is held while a large row is read, or a

@@ -1020,86 +1020,97 @@ fn link_of(head: &str) -> ReplyLink {
     ReplyLink::of(number.parse().unwrap()).unwrap()
 }
 
-/// A request of a client on a connection whose reply is offered, the backend's end of it, and the way to the client.
-fn offered(
-    connections: &PollLoopThread,
-    backend: &UnixListener,
-    kept: Option<UnixStream>,
-) -> (Client, UnixStream, ReplyLink) {
-    let mut client = connections.client();
-    client.send(format!("GET /first HTTP/1.1\r\n{KEEP}\r\n"));
-    let mut stream = kept.unwrap_or_else(|| backend.accept().unwrap().0);
-    let link = link_of(&read_head(&mut stream));
-    (client, stream, link)
+/// Whether a reply goes to the client.
+fn pong_to_client(link: &ReplyLink) -> bool {
+    link.send_whole(PONG.as_bytes(), b"", b"")
+}
+
+/// A poll loop with one request, whose reply is offered.
+struct Offered {
+    connections: PollLoopThread,
+    client: Client,
+    /// The backend's end of its connection.
+    stream: UnixStream,
+    link: ReplyLink,
+    _backend: UnixListener,
+    _dir: tempfile::TempDir,
+}
+
+impl Offered {
+    fn start(limits: Limits) -> Offered {
+        let (backend, path, dir) = fake_backend();
+        let connections = PollLoopThread::start(TcpListener::bind("127.0.0.1:0").unwrap(), path, limits);
+        let mut client = connections.client();
+        client.send(format!("GET /first HTTP/1.1\r\n{KEEP}\r\n"));
+        let mut stream = backend.accept().unwrap().0;
+        let link = link_of(&read_head(&mut stream));
+        Offered { connections, client, stream, link, _backend: backend, _dir: dir }
+    }
+
+    /// Waits until the backend gets the request for `/second`, which is to be soon.
+    fn assert_second_comes(&mut self) {
+        let waited = Instant::now();
+        let head = read_head(&mut self.stream);
+        assert!(head.starts_with("GET /second "), "{head}");
+        assert!(waited.elapsed() < millis(500), "{:?}", waited.elapsed());
+    }
 }
 
 #[test]
 fn a_small_reply_goes_to_the_client_and_both_connections_serve_the_next_request() {
     let _alone = ALONE.read();
-    let (backend, path, _dir) = fake_backend();
-    let connections = start_before(path);
-    let (mut client, mut stream, first) = offered(&connections, &backend, None);
-    assert!(first.send_whole(PONG.as_bytes(), b"", b""));
+    let mut offered = Offered::start(Limits::default());
+    let Offered { connections, client, stream, link: first, .. } = &mut offered;
+    assert!(pong_to_client(first));
     assert_eq!(client.answer().text(), "pong");
     for _ in 0..3 {
         client.send(format!("GET /next HTTP/1.1\r\n{KEEP}\r\n"));
-        assert!(link_of(&read_head(&mut stream)).send_whole(PONG.as_bytes(), b"", b""));
+        assert!(pong_to_client(&link_of(&read_head(stream))));
         assert_eq!(client.answer().text(), "pong");
     }
     // A reply by way of the backend may follow, and the reply of an old request may not.
     client.send(format!("GET /last HTTP/1.1\r\n{KEEP}\r\n"));
-    let last = link_of(&read_head(&mut stream));
-    assert!(!first.send_whole(PONG.as_bytes(), b"", b""));
+    let last = link_of(&read_head(stream));
+    assert!(!pong_to_client(first));
     stream.write_all(PONG.as_bytes()).unwrap();
     assert_eq!(client.answer().text(), "pong");
-    assert!(!last.send_whole(PONG.as_bytes(), b"", b""));
-    drop(client);
+    assert!(!pong_to_client(&last));
     // Other clients get the connection to the backend as well.
-    let (mut client, _stream, link) = offered(&connections, &backend, Some(stream));
-    assert!(link.send_whole(PONG.as_bytes(), b"", b""));
+    *client = connections.client();
+    client.send(format!("GET /other HTTP/1.1\r\n{KEEP}\r\n"));
+    assert!(pong_to_client(&link_of(&read_head(stream))));
     assert_eq!(client.answer().text(), "pong");
 }
 
 #[test]
 fn a_request_that_waits_is_forwarded_as_soon_as_another_one_is_answered() {
     let _alone = ALONE.read();
-    let limits = Limits { max_active: 1, ..Limits::default() };
     for is_answered_first in [true, false] {
-        let (backend, path, _dir) = fake_backend();
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let connections = PollLoopThread::start(listener, path, limits.clone());
-        let (mut first, mut stream, link) = offered(&connections, &backend, None);
-        assert!(!is_answered_first || link.send_whole(PONG.as_bytes(), b"", b""));
-        let mut second = connections.client();
+        let mut offered = Offered::start(Limits { max_active: 1, ..Limits::default() });
+        assert!(!is_answered_first || pong_to_client(&offered.link));
+        let mut second = offered.connections.client();
         second.send(format!("GET /second HTTP/1.1\r\n{KEEP}\r\n"));
         if !is_answered_first {
             // The poll loop would not notice it.
             thread::sleep(millis(200));
-            assert!(!link.send_whole(PONG.as_bytes(), b"", b""));
-            stream.write_all(PONG.as_bytes()).unwrap();
+            assert!(!pong_to_client(&offered.link));
+            offered.stream.write_all(PONG.as_bytes()).unwrap();
         }
-        let waited = Instant::now();
-        let head = read_head(&mut stream);
-        assert!(head.starts_with("GET /second "), "{head}");
-        assert!(waited.elapsed() < millis(500), "{:?}", waited.elapsed());
-        assert_eq!(first.answer().text(), "pong");
+        offered.assert_second_comes();
+        assert_eq!(offered.client.answer().text(), "pong");
     }
 }
 
 #[test]
 fn pipelined_requests_are_answered_by_way_of_the_poll_loop() {
     let _alone = ALONE.read();
-    let (backend, path, _dir) = fake_backend();
-    let connections = start_before(path);
-    let (mut client, mut stream, link) = offered(&connections, &backend, None);
-    client.send(format!("GET /second HTTP/1.1\r\n{KEEP}\r\n"));
+    let mut offered = Offered::start(Limits::default());
+    offered.client.send(format!("GET /second HTTP/1.1\r\n{KEEP}\r\n"));
     thread::sleep(millis(200));
-    assert!(!link.send_whole(PONG.as_bytes(), b"", b""));
-    stream.write_all(PONG.as_bytes()).unwrap();
-    let waited = Instant::now();
-    assert!(read_head(&mut stream).starts_with("GET /second "));
-    assert!(waited.elapsed() < millis(500), "{:?}", waited.elapsed());
-    assert_eq!(client.answer().text(), "pong");
+    assert!(!pong_to_client(&offered.link));
+    offered.stream.write_all(PONG.as_bytes()).unwrap();
+    offered.assert_second_comes();
+    assert_eq!(offered.client.answer().text(), "pong");
 }
 
 #[test]
@@ -1118,7 +1129,7 @@ fn replies_that_need_another_form_go_by_way_of_the_poll_loop() {
         let mut client = connections.client();
         client.send(format!("{head}\r\n"));
         let mut stream = backend.accept().unwrap().0;
-        assert!(!link_of(&read_head(&mut stream)).send_whole(PONG.as_bytes(), b"", b""), "{head}");
+        assert!(!pong_to_client(&link_of(&read_head(&mut stream))), "{head}");
     }
 }
 
@@ -1126,11 +1137,10 @@ fn replies_that_need_another_form_go_by_way_of_the_poll_loop() {
 fn a_connection_whose_reply_went_past_the_poll_loop_times_out_and_stops_like_any_other() {
     let _alone = ALONE.read();
     for stops in [false, true] {
-        let (backend, path, _dir) = fake_backend();
         let limits = Limits { keep_alive: millis(300), ..Limits::default() };
-        let mut connections = PollLoopThread::start(TcpListener::bind("127.0.0.1:0").unwrap(), path, limits);
-        let (mut client, _stream, link) = offered(&connections, &backend, None);
-        assert!(link.send_whole(PONG.as_bytes(), b"", b""));
+        let mut offered = Offered::start(limits);
+        let Offered { connections, client, link, .. } = &mut offered;
+        assert!(pong_to_client(link));
         assert_eq!(client.answer().text(), "pong");
         let since = Instant::now();
         if stops {

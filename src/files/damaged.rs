@@ -5,7 +5,7 @@ use std::io::{self, ErrorKind};
 use std::path::Path;
 
 use crate::error::Error;
-use crate::files::durable::create_folder;
+use crate::files::durable::{create_folder, sync_folder};
 use crate::files::sqlite_files::SIDE_SUFFIXES;
 
 /// The folder of damaged files, in the user's folder.
@@ -28,7 +28,9 @@ pub fn put_aside(dir: &Path, path: &Path, name: &str) {
             }
             moved => moved,
         }
-        .map_err(Error::io("putting aside", path))
+        .map_err(Error::io("putting aside", path))?;
+        // Before what takes its place is durable: a file system without a journal could keep that, and lose this.
+        sync_folder(&damaged)
     });
     if let Err(err) = moved {
         log::error!("{err}");

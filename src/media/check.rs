@@ -4,7 +4,6 @@
 //! damaged is forgotten (`lost_files`), so that a device which has the file sends it again. A file that the index does not know is
 //! recorded as new. Neither the list of files nor that of records is ever held whole.
 
-use std::cell::Cell;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -15,7 +14,7 @@ use crate::media::file_paths::FilePaths;
 use crate::media::index::{FILE_NAME, MediaDb, Record, Recording};
 use crate::media::lost_files::{self, Fault};
 use crate::media::name::{BadName, MediaName};
-use crate::media::{STAGED_PREFIX, file_sha1, is_damage, pending, put_index_aside, remove_staged};
+use crate::media::{file_sha1, is_damage, pending, put_index_aside, remove_staged};
 use crate::os::clock;
 use crate::text::counted::counted;
 
@@ -66,11 +65,7 @@ pub fn check(dir: &Path, depth: Depth, listener: &mut dyn Listener) -> Result<u6
     }
     let paths = FilePaths::new(dir);
     if depth.fix {
-        let made = Cell::new(0);
-        pending::finish(dir, &paths, || {
-            made.set(made.get() + 1);
-            dir.join(format!("{STAGED_PREFIX}check-{}", made.get()))
-        })?;
+        pending::finish(dir, &paths)?;
         remove_staged(dir, &[])?;
     }
     let db = if depth.fix { MediaDb::open(dir)? } else { MediaDb::open_to_read(dir)? };
@@ -177,19 +172,15 @@ impl Check<'_> {
         let Some(record) = self.db.record(name)? else {
             return Ok(());
         };
-        let Some(mut fault) = self.fault(name, &record)? else {
+        // A running server may just be putting the file in place: then it is listed, or there by now.
+        if self.fault(name, &record)?.is_none()
+            || pending::unfinished(&self.dir, &self.paths, self.db)?.contains(name)
+        {
+            return Ok(());
+        }
+        let Some(fault) = self.fault(name, &record)? else {
             return Ok(());
         };
-        if self.fix.is_none() {
-            // The server may just be putting the file in place: then it is listed, or there by now.
-            if pending::unfinished(&self.dir, &self.paths, self.db)?.contains(name) {
-                return Ok(());
-            }
-            match self.fault(name, &record)? {
-                Some(still) => fault = still,
-                None => return Ok(()),
-            }
-        }
         let what = format!("{:?} {fault}", name.as_str());
         if matches!(fault, Fault::Denied) {
             self.unrepaired += 1;

@@ -74,12 +74,10 @@ impl FilePaths {
         name.path_in(&self.folder())
     }
 
-    /// Whether the file at `path`, which is where that of this name would be, is that of another name with a record. The file system
-    /// ignores case then.
-    pub fn is_of_twin(&self, path: &Path, name: &MediaName, db: &MediaDb) -> Result<bool> {
-        let is_plain = |name: &MediaName, path: &Path| path == name.path_in(&self.folder());
-        let is_at_plain_path = |twin: &MediaName| is_plain(twin, &self.path_of(twin));
-        Ok(self.ignores_case && is_plain(name, path) && db.has_twin_that(name, is_at_plain_path)?)
+    /// Whether `path_of` this name leads to the file of another name, as the file system ignores case.
+    pub fn is_of_twin(&self, name: &MediaName, db: &MediaDb) -> Result<bool> {
+        let is_in_folder = |name: &MediaName| self.path_of(name) == name.path_in(&self.folder());
+        Ok(self.ignores_case && is_in_folder(name) && db.has_twin_that(name, is_in_folder)?)
     }
 
     /// Whether there is a file of this name and length.
@@ -143,7 +141,14 @@ impl FilePaths {
         Ok(())
     }
 
-    /// Makes renames and deletions durable.
+    /// Makes renames into these folders durable, and then that the files have no other name: without a journal, a file system
+    /// may keep one without the other.
+    pub fn sync_renames(&self) -> Result<()> {
+        self.sync()?;
+        files::sync_folder(&self.dir)
+    }
+
+    /// Makes new names and deletions in these folders durable.
     pub fn sync(&self) -> Result<()> {
         files::sync_folder(&self.folder())?;
         if self.has_odd.load(Ordering::Relaxed) {

@@ -70,7 +70,7 @@ pub fn import(dir: &Path, from: &Path, last_usn: i32) -> Result<ImportedMedia> {
             taken.files += 1;
         }
     }
-    paths.sync()?;
+    paths.sync_renames()?;
     recording.commit()?;
     Ok(taken)
 }

@@ -152,9 +152,8 @@ pub fn forget_file(
         dir.display(),
         name.as_str()
     );
-    let path = paths.path_of(name);
-    if !matches!(fault, Fault::Missing) && !paths.is_of_twin(&path, name, db)? {
-        put_aside(dir, &path, name.as_str());
+    if !matches!(fault, Fault::Missing) && !paths.is_of_twin(name, db)? {
+        put_aside(dir, &paths.path_of(name), name.as_str());
     }
     recording.forget(name, &fault.to_string())
 }

@@ -255,7 +255,7 @@ impl MediaStore {
         // It is opened anew afterwards: what it holds may not be on the disk.
         state.writer = None;
         state.may_have_denied = true;
-        pending::finish(&self.dir, &self.paths, || self.next_staged_path())
+        pending::finish(&self.dir, &self.paths)
     }
 
     fn read<T>(&self, work: impl FnOnce(&MediaDb) -> Result<T>) -> Result<T> {
@@ -460,6 +460,24 @@ mod tests {
         assert_eq!(store.upload(&zip, &Room::UNLIMITED).unwrap().last_usn, 4);
         drop(store);
         assert_eq!(healed(dir.path()).len(), 3);
+    }
+
+    /// SQLite refuses, as on a full disk.
+    #[test]
+    fn an_upload_that_cannot_be_recorded_leaves_nothing_and_the_next_one_goes_through() {
+        let (dir, store) = store();
+        // No more pages than it has.
+        let stop_growing = "PRAGMA max_page_count = 1";
+        store.state.lock().unwrap().writer.as_ref().unwrap().db.execute_batch(stop_growing).unwrap();
+        let many: Vec<_> = (0..25).map(|number| format!("{number}-{}.jpg", "x".repeat(100))).collect();
+        let many: Vec<_> = many.iter().map(|name| (name.as_str(), Some("4"))).collect();
+        let refused = store.upload(&zip_of(dir.path(), &many), &Room::UNLIMITED).unwrap_err();
+        assert!(refused.to_string().contains("full"), "{refused}");
+        let names = |folder: &Path| fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name());
+        assert!(names(dir.path()).all(|name| !name.to_string_lossy().starts_with(STAGED_PREFIX)));
+        assert_eq!(names(&dir.path().join(FOLDER)).count(), 2);
+        let zip = zip_of(dir.path(), &[("c", Some("3"))]);
+        assert_eq!(store.upload(&zip, &Room::UNLIMITED).unwrap().last_usn, 3);
     }
 
     /// A card that rots between the check of the files and the reply.

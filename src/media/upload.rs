@@ -327,12 +327,8 @@ impl MediaStore {
         for Effective { name, change, is_taken, .. } in changes {
             match change {
                 Change::Put(_, StagedFile { file, .. }) => self.paths.put(file.path(), name, *is_taken)?,
-                Change::Delete => {
-                    let path = self.paths.path_of(name);
-                    if !self.paths.is_of_twin(&path, name, db)? {
-                        files::remove_if_there(&path)?;
-                    }
-                }
+                Change::Delete if self.paths.is_of_twin(name, db)? => {}
+                Change::Delete => files::remove_if_there(&self.paths.path_of(name))?,
                 Change::Same(_) => {}
             }
         }
@@ -342,11 +338,10 @@ impl MediaStore {
     /// Makes renames durable. On a file system without a journal the two folders of a rename are independent: if the new name of
     /// a file were lost and its old one removed, so would be the file.
     fn flush_renames(&self, changes: &[Effective]) -> Result<()> {
-        let old_names = || files::sync_folder(&self.dir);
         if replaces_a_file(changes) {
-            self.paths.sync()?;
-            return old_names();
+            return self.paths.sync_renames();
         }
+        let old_names = || files::sync_folder(&self.dir);
         files::flush_at_once(&[&old_names], || self.paths.sync())
     }
 }

@@ -146,7 +146,8 @@ impl Policy for AppPolicy {
     }
 }
 
-/// Most names that are tried for a folder. Servers that were killed have left theirs, and in a container each has the same number.
+/// Most names that are tried for a folder in the temporary one. Servers that were killed have left theirs, and in a container each
+/// had the same number.
 const MOST_FOLDERS: u32 = 1000;
 
 /// The Unix socket on which tiny_http accepts the connection layer's connections.
@@ -188,10 +189,10 @@ impl PrivateSocket {
     }
 
     fn remove(&self) -> Result<()> {
-        files::remove_if_there(&self.path)?;
-        self.folder
-            .as_ref()
-            .map_or(Ok(()), |folder| fs::remove_dir(folder).map_err(Error::io("deleting", folder)))
+        match &self.folder {
+            Some(folder) => files::remove_folder(folder),
+            None => files::remove_if_there(&self.path),
+        }
     }
 }
 
@@ -206,6 +207,8 @@ mod tests {
         let (_listener, second) = PrivateSocket::bind_in(temporary.path()).unwrap();
         assert_ne!(killed.path, second.path);
         second.remove().unwrap();
+        killed.remove().unwrap();
+        // Something that tidies the temporary folder may have been there before.
         killed.remove().unwrap();
         assert_eq!(fs::read_dir(temporary.path()).unwrap().count(), 0);
     }

@@ -163,7 +163,7 @@ impl Conn {
         }
     }
 
-    /// Whether the reply may go, or went, to the client past this thread.
+    /// Whether the reply may go to the client past this thread; it may have done so since the last look.
     pub fn is_offered(&self) -> bool {
         self.exchange().is_some_and(Exchange::is_offered)
     }

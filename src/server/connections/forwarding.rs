@@ -52,11 +52,19 @@ struct Active {
     reply: Reply,
     /// Whether the backend still reads the body; otherwise no more of it is read from the client.
     takes_body: bool,
-    /// Its reply may go to the client at once, past this thread.
-    is_offered: bool,
-    /// It did.
-    is_answered: bool,
+    short_way: ShortWay,
     since: Instant,
+}
+
+/// Whether the reply goes to the client at once, past this thread.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum ShortWay {
+    /// It does not.
+    Closed,
+    /// It may.
+    Offered,
+    /// It did.
+    Taken,
 }
 
 /// One request and its reply.
@@ -201,7 +209,7 @@ impl Exchange {
             }
         }
         // A reply that has begun here goes on here.
-        active.is_offered = false;
+        active.short_way = ShortWay::Closed;
         // The buffer is full: from here on the worker has to wait for the client.
         if link.unsent_bytes() >= shared.limits.max_whole_bytes {
             self.weight = Weight::Bulk;
@@ -247,8 +255,7 @@ impl Exchange {
             backend: Backend::new(stream, upload),
             reply: Reply::new(),
             takes_body: true,
-            is_offered: link.offer() != Offer::None,
-            is_answered: false,
+            short_way: if link.offer() == Offer::None { ShortWay::Closed } else { ShortWay::Offered },
             since: shared.now,
         });
         self.advance(shared);
@@ -256,26 +263,26 @@ impl Exchange {
         Next::Stay
     }
 
-    /// Whether its reply may go, or went, to the client past this thread.
+    /// Whether its reply may go to the client past this thread; it may have done so since the last look.
     pub fn is_offered(&self) -> bool {
-        matches!(&self.stage, Stage::Active(active) if active.is_offered)
+        matches!(&self.stage, Stage::Active(active) if active.short_way == ShortWay::Offered)
     }
 
     /// Looks whether the reply went to the client. If it did not, and `withdraw` says so, the backend gets it from now on, and
     /// this thread is woken for it.
     pub fn look_at_offer(&mut self, withdraw: bool, link: &Link) -> Next {
-        let Stage::Active(active) = &mut self.stage else { return Next::Stay };
-        match if withdraw { link.withdraw_offer() } else { link.offer() } {
-            _ if !active.is_offered => Next::Stay,
-            Offer::Used => {
-                active.is_answered = true;
-                Next::Finished { keep_alive: true }
-            }
-            Offer::Open(_) | Offer::None => {
-                active.is_offered = !withdraw;
-                Next::Stay
-            }
+        let Stage::Active(active @ Active { short_way: ShortWay::Offered, .. }) = &mut self.stage else {
+            return Next::Stay;
+        };
+        let offer = if withdraw { link.withdraw_offer() } else { link.offer() };
+        if offer == Offer::Used {
+            active.short_way = ShortWay::Taken;
+            return Next::Finished { keep_alive: true };
         }
+        if withdraw {
+            active.short_way = ShortWay::Closed;
+        }
+        Next::Stay
     }
 
     /// An error status if the client has no part of the reply yet, a reset otherwise.
@@ -417,7 +424,7 @@ impl Exchange {
     /// that is partly written.
     pub fn close(self, shared: &mut Shared) {
         let Stage::Active(active) = self.stage else { return };
-        let is_answered = active.is_answered || active.reply.allows_another_request();
+        let is_answered = active.short_way == ShortWay::Taken || active.reply.allows_another_request();
         if is_answered && active.is_sent() && !shared.is_stopping() {
             shared.kept_backends.give_back(active.backend.into_stream(), shared.now);
         } else {

@@ -250,6 +250,8 @@ fn dechunk(mut wire: &[u8]) -> Vec<u8> {
 fn through_curl(url: &Url, request: &Request<'_>, more_options: &str) -> Result<Reply, RequestError> {
     let not_http = |err: io::Error| RequestError::NotHttp(err.to_string());
     let config = std::env::temp_dir().join(format!("ankipi-doctor-{}", std::process::id()));
+    // One that was killed may have left it.
+    let _ = fs::remove_file(&config);
     let mut options = fs::OpenOptions::new();
     let mut file = options.write(true).create_new(true).mode(0o600).open(&config).map_err(not_http)?;
     let written =
