@@ -45,6 +45,8 @@ pub enum Error {
     UnsupportedVersion(u64),
     /// Something that the request needs is in use, and waiting did not help: 503.
     Busy(String),
+    /// A user or an address has failed to log in too often, and must wait this many seconds: 503.
+    Throttled(u64),
     /// A file operation failed: 500. Holds verb, path and cause.
     Io(&'static str, PathBuf, io::Error),
     /// SQLite failed in a way the client did not cause: 500.
@@ -73,7 +75,7 @@ impl Error {
             Error::TooLarge(_) | Error::Window(_) => 413,
             Error::Altered(_) => 422,
             Error::UnsupportedVersion(_) => 501,
-            Error::Busy(_) => 503,
+            Error::Busy(_) | Error::Throttled(_) => 503,
             Error::DiskFull(_) => 507,
             Error::Io(..)
             | Error::Db(_)
@@ -144,6 +146,7 @@ impl fmt::Display for Error {
             Error::NotFound => f.write_str("no such page"),
             Error::AddressNotAllowed => f.write_str("this address is in none of the networks of SYNC_ALLOW"),
             Error::MethodNotAllowed(_) => f.write_str("wrong HTTP method"),
+            Error::Throttled(secs) => write!(f, "must wait {secs} s to log in"),
             Error::NoSession => f.write_str("no open sync session with this session key"),
             Error::LostFile(what) => {
                 write!(

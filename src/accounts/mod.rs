@@ -127,18 +127,13 @@ impl Accounts {
     /// Checks a password and returns the host key for the client (spec, sync-protocol.md 6.1). An unknown user takes as
     /// long as a wrong password.
     ///
-    /// Errors: `Forbidden`; `Busy` while the user or the address has to wait; others if the account is closed.
+    /// Errors: `Forbidden`; `Throttled` while the user or the address has to wait; others if the account is closed.
     pub fn log_in(&self, name: &str, password: &str, client: &str, address: IpAddr) -> Result<String> {
         let is_account = self.current().get(name).is_some();
         let wait = lock(&self.throttle).delay(name, is_account, address, Instant::now());
         if let Some(wait) = wait {
             let secs = wait.as_secs() + 1;
-            return Err(failure(
-                name,
-                address,
-                "throttled",
-                Error::Busy(format!("must wait {secs} s to log in")),
-            ));
+            return Err(failure(name, address, "throttled", Error::Throttled(secs)));
         }
         for _ in 0..MAX_LOGIN_TRIES {
             self.refresh()?;

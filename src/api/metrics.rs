@@ -51,7 +51,7 @@ impl Metrics {
     pub fn login<T>(&self, outcome: &Result<T>) {
         let result = match outcome {
             Ok(_) => 0,
-            Err(Error::Busy(_)) => 2,
+            Err(Error::Throttled(_)) => 2,
             Err(_) => 1,
         };
         self.counts.lock().unwrap_or_else(PoisonError::into_inner).logins[result] += 1;

@@ -235,11 +235,15 @@ impl App {
 
     /// The error for the log. If the server failed because it may not use a file, that says whose the file is.
     fn with_denied_files(&self, err: Error, user: &str) -> Error {
-        let denied = |err: &Error| {
-            let user = Some(user).filter(|user| *user != "-");
-            if matches!(err.status(), 500 | 503) { self.denied_files(user) } else { None }
+        let denied = match &err {
+            // To look at the files of all users is too much for what anybody can send.
+            Error::Throttled(_) => None,
+            err if matches!(err.status(), 500 | 503) => {
+                self.denied_files(Some(user).filter(|user| *user != "-"))
+            }
+            _ => None,
         };
-        match (denied(&err), err) {
+        match (denied, err) {
             (None, err) | (_, err @ Error::Disconnected(_)) => err,
             (Some(denied), Error::Busy(_)) => Error::Busy(denied.text),
             (Some(denied), _) => Error::Broken(denied.text),

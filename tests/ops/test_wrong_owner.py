@@ -13,6 +13,7 @@ import pytest
 from anki.errors import BackendError
 
 from commands import run
+from junk import log_in
 from server import Server, command, phc
 from test_import import Old
 from test_media import folder, put, sync_media
@@ -152,6 +153,16 @@ def test_a_file_that_a_killed_server_had_just_got_is_not_forgotten_either(synced
 def as_nobody(server, *words: str) -> subprocess.CompletedProcess:
     command_line = [*server.command_line(), *words, "--base", str(server.base)]
     return subprocess.run(command_line, env=server.env, capture_output=True, text=True, timeout=60)
+
+
+def test_who_guesses_too_often_makes_the_server_look_at_nobody_s_files(synced):
+    server, *_ = synced
+    give(server.base / "anna", 0)
+    server.start()
+    server.mark_log()
+    statuses = {log_in(server, "bob", "guess") for _ in range(8)}
+    assert statuses == {403, 503}
+    assert ": must wait " in server.log() and "Type this" not in server.log(), server.log()
 
 
 def test_a_package_lacks_only_what_cannot_be_read_and_says_so(synced):
