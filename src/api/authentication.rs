@@ -75,9 +75,8 @@ impl App {
         let user = self.user_of_key(method, &header.hkey, log)?;
         let call = Call::new(method, header, user, log.address())?;
         let caps = method.caps(&self.config);
-        let declared = request.declared_bytes();
-        self.check_declared(method, call.user.as_deref(), caps, declared)?;
-        let sent = Sent { declared, is_whole: request.is_whole(), more_follow: method.comes_in_series() };
+        self.check_declared(method, call.user.as_deref(), caps, request.declared_bytes())?;
+        let sent = Sent { whole: request.whole_bytes(), more_follow: method.comes_in_series() };
         Ok((call, Body::zstd(request.body(), sent, caps)))
     }
 

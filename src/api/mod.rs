@@ -350,7 +350,7 @@ impl App {
 
     /// Admits a request and spools its body.
     fn receive(&self, method: Method, request: &mut Request, log: &mut AccessLog) -> Result<(Call, Spool)> {
-        let is_whole = request.is_whole();
+        let is_whole = request.whole_bytes().is_some();
         let (call, mut body) = self.admit(method, request, log)?;
         let storage_limits = self.storage_limits(method, call.user.as_deref())?;
         let (spool, received) = match body.take_spool() {

@@ -22,6 +22,8 @@ pub struct Decoder<R: BufRead> {
 /// What is the same for all sources, so that the program holds it once.
 struct Frames {
     decoder: FrameDecoder,
+    /// The most that a body was unpacked to with this decoder, in bytes: how large its buffers are.
+    most_unpacked: u64,
     /// How much of a window it may keep, in bytes: a power of two.
     most: u64,
     /// Taken while it keeps a large window.
@@ -45,12 +47,27 @@ static LARGE_WINDOW: AtMost = AtMost::new(1);
 /// Held while a body that is here whole is unpacked to much.
 static UNPACKING: AtMost = AtMost::new(UNPACKING_AT_ONCE);
 
-/// The buffers of the last decoder, reused for the next body. A sync sends many chunks in a row; allocating new pages for
-/// each took a fifth of its time.
-static KEPT: Mutex<Option<FrameDecoder>> = Mutex::new(None);
+/// The last decoder, reused for the next body, and the most that a body was unpacked to with it. A sync sends many chunks in a
+/// row; allocating new pages for each took a fifth of its time. A new decoder for a small body is 20 allocations.
+static KEPT: Mutex<Option<(FrameDecoder, u64)>> = Mutex::new(None);
 
-fn kept() -> MutexGuard<'static, Option<FrameDecoder>> {
+/// A decoder whose bodies were all smaller is always kept.
+const SMALL_BYTES: u64 = 64 * 1024;
+
+/// One that has unpacked more is never kept: its buffers may have grown too large.
+const MAX_KEPT_BYTES: u64 = 2 * 1024 * 1024;
+
+fn kept() -> MutexGuard<'static, Option<(FrameDecoder, u64)>> {
     KEPT.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn is_worth_keeping(most_unpacked: u64, is_near: bool) -> bool {
+    most_unpacked <= if is_near { MAX_KEPT_BYTES } else { SMALL_BYTES }
+}
+
+/// Frees the decoder that is kept. Call it when no more requests are expected.
+pub fn release_kept() {
+    *kept() = None;
 }
 
 impl<R: BufRead> Decoder<R> {
@@ -60,10 +77,11 @@ impl<R: BufRead> Decoder<R> {
     /// Errors, here and while reading: of the source; `FileTooLarge` if a block refers farther back than what is kept, or
     /// `ResourceBusy` if another decoder keeps a large window; `InvalidData` if the data is not zstd.
     pub fn new(mut source: R, most: u64) -> io::Result<Decoder<R>> {
-        let mut decoder = kept().take().unwrap_or_default();
+        let (mut decoder, most_unpacked) = kept().take().unwrap_or_default();
         decoder.set_max_window_size(ZSTD_LARGE_WINDOW_BYTES);
         let mut frames = Frames {
             decoder,
+            most_unpacked,
             most,
             large: None,
             cut_window: None,
@@ -87,9 +105,13 @@ impl<R: BufRead> Decoder<R> {
         self
     }
 
-    /// Keeps the buffers for the next body. They are freed after that one, unless it calls `keep` too.
-    pub fn keep(self) {
-        *kept() = Some(self.frames.decoder);
+    /// Call after a body that was unpacked to so many bytes: keeps the buffers for the next one, if they are small or if it is
+    /// likely to come at once.
+    pub fn keep_for_next(self, unpacked: u64, is_near: bool) {
+        let most_unpacked = self.frames.most_unpacked.max(unpacked);
+        if is_worth_keeping(most_unpacked, is_near) {
+            *kept() = Some((self.frames.decoder, most_unpacked));
+        }
     }
 }
 
@@ -304,7 +326,21 @@ mod tests {
             let mut decoded = String::new();
             decoder.read_to_string(&mut decoded).unwrap();
             assert!(decoded == text);
-            decoder.keep();
+            decoder.keep_for_next(text.len() as u64, true);
+        }
+    }
+
+    #[test]
+    fn large_buffers_are_kept_for_a_near_body_alone_and_the_largest_never() {
+        for (bytes, always, for_near) in [
+            (0, true, true),
+            (SMALL_BYTES, true, true),
+            (SMALL_BYTES + 1, false, true),
+            (MAX_KEPT_BYTES, false, true),
+            (MAX_KEPT_BYTES + 1, false, false),
+        ] {
+            let kept = (is_worth_keeping(bytes, false), is_worth_keeping(bytes, true));
+            assert_eq!(kept, (always, for_near), "{bytes}");
         }
     }
 

@@ -50,21 +50,16 @@ pub struct Received {
 /// Size of a block from the decoder to the consumer.
 const BLOCK_BYTES: usize = 32 * 1024;
 
-/// The same for a body whose declared length is no larger: nearly every body of a small sync. For a block of
-/// `BLOCK_BYTES`, musl takes fresh pages from the kernel each time.
+/// The same for a body that arrived whole and is no larger: nearly every body of a small sync. Two buffers of `BLOCK_BYTES`,
+/// one on each side of the decoder, would be zeroed for 50 bytes.
 const SMALL_BLOCK_BYTES: usize = 2 * 1024;
-
-/// After a larger body the decoder's buffers are freed and not reused: they may have grown too large.
-const MAX_KEPT_BYTES: u64 = 2 * 1024 * 1024;
 
 /// How a body of protocol 11 is sent.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Sent {
-    /// Its declared length in bytes.
-    pub declared: Option<u64>,
-    /// It has arrived whole, so that reading it waits for nobody.
-    pub is_whole: bool,
-    /// Another one is likely to follow at once, so the decoder is kept for it.
+    /// Its length in bytes if it has arrived whole, so that reading it waits for nobody.
+    pub whole: Option<u64>,
+    /// Another one is likely to follow at once.
     pub more_follow: bool,
 }
 
@@ -109,7 +104,7 @@ impl<'r> Body<'r> {
         let wire_bytes = match self.content {
             Content::Zstd { body, sent } => {
                 let (mut small, mut large);
-                let is_small = sent.declared.is_some_and(|bytes| bytes <= SMALL_BLOCK_BYTES as u64);
+                let is_small = sent.whole.is_some_and(|bytes| bytes <= SMALL_BLOCK_BYTES as u64);
                 let block: &mut [u8] = if is_small {
                     small = [0; SMALL_BLOCK_BYTES];
                     &mut small
@@ -121,13 +116,11 @@ impl<'r> Body<'r> {
                 let reader = BufReader::with_capacity(block.len(), reader);
                 let mut frame =
                     zstd_decoder::Decoder::new(reader, self.caps.window).map_err(|err| wire.fault(err))?;
-                if sent.is_whole {
+                if sent.whole.is_some() {
                     frame = frame.in_turn();
                 }
                 pass_on(&mut frame, block, &|err| wire.fault(err), &mut |block| sink.take(block))?;
-                if sent.more_follow && sink.bytes <= MAX_KEPT_BYTES {
-                    frame.keep();
-                }
+                frame.keep_for_next(sink.bytes, sent.more_follow);
                 wire.bytes()
             }
             Content::Form { mut form, is_gzip } => {
@@ -361,7 +354,7 @@ mod tests {
     }
 
     fn received(mut wire: &[u8]) -> Result<Vec<u8>> {
-        let sent = Sent { declared: Some(wire.len() as u64), ..Sent::default() };
+        let sent = Sent { whole: Some(wire.len() as u64), ..Sent::default() };
         read(Body::zstd(&mut wire, sent, CAPS))
     }
 

@@ -91,9 +91,10 @@ impl Request {
         self.header(LENGTH_HEADER)?.parse().ok()
     }
 
-    /// Whether the body has arrived whole, so that reading it waits for nobody: only then the connection layer tells its length.
-    pub fn is_whole(&self) -> bool {
-        self.inner.body_length().is_some()
+    /// The length of the body in bytes if it has arrived whole, so that reading it waits for nobody: only then the connection
+    /// layer tells it. Clients since 2.1.57 declare none.
+    pub fn whole_bytes(&self) -> Option<u64> {
+        self.inner.body_length().map(|bytes| bytes as u64)
     }
 
     /// The client's connection.

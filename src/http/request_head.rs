@@ -379,8 +379,7 @@ impl ConnectionOptions<'_> {
 /// which common nginx configurations send with every request, would make tiny_http hand over the raw socket instead of
 /// the body.
 fn is_not_forwarded(name: &str) -> bool {
-    let name = name.to_ascii_lowercase();
-    let hop_by_hop = [
+    let dropped = [
         "connection",
         "content-length",
         "expect",
@@ -389,8 +388,14 @@ fn is_not_forwarded(name: &str) -> bool {
         "trailer",
         "transfer-encoding",
         "upgrade",
+        // Nobody reads it, and tiny_http takes time for each byte.
+        "accept",
     ];
-    hop_by_hop.contains(&name.as_str()) || name.starts_with("proxy-") || name.starts_with("x-ankipi-")
+    let begins =
+        |start: &str| name.get(..start.len()).is_some_and(|beginning| beginning.eq_ignore_ascii_case(start));
+    dropped.iter().any(|dropped| name.eq_ignore_ascii_case(dropped))
+        || begins("proxy-")
+        || begins("x-ankipi-")
 }
 
 fn forward_request(

@@ -5,6 +5,8 @@
 use std::fs;
 use std::io;
 
+use super::allocator;
+
 /// The version of ankipi.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");
 
@@ -33,8 +35,9 @@ pub fn random(buffer: &mut [u8]) -> io::Result<()> {
 }
 
 /// Prepares the process before its first thread: new files readable by the owner only, small thread stacks, and an
-/// allocator that returns freed memory to the system.
+/// allocator that returns freed memory to the system, but not all of it at each request.
 pub fn prepare_process() {
+    allocator::keep_size_classes();
     // SAFETY: umask only sets a number of the process.
     unsafe { libc::umask(0o077) };
     // tiny_http starts threads with std's default stack: 2 MiB each would be most of a router's address

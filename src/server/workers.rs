@@ -1,6 +1,7 @@
 //! The fixed set of threads that answer requests. tiny_http hands them out.
 
 use crate::api::App;
+use crate::compression::zstd_decoder;
 use crate::error::{Error, Result};
 use crate::http::Request;
 use crate::limits_and_timeouts::WORKERS;
@@ -79,6 +80,7 @@ fn work(app: &App, backend: &tiny_http::Server, stopping: &AtomicBool) {
             }
             // `unblock` was called, or the time is over: a session may have timed out.
             _ if next.is_none() => {
+                zstd_decoder::release_kept();
                 os::release_freed_memory();
                 keeps_memory = false;
             }

@@ -15,8 +15,8 @@ use super::input::Input;
 
 const CAPS: BodyLimits = BodyLimits { wire: 1 << 20, decoded: 64 << 10, window: 8 << 20, raised_by: None };
 
-/// A whole body after which the decoder is kept.
-const KEPT: Sent = Sent { declared: None, is_whole: true, more_follow: true };
+/// A whole body, with the blocks of a large one, after which the decoder is kept.
+const KEPT: Sent = Sent { whole: Some(CAPS.wire), more_follow: true };
 
 /// A reader that gives so many bytes at once.
 struct Pieces<'d>(&'d [u8], usize);
@@ -73,7 +73,7 @@ pub fn body(data: &[u8]) {
         }
         _ if data.len() as u64 <= CAPS.decoded => {
             let packed = zstd::encode_all(data, 1).unwrap();
-            let sent = Sent { declared: Some(packed.len() as u64), ..KEPT };
+            let sent = Sent { whole: Some(packed.len() as u64), ..KEPT };
             assert_eq!(read(Body::zstd(&mut &packed[..], sent, CAPS)).as_deref(), Some(data));
         }
         _ => {}
