@@ -61,10 +61,6 @@ fn kept() -> MutexGuard<'static, Option<(FrameDecoder, u64)>> {
     KEPT.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn is_worth_keeping(most_unpacked: u64, is_near: bool) -> bool {
-    most_unpacked <= if is_near { MAX_KEPT_BYTES } else { SMALL_BYTES }
-}
-
 /// Frees the decoder that is kept. Call it when no more requests are expected.
 pub fn release_kept() {
     *kept() = None;
@@ -107,10 +103,10 @@ impl<R: BufRead> Decoder<R> {
 
     /// Call after a body that was unpacked to so many bytes: keeps the buffers for the next one, if they are small or if it is
     /// likely to come at once.
-    pub fn keep_for_next(self, unpacked: u64, is_near: bool) {
-        let most_unpacked = self.frames.most_unpacked.max(unpacked);
-        if is_worth_keeping(most_unpacked, is_near) {
-            *kept() = Some((self.frames.decoder, most_unpacked));
+    pub fn keep_for_next(mut self, unpacked: u64, is_near: bool) {
+        self.frames.most_unpacked = self.frames.most_unpacked.max(unpacked);
+        if self.frames.is_worth_keeping(is_near) {
+            *kept() = Some((self.frames.decoder, self.frames.most_unpacked));
         }
     }
 }
@@ -122,6 +118,11 @@ impl<R: BufRead> Read for Decoder<R> {
 }
 
 impl Frames {
+    fn is_worth_keeping(&self, is_near: bool) -> bool {
+        // The next body would use all of a large window, without the permit for it.
+        self.large.is_none() && self.most_unpacked <= if is_near { MAX_KEPT_BYTES } else { SMALL_BYTES }
+    }
+
     fn read(&mut self, source: &mut dyn BufRead, buf: &mut [u8]) -> io::Result<usize> {
         while !self.ended && !buf.is_empty() {
             while self.decoder.can_collect() == 0 && !self.decoder.is_finished() {
@@ -332,6 +333,9 @@ mod tests {
 
     #[test]
     fn large_buffers_are_kept_for_a_near_body_alone_and_the_largest_never() {
+        static ONE: AtMost = AtMost::new(1);
+        let wire = zstd::encode_all(&b"a"[..], 3).unwrap();
+        let mut frames = Decoder::new(&wire[..], ZSTD_WINDOW_BYTES).unwrap().frames;
         for (bytes, always, for_near) in [
             (0, true, true),
             (SMALL_BYTES, true, true),
@@ -339,9 +343,13 @@ mod tests {
             (MAX_KEPT_BYTES, false, true),
             (MAX_KEPT_BYTES + 1, false, false),
         ] {
-            let kept = (is_worth_keeping(bytes, false), is_worth_keeping(bytes, true));
+            frames.most_unpacked = bytes;
+            let kept = (frames.is_worth_keeping(false), frames.is_worth_keeping(true));
             assert_eq!(kept, (always, for_near), "{bytes}");
         }
+        // Whatever it was unpacked to: its window was large.
+        (frames.most_unpacked, frames.large) = (0, ONE.try_take());
+        assert!(!frames.is_worth_keeping(true));
     }
 
     fn decoded(wire: &[u8]) -> io::Result<Vec<u8>> {
