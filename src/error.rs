@@ -109,6 +109,12 @@ impl Error {
         }
     }
 
+    /// Whether the reason may be that the server may not use a file. To find out, it looks at files of all accounts, which is too
+    /// much for what anybody can cause.
+    pub fn may_be_of_denied_files(&self) -> bool {
+        matches!(self.status(), 500 | 503) && !matches!(self, Error::Throttled(_) | Error::Disconnected(_))
+    }
+
     /// A `BadRequest` with this text.
     pub fn bad(text: impl Into<String>) -> Error {
         Error::BadRequest(text.into())
@@ -180,6 +186,32 @@ impl From<rusqlite::Error> for Error {
                 "a device syncs right now, or another program has the database open; try again".to_owned(),
             ),
             _ => Error::Db(err),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_anybody_can_cause_is_no_reason_to_look_at_the_files_of_all() {
+        let denied = || io::Error::from(io::ErrorKind::PermissionDenied);
+        for err in [
+            Error::Io("opening", "keys".into(), denied()),
+            Error::Db(rusqlite::Error::InvalidQuery),
+            Error::Busy("a lock".into()),
+            Error::Broken("opening keys".into()),
+        ] {
+            assert!(err.may_be_of_denied_files(), "{err}");
+        }
+        for err in [
+            Error::Throttled(2),
+            Error::Disconnected(io::ErrorKind::ConnectionReset.into()),
+            Error::Forbidden("unknown host key".into()),
+            Error::bad("a body"),
+        ] {
+            assert!(!err.may_be_of_denied_files(), "{err}");
         }
     }
 }

@@ -22,7 +22,7 @@ pub struct Decoder<R: BufRead> {
 /// What is the same for all sources, so that the program holds it once.
 struct Frames {
     decoder: FrameDecoder,
-    /// The most that a body was unpacked to with this decoder, in bytes: how large its buffers are.
+    /// The most that a body was unpacked to with this decoder, in bytes: how much of its buffers was touched.
     most_unpacked: u64,
     /// How much of a window it may keep, in bytes: a power of two.
     most: u64,
@@ -51,7 +51,7 @@ static UNPACKING: AtMost = AtMost::new(UNPACKING_AT_ONCE);
 /// row; allocating new pages for each took a fifth of its time. A new decoder for a small body is 20 allocations.
 static KEPT: Mutex<Option<(FrameDecoder, u64)>> = Mutex::new(None);
 
-/// A decoder whose bodies were all smaller is always kept.
+/// A decoder that has unpacked no larger body is kept, unless a window was large.
 const SMALL_BYTES: u64 = 64 * 1024;
 
 /// One that has unpacked more is never kept: its buffers may have grown too large.

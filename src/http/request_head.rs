@@ -375,7 +375,7 @@ impl ConnectionOptions<'_> {
     }
 }
 
-/// Whether a header is not forwarded: hop-by-hop headers, and those that only the connection layer may set. `Connection: upgrade`,
+/// Whether a header is not forwarded: hop-by-hop headers, those that only the connection layer may set, and one that nobody reads. `Connection: upgrade`,
 /// which common nginx configurations send with every request, would make tiny_http hand over the raw socket instead of
 /// the body.
 fn is_not_forwarded(name: &str) -> bool {
@@ -388,7 +388,7 @@ fn is_not_forwarded(name: &str) -> bool {
         "trailer",
         "transfer-encoding",
         "upgrade",
-        // Nobody reads it, and tiny_http takes time for each byte.
+        // tiny_http takes time for each byte of a head.
         "accept",
     ];
     let begins =

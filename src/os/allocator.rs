@@ -115,13 +115,13 @@ pub fn release_freed_memory() {
     }
 }
 
-/// Takes one buffer of each size class of musl up to 2 KB, for ever: 4 KiB. Without it musl returns the pages of a class to the
-/// kernel whenever its last buffer is freed, and a sync needs a few of a class for a moment, again and again. A sync without
-/// changes took a page and gave it back, one of a review seven, and now none and five. Call it once, at the start.
+/// Takes a buffer of most size classes of musl up to 2 KB, for ever. Without it musl returns the pages of a class to the kernel
+/// whenever its last buffer is freed, and a sync needs a few of a class for a moment, again and again: see
+/// benches/README.md. Call it once, at the start.
 pub fn keep_size_classes() {
-    /// In units of 16 bytes, of which 4 bytes are musl's.
-    const CLASSES: [usize; 24] =
-        [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 12, 15, 18, 20, 25, 31, 36, 42, 50, 63, 72, 84, 102, 127];
+    /// In units of 16 bytes, of which 4 bytes are musl's. Not the classes whose buffers it puts into the next one while there
+    /// are few.
+    const CLASSES: [usize; 15] = [1, 2, 3, 4, 6, 7, 8, 10, 15, 20, 31, 42, 63, 84, 127];
     if cfg!(target_env = "musl") {
         for units in CLASSES {
             // SAFETY: it only takes memory.

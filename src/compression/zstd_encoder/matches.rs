@@ -172,7 +172,7 @@ impl Matcher {
         self.sequences.clear();
         self.skipped = 0;
         if self.long.is_empty() {
-            let own = (self.block().len().max(64) as u32).ilog2() + 1;
+            let own = (self.block().len().max(512) as u32).ilog2() + 1;
             self.long = vec![0; 1 << if is_last { own.min(LONG_LOG) } else { LONG_LOG }];
         }
         let long_log = self.long.len().ilog2();
