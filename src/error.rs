@@ -111,7 +111,7 @@ impl Error {
 
     /// Whether the reason may be that the server may not use a file. To find out, it looks at files of all accounts, which is too
     /// much for what anybody can cause.
-    pub fn may_be_of_denied_files(&self) -> bool {
+    pub fn may_come_from_denied_files(&self) -> bool {
         matches!(self.status(), 500 | 503) && !matches!(self, Error::Throttled(_) | Error::Disconnected(_))
     }
 
@@ -203,7 +203,7 @@ mod tests {
             Error::Busy("a lock".into()),
             Error::Broken("opening keys".into()),
         ] {
-            assert!(err.may_be_of_denied_files(), "{err}");
+            assert!(err.may_come_from_denied_files(), "{err}");
         }
         for err in [
             Error::Throttled(2),
@@ -211,7 +211,7 @@ mod tests {
             Error::Forbidden("unknown host key".into()),
             Error::bad("a body"),
         ] {
-            assert!(!err.may_be_of_denied_files(), "{err}");
+            assert!(!err.may_come_from_denied_files(), "{err}");
         }
     }
 }

@@ -180,7 +180,7 @@ impl App {
             Method::DownloadFiles => self.download_files(request, log),
             _ => match self.receive(method, &mut request, log) {
                 Ok((call, body)) => self.reply(&call, body, request.into_responder(), log),
-                Err(err) if method == Method::Meta && err.may_be_of_denied_files() => {
+                Err(err) if method == Method::Meta && err.may_come_from_denied_files() => {
                     return self.refuse_meta(request, err, log);
                 }
                 Err(err) => refuse(request, err),
@@ -236,7 +236,7 @@ impl App {
     /// The error for the log. If the server failed because it may not use a file, that says whose the file is.
     fn with_denied_files(&self, err: Error, user: &str) -> Error {
         let user = Some(user).filter(|user| *user != "-");
-        match (err.may_be_of_denied_files().then(|| self.denied_files(user)).flatten(), err) {
+        match (err.may_come_from_denied_files().then(|| self.denied_files(user)).flatten(), err) {
             (None, err) => err,
             (Some(denied), Error::Busy(_)) => Error::Busy(denied.text),
             (Some(denied), _) => Error::Broken(denied.text),

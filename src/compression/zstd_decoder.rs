@@ -101,11 +101,11 @@ impl<R: BufRead> Decoder<R> {
         self
     }
 
-    /// Call after a body that was unpacked to so many bytes: keeps the buffers for the next one, if they are small or if it is
-    /// likely to come at once.
-    pub fn keep_for_next(mut self, unpacked: u64, is_near: bool) {
+    /// Call after a body that was unpacked to so many bytes: keeps the buffers for the next one, if they are small or if more
+    /// bodies are likely to follow at once.
+    pub fn keep_for_next(mut self, unpacked: u64, more_follow: bool) {
         self.frames.most_unpacked = self.frames.most_unpacked.max(unpacked);
-        if self.frames.is_worth_keeping(is_near) {
+        if self.frames.is_worth_keeping(more_follow) {
             *kept() = Some((self.frames.decoder, self.frames.most_unpacked));
         }
     }
@@ -118,9 +118,9 @@ impl<R: BufRead> Read for Decoder<R> {
 }
 
 impl Frames {
-    fn is_worth_keeping(&self, is_near: bool) -> bool {
+    fn is_worth_keeping(&self, more_follow: bool) -> bool {
         // The next body would use all of a large window, without the permit for it.
-        self.large.is_none() && self.most_unpacked <= if is_near { MAX_KEPT_BYTES } else { SMALL_BYTES }
+        self.large.is_none() && self.most_unpacked <= if more_follow { MAX_KEPT_BYTES } else { SMALL_BYTES }
     }
 
     fn read(&mut self, source: &mut dyn BufRead, buf: &mut [u8]) -> io::Result<usize> {
@@ -332,11 +332,11 @@ mod tests {
     }
 
     #[test]
-    fn large_buffers_are_kept_for_a_near_body_alone_and_the_largest_never() {
+    fn large_buffers_are_kept_in_a_series_alone_and_the_largest_never() {
         static ONE: AtMost = AtMost::new(1);
         let wire = zstd::encode_all(&b"a"[..], 3).unwrap();
         let mut frames = Decoder::new(&wire[..], ZSTD_WINDOW_BYTES).unwrap().frames;
-        for (bytes, always, for_near) in [
+        for (bytes, always, in_series) in [
             (0, true, true),
             (SMALL_BYTES, true, true),
             (SMALL_BYTES + 1, false, true),
@@ -345,7 +345,7 @@ mod tests {
         ] {
             frames.most_unpacked = bytes;
             let kept = (frames.is_worth_keeping(false), frames.is_worth_keeping(true));
-            assert_eq!(kept, (always, for_near), "{bytes}");
+            assert_eq!(kept, (always, in_series), "{bytes}");
         }
         // Whatever it was unpacked to: its window was large.
         (frames.most_unpacked, frames.large) = (0, ONE.try_take());

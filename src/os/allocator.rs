@@ -9,7 +9,7 @@
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::Mutex;
 
-/// Sizes of buffers that are kept. musl has smaller ones ready; larger ones are worth the system calls.
+/// Sizes of buffers that are kept. musl has smaller ones ready (`keep_size_classes`); larger ones are worth the system calls.
 const KEPT_SIZES: std::ops::RangeInclusive<usize> = 512..=131_072;
 
 /// How many freed buffers are kept at most.
