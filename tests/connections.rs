@@ -7,7 +7,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::sync::mpsc::{self, Receiver, Sender};
-use std::sync::{Arc, Condvar, Mutex, RwLock, RwLockReadGuard};
+use std::sync::{Arc, Condvar, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -19,8 +19,20 @@ use ankipi::server::connections::{Client as Sharer, Policy, PollLoop};
 /// Timeout of every wait in these tests; a test that reaches it fails.
 const EVENT_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Read lock of every test; the test that counts the process's descriptors takes the write lock.
+/// A timeout that no test reaches.
+const FOR_EVER: Duration = Duration::from_secs(3600);
+
+/// Read lock of every test. Write lock of those that need something of the process for themselves: its descriptors, or its list of
+/// announced connections.
 static ALONE: RwLock<()> = RwLock::new(());
+
+fn alone() -> RwLockWriteGuard<'static, ()> {
+    ALONE.write().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn not_alone() -> RwLockReadGuard<'static, ()> {
+    ALONE.read().unwrap_or_else(PoisonError::into_inner)
+}
 
 // ---- the server ----
 
@@ -129,7 +141,7 @@ struct Server {
     tiny: Arc<tiny_http::Server>,
     workers: Vec<JoinHandle<()>>,
     _dir: tempfile::TempDir,
-    _alone: Option<RwLockReadGuard<'static, ()>>,
+    _not_alone: Option<RwLockReadGuard<'static, ()>>,
 }
 
 impl Server {
@@ -138,9 +150,9 @@ impl Server {
     }
 
     fn with(limits: Limits) -> Server {
-        let alone = ALONE.read().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let not_alone = not_alone();
         let mut server = Server::on(TcpListener::bind("127.0.0.1:0").unwrap(), limits);
-        server._alone = Some(alone);
+        server._not_alone = Some(not_alone);
         server
     }
 
@@ -160,7 +172,7 @@ impl Server {
             })
             .collect();
         let connections = PollLoopThread::start(listener, path, limits);
-        Server { connections, gate, events, tiny, workers, _dir: dir, _alone: None }
+        Server { connections, gate, events, tiny, workers, _dir: dir, _not_alone: None }
     }
 
     fn client(&self) -> Client {
@@ -435,6 +447,11 @@ fn millis(millis: u64) -> Duration {
     Duration::from_millis(millis)
 }
 
+/// Asserts that something is soon enough in one of five tries: a busy machine may delay some, a fault delays each.
+fn assert_one_is(mut soon_enough: impl FnMut() -> bool) {
+    assert!((0..5).any(|_| soon_enough()), "each of five tries took too long");
+}
+
 // ---- what works ----
 
 #[test]
@@ -602,6 +619,7 @@ fn ipv6_works_where_there_is_ipv6() {
     let Ok(listener) = TcpListener::bind("[::1]:0") else {
         return;
     };
+    let _not_alone = not_alone();
     let server = Server::on(listener, Limits::default());
     assert!(server.client().get("/headers").text().contains("x-ankipi-peer: ::1\n"));
 }
@@ -612,6 +630,7 @@ fn mapped_addresses_are_shown_as_ipv4() {
         return;
     };
     let port = listener.local_addr().unwrap().port();
+    let _not_alone = not_alone();
     let server = Server::on(listener, Limits::default());
     if TcpStream::connect(("127.0.0.1", port)).is_ok() {
         let mut client = Client::connect(SocketAddr::from(([127, 0, 0, 1], port)));
@@ -725,7 +744,8 @@ fn a_client_that_sends_on_after_a_refusal_waits_and_is_not_reset() {
 #[test]
 fn what_is_sent_after_a_refusal_is_read_in_small_pieces_with_pauses() {
     for (linger_pause, is_read) in [(Duration::ZERO, true), (millis(60_000), false)] {
-        let server = Server::with(Limits { linger_bytes: 64 << 20, linger_pause, ..Limits::default() });
+        let limits = Limits { linger: FOR_EVER, linger_bytes: 64 << 20, linger_pause, ..Limits::default() };
+        let server = Server::with(limits);
         let mut client = server.client();
         let timeout = if is_read { EVENT_TIMEOUT } else { millis(1000) };
         client.stream.get_ref().set_write_timeout(Some(timeout)).unwrap();
@@ -752,7 +772,7 @@ fn what_was_sent_before_the_end_of_a_client_is_read_without_pauses() {
 
 #[test]
 fn without_a_backend_there_is_502() {
-    let _alone = ALONE.read();
+    let _not_alone = not_alone();
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let connections = PollLoopThread::start(listener, "/nonexistent/http".into(), Limits::default());
     assert_eq!(connections.client().get("/ping").status, 502);
@@ -795,7 +815,7 @@ fn a_body_cut_while_the_backend_is_slow_is_still_an_error() {
 
 #[test]
 fn cut_bodies_end_between_chunks() {
-    let _alone = ALONE.read();
+    let _not_alone = not_alone();
     let (backend, path, _dir) = fake_backend();
     let connections =
         PollLoopThread::start(TcpListener::bind("127.0.0.1:0").unwrap(), path, Limits::default());
@@ -867,7 +887,7 @@ fn start_before(path: PathBuf) -> PollLoopThread {
 
 #[test]
 fn requests_of_different_clients_follow_each_other_on_one_backend_connection() {
-    let _alone = ALONE.read();
+    let _not_alone = not_alone();
     let (backend, path, _dir) = fake_backend();
     let connections = start_before(path);
     let mut kept = None;
@@ -897,7 +917,7 @@ fn requests_of_different_clients_follow_each_other_on_one_backend_connection() {
 
 #[test]
 fn the_steps_of_a_users_sync_come_before_the_next_sync() {
-    let _alone = ALONE.read();
+    let _not_alone = not_alone();
     for (header, third) in [("X-User: user", "/later/1"), ("X-Client: 192.0.2.", "/first/3")] {
         let (backend, path, _dir) = fake_backend();
         let limits = Limits { max_active: 1, ..Limits::default() };
@@ -905,9 +925,12 @@ fn the_steps_of_a_users_sync_come_before_the_next_sync() {
         let send = |client: &mut Client, path: &str, number: usize| {
             client.send(format!("GET {path}/{number} HTTP/1.1\r\n{KEEP}{header}{number}\r\n\r\n"));
         };
-        // Refused after all that came before was read.
-        let wait_until_read =
-            || assert_eq!(connections.client().send("nonsense\r\n\r\n").answer().status, 400);
+        // Refused after all that came before was read. Not the first, if the kernel was slow to deliver the latter.
+        let wait_until_read = || {
+            for _ in 0..5 {
+                assert_eq!(connections.client().send("nonsense\r\n\r\n").answer().status, 400);
+            }
+        };
         let mut clients = [connections.client(), connections.client(), connections.client()];
         send(&mut clients[0], "/first", 1);
         let (mut stream, _) = backend.accept().unwrap();
@@ -931,7 +954,7 @@ fn the_steps_of_a_users_sync_come_before_the_next_sync() {
 
 #[test]
 fn a_backend_connection_is_kept_only_after_a_whole_reply_of_ours() {
-    let _alone = ALONE.read();
+    let _not_alone = not_alone();
     let (backend, path, _dir) = fake_backend();
     let connections = start_before(path);
     let excess = format!("{PONG}HTTP/1.1 200 OK\r\n");
@@ -1047,18 +1070,18 @@ impl Offered {
         Offered { connections, client, stream, link, _backend: backend, _dir: dir }
     }
 
-    /// Waits until the backend gets the request for `/second`, which is to be soon.
-    fn assert_second_comes(&mut self) {
+    /// Waits until the backend gets the request for `/second`. Returns whether it came before the poll loop's next look.
+    fn second_comes_soon(&mut self) -> bool {
         let waited = Instant::now();
         let head = read_head(&mut self.stream);
         assert!(head.starts_with("GET /second "), "{head}");
-        assert!(waited.elapsed() < millis(500), "{:?}", waited.elapsed());
+        waited.elapsed() < millis(500)
     }
 }
 
 #[test]
 fn a_small_reply_goes_to_the_client_and_both_connections_serve_the_next_request() {
-    let _alone = ALONE.read();
+    let _alone = alone();
     let mut offered = Offered::start(Limits::default());
     let Offered { connections, client, stream, link: first, .. } = &mut offered;
     assert!(pong_to_client(first));
@@ -1084,38 +1107,44 @@ fn a_small_reply_goes_to_the_client_and_both_connections_serve_the_next_request(
 
 #[test]
 fn a_request_that_waits_is_forwarded_as_soon_as_another_one_is_answered() {
-    let _alone = ALONE.read();
+    let _alone = alone();
     for is_answered_first in [true, false] {
-        let mut offered = Offered::start(Limits { max_active: 1, ..Limits::default() });
-        assert!(!is_answered_first || pong_to_client(&offered.link));
-        let mut second = offered.connections.client();
-        second.send(format!("GET /second HTTP/1.1\r\n{KEEP}\r\n"));
-        if !is_answered_first {
-            // The poll loop would not notice it.
-            thread::sleep(millis(200));
-            assert!(!pong_to_client(&offered.link));
-            offered.stream.write_all(PONG.as_bytes()).unwrap();
-        }
-        offered.assert_second_comes();
-        assert_eq!(offered.client.answer().text(), "pong");
+        assert_one_is(|| {
+            let mut offered = Offered::start(Limits { max_active: 1, ..Limits::default() });
+            assert!(!is_answered_first || pong_to_client(&offered.link));
+            let mut second = offered.connections.client();
+            second.send(format!("GET /second HTTP/1.1\r\n{KEEP}\r\n"));
+            if !is_answered_first {
+                // The poll loop would not notice it.
+                thread::sleep(millis(200));
+                assert!(!pong_to_client(&offered.link));
+                offered.stream.write_all(PONG.as_bytes()).unwrap();
+            }
+            let is_soon = offered.second_comes_soon();
+            assert_eq!(offered.client.answer().text(), "pong");
+            is_soon
+        });
     }
 }
 
 #[test]
 fn pipelined_requests_are_answered_by_way_of_the_poll_loop() {
-    let _alone = ALONE.read();
-    let mut offered = Offered::start(Limits::default());
-    offered.client.send(format!("GET /second HTTP/1.1\r\n{KEEP}\r\n"));
-    thread::sleep(millis(200));
-    assert!(!pong_to_client(&offered.link));
-    offered.stream.write_all(PONG.as_bytes()).unwrap();
-    offered.assert_second_comes();
-    assert_eq!(offered.client.answer().text(), "pong");
+    let _alone = alone();
+    assert_one_is(|| {
+        let mut offered = Offered::start(Limits::default());
+        offered.client.send(format!("GET /second HTTP/1.1\r\n{KEEP}\r\n"));
+        thread::sleep(millis(200));
+        assert!(!pong_to_client(&offered.link));
+        offered.stream.write_all(PONG.as_bytes()).unwrap();
+        let is_soon = offered.second_comes_soon();
+        assert_eq!(offered.client.answer().text(), "pong");
+        is_soon
+    });
 }
 
 #[test]
 fn replies_that_need_another_form_go_by_way_of_the_poll_loop() {
-    let _alone = ALONE.read();
+    let _alone = alone();
     let (backend, path, _dir) = fake_backend();
     let connections = start_before(path);
     let heads = [
@@ -1135,27 +1164,28 @@ fn replies_that_need_another_form_go_by_way_of_the_poll_loop() {
 
 #[test]
 fn a_connection_whose_reply_went_past_the_poll_loop_times_out_and_stops_like_any_other() {
-    let _alone = ALONE.read();
-    for stops in [false, true] {
-        let limits = Limits { keep_alive: millis(300), ..Limits::default() };
-        let mut offered = Offered::start(limits);
-        let Offered { connections, client, link, .. } = &mut offered;
-        assert!(pong_to_client(link));
-        assert_eq!(client.answer().text(), "pong");
-        let since = Instant::now();
-        if stops {
-            connections.begin_stop();
-            connections.join();
-            assert!(since.elapsed() < millis(900), "{:?}", since.elapsed());
-        }
-        client.assert_closed();
-        assert!(since.elapsed() < millis(2500), "{:?}", since.elapsed());
+    let _alone = alone();
+    for (stops, limit) in [(false, millis(2500)), (true, millis(900))] {
+        assert_one_is(|| {
+            let limits = Limits { keep_alive: millis(300), ..Limits::default() };
+            let mut offered = Offered::start(limits);
+            let Offered { connections, client, link, .. } = &mut offered;
+            assert!(pong_to_client(link));
+            assert_eq!(client.answer().text(), "pong");
+            let since = Instant::now();
+            if stops {
+                connections.begin_stop();
+                connections.join();
+            }
+            client.assert_closed();
+            since.elapsed() < limit
+        });
     }
 }
 
 #[test]
 fn a_backend_that_speaks_nonsense_is_502_and_never_half_a_reply() {
-    let _alone = ALONE.read();
+    let _not_alone = not_alone();
     let (backend, path, _dir) = fake_backend();
     let connections =
         PollLoopThread::start(TcpListener::bind("127.0.0.1:0").unwrap(), path, Limits::default());
@@ -1196,7 +1226,8 @@ fn a_client_that_leaves_frees_its_worker() {
 
 #[test]
 fn large_forms_never_hold_the_last_slot() {
-    let server = Server::with(Limits { max_active: 2, max_bulk: 1, ..Limits::default() });
+    let limits = Limits { max_active: 2, max_bulk: 1, busy_after: FOR_EVER, ..Limits::default() };
+    let server = Server::with(limits);
     let form =
         post("/late-count", "Content-Type: multipart/form-data; boundary=b\r\nContent-Length: 100000\r\n");
     let mut forms = [server.client(), server.client(), server.client()];
@@ -1210,8 +1241,13 @@ fn large_forms_never_hold_the_last_slot() {
     }
     assert!(server.events.try_recv().is_err(), "the second form must wait");
     server.gate.open(3);
-    let answers = forms.iter_mut().map(|client| client.send([b'x'; 50_000]).answer().text().to_owned());
-    assert_eq!(answers.collect::<Vec<_>>(), ["100000"; 3]);
+    // Any of them may have come first.
+    for client in &mut forms {
+        client.send([b'x'; 50_000]);
+    }
+    for client in &mut forms {
+        assert_eq!(client.answer().text(), "100000");
+    }
 }
 
 #[test]
@@ -1412,11 +1448,11 @@ fn clients_that_do_not_read_block_nobody_for_long() {
 #[test]
 fn silent_and_slow_clients_are_ended() {
     let server = Server::with(Limits {
-        first_byte: millis(100),
-        head: millis(150),
-        keep_alive: millis(200),
-        body_grace: millis(150),
-        body_idle: millis(250),
+        first_byte: millis(500),
+        head: millis(600),
+        keep_alive: millis(700),
+        body_grace: millis(600),
+        body_idle: millis(800),
         ..Limits::default()
     });
     server.client().assert_closed();
@@ -1436,15 +1472,15 @@ fn silent_and_slow_clients_are_ended() {
 #[test]
 fn a_drip_below_the_rate_is_ended_and_one_above_is_not() {
     let server = Server::with(Limits {
-        body_grace: millis(300),
-        body_idle: millis(400),
+        body_grace: millis(1500),
+        body_idle: millis(2000),
         body_rate: 1000,
         ..Limits::default()
     });
     let mut slow = server.client();
     slow.send(post_length("/count", 1000));
     let started = Instant::now();
-    while slow.try_send(b"x").is_ok() && started.elapsed() < millis(450) {
+    while slow.try_send(b"x").is_ok() && started.elapsed() < millis(1800) {
         thread::sleep(millis(20));
     }
     assert_eq!(slow.answer().status, 408);
@@ -1452,14 +1488,14 @@ fn a_drip_below_the_rate_is_ended_and_one_above_is_not() {
     steady.send(post_length("/count", 6000));
     for _ in 0..60 {
         steady.send([0; 100]);
-        thread::sleep(millis(10));
+        thread::sleep(millis(30));
     }
     assert_eq!(steady.answer().text(), "6000");
 }
 
 #[test]
 fn a_backend_may_think_for_longer_than_any_timer() {
-    let short = millis(50);
+    let short = millis(300);
     let server = Server::with(Limits {
         first_byte: short,
         head: short,
@@ -1473,7 +1509,7 @@ fn a_backend_may_think_for_longer_than_any_timer() {
     let mut client = server.client();
     client.send(post_length("/late-count", 5)).send("hello");
     assert_eq!(server.event(), "/late-count");
-    thread::sleep(millis(200));
+    thread::sleep(millis(700));
     server.gate.open(1);
     assert_eq!(client.answer().text(), "5");
 }
@@ -1513,15 +1549,18 @@ fn waiting_costs_no_processor_time() {
     clients[8].send("nonsense\r\n\r\n").answer();
     clients[9].send("nonsense\r\n\r\n").answer();
     clients[9].send([0; 500_000]);
-    // Until the reply that nobody reads has filled the sockets.
-    thread::sleep(millis(300));
     let name = format!("poll-{}", server.connections.addr.port());
-    let Some(before) = time_of_thread(&name) else {
+    let Some(mut before) = time_of_thread(&name) else {
         return;
     };
-    thread::sleep(millis(500));
-    let spent = time_of_thread(&name).unwrap() - before;
-    assert!(spent < millis(10), "{spent:?}");
+    // At first, the reply that nobody reads fills the sockets.
+    let is_quiet = (0..20).any(|_| {
+        thread::sleep(millis(500));
+        let now = time_of_thread(&name).unwrap();
+        let spent = now - std::mem::replace(&mut before, now);
+        spent < millis(10)
+    });
+    assert!(is_quiet, "more than 10 ms in each of 20 half seconds");
 }
 
 // ---- floods ----
@@ -1587,7 +1626,7 @@ fn resets_right_after_connecting_are_survived() {
 
 #[test]
 fn garbage_leaves_nothing_behind() {
-    let _alone = ALONE.write().unwrap_or_else(|poisoned| poisoned.into_inner());
+    let _alone = alone();
     let server = Server::on(TcpListener::bind("127.0.0.1:0").unwrap(), Limits::default());
     server.assert_alive();
     let pieces: &[&[u8]] = &[
@@ -1658,7 +1697,7 @@ fn server_with_few_descriptors() {
 /// Clients wait in the backlog until then, and none is turned away.
 #[test]
 fn few_descriptors_are_enough() {
-    let _alone = ALONE.read();
+    let _not_alone = not_alone();
     let command = "ulimit -n 58 && exec \"$0\" --ignored --exact server_with_few_descriptors --nocapture";
     let mut process = Command::new("sh")
         .args(["-c", command])
@@ -1684,7 +1723,7 @@ fn few_descriptors_are_enough() {
 /// Where tiny_http found no free descriptor, its accept loop has ended for good.
 #[test]
 fn a_backend_that_accepts_no_more_ends_the_server() {
-    let _alone = ALONE.read();
+    let _not_alone = not_alone();
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("http");
     drop(UnixListener::bind(&path).unwrap());
@@ -1702,7 +1741,9 @@ fn stop_ends_idle_connections_and_lets_active_ones_finish() {
     let mut server = Server::start();
     let (mut idle, mut active, mut gathering) = (server.client(), server.client(), server.client());
     idle.get("/ping");
-    gathering.send(post_length("/count", 10));
+    // 100 tells that the server has read its head.
+    gathering.send(post("/count", "Expect: 100-continue\r\nContent-Length: 10\r\n"));
+    assert_eq!(gathering.head().unwrap().status, 100);
     active.send("GET /slow HTTP/1.1\r\n\r\n");
     assert_eq!(server.event(), "/slow");
     server.connections.begin_stop();
