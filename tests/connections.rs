@@ -1050,11 +1050,12 @@ fn pong_to_client(link: &ReplyLink) -> bool {
 
 /// A poll loop with one request, whose reply is offered.
 struct Offered {
-    connections: PollLoopThread,
     client: Client,
     /// The backend's end of its connection.
     stream: UnixStream,
     link: ReplyLink,
+    // Below what it would wait for at its end.
+    connections: PollLoopThread,
     _backend: UnixListener,
     _dir: tempfile::TempDir,
 }
@@ -1067,7 +1068,7 @@ impl Offered {
         client.send(format!("GET /first HTTP/1.1\r\n{KEEP}\r\n"));
         let mut stream = backend.accept().unwrap().0;
         let link = link_of(&read_head(&mut stream));
-        Offered { connections, client, stream, link, _backend: backend, _dir: dir }
+        Offered { client, stream, link, connections, _backend: backend, _dir: dir }
     }
 
     /// Waits until the backend gets the request for `/second`. Returns whether it came before the poll loop's next look.
@@ -1542,7 +1543,8 @@ fn waiting_costs_no_processor_time() {
     assert_eq!(server.event(), "/late-count");
     clients[4].stream.get_ref().set_write_timeout(Some(millis(200))).unwrap();
     while clients[4].try_send(&[0; 100_000]).is_ok() {}
-    clients[5].send("GET /endless HTTP/1.1\r\n\r\n");
+    // The last worker is for another client.
+    clients[5].send(format!("GET /endless HTTP/1.1\r\n{ELSEWHERE}\r\n"));
     assert_eq!(clients[5].head().unwrap().status, 200);
     clients[6].send("GET /ping HTTP/1.1\r\n\r\n");
     clients[7].send(post_length("/count", 20_000)).send([0; 10_000]);
