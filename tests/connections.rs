@@ -123,6 +123,21 @@ impl PollLoopThread {
     fn client(&self) -> Client {
         Client::connect(self.addr)
     }
+
+    /// Asserts that the thread takes next to no processor time, once it has done what there is to do.
+    fn assert_becomes_quiet(&self) {
+        let name = format!("poll-{}", self.addr.port());
+        let Some(mut before) = time_of_thread(&name) else {
+            return;
+        };
+        let is_quiet = (0..20).any(|_| {
+            thread::sleep(millis(500));
+            let now = time_of_thread(&name).unwrap();
+            let spent = now - std::mem::replace(&mut before, now);
+            spent < millis(10)
+        });
+        assert!(is_quiet, "more than 10 ms in each of 20 half seconds");
+    }
 }
 
 impl Drop for PollLoopThread {
@@ -1551,18 +1566,24 @@ fn waiting_costs_no_processor_time() {
     clients[8].send("nonsense\r\n\r\n").answer();
     clients[9].send("nonsense\r\n\r\n").answer();
     clients[9].send([0; 500_000]);
-    let name = format!("poll-{}", server.connections.addr.port());
-    let Some(mut before) = time_of_thread(&name) else {
-        return;
-    };
-    // At first, the reply that nobody reads fills the sockets.
-    let is_quiet = (0..20).any(|_| {
-        thread::sleep(millis(500));
-        let now = time_of_thread(&name).unwrap();
-        let spent = now - std::mem::replace(&mut before, now);
-        spent < millis(10)
-    });
-    assert!(is_quiet, "more than 10 ms in each of 20 half seconds");
+    server.connections.assert_becomes_quiet();
+}
+
+#[test]
+fn a_backend_that_hung_up_before_the_client_read_its_reply_costs_no_processor_time() {
+    let _not_alone = not_alone();
+    let (backend, path, _dir) = fake_backend();
+    let connections = start_before(path);
+    let mut client = connections.client();
+    client.send("GET /bulk/x HTTP/1.1\r\n\r\n");
+    let (mut stream, _) = backend.accept().unwrap();
+    read_head(&mut stream);
+    stream.set_write_timeout(Some(millis(300))).unwrap();
+    stream.write_all(CHUNKED.as_bytes()).unwrap();
+    // Fills every buffer on the way.
+    while stream.write_all(&chunk(&[b'x'; 10_000])).is_ok() {}
+    drop(stream);
+    connections.assert_becomes_quiet();
 }
 
 // ---- floods ----
