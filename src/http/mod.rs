@@ -91,8 +91,8 @@ impl Request {
         self.header(LENGTH_HEADER)?.parse().ok()
     }
 
-    /// The length of the body in bytes, if it has some and has arrived whole, so that reading it waits for nobody: only then the connection
-    /// layer tells it. Clients since 2.1.57 declare none.
+    /// The length of the body in bytes, if it has some and has arrived whole, so that reading it waits for nobody: only then the
+    /// connection layer tells it. Clients since 2.1.57 declare none.
     pub fn whole_bytes(&self) -> Option<u64> {
         self.inner.body_length().map(|bytes| bytes as u64)
     }

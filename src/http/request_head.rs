@@ -375,9 +375,9 @@ impl ConnectionOptions<'_> {
     }
 }
 
-/// Whether a header is not forwarded: hop-by-hop headers, those that only the connection layer may set, and one that nobody reads. `Connection: upgrade`,
-/// which common nginx configurations send with every request, would make tiny_http hand over the raw socket instead of
-/// the body.
+/// Whether a header is not forwarded: hop-by-hop headers, those that only the connection layer may set, and one that nobody
+/// reads. `Connection: upgrade`, which common nginx configurations send with every request, would make tiny_http hand over
+/// the raw socket instead of the body.
 fn is_not_forwarded(name: &str) -> bool {
     let dropped = [
         "connection",

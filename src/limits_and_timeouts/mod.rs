@@ -89,6 +89,8 @@ pub struct Limits {
     pub write_idle: Duration,
     /// How long a request may be queued for a free slot before it gets 503.
     pub queue_wait: Duration,
+    /// How often the connection layer looks whether replies went to their clients past it, if nothing else happens.
+    pub offer_check: Duration,
     /// How long a connection stays open after the last reply if the client still sends, so that the client can read the
     /// reply.
     pub linger: Duration,
@@ -167,6 +169,7 @@ impl Default for Limits {
             busy_rate: 4 << 10,
             write_idle: Duration::from_secs(60),
             queue_wait: Duration::from_secs(20),
+            offer_check: Duration::from_secs(1),
             linger: Duration::from_secs(5),
             linger_bytes: 1 << 20,
             linger_pause: Duration::from_millis(40),

@@ -120,7 +120,7 @@ def test_what_is_damaged_is_refused_or_named_and_nothing_is_lost(desk, server, n
     (tmp_path / "no.colpkg").write_text("no zip")
     (tmp_path / "cut.colpkg").write_bytes((tmp_path / "all.colpkg").read_bytes()[:-1000])
     flipped = bytearray((tmp_path / "all.colpkg").read_bytes())
-    # One bit would not do: a match may be copied from elsewhere and be the same.
+    # One bit may change nothing: deflate may copy the same bytes from another place.
     flipped[5000:5032] = bytes(byte ^ 0xFF for byte in flipped[5000:5032])
     (tmp_path / "flipped.colpkg").write_bytes(flipped)
     for path, words in [(tmp_path / "no.colpkg", "no zip"), (tmp_path / "cut.colpkg", "cut off"), (tmp_path / "flipped.colpkg", ""),

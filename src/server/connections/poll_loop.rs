@@ -31,9 +31,6 @@ const ACCEPTS_PER_TURN: usize = 8;
 /// How often slow transfers are looked for while a request is overdue.
 const SLOW_CHECK: Duration = Duration::from_millis(500);
 
-/// How often it is looked whether replies went to their clients past this thread, if nothing else happens.
-const OFFER_CHECK: Duration = Duration::from_secs(1);
-
 /// How long nothing is accepted or forwarded after file descriptors ran out and no connection could be evicted.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -229,7 +226,8 @@ impl PollLoop {
         let slow_check =
             overdue.and_then(|from| if from > now { Some(from) } else { now.checked_add(SLOW_CHECK) });
         let excess_connections = self.excess_connections().map(|(_, from)| from).min();
-        let offer = self.conns.iter().any(Conn::is_offered).then(|| now.checked_add(OFFER_CHECK)).flatten();
+        let is_offered = self.conns.iter().any(Conn::is_offered);
+        let offer = is_offered.then(|| now.checked_add(self.shared.limits.offer_check)).flatten();
         let others = [
             self.shared.journal.deadline(),
             self.shared.kept_backends.deadline(),
