@@ -1084,9 +1084,16 @@ impl Offered {
         Offered { client, stream, link, connections, _backend: backend, _dir: dir }
     }
 
+    /// A poll loop that wakes up for sockets alone.
+    fn without_timers(limits: Limits) -> Offered {
+        let (offer_check, busy_after_light, queue_wait) = (FOR_EVER, FOR_EVER, FOR_EVER);
+        Offered::start(Limits { offer_check, busy_after_light, queue_wait, ..limits })
+    }
+
     /// Once the poll loop has read what was sent, the shorter way is closed: replies to the first request by way of the backend.
     fn reply_by_backend(&mut self) {
-        self.connections.wait_until_read();
+        // Another connection would wake it up once more.
+        thread::sleep(millis(1000));
         assert!(!pong_to_client(&self.link));
         self.stream.write_all(PONG.as_bytes()).unwrap();
     }
@@ -1129,8 +1136,7 @@ fn a_small_reply_goes_to_the_client_and_both_connections_serve_the_next_request(
 fn a_request_that_waits_is_forwarded_as_soon_as_another_one_is_answered() {
     let _alone = alone();
     for is_answered_first in [true, false] {
-        let limits = Limits { max_active: 1, offer_check: FOR_EVER, ..Limits::default() };
-        let mut offered = Offered::start(limits);
+        let mut offered = Offered::without_timers(Limits { max_active: 1, ..Limits::default() });
         assert!(!is_answered_first || pong_to_client(&offered.link));
         let mut second = offered.connections.client();
         second.send(format!("GET /second HTTP/1.1\r\n{KEEP}\r\n"));
@@ -1144,7 +1150,7 @@ fn a_request_that_waits_is_forwarded_as_soon_as_another_one_is_answered() {
 #[test]
 fn pipelined_requests_are_answered_by_way_of_the_poll_loop() {
     let _alone = alone();
-    let mut offered = Offered::start(Limits { offer_check: FOR_EVER, ..Limits::default() });
+    let mut offered = Offered::without_timers(Limits::default());
     offered.client.send(format!("GET /second HTTP/1.1\r\n{KEEP}\r\n"));
     offered.reply_by_backend();
     offered.assert_second_comes();
@@ -1174,8 +1180,8 @@ fn replies_that_need_another_form_go_by_way_of_the_poll_loop() {
 fn a_connection_whose_reply_went_past_the_poll_loop_times_out_and_stops_like_any_other() {
     let _alone = alone();
     for stops in [false, true] {
-        let limits = Limits { keep_alive: millis(300), ..Limits::default() };
-        let mut offered = Offered::start(limits);
+        let keep_alive = if stops { FOR_EVER } else { millis(300) };
+        let mut offered = Offered::start(Limits { keep_alive, ..Limits::default() });
         let Offered { connections, client, link, .. } = &mut offered;
         assert!(pong_to_client(link));
         assert_eq!(client.answer().text(), "pong");
